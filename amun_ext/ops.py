@@ -1,0 +1,163 @@
+"""The ops of the extension: a thin wrapper and a fake kernel each. The only file that says `torch.ops`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import extension
+
+extension.load()
+
+LOSSES = ("cross_entropy", "margin")
+
+
+class AttackLoss(NamedTuple):
+    adversarial: Tensor  # [B] bool
+    predicted: Tensor  # [B] int64, -1 where a logit is NaN
+    margin: Tensor  # [B] float32 (float64), the label's logit minus the strongest other
+    grad_logits: Tensor  # [B, K], dtype of the logits
+
+
+@torch.no_grad()
+def attack_loss(
+    logits: Tensor,  # [B, K]
+    labels: Tensor,  # [B] int64
+    loss: str = "cross_entropy",
+) -> AttackLoss:
+    """Success test and start of the backward pass of an untargeted attack, one pass per row.
+
+    `grad_logits` has the direction of the gradient of the loss that the attack ascends; its length is free, since the
+    step normalises per sample. It stays exact where the softmax saturates. Rows with a NaN are not adversarial and are
+    predicted as -1; their gradient is zero. Not differentiable.
+
+    Equivalent to (up to the positive factor 1 / (1 - p_label) in `grad_logits`):
+        predicted = logits.argmax(1); adversarial = predicted != labels
+        others = logits.scatter(1, labels[:, None], -inf)
+        margin = logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
+        grad_logits = grad(F.cross_entropy(logits, labels, reduction="sum"), logits)    # loss="cross_entropy"
+        grad_logits = one_hot(others.argmax(1)) - one_hot(labels)                       # loss="margin"
+
+    Raises:
+        RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, or an unknown loss.
+    """
+    return AttackLoss(*torch.ops.amun_ext.attack_loss(logits, labels, loss))
+
+
+@torch.library.register_fake("amun_ext::attack_loss")
+def _(logits: Tensor, labels: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch._check(logits.dim() == 2, lambda: f"logits must have shape [B, K], got {tuple(logits.shape)}")
+    torch._check(labels.shape == logits.shape[:1], lambda: f"labels must have shape [B], got {tuple(labels.shape)}")
+    torch._check(loss in LOSSES, lambda: f"loss must be one of {LOSSES}, got {loss!r}")
+    rows = logits.shape[0]
+    return (
+        logits.new_empty(rows, dtype=torch.bool),
+        logits.new_empty(rows, dtype=torch.int64),
+        logits.new_empty(rows, dtype=accumulate_dtype(logits.dtype)),
+        torch.empty_like(logits, memory_format=torch.contiguous_format),
+    )
+
+
+class Pool(NamedTuple):
+    """The batch that the model sees: slot b works on sample `slots[b]`, or is idle (-1)."""
+
+    x: Tensor  # [B, ...] iterates
+    slots: Tensor  # [B] int64
+    slot_labels: Tensor  # [B] int64
+
+
+class Book(NamedTuple):
+    """A row per sample: where its search starts, how far it is, and what it found."""
+
+    inputs: Tensor  # [N, ...] the originals
+    labels: Tensor  # [N] int64, true labels
+    images: Tensor  # [N, ...] in: where the search starts; out: the example, where one was found
+    found_labels: Tensor  # [N] int64, the model's label of the example
+    eps: Tensor  # [N] radius, float32 (float64 for float64 inputs)
+    distance: Tensor  # [N] L2 norm of the perturbation, like eps
+    round_step: Tensor  # [N] int32, steps made at this radius
+    grad_evals: Tensor  # [N] int32
+    status: Tensor  # [N] int8, a Status
+
+
+class Schedule(NamedTuple):
+    """Projected gradient ascent whose radius grows (paper, Algorithm 1)."""
+
+    steps: int  # steps at one radius
+    step_fraction: float  # step size / radius
+    eps_growth: float
+    eps_max: float
+
+
+class Status:
+    PENDING, FOUND, EXHAUSTED, NO_GRADIENT = range(4)
+
+
+@torch.no_grad()
+def search_step_(
+    pool: Pool,
+    book: Book,
+    queue: Tensor,  # [Q] int64, rows of the book to search, in this order
+    cursor: Tensor,  # [1] int64, how many of them have been handed out
+    grad: Tensor,  # [B, ...] of the attacked loss at pool.x
+    adversarial: Tensor,  # [B] bool
+    predicted: Tensor,  # [B] int64
+    schedule: Schedule,
+    bounds: tuple[float, float],
+) -> None:
+    """One step of every slot, in place: harvest what is finished, refill from the queue, move what is running.
+
+    An adversarial slot's image, label, distance and (if it is clean, zero) radius go to its row of the book. A slot
+    whose last radius is spent, or whose gradient is zero or not finite, ends without an example. Freed and idle slots
+    take the next sample of the queue, starting from `book.images`. The others step:
+
+        d = x - x0;  eps grows by eps_growth after `steps` steps, up to eps_max
+        d = d + step_fraction * eps * grad / |grad|
+        x = clamp(x0 + d * min(1, eps / |d|), *bounds)
+
+    Per sample, L2 norms, sums in float32 (float64 for float64). Not differentiable.
+
+    Raises:
+        RuntimeError: a tensor of the wrong shape, dtype, device or layout, or a schedule out of range.
+    """
+    torch.ops.amun_ext.search_step_(
+        *pool,
+        grad,
+        adversarial,
+        predicted,
+        *book,
+        queue,
+        cursor,
+        steps=schedule.steps,
+        step_fraction=schedule.step_fraction,
+        eps_growth=schedule.eps_growth,
+        eps_max=schedule.eps_max,
+        low=bounds[0],
+        high=bounds[1],
+    )
+
+
+@torch.library.register_fake("amun_ext::search_step_")
+def _(
+    x: Tensor,
+    slots: Tensor,
+    slot_labels: Tensor,
+    grad: Tensor,
+    adversarial: Tensor,
+    predicted: Tensor,
+    inputs: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    *columns_and_queue: Tensor,
+    **schedule: float,
+) -> None:
+    torch._check(grad.shape == x.shape, lambda: f"grad must have shape {tuple(x.shape)}, got {tuple(grad.shape)}")
+    for name, rows in (("inputs", inputs), ("images", images)):
+        torch._check(
+            rows.shape[1:] == x.shape[1:], lambda: f"{name} must have rows {tuple(x.shape[1:])}, got {tuple(rows.shape)}"
+        )
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over `dtype` run, and that of eps, distance and margin."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,154 @@
+// The argument checks of every op, called first by both backends: whoever reaches a kernel has passed them.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <tuple>
+
+#include "attack_loss.h"
+#include "dispatch.h"
+#include "search_step.h"
+
+namespace amun {
+
+using torch::stable::Tensor;
+
+inline std::string text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  std::string out = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
+  return out + "]";
+}
+
+inline bool is_float(ScalarType dtype) {
+  return dispatch(dtype, [](auto) {});
+}
+
+inline ScalarType accumulate_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " must have dtype ", toString(dtype), ", got ",
+                  toString(tensor.scalar_type()));
+}
+
+inline void check_rows(const char* name, const Tensor& tensor, int64_t rows) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == rows, name, " must have shape [", rows, "], got ",
+                  text(tensor.sizes()));
+}
+
+inline void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the first argument");
+}
+
+// Rows of images: [rows, ...] with the trailing shape and dtype of `like`.
+inline void check_images(const char* name, const Tensor& tensor, int64_t rows, const Tensor& like) {
+  bool same = tensor.dim() == like.dim() && tensor.size(0) == rows;
+  for (int64_t i = 1; same && i < like.dim(); ++i) same = tensor.size(i) == like.size(i);
+  STD_TORCH_CHECK(same, name, " must have ", rows, " rows of the images' shape, got ", text(tensor.sizes()), " for x ",
+                  text(like.sizes()));
+  check_dtype(name, tensor, like.scalar_type());
+  check_device(name, tensor, like);
+}
+
+template <typename E>
+E* column(const char* name, const Tensor& tensor, int64_t rows, ScalarType dtype, const Tensor& like) {
+  check_rows(name, tensor, rows);
+  check_dtype(name, tensor, dtype);
+  check_device(name, tensor, like);
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  return static_cast<E*>(tensor.mutable_data_ptr());
+}
+
+inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, const Tensor& slot_labels,
+                                        const Tensor& grad, const Tensor& adversarial, const Tensor& predicted,
+                                        const Tensor& inputs, const Tensor& labels, const Tensor& images,
+                                        const Tensor& found_labels, const Tensor& eps, const Tensor& distance,
+                                        const Tensor& round_step, const Tensor& grad_evals, const Tensor& status,
+                                        const Tensor& queue, const Tensor& cursor, int64_t steps, double step_fraction,
+                                        double eps_growth, double eps_max, double low, double high) {
+  STD_TORCH_CHECK(x.dim() >= 1, "x must have a batch dimension, got a scalar");
+  STD_TORCH_CHECK(is_float(x.scalar_type()), "x must be float32, float64, float16 or bfloat16, got ",
+                  toString(x.scalar_type()));
+  STD_TORCH_CHECK(inputs.dim() >= 1, "inputs must have a batch dimension, got a scalar");
+  STD_TORCH_CHECK(queue.dim() == 1, "queue must have shape [Q], got ", text(queue.sizes()));
+  const int64_t pool = x.size(0), samples = inputs.size(0), queued = queue.size(0);
+  const ScalarType real = accumulate_dtype(x.scalar_type());
+  check_images("grad", grad, pool, x);
+  check_images("inputs", inputs, samples, x);
+  check_images("images", images, samples, x);
+  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
+  STD_TORCH_CHECK(images.is_contiguous(), "images must be contiguous");
+  STD_TORCH_CHECK(inputs.is_contiguous(), "inputs must be contiguous");
+  STD_TORCH_CHECK(steps >= 1 && steps <= std::numeric_limits<int32_t>::max(), "steps must be in [1, 2^31), got ",
+                  steps);
+  STD_TORCH_CHECK(step_fraction > 0, "step_fraction must be positive, got ", step_fraction);
+  STD_TORCH_CHECK(eps_growth > 1, "eps_growth must be greater than 1, got ", eps_growth);
+  STD_TORCH_CHECK(eps_max > 0, "eps_max must be positive, got ", eps_max);
+  STD_TORCH_CHECK(low < high, "low must be less than high, got ", low, " and ", high);
+  int64_t width = 1;  // not numel / rows: a table without rows still has a row length
+  for (int64_t i = 1; i < x.dim(); ++i) width *= x.size(i);
+  SearchStepArgs args;
+  args.pool_size = pool;
+  args.row_length = width;
+  args.queue_length = queued;
+  args.x = x.mutable_data_ptr();
+  args.slots = column<int64_t>("slots", slots, pool, ScalarType::Long, x);
+  args.slot_labels = column<int64_t>("slot_labels", slot_labels, pool, ScalarType::Long, x);
+  args.grad = grad.const_data_ptr();
+  args.adversarial = column<bool>("adversarial", adversarial, pool, ScalarType::Bool, x);
+  args.predicted = column<int64_t>("predicted", predicted, pool, ScalarType::Long, x);
+  args.inputs = inputs.const_data_ptr();
+  args.labels = column<int64_t>("labels", labels, samples, ScalarType::Long, x);
+  args.images = images.mutable_data_ptr();
+  args.found_labels = column<int64_t>("found_labels", found_labels, samples, ScalarType::Long, x);
+  args.eps = column<void>("eps", eps, samples, real, x);
+  args.distance = column<void>("distance", distance, samples, real, x);
+  args.round_step = column<int32_t>("round_step", round_step, samples, ScalarType::Int, x);
+  args.grad_evals = column<int32_t>("grad_evals", grad_evals, samples, ScalarType::Int, x);
+  args.status = column<int8_t>("status", status, samples, ScalarType::Char, x);
+  args.queue = column<int64_t>("queue", queue, queued, ScalarType::Long, x);
+  args.cursor = column<int64_t>("cursor", cursor, 1, ScalarType::Long, x);
+  args.step_fraction = step_fraction;
+  args.eps_growth = eps_growth;
+  args.eps_max = eps_max;
+  args.low = low;
+  args.high = high;
+  args.steps = static_cast<int32_t>(steps);
+  return args;
+}
+
+inline AttackLossArgs check_attack_loss(const Tensor& logits, const Tensor& labels, const std::string& loss) {
+  STD_TORCH_CHECK(logits.dim() == 2, "logits must have shape [B, K], got ", text(logits.sizes()));
+  STD_TORCH_CHECK(is_float(logits.scalar_type()), "logits must be float32, float64, float16 or bfloat16, got ",
+                  toString(logits.scalar_type()));
+  STD_TORCH_CHECK(logits.size(1) >= 2, "logits must have at least two classes, got ", text(logits.sizes()));
+  STD_TORCH_CHECK(loss == "cross_entropy" || loss == "margin", "loss must be \"cross_entropy\" or \"margin\", got \"",
+                  loss, "\"");
+  AttackLossArgs args;
+  args.rows = logits.size(0);
+  args.classes = logits.size(1);
+  args.loss = loss == "margin" ? Loss::margin : Loss::cross_entropy;
+  args.logits = logits.const_data_ptr();
+  args.labels = column<int64_t>("labels", labels, args.rows, ScalarType::Long, logits);
+  return args;
+}
+
+using AttackLossOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // adversarial, predicted, margin, grad_logits
+
+inline AttackLossOutputs allocate(AttackLossArgs& args, const Tensor& logits) {
+  const auto row = [&](ScalarType dtype) { return torch::stable::new_empty(logits, {args.rows}, dtype); };
+  AttackLossOutputs out{row(ScalarType::Bool), row(ScalarType::Long), row(accumulate_dtype(logits.scalar_type())),
+                        torch::stable::new_empty(logits, {args.rows, args.classes})};
+  args.adversarial = static_cast<bool*>(std::get<0>(out).mutable_data_ptr());
+  args.predicted = static_cast<int64_t*>(std::get<1>(out).mutable_data_ptr());
+  args.margin = std::get<2>(out).mutable_data_ptr();
+  args.grad_logits = std::get<3>(out).mutable_data_ptr();
+  return out;
+}
+
+}  // namespace amun

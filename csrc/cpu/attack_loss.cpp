@@ -1,0 +1,57 @@
+#include "../attack_loss.h"
+
+#include <algorithm>
+
+#include "../checks.h"
+#include "clones.h"
+
+namespace amun {
+namespace {
+
+template <typename T>
+AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
+    T* const grad = static_cast<T*>(args.grad_logits) + row * args.classes;
+    const int64_t label = args.labels[row];
+    if (label < 0 || label >= args.classes) {  // an unknown label has no answer: the same one as a NaN
+      write_verdict<A>(args, row, std::numeric_limits<A>::quiet_NaN(), label, Rival<A>{});
+      std::fill(grad, grad + args.classes, T(0));
+      continue;
+    }
+    const A own = A(logits[label]);
+    Rival<A> rival;
+    for (int64_t j = 0; j < args.classes; ++j)
+      if (j != label) rival = stronger(rival, Rival<A>{A(logits[j]), j});
+    write_verdict(args, row, own, label, rival);
+    if (!has_direction(own, rival)) {
+      std::fill(grad, grad + args.classes, T(0));
+      continue;
+    }
+    A others = 0;
+    if (args.loss == Loss::cross_entropy)
+      for (int64_t j = 0; j < args.classes; ++j)
+        if (j != label) others += exponential(A(logits[j]) - rival.logit);
+    for (int64_t j = 0; j < args.classes; ++j)
+      grad[j] = T(loss_gradient(args.loss, A(logits[j]), j, label, rival, others));
+  }
+}
+
+AttackLossOutputs attack_loss_cpu(const Tensor& logits_, const Tensor& labels_, const std::string& loss) {
+  const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
+  AttackLossArgs args = check_attack_loss(logits, labels, loss);
+  AttackLossOutputs outputs = allocate(args, logits);
+  const int64_t grain = std::max<int64_t>(1, 8192 / args.classes);
+  dispatch(logits.scalar_type(), [&](auto zero) {
+    torch::stable::parallel_for(
+        0, args.rows, grain, [&](int64_t begin, int64_t end) { attack_loss_rows<decltype(zero)>(args, begin, end); });
+  });
+  return outputs;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("attack_loss", TORCH_BOX(&attack_loss_cpu)); }
+
+}  // namespace amun

@@ -1,0 +1,9 @@
+// The same function compiled for several x86-64 levels and chosen at load time: a plain -O3 loop is slower than eager
+// PyTorch, and -march=native would not be portable.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define AMUN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
+#else
+#define AMUN_CLONES __attribute__((noinline))
+#endif

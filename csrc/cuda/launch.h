@@ -1,0 +1,17 @@
+// Between bind.cpp (torch, g++) and the .cu files (kernels, nvcc): raw pointers, a dtype and a stream.
+#pragma once
+
+#include "../attack_loss.h"
+#include "../dispatch.h"
+#include "../search_step.h"
+
+struct CUstream_st;
+
+namespace amun {
+
+// Each returns a cudaError_t as int; 0 is success.
+int launch_attack_loss(ScalarType dtype, const AttackLossArgs& args, CUstream_st* stream);
+int launch_search_step(ScalarType dtype, const SearchStepArgs& args, CUstream_st* stream);
+const char* cuda_error_text(int error);
+
+}  // namespace amun

@@ -1,0 +1,29 @@
+// Every op of the package on one page, and the module whose import registers them.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+// Readable in the file itself, so that a build that cannot be loaded can still say what it is.
+extern "C" __attribute__((visibility("default"), used)) const char amun_build_record[] =
+    "AMUN_BUILD_RECORD" AMUN_BUILD_RECORD;
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
+
+STABLE_TORCH_LIBRARY(amun_ext, m) {
+  // Of logits [B, K]: is the row adversarial, which class is predicted, by what margin is the label ahead, and the
+  // gradient from which the backward pass of the attacked loss starts.
+  m.def(
+      "attack_loss(Tensor logits, Tensor labels, str loss) -> "
+      "(Tensor adversarial, Tensor predicted, Tensor margin, Tensor grad_logits)");
+
+  // One step of every slot of the pool: harvest what is finished, refill from the queue, move what is running.
+  m.def(
+      "search_step_(Tensor(a!) x, Tensor(b!) slots, Tensor(c!) slot_labels, "
+      "Tensor grad, Tensor adversarial, Tensor predicted, "
+      "Tensor inputs, Tensor labels, Tensor(d!) images, Tensor(e!) found_labels, Tensor(f!) eps, Tensor(g!) distance, "
+      "Tensor(h!) round_step, Tensor(i!) grad_evals, Tensor(j!) status, Tensor queue, Tensor(k!) cursor, "
+      "*, int steps, float step_fraction, float eps_growth, float eps_max, float low, float high) -> ()");
+}

@@ -1,0 +1,42 @@
+"""Labelled images by name, from files, or from the user's own function: always whole tensors, always in [0, 1]."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from amun_ext.checks import InputError
+from amun_ext.data import cifar10, digits, fashion_mnist, own
+from amun_ext.data.splits import Splits, as_tensors, checked
+
+__all__ = ["DATASETS", "Splits", "as_tensors", "load"]
+
+# name -> loader(root, download); a new data set is one file and one row
+DATASETS: dict[str, Callable[[Path, bool], Splits]] = {
+    "fashion-mnist-mini": fashion_mnist.load_mini,
+    "digits": digits.load,
+    "fashion-mnist": fashion_mnist.load,
+    "cifar10": cifar10.load,
+}
+
+
+def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, download: bool = False) -> Splits:
+    """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.own`).
+
+    `root` is where fashion-mnist and cifar10 look for their files, ./data unless told; only `download=True` lets them
+    use the network. Images come as float32 [N, C, H, W] in [0, 1], labels as int64 [N]. InputError for an unknown name,
+    for missing or broken files, and for images and labels that do not fit together.
+    """
+    name = os.fspath(name)
+    if name in DATASETS:
+        return checked(DATASETS[name](Path("data" if root is None else root), download), name)
+    path = Path(name)
+    if path.is_dir():
+        return checked(own.load_folder(path), name)
+    if path.suffix == ".npz":
+        return checked(own.load_npz(path), name)
+    if ":" in name:
+        return checked(own.load_function(name), name)
+    raise InputError(
+        f"data set must be one of {', '.join(DATASETS)}, a folder with train/<class>/ and test/<class>/, "
+        f"an .npz file or module:function, got {name!r}"
+    )

@@ -1,0 +1,22 @@
+"""CIFAR-10 (Krizhevsky, 2009) through torchvision: 32x32 colour images of ten classes, 50,000 + 10,000."""
+
+from pathlib import Path
+
+import numpy as np
+
+from amun_ext.checks import InputError
+from amun_ext.data.splits import Splits, tensor_dataset
+from amun_ext.data.vision import import_torchvision
+
+
+def load(root: Path, download: bool = False) -> Splits:
+    """CIFAR-10 from `root`/cifar-10-batches-py, which `download` fills. InputError where it is absent or damaged."""
+    torchvision = import_torchvision()
+    try:
+        train, test = (torchvision.datasets.CIFAR10(root, train=part, download=download) for part in (True, False))
+    except RuntimeError as error:
+        if download:
+            raise  # the network's fault or torchvision's, not the caller's
+        raise InputError(f"CIFAR-10 must be in {root}/cifar-10-batches-py (download=True gets it): {error}") from error
+    tensors = [tensor_dataset(part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for part in (train, test)]
+    return Splits(tensors[0], tensors[1], tuple(train.classes))

@@ -1,0 +1,134 @@
+"""The user's own data: a folder of images, an .npz file, or a function."""
+
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import TensorDataset
+
+from amun_ext.checks import InputError, require
+from amun_ext.data.splits import Splits, as_tensors, tensor_dataset
+from amun_ext.data.vision import INSTALL
+
+CHANNELS = (1, 3, 4)
+
+
+def load_folder(root: Path) -> Splits:
+    """Read `root`/train/<class>/<image> and `root`/test/<class>/<image>, classes and images in alphabetical order.
+
+    All images have one size. They stay grey [1, H, W] when all are grey, else all become RGB [3, H, W] (transparency is
+    dropped). InputError names the file that is no 8-bit image or has another size. Files that start with a dot are
+    passed over.
+    """
+    classes = _folders(root / "train")
+    test_classes = _folders(root / "test")
+    require(test_classes == classes, f"{root}/test", f"the classes of train, {', '.join(classes)}", test_classes)
+    files = {
+        part: [(path, label) for label, name in enumerate(classes) for path in _images(root / part / name)]
+        for part in ("train", "test")
+    }
+    images = {path: _read_image(path) for part in files.values() for path, _ in part}
+    first, shape = next((path, image.shape[:2]) for path, image in images.items())
+    for path, image in images.items():
+        require(image.shape[:2] == shape, str(path), f"of {first}'s height and width {shape}", image.shape[:2])
+    if any(image.ndim == 3 for image in images.values()):
+        images = {path: image if image.ndim == 3 else np.stack([image] * 3, 2) for path, image in images.items()}
+
+    def part(name: str) -> TensorDataset:
+        stacked = np.stack([images[path] for path, _ in files[name]])
+        pixels = stacked.transpose(0, 3, 1, 2) if stacked.ndim == 4 else stacked
+        return tensor_dataset(pixels, np.array([label for _, label in files[name]]))
+
+    return Splits(part("train"), part("test"), classes)
+
+
+def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
+    """Read the arrays train_images, train_labels, test_images and test_labels; others are passed over.
+
+    Images are uint8, or floating point in [0, 1]; [N, H, W], [N, C, H, W], or [N, H, W, C] when the last axis has 1, 3
+    or 4 entries and the second has not (if both have, InputError: nobody can tell). Labels are integers [N]; classes
+    are called "0", "1", ... up to the largest training label unless named.
+    """
+    names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names if name in file.files}
+    except Exception as error:  # a damaged archive may raise anything
+        raise InputError(f"{path} must be a readable .npz file of plain arrays: {error}") from error
+    missing = [name for name in names if name not in arrays]
+    require(not missing, str(path), f"an .npz file with {', '.join(names)}", f"one without {', '.join(missing)}")
+
+    def part(name: str) -> TensorDataset:
+        images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+        pixels = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+        require(pixels, f"{name}_images", "uint8, or floating point in [0, 1]", images.dtype)
+        require(np.issubdtype(labels.dtype, np.integer), f"{name}_labels", "integers", labels.dtype)
+        require(labels.shape == images.shape[:1], f"{name}_labels", f"of shape {images.shape[:1]}", labels.shape)
+        return tensor_dataset(_channels_first(images, f"{name}_images"), labels)
+
+    train, test = part("train"), part("test")
+    return Splits(train, test, classes or _numbered(train))
+
+
+def load_function(name: str) -> Splits:
+    """Call the function that "module:function" names, without arguments. It returns Splits, or a pair (train, test) of
+    map-style datasets of (image tensor, int label); classes are then train.classes, or numbers when it has none."""
+    try:
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"data set {name!r} must be an importable module:function, got {error}") from error
+    require(callable(function), name, "a function", type(function).__name__)
+    value = function()
+    if isinstance(value, Splits):
+        return value
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    require(pair, f"what {name} returns", "Splits or a pair (train, test) of datasets", type(value).__name__)
+    train = TensorDataset(*as_tensors(value[0], f"{name} train"))
+    test = TensorDataset(*as_tensors(value[1], f"{name} test"))
+    return Splits(train, test, tuple(map(str, getattr(value[0], "classes", _numbered(train)))))
+
+
+def _numbered(train: TensorDataset) -> tuple[str, ...]:
+    labels = train.tensors[1]
+    return tuple(map(str, range(int(labels.max()) + 1 if len(labels) else 0)))
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    require(folder.is_dir(), str(folder), "a folder with one folder per class", "nothing")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    require(bool(names), str(folder), "a folder with one folder per class", "no folder in it")
+    return tuple(names)
+
+
+def _images(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    require(bool(paths), str(folder), "a folder of images", "no file in it")
+    return paths
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    """uint8 [H, W] of a grey image, [H, W, 3] of any other."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError(f"image folders need Pillow: {INSTALL} ({error})") from error
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            pixels = np.array(image.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    except Exception as error:  # a decoder may raise anything at a damaged file
+        raise InputError(f"{path} must be an image: {error}") from error
+    deep = mode.startswith(("I", "F"))  # 16 or 32 bits a pixel, which Pillow clips at 255
+    require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode}")
+    return pixels
+
+
+def _channels_first(images: NDArray[Any], name: str) -> NDArray[Any]:
+    require(images.ndim in (3, 4), name, "[N, H, W], [N, C, H, W] or [N, H, W, C]", f"shape {images.shape}")
+    if images.ndim == 3 or images.shape[3] not in CHANNELS:
+        return images
+    clear = images.shape[1] not in CHANNELS
+    require(clear, name, "clear about which axis holds the channels", f"shape {images.shape}")
+    return images.transpose(0, 3, 1, 2)

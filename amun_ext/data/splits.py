@@ -1,0 +1,80 @@
+"""What every loader returns, and the two ways there: from NumPy arrays and from the user's own Dataset."""
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from amun_ext.checks import InputError, check_images, check_labels, require
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images float32 [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing."""
+
+    train: TensorDataset
+    test: TensorDataset
+    classes: tuple[str, ...]
+
+
+def tensor_dataset(images: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:
+    """8-bit images are divided by 255, others taken as they are; [N, H, W] becomes [N, 1, H, W]."""
+    pixels = images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    return TensorDataset(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def as_tensors(dataset: Dataset[Any], name: str) -> tuple[Tensor, Tensor]:
+    """The images [N, ...] and labels int64 [N] of any map-style dataset of (tensor, int) pairs.
+
+    A TensorDataset gives its own tensors; of any other every item is read once, so a random transform is applied once
+    and stays. InputError for an empty dataset, and for the first item unlike item 0 in shape or type, by its index.
+    """
+    map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    require(map_style, name, "a map-style dataset (__len__ and __getitem__)", type(dataset).__name__)
+    if isinstance(dataset, TensorDataset):
+        require(len(dataset.tensors) == 2, name, "a dataset of (images, labels)", f"{len(dataset.tensors)} tensors")
+        images, labels = dataset.tensors
+        require(len(images) > 0, name, "non-empty", "no items")
+        check_labels(f"{name} labels", labels, len(images))
+        return images, labels.long()
+
+    items = [_item(dataset[index], f"{name}[{index}]") for index in range(len(dataset))]  # type: ignore[arg-type]
+    require(len(items) > 0, name, "non-empty", "no items")
+    first = items[0][0]
+    for index, (image, _) in enumerate(items):
+        same = image.shape == first.shape and image.dtype == first.dtype
+        expected, got = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
+        require(same, f"{name}[{index}]", f"an image like {name}[0], {expected}", got)
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+def _item(item: Any, name: str) -> tuple[Tensor, int]:
+    try:
+        image, label = item
+        if isinstance(image, Tensor):
+            return image, operator.index(label)  # an int, a NumPy integer or an integer tensor of one element
+    except (TypeError, ValueError):
+        pass
+    parts = ", ".join(type(part).__name__ for part in item) if isinstance(item, tuple) else type(item).__name__
+    raise InputError(f"{name} must be a pair (tensor image, int label), got ({parts})")
+
+
+def checked(splits: Splits, name: str) -> Splits:
+    """`splits` in the promised types; InputError where images, labels and classes do not fit together."""
+    parts = {}
+    for part, dataset in (("train", splits.train), ("test", splits.test)):
+        images, labels = as_tensors(dataset, f"{name} {part}")
+        check_images(f"{name} {part} images", images, (0.0, 1.0))
+        require(images.dim() == 4, f"{name} {part} images", "[N, C, H, W]", f"shape {tuple(images.shape)}")
+        check_labels(f"{name} {part} labels", labels, len(images), len(splits.classes))
+        parts[part] = images.float(), labels
+    train, test = (tuple(parts[part][0].shape[1:]) for part in ("train", "test"))
+    require(train == test, f"{name} test images", f"of the training images' shape {train}", test)
+    return Splits(TensorDataset(*parts["train"]), TensorDataset(*parts["test"]), splits.classes)

@@ -1,10 +1,10 @@
 """Builds amun_ext._C, the C++/CUDA extension; everything else about the package stands in pyproject.toml.
 
-    FORCE_CUDA=1          build the CUDA kernels although torch is a CPU build or no GPU is there
-    USE_CUDA=0            build for the CPU only
-    CUDA_HOME             the CUDA toolkit, where it is not found by itself
-    TORCH_CUDA_ARCH_LIST  the GPUs to build for (default: 8.0, 9.0 and 10.0 as far as nvcc knows them, and PTX)
-    MAX_JOBS, DEBUG=1     as for any torch extension; -O0 -g
+FORCE_CUDA=1          build the CUDA kernels although torch is a CPU build or no GPU is there
+USE_CUDA=0            build for the CPU only
+CUDA_HOME             the CUDA toolkit, where it is not found by itself
+TORCH_CUDA_ARCH_LIST  the GPUs to build for (default: 8.0, 9.0 and 10.0 as far as nvcc knows them, and PTX)
+MAX_JOBS, DEBUG=1     as for any torch extension; -O0 -g
 """
 
 import json

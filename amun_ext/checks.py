@@ -38,4 +38,4 @@ def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None 
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")
     if num_classes is not None and count:
         low, high = (int(edge) for edge in labels.aminmax())
-        require(0 <= low and high < num_classes, name, f"in [0, {num_classes})", f"values from {low} to {high}")
+        require(0 <= low <= high < num_classes, name, f"in [0, {num_classes})", f"values from {low} to {high}")

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps .   (in a checkout: python setup.py build_ext --inplace)"
+REBUILD = (
+    "Mend it: pip install --no-build-isolation --force-reinstall --no-deps . (or: python setup.py build_ext --inplace)"
+)
 OPS = ("attack_loss", "search_step_")
 
 
@@ -39,4 +41,6 @@ def load() -> None:
         raise ImportError(f"amun_ext: the extension does not load: {built}; {found}: {error}\n  {REBUILD}") from error
     missing = [name for name in OPS if not hasattr(torch.ops.amun_ext, name)]
     if missing:
-        raise ImportError(f"amun_ext: the extension is older than the package, it lacks {missing}: {built}; {found}.\n  {REBUILD}")
+        raise ImportError(
+            f"amun_ext: the extension is older than the package, it lacks {missing}: {built}; {found}.\n  {REBUILD}"
+        )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import extension
+from amun_ext import extension
 
 extension.load()
 
@@ -152,10 +152,11 @@ def _(
     **schedule: float,
 ) -> None:
     torch._check(grad.shape == x.shape, lambda: f"grad must have shape {tuple(x.shape)}, got {tuple(grad.shape)}")
-    for name, rows in (("inputs", inputs), ("images", images)):
-        torch._check(
-            rows.shape[1:] == x.shape[1:], lambda: f"{name} must have rows {tuple(x.shape[1:])}, got {tuple(rows.shape)}"
-        )
+    row = x.shape[1:]
+    torch._check(inputs.shape[1:] == row, lambda: f"inputs must have rows {tuple(row)}, got {tuple(inputs.shape)}")
+    torch._check(
+        images.shape == inputs.shape, lambda: f"images must be {tuple(inputs.shape)}, got {tuple(images.shape)}"
+    )
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .ops import AttackLoss, Book, Pool, Schedule, Status, accumulate_dtype
+from amun_ext.ops import AttackLoss, Book, Pool, Schedule, Status, accumulate_dtype
 
 
 def attack_loss(
@@ -43,7 +43,8 @@ def pgd_step(
     direction = grad.to(wide) / grad.to(wide).flatten(1).norm(dim=1).view(per_sample)
     delta = x.to(wide) - x0.to(wide) + (step_fraction * eps).view(per_sample) * direction
     shrink = (eps / delta.flatten(1).norm(dim=1)).clamp(max=1.0).view(per_sample)
-    return (x0.to(wide) + shrink * delta).clamp(*bounds).to(x.dtype)
+    moved: Tensor = x0.to(wide) + shrink * delta
+    return moved.clamp(*bounds).to(x.dtype)
 
 
 def search_step_(

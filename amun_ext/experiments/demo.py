@@ -1,0 +1,95 @@
+"""The main job on the embedded images: train, forget 10 %, retrain for comparison, measure."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from amun_ext.data import load
+from amun_ext.deletion import forget_ids, split
+from amun_ext.evaluation import Report, evaluate
+from amun_ext.info import versions
+from amun_ext.models import build
+from amun_ext.search import find_min_adversarial
+from amun_ext.training import Part, Recipe, fit
+from amun_ext.unlearning import unlearn
+
+DATA, MODEL, FRACTION = "fashion-mnist-mini", "small-cnn", 0.1
+TRAINING = Recipe(epochs=60, lr=0.05, schedule="cosine")
+FINE_TUNING = Recipe(epochs=10, lr=0.05, schedule="cosine")
+ORIGINAL, HEADLINE, WITH_FORGET, RETRAIN = "no-op (original)", "AMUN (D_R + D_A)", "AMUN (D_R + D_F + D_A)", "retrain"
+
+Result = TypeVar("Result")
+
+
+def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Module]]:
+    """Everything follows from `seed`: weights, forget set, shuffling. Returns the report and the models by row."""
+    seconds: dict[str, float] = {}
+
+    def timed(row: str, work: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        result = work()
+        seconds[row] = time.perf_counter() - start
+        return result
+
+    splits = load(DATA)
+    images, labels = splits.train.tensors
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        original = build(MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
+    timed(ORIGINAL, lambda: fit(original, [Part(images, labels)], TRAINING, seed=seed, progress=progress))
+
+    forget, retain = split(splits.train, forget_ids(len(splits.train), fraction=FRACTION, seed=seed))
+    adversarial = timed("search", lambda: find_min_adversarial(original, *forget.tensors, progress=progress))
+
+    def amun(include_forget: bool) -> nn.Module:
+        return unlearn(
+            original,
+            forget,
+            retain,
+            include_forget=include_forget,
+            adversarial=adversarial,
+            recipe=FINE_TUNING,
+            seed=seed,
+            progress=progress,
+        )
+
+    models = {
+        ORIGINAL: original,
+        HEADLINE: timed(HEADLINE, lambda: amun(include_forget=False)),
+        WITH_FORGET: timed(WITH_FORGET, lambda: amun(include_forget=True)),
+        # Another seed than the original's: the retrained model would else start from the very same weights.
+        RETRAIN: timed(
+            RETRAIN,
+            lambda: unlearn(
+                original, forget, retain, method="retrain", recipe=TRAINING, seed=seed + 1000, progress=progress
+            ),
+        ),
+    }
+    search_seconds = seconds.pop("search")
+    for row in (HEADLINE, WITH_FORGET):
+        seconds[row] += search_seconds
+
+    report = evaluate(
+        models,
+        forget=forget,
+        retain=retain,
+        test=splits.test,
+        seconds=seconds,
+        baseline=RETRAIN,
+        headline=HEADLINE,
+        adversarial=adversarial,
+        classes=splits.classes,
+        facts={
+            "data": DATA,
+            "model": MODEL,
+            "seed": seed,
+            "training": asdict(TRAINING),
+            "fine-tuning": asdict(FINE_TUNING),
+            "versions": versions(),
+        },
+    )
+    return report, models

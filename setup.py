@@ -70,7 +70,8 @@ def extension() -> Extension:
     architectures = ""
     if toolkit:
         cpp_extension.CUDA_HOME = str(toolkit)  # torch sets it to None in a CPU build
-        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(toolkit))
+        architectures = os.getenv("TORCH_CUDA_ARCH_LIST") or default_architectures(toolkit)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
         flags["nvcc"] = [*common, "-lineinfo"]
         files += sources("csrc/cuda")
         arguments["include_dirs"].append(str(toolkit / "include"))

@@ -16,7 +16,7 @@ from amun_ext import ops
 from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.files import atomic_path
-from amun_ext.models.state import evaluating
+from amun_ext.models.state import evaluating, placement
 
 METHODS = ("pgd",)
 HOST_CHECK_EVERY = 16  # iterations between two looks at a CUDA queue: a look waits for the device
@@ -117,6 +117,7 @@ def find_min_adversarial(
         InputError: an argument is not what it must be. Nothing was run then but one forward pass.
     """
     inputs, labels = _tensors(inputs, labels)
+    require(bounds[0] < bounds[1], "bounds", "(low, high) with low < high", bounds)
     check_images("inputs", inputs, bounds)
     check_labels("labels", labels, len(inputs))
     low, high = map(float, bounds)
@@ -158,11 +159,9 @@ class _Search:
         bounds: tuple[float, float],
         batch_size: int,
     ) -> None:
-        weight = next((p for p in model.parameters() if p.is_floating_point()), None)
         self.model, self.loss, self.schedule, self.bounds, self.batch_size = model, loss, schedule, bounds, batch_size
         self.given = inputs
-        self.device = inputs.device if weight is None else weight.device
-        self.model_dtype = inputs.dtype if weight is None else weight.dtype
+        self.device, self.model_dtype = placement(model, inputs)
         # Iterates are kept in float32 (float64) also for half models: steps of eps/10 vanish in 8 bits of mantissa.
         real = ops.accumulate_dtype(inputs.dtype)
         x0 = inputs.detach().to(self.device, real, copy=True).contiguous()
@@ -273,5 +272,5 @@ def _tensors(inputs: Tensor | Dataset[Any], labels: Tensor | None) -> tuple[Tens
         require(labels is not None, "labels", "a tensor [N] beside a tensor of inputs", "None")
         assert labels is not None
         return inputs, labels
-    require(labels is None, "labels", "None with a Dataset, which has its own", type(labels).__name__)
+    require(labels is None, "inputs", "a tensor [N, ...], or a Dataset with no labels beside it", type(inputs).__name__)
     return as_tensors(inputs, "inputs")

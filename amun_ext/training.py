@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amun_ext.checks import check_labels, require
+from amun_ext.models.state import placement
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -88,8 +89,8 @@ def fit(
     Shuffling, augmentation and dropout follow from `seed`; the caller's random state and the modules' training flags
     are put back. Raises InputError for parts that do not fit together, FloatingPointError when the loss diverges.
     """
-    device = next(model.parameters()).device
-    images = torch.cat([part.images for part in parts]).to(device)
+    device, dtype = placement(model, parts[0].images)
+    images = torch.cat([part.images for part in parts]).to(device, dtype)
     labels = torch.cat([part.labels for part in parts]).to(device)
     augmented = torch.cat([torch.full((len(part.labels),), part.augment) for part in parts]).to(device)
     check_labels("labels", labels, len(images))

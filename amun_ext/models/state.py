@@ -4,7 +4,13 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Where and in which floating-point type `model` wants its inputs; those of `like` when it has no weights."""
+    weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), like)
+    return weight.device, weight.dtype
 
 
 @contextlib.contextmanager

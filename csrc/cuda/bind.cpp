@@ -12,8 +12,12 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace amun {
 namespace {
 
+torch::stable::accelerator::DeviceGuard device_of(const Tensor& tensor) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "CUDA tensors need a CUDA build of torch, this is a CPU build");
+  return torch::stable::accelerator::DeviceGuard(tensor.get_device_index());
+}
+
 CUstream_st* current_stream(const Tensor& tensor) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "this torch is a CPU build");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<CUstream_st*>(stream);
@@ -22,7 +26,7 @@ CUstream_st* current_stream(const Tensor& tensor) {
 void check_launch(const char* op, int error) { STD_TORCH_CHECK(error == 0, op, ": ", cuda_error_text(error)); }
 
 AttackLossOutputs attack_loss_cuda(const Tensor& logits_, const Tensor& labels_, const std::string& loss) {
-  const torch::stable::accelerator::DeviceGuard guard(logits_.get_device_index());
+  const auto guard = device_of(logits_);
   const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
   AttackLossArgs args = check_attack_loss(logits, labels, loss);
   AttackLossOutputs outputs = allocate(args, logits);
@@ -35,7 +39,7 @@ void search_step_cuda(Tensor x, Tensor slots, Tensor slot_labels, const Tensor& 
                       Tensor found_labels, Tensor eps, Tensor distance, Tensor round_step, Tensor grad_evals,
                       Tensor status, const Tensor& queue, Tensor cursor, int64_t steps, double step_fraction,
                       double eps_growth, double eps_max, double low, double high) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const auto guard = device_of(x);
   const Tensor grad = torch::stable::contiguous(grad_);
   const SearchStepArgs args = check_search_step(x, slots, slot_labels, grad, adversarial, predicted, inputs, labels,
                                                 images, found_labels, eps, distance, round_step, grad_evals, status,

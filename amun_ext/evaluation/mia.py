@@ -1,0 +1,67 @@
+"""Membership inference by the confidence in the true class, without reference models."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from amun_ext.checks import check_labels, require
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """log(p_y / (1 - p_y)) of the true class, [N] float64, as z_y - logsumexp of the other logits (paper section 7).
+
+    logits [N, K] finite, K >= 2; labels [N] in [0, K). Taken from the logits because 1 - p_y rounds to zero where the
+    softmax saturates: finite logits give finite log-odds.
+    """
+    shaped = logits.dim() == 2 and logits.shape[1] >= 2
+    require(shaped, "logits", "[N, K] with K >= 2", f"shape {tuple(logits.shape)}")
+    check_labels("labels", labels, len(logits), logits.shape[1])
+    broken = logits.numel() - int(logits.isfinite().sum())
+    require(broken == 0, "logits", "finite", f"{broken} of {logits.numel()} not finite")
+    true = labels.long().unsqueeze(1)
+    exact = logits.double()
+    return exact.gather(1, true).squeeze(1) - exact.scatter(1, true, -torch.inf).logsumexp(dim=1)
+
+
+@dataclass(frozen=True)
+class Auc:
+    """Area under the ROC curve and its standard error, both in percent; 50 is a coin, the error is NaN if unknown."""
+
+    value: float
+    standard_error: float
+
+
+def auc(members: ArrayLike | Tensor, nonmembers: ArrayLike | Tensor) -> Auc:
+    """How well a score tells `members` [N] from `nonmembers` [M]: the chance that a member scores higher, ties half.
+
+    Scores may be infinite, not NaN. The standard error is DeLong's; it needs two samples on either side, and is 0 where
+    the sides do not overlap (it sees no spread there, which is not certainty).
+    """
+    from sklearn.metrics import roc_auc_score  # here, because it takes a second to import
+
+    sides = (_scores("members", members), _scores("nonmembers", nonmembers))
+    # Ranks order as the scores do and are finite where scores are not; scikit-learn refuses infinity.
+    ranks = np.unique(np.concatenate(sides), return_inverse=True)[1]
+    ins, outs = ranks[: len(sides[0])], ranks[len(sides[0]) :]
+    truth = np.repeat([1, 0], [len(ins), len(outs)])
+    variance = _placements(ins, outs).var(ddof=1) / len(ins) if len(ins) > 1 else math.nan
+    variance += _placements(outs, ins).var(ddof=1) / len(outs) if len(outs) > 1 else math.nan
+    return Auc(100.0 * float(roc_auc_score(truth, ranks)), 100.0 * math.sqrt(variance))
+
+
+def _scores(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    require(array.ndim == 1 and len(array) > 0, name, "scores [N], not empty", f"shape {array.shape}")
+    require(not np.isnan(array).any(), name, "free of NaN", f"{np.isnan(array).sum()} NaN")
+    return array
+
+
+def _placements(ranks: NDArray[np.intp], others: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Share of `others` below each rank, ties half."""
+    others = np.sort(others)
+    below, upto = np.searchsorted(others, ranks, "left"), np.searchsorted(others, ranks, "right")
+    return (below + upto) / (2.0 * len(others))

@@ -1,0 +1,83 @@
+"""Pictures for the page: histograms as SVG that takes the page's colours, images as PNG in a data URI."""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+BINS = 36
+# matplotlib wants colours, the page wants its own in light and dark: draw in these, then put the page's in their place.
+COLOURS = {
+    "ink": ("#010101", "currentColor"),
+    "retain": ("#010102", "var(--retain)"),
+    "test": ("#010103", "var(--test)"),
+    "forget": ("#010104", "var(--forget)"),
+}
+INK = COLOURS["ink"][0]
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+}
+
+
+def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[str, str]:
+    """One SVG per row of `scores` (row -> forget, retain, test -> log-odds [N]), all on the same axes.
+
+    Heights are percent of the set; the outermost bars hold the 0.5 % at either end that would stretch the axis.
+    """
+    low, high = np.quantile(
+        np.concatenate([values for row in scores.values() for values in row.values()]), [0.005, 0.995]
+    )
+    edges = np.linspace(low, max(high, low + 1.0), BINS + 1)
+    shares = {row: {name: _shares(values, edges) for name, values in sets.items()} for row, sets in scores.items()}
+    top = 1.05 * max(float(share.max()) for sets in shares.values() for share in sets.values())
+    return {row: _histogram(row, sets, edges, top) for row, sets in shares.items()}
+
+
+def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return 100.0 * counts / len(values)
+
+
+def _histogram(row: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], top: float) -> str:
+    # A salt of its own per row keeps the ids inside each SVG apart from the others' on the same page.
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": row}):
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        axes = figure.subplots()
+        axes.stairs(shares["retain"], edges, fill=True, color=COLOURS["retain"][0], alpha=0.45)
+        axes.stairs(shares["test"], edges, color=COLOURS["test"][0], linewidth=1.6, linestyle=(0, (4, 1.5)))
+        axes.stairs(shares["forget"], edges, color=COLOURS["forget"][0], linewidth=2.0)
+        axes.axvline(0.0, color=INK, linewidth=0.6, alpha=0.5)
+        axes.set(
+            xlim=(edges[0], edges[-1]), ylim=(0.0, top), xlabel="log-odds of the true class", ylabel="% of the set"
+        )
+        drawn = io.StringIO()
+        figure.savefig(
+            drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    svg = drawn.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for placeholder, colour in COLOURS.values():
+        svg = svg.replace(placeholder, colour)
+    return svg
+
+
+def png_uri(image: NDArray[np.float32]) -> str:
+    """A data URI of `image` [C, H, W] in [0, 1]: colour if C is 3, else the grey mean of its channels."""
+    pixels = image.transpose(1, 2, 0) if len(image) == 3 else np.repeat(image.mean(axis=0)[..., None], 3, axis=2)
+    encoded = io.BytesIO()
+    imsave(encoded, np.clip(pixels, 0.0, 1.0), format="png")
+    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")

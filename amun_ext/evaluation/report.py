@@ -1,0 +1,146 @@
+"""Evaluate models against retraining, and keep what was seen as a table, a JSON file and a page."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext.checks import check_images, check_labels, require
+from amun_ext.data import as_tensors
+from amun_ext.evaluation import text
+from amun_ext.evaluation.accuracy import accuracy, predict
+from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observation, Row, table
+from amun_ext.evaluation.mia import log_odds
+from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
+from amun_ext.files import write_json, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What `evaluate` saw. Numbers that do not exist are NaN here and null in JSON."""
+
+    rows: Mapping[str, Row]  # row -> column -> value
+    sizes: Mapping[str, int]  # forget, retain, test -> number of samples
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]]  # row -> forget, retain, test -> log-odds [N]
+    before: str
+    headline: str
+    baseline: str | None
+    search: Mapping[str, float] | None  # the adversarial examples in numbers
+    twins: Sequence[Twin]  # some of them, from the closest to the farthest
+    facts: Mapping[str, object]
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns that have something to say in some row."""
+        known = [column for column in MEASURES + COMPARISONS if column.name in self.rows[self.before]]
+        return [column for column in known if any(not math.isnan(row[column.name]) for row in self.rows.values())]
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but scores and pictures, as plain JSON values; `columns` explains the keys of a row."""
+        keys = ("rows", "sizes", "before", "headline", "baseline", "search", "facts")
+        explained = {column.name: column.explanation for column in self.columns}
+        return {key: _plain(getattr(self, key)) for key in keys} | {"columns": explained}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, self.to_dict())
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """One page that needs no other file and no network."""
+        from amun_ext.evaluation import page  # here, because matplotlib takes a second to import
+
+        write_text(path, page.render(self))
+
+    def to_text(self) -> str:
+        """The table and its legend, for a terminal."""
+        return text.render(self)
+
+
+def evaluate(
+    models: Mapping[str, nn.Module],
+    *,
+    forget: TensorDataset,
+    retain: TensorDataset,
+    test: TensorDataset,
+    seconds: Mapping[str, float] | None = None,
+    baseline: str | None = "retrain",
+    headline: str | None = None,
+    adversarial: AdversarialExamples | None = None,
+    classes: Sequence[str] = (),
+    facts: Mapping[str, object] | None = None,
+) -> Report:
+    """Measure how much each model resembles one retrained without the forget set (paper sections 3.1 and 3.3).
+
+    models: row name -> model, in table order; the first row is the model before unlearning. forget, retain, test:
+    images [N, ...] in [0, 1] and labels [N]. seconds: row name -> wall time to produce that model. baseline: the row of
+    the retrained model; None leaves gap and speed-up out. headline: the row shown as "after"; by default the first that
+    is neither "before" nor the baseline. adversarial: what the search found for the forget images [N, C, H, W], row by
+    row. classes: names of all K classes, or none. facts: what a reader should know (versions, seed, settings).
+
+    Raises InputError for unknown row names, empty or malformed sets, labels beyond the logits, and models that do not
+    return finite logits [N, K].
+    """
+    sets = {name: _tensors(name, data) for name, data in (("forget", forget), ("retain", retain), ("test", test))}
+    seconds, names = dict(seconds or {}), list(models)
+    require(bool(names), "models", "at least one model", "none")
+    before = names[0]
+    between = [name for name in names[1:] if name != baseline]
+    headline = (between or names)[0] if headline is None else headline
+    for argument, chosen in (("baseline", [baseline]), ("headline", [headline]), ("seconds", seconds)):
+        for name in chosen:
+            require(name is None or name in models, argument, f"among the rows {names}", repr(name))
+    for name, value in seconds.items():
+        require(0 <= value < math.inf, f"seconds[{name!r}]", "finite and not negative", value)
+    if adversarial is not None:
+        check_examples(adversarial, sets["forget"][0], len(classes) or None)
+    if classes:
+        check_labels("forget labels", sets["forget"][1], len(sets["forget"][1]), len(classes))
+    seen = {name: _observe(name, model, sets, seconds.get(name, math.nan), classes) for name, model in models.items()}
+    return Report(
+        rows=table(seen, baseline),
+        sizes={name: len(labels) for name, (_, labels) in sets.items()},
+        scores={name: observation.log_odds for name, observation in seen.items()},
+        before=before,
+        headline=headline,
+        baseline=baseline,
+        search=None if adversarial is None else summarise(adversarial),
+        twins=[] if adversarial is None else pick(adversarial, *sets["forget"], classes),
+        facts=dict(facts or {}),
+    )
+
+
+def _tensors(name: str, data: TensorDataset) -> tuple[Tensor, Tensor]:
+    """Images [N, ...] and labels [N] of a data set, the labels on the CPU."""
+    images, labels = as_tensors(data, name)
+    check_images(f"{name} images", images, (0.0, 1.0))
+    return images, labels.cpu()
+
+
+def _observe(
+    row: str, model: nn.Module, sets: Mapping[str, tuple[Tensor, Tensor]], seconds: float, classes: Sequence[str]
+) -> Observation:
+    correct, scores = {}, {}
+    for name, (images, labels) in sets.items():
+        logits = predict(model, images, name=f"models[{row!r}]")
+        require(len(classes) in (0, logits.shape[1]), "classes", f"{logits.shape[1]} names, or none", len(classes))
+        check_labels(f"{name} labels", labels, len(images), logits.shape[1])
+        correct[name], scores[name] = accuracy(logits, labels), log_odds(logits, labels).numpy()
+    return Observation(correct, scores, seconds)
+
+
+def _plain(value: object) -> object:
+    """The nearest JSON value: a number that JSON has no word for becomes null, an unknown object its text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+    return str(value)

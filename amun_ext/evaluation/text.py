@@ -1,0 +1,74 @@
+"""A report in words and as an aligned table."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amun_ext.evaluation.report import Report
+
+PERCENT = "\u00a0%"  # never on a line of its own
+CAVEAT = (
+    "This is an empirical measurement: it describes these models on these images under one simple attack, "
+    "and promises nothing about other attacks or other images."
+)
+
+
+def number(value: float, digits: int = 1, unit: str = "") -> str:
+    """Fixed digits; a dash where there is no number."""
+    return f"{value:.{digits}f}{unit}" if math.isfinite(value) else "-"
+
+
+def cells(report: Report) -> list[list[str]]:
+    """The heading and one line per row, as strings."""
+    lines = [
+        [name, *(number(row[column.name], column.digits) for column in report.columns)]
+        for name, row in report.rows.items()
+    ]
+    return [["", *(column.name for column in report.columns)], *lines]
+
+
+def render(report: Report) -> str:
+    """The table, aligned, and one line of legend per column."""
+    lines = cells(report)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for name, *rest in lines
+    ]
+    shown.insert(1, "-" * len(shown[0]))
+    width = max(len(column.name) for column in report.columns)
+    legend = [f"{column.name.ljust(width)}  {column.explanation}" for column in report.columns]
+    return "\n".join(line.rstrip() for line in [*shown, "", *legend, "", *textwrap.wrap(CAVEAT, 100)])
+
+
+def summary(report: Report) -> str:
+    """One paragraph for a reader who has never heard of unlearning, from the numbers alone."""
+    before, after = report.rows[report.before], report.rows[report.headline]
+    retrain = report.rows[report.baseline] if report.baseline is not None else None
+
+    def change(key: str) -> str:
+        old, new = (number(row[key], unit=PERCENT) for row in (before, after))
+        verb = "rose" if after[key] > before[key] else "fell"
+        moved = f"stayed at {new}" if old == new else f"{verb} from {old} to {new}"
+        now = f"is {new}" if report.headline == report.before else moved
+        return f"{now}; retraining gives {number(retrain[key], unit=PERCENT)}" if retrain else now
+
+    sentences = [
+        f"Accuracy on the {report.sizes['forget']} forgotten images {change('UA')}.",
+        f"Accuracy on the {report.sizes['test']} test images {change('TA')}.",
+        "The chance that the model is surer of a forgotten image than of a test image, by which an attacker tells them "
+        f"apart, {change('FT AUC')}; 50{PERCENT} is a coin toss.",
+    ]
+    if retrain and math.isfinite(after["seconds"] + retrain["seconds"]):
+        sentences.append(f"It took {number(after['seconds'])} seconds, retraining {number(retrain['seconds'])}.")
+    if report.search:
+        sentences.append(
+            f"The search found an adversarial twin of {report.search['found']} of {report.search['samples']} forgotten "
+            f"images, at a median L2 distance of {number(report.search['median_distance'], 2)}."
+        )
+    if report.headline != report.before:
+        sentences.append(f"The model before is {report.before}, the model after is {report.headline}.")
+    return " ".join(sentences)

@@ -1,0 +1,90 @@
+"""Forget images beside their adversarial examples: the search in numbers, and a few pairs to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amun_ext.checks import check_images, check_labels, require
+
+SHOWN = 8
+
+
+class AdversarialExamples(Protocol):
+    """Row i belongs to row i of the forget set. Where `found` is False the other fields mean nothing."""
+
+    @property
+    def images(self) -> Tensor: ...  # [N, C, H, W] in [0, 1]
+    @property
+    def labels(self) -> Tensor: ...  # [N], the wrong labels
+    @property
+    def distance(self) -> Tensor: ...  # [N], L2
+    @property
+    def found(self) -> Tensor: ...  # [N] bool
+    @property
+    def eps(self) -> Tensor: ...  # [N]
+    @property
+    def grad_evals(self) -> Tensor: ...  # [N]
+
+
+@dataclass(frozen=True, eq=False)
+class Twin:
+    """An image [C, H, W] in [0, 1] and its adversarial example, the names of their classes, their L2 distance."""
+
+    image: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+    true: str
+    wrong: str
+    distance: float
+
+
+def check_examples(examples: AdversarialExamples, images: Tensor, classes: int | None) -> None:
+    """Refuse examples that are not aligned with the forget `images` [N, C, H, W], or broken where found."""
+    require(images.dim() == 4, "forget images", "[N, C, H, W] to be shown", f"shape {tuple(images.shape)}")
+    fields = dict.fromkeys(("labels", "distance", "found", "eps", "grad_evals"), (len(images),))
+    for field, aligned in (fields | {"images": tuple(images.shape)}).items():
+        shape = tuple(getattr(examples, field).shape)
+        require(shape == aligned, f"adversarial.{field}", f"of shape {aligned}, as forget", f"shape {shape}")
+    found = examples.found.bool()
+    if found.any():
+        check_images("adversarial.images", examples.images[found], (0.0, 1.0))
+        check_labels("adversarial.labels", examples.labels[found], int(found.sum()), classes)
+        broken = int((~examples.distance[found].isfinite()).sum())
+        require(broken == 0, "adversarial.distance", "finite where found", f"{broken} not finite")
+
+
+def summarise(examples: AdversarialExamples) -> dict[str, float]:
+    """How many were found and at what cost; medians over those found, NaN if none."""
+    found = examples.found.bool()
+    return {
+        "samples": len(found),
+        "found": int(found.sum()),
+        "median_distance": float(examples.distance[found].double().nanmedian()) if found.any() else torch.nan,
+        "median_eps": float(examples.eps[found].double().nanmedian()) if found.any() else torch.nan,
+        "grad_evals": int(examples.grad_evals.sum()),
+    }
+
+
+def pick(examples: AdversarialExamples, images: Tensor, labels: Tensor, classes: Sequence[str]) -> list[Twin]:
+    """At most `SHOWN` pairs, evenly spread from the closest to the farthest."""
+    found = examples.found.bool().nonzero().squeeze(1)
+    ordered = found[examples.distance[found].argsort(stable=True)]
+    spread = torch.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().long()
+
+    def named(label: Tensor) -> str:
+        return classes[int(label)] if classes else str(int(label))
+
+    return [
+        Twin(
+            images[i].float().cpu().numpy(),
+            examples.images[i].float().cpu().numpy(),
+            named(labels[i]),
+            named(examples.labels[i]),
+            float(examples.distance[i]),
+        )
+        for i in ordered[spread.to(ordered.device)].tolist()
+    ]

@@ -1,0 +1,120 @@
+// The CUDA kernels as a Python module: each function takes the op's tensors as NumPy arrays and writes into them.
+// Half types come as raw bits, hence the dtype by name; `threads` is the size of a block.
+
+#include "cuda_emulator.h"
+// Then the kernels.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "cuda/attack_loss.cuh"
+#include "cuda/search_step.cuh"
+#include "dispatch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using amun::ScalarType;
+
+ScalarType scalar_type(const std::string& name) {
+  if (name == "float32") return ScalarType::Float;
+  if (name == "float64") return ScalarType::Double;
+  if (name == "float16") return ScalarType::Half;
+  if (name == "bfloat16") return ScalarType::BFloat16;
+  throw std::invalid_argument("no kernel for " + name);
+}
+
+template <typename E>
+E* data(py::array& array) {
+  if (!(array.flags() & py::array::c_style)) throw std::invalid_argument("arrays must be contiguous");
+  return static_cast<E*>(array.mutable_data());
+}
+
+void attack_loss(const std::string& dtype, unsigned threads, py::array logits, py::array labels, bool margin_loss,
+                 py::array adversarial, py::array predicted, py::array margin, py::array grad_logits) {
+  amun::AttackLossArgs args;
+  args.rows = logits.shape(0);
+  args.classes = logits.shape(1);
+  args.loss = margin_loss ? amun::Loss::margin : amun::Loss::cross_entropy;
+  args.logits = data<void>(logits);
+  args.labels = data<int64_t>(labels);
+  args.adversarial = data<bool>(adversarial);
+  args.predicted = data<int64_t>(predicted);
+  args.margin = data<void>(margin);
+  args.grad_logits = data<void>(grad_logits);
+  const int64_t rows_per_block = threads / amun::warp_size;
+  const unsigned blocks = (args.rows + rows_per_block - 1) / rows_per_block;
+  const py::gil_scoped_release release;
+  amun::dispatch(scalar_type(dtype), [&](auto zero) {
+    cuda_emulator::launch(blocks, threads, [&] { amun::attack_loss_kernel<decltype(zero)>(args); });
+  });
+}
+
+void search_step(const std::string& dtype, unsigned threads, py::array x, py::array slots, py::array slot_labels,
+                 py::array grad, py::array adversarial, py::array predicted, py::array inputs, py::array labels,
+                 py::array images, py::array found_labels, py::array eps, py::array distance, py::array round_step,
+                 py::array grad_evals, py::array status, py::array queue, py::array cursor, int32_t steps,
+                 double step_fraction, double eps_growth, double eps_max, double low, double high) {
+  amun::SearchStepArgs args;
+  args.pool_size = x.shape(0);
+  args.row_length = 1;
+  for (py::ssize_t i = 1; i < x.ndim(); ++i) args.row_length *= x.shape(i);
+  args.queue_length = queue.size();
+  args.x = data<void>(x);
+  args.slots = data<int64_t>(slots);
+  args.slot_labels = data<int64_t>(slot_labels);
+  args.grad = data<void>(grad);
+  args.adversarial = data<bool>(adversarial);
+  args.predicted = data<int64_t>(predicted);
+  args.inputs = data<void>(inputs);
+  args.labels = data<int64_t>(labels);
+  args.images = data<void>(images);
+  args.found_labels = data<int64_t>(found_labels);
+  args.eps = data<void>(eps);
+  args.distance = data<void>(distance);
+  args.round_step = data<int32_t>(round_step);
+  args.grad_evals = data<int32_t>(grad_evals);
+  args.status = data<int8_t>(status);
+  args.queue = data<int64_t>(queue);
+  args.cursor = data<int64_t>(cursor);
+  args.step_fraction = step_fraction;
+  args.eps_growth = eps_growth;
+  args.eps_max = eps_max;
+  args.low = low;
+  args.high = high;
+  args.steps = steps;
+  const py::gil_scoped_release release;
+  amun::dispatch(scalar_type(dtype), [&](auto zero) {
+    cuda_emulator::launch(args.pool_size, threads, [&] { amun::search_step_kernel<decltype(zero)>(args); });
+  });
+}
+
+// Kernels that test the emulator: in each, the threads from `leave` on have returned when the others meet.
+
+py::array_t<int64_t> block_after_exit(unsigned threads, unsigned leave) {
+  py::array_t<int64_t> seen(leave);
+  int64_t* const out = seen.mutable_data();
+  int64_t counter = 0;
+  cuda_emulator::launch(1, threads, [&] {
+    if (threadIdx.x >= leave) return;
+    atomicAdd(&counter, int64_t(1));
+    __syncthreads();
+    out[threadIdx.x] = counter;
+  });
+  return seen;
+}
+
+void shuffle_after_exit(unsigned threads, unsigned leave) {
+  cuda_emulator::launch(1, threads, [&] {
+    if (threadIdx.x < leave) amun::warp_sum(1.0f);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(amun_cuda_emulator, m) {
+  m.def("attack_loss", &attack_loss);
+  m.def("search_step_", &search_step);
+  m.def("block_after_exit", &block_after_exit);
+  m.def("shuffle_after_exit", &shuffle_after_exit);
+}

@@ -1,0 +1,58 @@
+// A few blocks of every kernel, for ThreadSanitizer: compiled with -fsanitize=thread it fails where threads of a block
+// touch the same memory without a barrier between them. One float type is enough, and spares it the torch headers.
+
+#include "cuda_emulator.h"
+// Then the kernels.
+#include "cuda/attack_loss.cuh"
+#include "cuda/search_step.cuh"
+
+namespace {
+
+constexpr unsigned threads = 64;
+constexpr float inf = std::numeric_limits<float>::infinity();
+
+void run_attack_loss() {
+  constexpr int64_t rows = 5, classes = 37;
+  std::vector<float> logits(rows * classes), grad_logits(rows * classes), margin(rows);
+  for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
+  std::vector<int64_t> labels{0, 1, 36, -1, 5}, predicted(rows);
+  bool adversarial[rows];
+  amun::AttackLossArgs args{rows,        classes,          amun::Loss::cross_entropy, logits.data(),     labels.data(),
+                            adversarial, predicted.data(), margin.data(),             grad_logits.data()};
+  cuda_emulator::launch(3, threads, [&] { amun::attack_loss_kernel<float>(args); });
+}
+
+// Slots by turns running, adversarial, without a gradient and idle; the queue has a sample for most of those that free.
+void run_search_step() {
+  constexpr int64_t pool = 8, samples = 16, length = 131;
+  std::vector<float> x(pool * length, 0.5f), grad(pool * length, 1.0f), inputs(samples * length, 0.25f),
+      images = inputs, eps(samples, 1.0f), distance(samples, inf);
+  std::vector<int64_t> slots(pool), slot_labels(pool), predicted(pool, 3), labels(samples, 1), found_labels(samples),
+      queue{8, 9, 10, 11, 12}, cursor{0};
+  std::vector<int32_t> round_step(samples), grad_evals(samples);
+  std::vector<int8_t> status(samples);
+  bool adversarial[pool];
+  for (int64_t slot = 0; slot < pool; ++slot) {
+    adversarial[slot] = slot % 4 == 1;
+    slots[slot] = slot % 4 == 3 ? -1 : slot;
+    if (slot % 4 == 2) std::fill_n(grad.begin() + slot * length, length, 0.0f);
+  }
+  amun::SearchStepArgs args{};
+  args.pool_size = pool, args.row_length = length, args.queue_length = int64_t(queue.size());
+  args.x = x.data(), args.slots = slots.data(), args.slot_labels = slot_labels.data(), args.grad = grad.data();
+  args.adversarial = adversarial, args.predicted = predicted.data();
+  args.inputs = inputs.data(), args.labels = labels.data(), args.images = images.data();
+  args.found_labels = found_labels.data(), args.eps = eps.data(), args.distance = distance.data();
+  args.round_step = round_step.data(), args.grad_evals = grad_evals.data(), args.status = status.data();
+  args.queue = queue.data(), args.cursor = cursor.data();
+  args.step_fraction = 0.5, args.eps_growth = 2, args.eps_max = 4, args.low = 0, args.high = 1, args.steps = 2;
+  for (int step = 0; step < 3; ++step)
+    cuda_emulator::launch(pool, threads, [&] { amun::search_step_kernel<float>(args); });
+}
+
+}  // namespace
+
+int main() {
+  run_attack_loss();
+  run_search_step();
+}

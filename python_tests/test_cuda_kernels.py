@@ -1,0 +1,258 @@
+"""The bodies of the CUDA kernels on CPU threads, alone and under ThreadSanitizer; and that the CUDA build loads."""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pybind11
+import pytest
+import torch
+from test_ops import DTYPES, Feedback, Search, check_attack_loss, check_whole_search, draw_logits
+from torch import Tensor
+from torch.utils.cpp_extension import include_paths
+
+from amun_ext import ops
+from amun_ext.ops import AttackLoss, Book, Pool, Schedule, accumulate_dtype
+
+ROOT = Path(__file__).resolve().parent.parent
+EMULATOR = Path(__file__).resolve().parent / "cuda_emulator"
+COMPILER = [os.environ.get("CXX", "g++"), "-std=c++20", "-pthread", "-Wall", "-Wno-unknown-pragmas"]
+
+
+def run(command: list[str | Path], **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **kwargs)
+
+
+def compile_cpp(source: Path, output: Path, *flags: str) -> Path:
+    built = run([*COMPILER, source, "-o", output, *flags])
+    assert built.returncode == 0, built.stderr
+    return output
+
+
+# ---------------------------------------------------------------------------------------------------------- emulation
+
+
+def build_emulator() -> Path:
+    """The emulator's module, kept under build/ for as long as nothing that it is made of changes."""
+    folders = [EMULATOR, ROOT / "csrc", pybind11.get_include(), *include_paths()]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
+    flags += [f"-I{folder}" for folder in (*folders, sysconfig.get_paths()["include"])]
+    made_of = hashlib.sha256(f"{COMPILER} {flags} {torch.__version__} {pybind11.__version__}".encode())
+    for file in sorted([*EMULATOR.iterdir(), *(ROOT / "csrc").rglob("*.*h")]):
+        made_of.update(file.read_bytes())
+    module = ROOT / "build/cuda_emulator" / made_of.hexdigest()[:16] / f"amun_cuda_emulator{suffix}"
+    if not module.exists():
+        module.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=module.parent) as folder:  # whole or not at all
+            compile_cpp(EMULATOR / "emulator.cpp", Path(folder) / "module.so", *flags).replace(module)
+    return module
+
+
+def raw(tensor: Tensor):
+    """The tensor's memory as a NumPy array; a half type as its bits, since NumPy has no bfloat16."""
+    return (tensor.view(torch.uint16) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class EmulatedOps:
+    """The ops with the signatures of amun_ext.ops, in blocks of `threads`."""
+
+    def __init__(self, module, threads: int = 64) -> None:
+        self.module, self.threads = module, threads
+
+    def attack_loss(self, logits: Tensor, labels: Tensor, loss: str) -> AttackLoss:
+        rows, real = len(logits), accumulate_dtype(logits.dtype)
+        result = AttackLoss(
+            torch.empty(rows, dtype=torch.bool),
+            torch.empty(rows, dtype=torch.int64),
+            torch.empty(rows, dtype=real),
+            torch.empty_like(logits),
+        )
+        arrays = [raw(tensor) for tensor in result]
+        self.module.attack_loss(name(logits.dtype), self.threads, raw(logits), raw(labels), loss == "margin", *arrays)
+        return result
+
+    def search_step_(
+        self,
+        pool: Pool,
+        book: Book,
+        queue: Tensor,
+        cursor: Tensor,
+        grad: Tensor,
+        adversarial: Tensor,
+        predicted: Tensor,
+        schedule: Schedule,
+        bounds: tuple[float, float],
+    ) -> None:
+        tensors = (*pool, grad, adversarial, predicted, *book, queue, cursor)
+        self.module.search_step_(name(pool.x.dtype), self.threads, *map(raw, tensors), *schedule, *bounds)
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    path = str(build_emulator())
+    loader = importlib.machinery.ExtensionFileLoader("amun_cuda_emulator", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader, origin=path))
+    loader.exec_module(module)
+    return module
+
+
+class TestEmulator:
+    @pytest.mark.parametrize(("threads", "leave"), [(64, 32), (40, 7), (33, 33)])
+    def test_threads_that_have_returned_are_not_waited_for(self, emulator, threads, leave):
+        assert (emulator.block_after_exit(threads, leave) == leave).all()
+
+    def test_a_shuffle_needs_the_whole_warp(self, emulator):
+        emulator.shuffle_after_exit(64, 32)
+        with pytest.raises(RuntimeError, match=r"a shuffle asks for lane \d+, which is not there"):
+            emulator.shuffle_after_exit(64, 48)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", ops.LOSSES)
+class TestAttackLossKernel:
+    @pytest.mark.parametrize("classes", [2, 3, 10, 31, 32, 33, 63, 64, 65, 100])
+    def test_classes_around_a_warp(self, emulator, dtype, loss, classes):
+        check_attack_loss(EmulatedOps(emulator).attack_loss, *draw_logits(3, classes, dtype=dtype), loss)
+
+    @pytest.mark.parametrize(("threads", "rows"), [(64, 0), (32, 1), (128, 4), (128, 5), (64, 41)])
+    def test_rows_and_blocks(self, emulator, dtype, loss, threads, rows):
+        check_attack_loss(EmulatedOps(emulator, threads).attack_loss, *draw_logits(rows, 10, dtype=dtype), loss)
+
+    def test_many_classes(self, emulator, dtype, loss):
+        check_attack_loss(EmulatedOps(emulator).attack_loss, *draw_logits(2, 3000, dtype=dtype), loss)
+
+    def test_ties(self, emulator, dtype, loss):
+        logits = torch.randint(2, (24, 70)).to(dtype)
+        check_attack_loss(EmulatedOps(emulator).attack_loss, logits, torch.randint(70, (24,)), loss)
+
+    def test_logits_that_are_not_finite(self, emulator, dtype, loss):
+        logits, labels = draw_logits(40, 40, dtype=dtype)
+        drawn = torch.rand(logits.shape)
+        logits[drawn < 0.02], logits[drawn > 0.98] = torch.inf, -torch.inf
+        logits[:8, 39] = torch.nan
+        result = check_attack_loss(EmulatedOps(emulator).attack_loss, logits, labels, loss)
+        assert (result.predicted[:8] == -1).all()
+
+    def test_labels_out_of_range(self, emulator, dtype, loss):
+        logits, _ = draw_logits(2, 33, dtype=dtype)
+        result = EmulatedOps(emulator).attack_loss(logits, torch.tensor([33, -1]), loss)
+        assert (result.predicted == -1).all()
+        assert not result.adversarial.any()
+        assert result.margin.isnan().all()
+        assert (result.grad_logits == 0).all()
+
+
+class TestSearchStepKernel:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(1,), (31,), (33,), (3, 7, 7)], ids=str)
+    def test_whole_search_matches_the_reference(self, emulator, dtype, shape):
+        check_whole_search(EmulatedOps(emulator).search_step_, Search.begin(5, 12, shape, dtype=dtype))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(("threads", "length"), [(256, 3 * 32 * 32 + 1), (32, 1000), (96, 1000), (256, 3)])
+    def test_blocks_of_any_size(self, emulator, dtype, threads, length):
+        check_whole_search(EmulatedOps(emulator, threads).search_step_, Search.begin(2, 3, (length,), dtype=dtype))
+
+    @pytest.mark.parametrize(("slots", "queue"), [(3, []), (0, [0]), (6, [4, 1]), (1, [2, 0, 1])], ids=str)
+    def test_pools_and_queues(self, emulator, slots, queue):
+        search = Search.begin(slots, 5, (7,), queue=queue)
+        if slots:
+            check_whole_search(EmulatedOps(emulator).search_step_, search)
+        else:
+            step = EmulatedOps(emulator).search_step_
+            search.step(step, Feedback.random(search.pool.x), Schedule(1, 0.5, 2.0, 1.0))
+            assert search.cursor == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- races
+
+
+def find_races(kernels: Path, folder: Path) -> str:
+    """What ThreadSanitizer says of the kernels in this csrc; empty when it says nothing."""
+    flags = ["-fsanitize=thread", "-O1", "-g", f"-I{EMULATOR}", f"-I{kernels}"]
+    command = [compile_cpp(EMULATOR / "race_check.cpp", folder / "race_check", *flags)]
+    # At the first race: a kernel without its barriers need not come to an end.
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    checked = run(command, env=environment)
+    if "unexpected memory mapping" in checked.stderr:  # a libtsan older than the kernel's address randomisation
+        checked = run(["setarch", "-R", *command], env=environment)
+    assert checked.returncode == 0 or "WARNING: ThreadSanitizer: data race" in checked.stderr, checked.stderr
+    assert (checked.returncode == 0) == (not checked.stderr)
+    return checked.stderr
+
+
+BARRIERS = [
+    pytest.param(kernel.relative_to(ROOT / "csrc"), place, id=f"{kernel.name}-{place}")
+    for kernel in sorted((ROOT / "csrc/cuda").glob("*.cuh"))
+    for place in range(kernel.read_text().count("__syncthreads();"))
+]
+
+
+class TestRaces:
+    def test_kernels_have_none(self, tmp_path):
+        assert find_races(ROOT / "csrc", tmp_path) == ""
+
+    @pytest.mark.parametrize(("kernel", "place"), BARRIERS)
+    def test_every_barrier_is_needed(self, tmp_path, kernel, place):
+        """And a race is found where there is one, or the test above says nothing."""
+        csrc = Path(shutil.copytree(ROOT / "csrc", tmp_path / "csrc"))
+        pieces = (csrc / kernel).read_text().split("__syncthreads();")
+        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        (csrc / kernel).write_text("__syncthreads();".join(pieces))
+        assert "data race" in find_races(csrc, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA build
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory) -> Path:
+    """The extension with its CUDA kernels, built for one GPU; a GPU need not be there."""
+    folder = tmp_path_factory.mktemp("cuda_build")
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp"]
+    built = run(command, cwd=ROOT, env={**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"})
+    if "FORCE_CUDA=1 needs a CUDA toolkit" in built.stderr and os.environ.get("AMUN_REQUIRE_NVCC") != "1":
+        pytest.skip(built.stderr.strip())
+    assert built.returncode == 0, built.stdout + built.stderr
+    (library,) = (folder / "lib").rglob("_C*.so")
+    return library
+
+
+class TestCudaBuild:
+    def test_loads_and_registers_where_there_is_no_gpu(self, cuda_library):
+        script = f"""
+import torch
+torch.ops.load_library({str(cuda_library)!r})
+for name in ("attack_loss", "search_step_"):
+    for key in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("amun_ext::" + name, key), (name, key)
+assert not torch.cuda.is_initialized()
+"""
+        loaded = run([sys.executable, "-c", script], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        assert loaded.returncode == 0, loaded.stderr
+
+    def test_refuses_a_cuda_call_where_there_is_no_gpu(self, cuda_library):
+        script = f"""
+import torch
+torch.ops.load_library({str(cuda_library)!r})
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+try:
+    torch.ops.amun_ext.attack_loss.default.redispatch(cuda, torch.zeros(3, 2), torch.zeros(3).long(), "margin")
+except RuntimeError as error:
+    print("refused:", error)
+"""
+        refused = run([sys.executable, "-c", script], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        assert refused.returncode == 0, refused.stderr
+        assert refused.stdout.startswith("refused: ")

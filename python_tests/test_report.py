@@ -1,0 +1,302 @@
+"""evaluate on models whose every number can be worked out by hand, and what it writes."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from amun_ext import InputError
+from amun_ext.evaluation import evaluate
+from amun_ext.evaluation.page import render
+
+HOSTILE = "<script src='http://example.invalid/x.js'></script>&\""
+
+
+class Scorer(nn.Module):
+    """Two classes; the logit of class 1 is the image's mean above `threshold`, times 10."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, images):
+        logit = 10 * (images.flatten(1).mean(1) - self.threshold)
+        return torch.stack([-logit, logit], dim=1)
+
+
+def images_of(*means):
+    return torch.tensor(means).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+
+
+def data(*pairs):
+    return TensorDataset(images_of(*(mean for mean, _ in pairs)), torch.tensor([label for _, label in pairs]))
+
+
+@pytest.fixture
+def arguments():
+    forget = data((0.9, 1), (0.8, 1), (0.6, 1), (0.3, 0))
+    examples = SimpleNamespace(
+        images=images_of(0.45, 0.4, 0.45, 0.3),
+        labels=torch.tensor([0, 0, 0, 1]),
+        distance=torch.tensor([0.9, 0.8, 0.3, math.inf]),
+        eps=torch.tensor([1.0, 1.0, 0.5, math.inf]),
+        grad_evals=torch.tensor([5, 5, 3, 40], dtype=torch.int32),
+        found=torch.tensor([True, True, True, False]),
+    )
+    return {
+        "models": {"no-op": Scorer(0.5), "amun": Scorer(0.7), "retrain": Scorer(0.85)},
+        "forget": forget,
+        "retain": data((0.9, 1), (0.1, 0)),
+        "test": data((0.9, 1), (0.75, 1), (0.15, 0), (0.6, 0)),
+        "seconds": {"amun": 2.0, "retrain": 10.0},
+        "adversarial": examples,
+        "classes": ["dark", "light"],
+        "facts": {"seed": 3, "nested": {"rate": 0.5, "never": math.inf}, "on": [torch.device("cpu"), None]},
+    }
+
+
+@pytest.fixture
+def report(arguments):
+    return evaluate(**arguments)
+
+
+class TestRows:
+    def test_accuracies_by_hand(self, report):
+        cells = {name: [row[key] for key in ("UA", "100-UA", "RA", "TA")] for name, row in report.rows.items()}
+        assert cells == {"no-op": [100, 0, 100, 75], "amun": [75, 25, 100, 100], "retrain": [50, 50, 100, 75]}
+
+    def test_ft_auc_by_hand(self, report):
+        assert report.scores["no-op"]["forget"] == pytest.approx([8, 6, 2, 4], abs=1e-4)
+        assert report.scores["no-op"]["test"] == pytest.approx([8, 5, 7, -2], abs=1e-4)
+        assert report.rows["no-op"]["FT AUC"] == 100 * (3.5 + 2 + 1 + 1) / 16
+
+    def test_gap_from_the_cells(self, report):
+        amun, retrain = report.rows["amun"], report.rows["retrain"]
+        assert amun["gap"] == pytest.approx((25 + 0 + 25 + abs(amun["FT AUC"] - retrain["FT AUC"])) / 4)
+        assert retrain["gap"] == 0
+
+    def test_time_and_speed_up(self, report):
+        assert math.isnan(report.rows["no-op"]["seconds"])
+        assert math.isnan(report.rows["no-op"]["speed-up"])
+        assert report.rows["amun"]["speed-up"] == 5
+        assert report.rows["retrain"]["speed-up"] == 1
+
+    def test_no_time_at_all_is_no_speed_up(self, arguments):
+        report = evaluate(**arguments | {"seconds": {"no-op": 0.0, "retrain": 1.0}})
+        assert math.isnan(report.rows["no-op"]["speed-up"])
+
+    def test_no_baseline_no_comparison(self, arguments):
+        report = evaluate(**arguments | {"baseline": None, "seconds": None})
+        assert "gap" not in report.rows["amun"]
+        assert [column.name for column in report.columns][-1] == "FT SE"
+        assert "retraining gives" not in render(report)
+
+    def test_headline_is_the_first_that_is_neither_before_nor_baseline(self, arguments):
+        assert evaluate(**arguments).headline == "amun"
+        assert evaluate(**arguments | {"headline": "retrain"}).headline == "retrain"
+        assert evaluate(**arguments | {"models": {"retrain": Scorer(0.5)}, "seconds": None}).headline == "retrain"
+
+
+class TestSearch:
+    def test_summary_counts_only_what_was_found(self, report):
+        assert report.search == pytest.approx(
+            {"samples": 4, "found": 3, "median_distance": 0.8, "median_eps": 1.0, "grad_evals": 53}
+        )
+
+    def test_twins_go_from_the_closest_to_the_farthest(self, report):
+        assert [(twin.true, twin.wrong, round(twin.distance, 3)) for twin in report.twins] == [
+            ("light", "dark", 0.3),
+            ("light", "dark", 0.8),
+            ("light", "dark", 0.9),
+        ]
+        assert float(report.twins[0].image.max()) == pytest.approx(0.6)
+
+    def test_none_found(self, arguments):
+        arguments["adversarial"].found[:] = False
+        report = evaluate(**arguments)
+        assert not report.twins
+        assert report.to_dict()["search"]["median_distance"] is None
+        assert "adversarial twins" not in render(report)
+
+    def test_the_image_itself_is_a_twin_at_distance_zero(self, arguments):
+        examples = arguments["adversarial"]
+        examples.images, examples.distance[:] = arguments["forget"].tensors[0], 0.0
+        assert "enlarged 1 times" in render(evaluate(**arguments))
+
+
+NOTHING = TensorDataset(torch.rand(0, 1, 2, 2), torch.zeros(0, dtype=torch.long))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"models": {}}, "^models must be"),
+            ({"baseline": "retrained"}, "^baseline must be among the rows .*'retrained'"),
+            ({"headline": "x"}, "^headline must be among"),
+            ({"seconds": {"x": 1.0}}, "^seconds must be among"),
+            ({"seconds": {"amun": -1.0}}, r"^seconds\['amun'\] must be"),
+            ({"seconds": {"amun": math.nan}}, r"^seconds\['amun'\] must be"),
+            ({"forget": NOTHING}, "^forget must be non-empty"),
+            ({"retain": NOTHING}, "^retain must be non-empty"),
+            ({"test": NOTHING}, "^test must be non-empty"),
+            ({"test": data((0.1, 2))}, "^test labels must be in"),
+            ({"test": data((1.5, 1))}, "^test images must be inside"),
+            ({"test": data((math.nan, 1))}, "^test images must be free of NaN"),
+            ({"classes": ["one"]}, "^forget labels must be in"),
+            ({"classes": ["a", "b", "c"]}, "^classes must be 2 names"),
+            ({"models": {"retrain": nn.Flatten(0)}}, r"^models\['retrain'\] must be"),
+            ({"models": {"retrain": Scorer(math.nan)}}, r"^models\['retrain'\] must be .* 8 of 8 not finite"),
+        ],
+    )
+    def test_names_the_argument(self, arguments, change, message):
+        with pytest.raises(InputError, match=message):
+            evaluate(**arguments | {"classes": (), "seconds": None, "adversarial": None} | change)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("images", torch.rand(3, 1, 2, 2)),
+            ("images", images_of(2.0, 0.1, 0.1, 0.1)),
+            ("labels", torch.tensor([0, 0, 2, 0])),
+            ("labels", torch.tensor([0, 0])),
+            ("distance", torch.tensor([math.nan, 1.0, 1.0, 1.0])),
+            ("found", torch.tensor([True])),
+        ],
+    )
+    def test_names_the_field_of_the_adversarial_examples(self, arguments, field, value):
+        setattr(arguments["adversarial"], field, value)
+        with pytest.raises(InputError, match=rf"^adversarial\.{field} must be"):
+            evaluate(**arguments)
+
+
+class TestJson:
+    def test_round_trips_without_nan(self, report, tmp_path):
+        report.to_json(tmp_path / "report.json")
+
+        def refuse(constant):
+            raise AssertionError(constant)
+
+        written = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+        assert written == report.to_dict()
+        assert written["rows"]["no-op"]["seconds"] is None
+        assert written["rows"]["amun"]["UA"] == 75
+        assert written["facts"] == {"seed": 3, "nested": {"rate": 0.5, "never": None}, "on": ["cpu", None]}
+        assert set(written["columns"]) == set(written["rows"]["amun"])
+
+    def test_one_sample_has_no_standard_error(self, arguments):
+        report = evaluate(**arguments | {"forget": data((0.9, 1)), "adversarial": None})
+        assert report.to_dict()["rows"]["amun"]["FT SE"] is None
+
+
+class TestText:
+    def test_is_an_aligned_table_with_a_legend(self, report):
+        lines = report.to_text().splitlines()
+        heading, rule, *rows = lines[:5]
+        assert heading.split() == ["UA", "100-UA", "RA", "TA", "FT", "AUC", "FT", "SE", "seconds", "gap", "speed-up"]
+        assert set(rule) == {"-"}
+        assert len({len(line) for line in (heading, rule, *rows)}) == 1
+        assert rows[0].split()[:5] == ["no-op", "100.0", "0.0", "100.0", "75.0"]
+        assert rows[0].split()[-3::2] == ["-", "-"]
+        for column in report.columns:
+            assert sum(line.startswith(f"{column.name}  ") for line in lines) == 1
+        assert "closer to retraining" in report.to_text()
+
+    def test_drops_columns_that_say_nothing(self, arguments):
+        assert "speed-up" not in evaluate(**arguments | {"seconds": None}).to_text()
+
+
+class Page(HTMLParser):
+    """Open tags must be closed in order; notes tags, attributes and text."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, words):
+        self.words.append(words)
+
+
+class TestHtml:
+    def test_is_well_formed_and_self_contained(self, report, tmp_path):
+        report.to_html(tmp_path / "report.html")
+        source = (tmp_path / "report.html").read_text(encoding="utf-8")
+        page = Page(source)
+        assert not page.open
+        assert not {"script", "link", "iframe", "object", "image"} & {tag for tag, _ in page.tags}
+        links = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "xlink:href", "srcset")]
+        assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+        assert "@import" not in source
+        assert not re.search(r"url\((?!#)", source)
+        ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id", "").startswith(("p", "m"))]
+        clips = [i for i in ids if re.fullmatch(r"[pm][0-9a-f]{10}", i)]
+        assert len(clips) == len(set(clips))
+
+    def test_opens_with_what_the_numbers_say(self, report):
+        words = " ".join("".join(Page(render(report)).words).replace("\u00a0", " ").split())
+        assert "4 forgotten images fell from 100.0 % to 75.0 %; retraining gives 50.0 %" in words
+        assert "4 test images rose from 75.0 % to 100.0 %" in words
+        assert "It took 2.0 seconds, retraining 10.0." in words
+        assert "3 of 4 forgotten images, at a median L2 distance of 0.80" in words
+        assert "empirical measurement" in words
+
+    def test_shows_three_histograms_and_every_twin(self, report):
+        page = Page(render(report))
+        tags = [tag for tag, _ in page.tags]
+        assert tags.count("svg") == 3
+        assert tags.count("img") == 3 * 3
+        assert ("tr", {"class": "baseline"}) in page.tags
+        assert "currentColor" in render(report)
+
+    def test_takes_the_pages_colours_only(self, report):
+        svgs = re.findall(r"<svg.*?</svg>", render(report), re.DOTALL)
+        assert not re.findall(
+            r"(?:fill|stroke): (?!none|currentColor|var\(|#ffffff; opacity: 0)[^;\"]+", " ".join(svgs)
+        )
+
+    def test_escapes_every_name_it_is_given(self, arguments):
+        models = {HOSTILE + "before": Scorer(0.5), HOSTILE: Scorer(0.6), "retrain": Scorer(0.7)}
+        hostile = {"models": models, "seconds": None, "classes": [HOSTILE, "b"], "facts": {HOSTILE: [HOSTILE]}}
+        source = render(evaluate(**arguments | hostile))
+        page = Page(source)
+        assert "script" not in {tag for tag, _ in page.tags}
+        assert HOSTILE not in source
+        assert "".join(page.words).count("<script src=") >= 6
+
+    @pytest.mark.parametrize("channels", [1, 2, 3])
+    def test_draws_images_of_any_channels(self, arguments, channels):
+        sets = {
+            name: TensorDataset(arguments[name].tensors[0].expand(-1, channels, -1, -1), arguments[name].tensors[1])
+            for name in ("forget", "retain", "test")
+        }
+        arguments["adversarial"].images = arguments["adversarial"].images.expand(-1, channels, -1, -1)
+        assert render(evaluate(**arguments | sets)).count("data:image/png") == 9
+
+    def test_draws_scores_that_are_all_the_same(self, report):
+        constant = {row: {name: 0 * values for name, values in sets.items()} for row, sets in report.scores.items()}
+        assert render(replace(report, scores=constant)).count("<svg") == 3
+
+    def test_is_the_same_page_for_the_same_report(self, report):
+        assert render(report) == render(report)

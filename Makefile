@@ -1,10 +1,12 @@
 # make demo    train, forget 10 % of the embedded images, compare with retraining; writes amun-demo/report.html
-# make test    all tests
+# make test    all tests (ARGS=... goes to pytest)
+# make cov     the tests with a coverage figure
 # make lint    ruff, mypy, clang-format
-# make bench   the benchmarks, and the tables in benchmarks/README.md
+# make bench   the benchmarks and their tables in benchmarks/README.md (ARGS=... names some)
 #
 # Each does its own set-up: a virtual environment in .venv with torch and the built extension. With
 # `make PYTHON=...` an interpreter that already imports torch is used as it is, and nothing is installed into it.
+# TORCH="torch==2.13.0 --index-url ..." chooses another build of torch for .venv.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -17,16 +19,18 @@ endif
 
 ifeq ($(AS_IT_IS),yes)
   RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
+  READY := complete
+  CLANG_FORMAT := clang-format
 else
   RUN := .venv/bin/python
   READY := .venv/ready
+  CLANG_FORMAT := .venv/bin/clang-format
 endif
 
 EXTENSION := amun_ext/_C.abi3.so
-SOURCES := setup.py $(shell find csrc -type f)
+NATIVE := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint bench build clean
-build: $(EXTENSION)
+.PHONY: demo test cov lint format bench build complete clean
 
 demo: build
 	$(RUN) -m amun_ext.cli demo --out $(OUT)
@@ -34,28 +38,45 @@ demo: build
 test: build
 	$(RUN) -m pytest $(ARGS)
 
+cov: build
+	$(RUN) -m pytest --cov=amun_ext --cov-report=term:skip-covered $(ARGS)
+
 lint: build
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m clang_format --dry-run --Werror $$(find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(CLANG_FORMAT) --dry-run --Werror $(NATIVE)
+
+format: build
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(CLANG_FORMAT) -i $(NATIVE)
 
 bench: build
-	$(RUN) benchmarks/run.py $(ARGS)
+	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/run.py $(ARGS)
 
-# torchvision without its dependencies: from PyPI it asks for a CUDA build of torch, and only its readers are used.
-.venv/ready: pyproject.toml Makefile
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --upgrade pip
-	.venv/bin/pip install --quiet "$(TORCH)"
-	.venv/bin/pip install --quiet ninja "setuptools>=77" wheel
-	USE_NINJA=1 .venv/bin/pip install --quiet --no-build-isolation -e ".[test,lint]"
-	.venv/bin/pip install --quiet --no-deps "$(VISION)" && .venv/bin/pip install --quiet pillow
-	touch .venv/ready
+build: $(EXTENSION)
 
-$(EXTENSION): $(SOURCES) $(READY)
+$(EXTENSION): setup.py $(shell find csrc -type f) | $(READY)
 	$(RUN) setup.py --quiet build_ext --inplace
 	touch $(EXTENSION)
 
+# torchvision without its dependencies: it would ask for one exact build of torch, and only its readers are used.
+.venv/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(TORCH)
+	.venv/bin/python -m pip install --quiet "setuptools>=77" wheel ninja
+	.venv/bin/python -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	.venv/bin/python -m pip install --quiet --no-deps $(VISION)
+	.venv/bin/python -m pip install --quiet pillow
+	touch .venv/ready
+
+# What is used as it is must have what is needed; it is not changed.
+complete:
+	@$(PYTHON) -c 'import sys, importlib.util as u; \
+	  needed = "numpy safetensors tqdm sklearn matplotlib setuptools ninja pytest hypothesis pybind11 torchvision PIL".split(); \
+	  missing = [name for name in needed if not u.find_spec(name)]; \
+	  missing and sys.exit(f"{sys.executable} lacks {missing}: pip install them, or leave PYTHON= out")'
+
 clean:
-	rm -rf .venv build dist *.egg-info amun_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info amun_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -34,6 +34,7 @@ DATA_HELP = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 1 for a failure and 2 for bad input, each with one line on standard error."""
     options = parser().parse_args(arguments)
+    sys.path.insert(0, "")  # a user's own module:function is found where they stand
     warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {message}", file=sys.stderr)
     try:
         options.run(options)
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     show = command(
-        "demo", run_demo, "train a small network on the embedded images, forget 10 %, compare with retraining"
+        "demo", run_demo, "train a small network on the embedded images, forget a tenth, compare with retraining"
     )
     show.add_argument(
         "--out", type=Path, default=Path("amun-demo"), help="folder of the results (default: %(default)s)"

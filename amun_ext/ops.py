@@ -8,6 +8,8 @@ from torch import Tensor
 from amun_ext import extension
 
 extension.load()
+_attack_loss = torch.ops.amun_ext.attack_loss.default
+_search_step_ = torch.ops.amun_ext.search_step_.default
 
 LOSSES = ("cross_entropy", "margin")
 
@@ -41,7 +43,7 @@ def attack_loss(
     Raises:
         RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, or an unknown loss.
     """
-    return AttackLoss(*torch.ops.amun_ext.attack_loss(logits, labels, loss))
+    return AttackLoss(*_attack_loss(logits, labels, loss))
 
 
 @torch.library.register_fake("amun_ext::attack_loss")
@@ -93,7 +95,6 @@ class Status:
     PENDING, FOUND, EXHAUSTED, NO_GRADIENT = range(4)
 
 
-@torch.no_grad()
 def search_step_(
     pool: Pool,
     book: Book,
@@ -120,7 +121,7 @@ def search_step_(
     Raises:
         RuntimeError: a tensor of the wrong shape, dtype, device or layout, or a schedule out of range.
     """
-    torch.ops.amun_ext.search_step_(
+    _search_step_(
         *pool,
         grad,
         adversarial,

@@ -18,8 +18,8 @@ from amun_ext.training import Part, Recipe, fit
 from amun_ext.unlearning import unlearn
 
 DATA, MODEL, FRACTION = "fashion-mnist-mini", "small-cnn", 0.1
-TRAINING = Recipe(epochs=40, lr=0.05, schedule="cosine")
-FINE_TUNING = Recipe(epochs=10, lr=0.015, schedule="cosine")
+TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)
+FINE_TUNING = Recipe(epochs=10, lr=0.03, schedule="cosine")
 ORIGINAL, HEADLINE, WITH_FORGET, RETRAIN = "no-op (original)", "AMUN (D_R + D_A)", "AMUN (D_R + D_F + D_A)", "retrain"
 
 Result = TypeVar("Result")

@@ -23,15 +23,27 @@ template <typename T>
 AMUN_CLONES StepSums<Accumulate<T>> sum_row(const T* __restrict x, const T* __restrict x0, const T* __restrict grad,
                                             int64_t length) {
   using A = Accumulate<T>;
-  A gg = 0, gd = 0, dd = 0;
-#pragma omp simd reduction(+ : gg, gd, dd)
-  for (int64_t i = 0; i < length; ++i) {
+  constexpr int64_t lanes = 32;  // one running sum per product would wait for each addition before the next
+  A gg[lanes] = {}, gd[lanes] = {}, dd[lanes] = {};
+  const auto add = [&](int64_t i, int64_t lane) {
     const A g = A(grad[i]), d = A(x[i]) - A(x0[i]);
-    gg += g * g;
-    gd += g * d;
-    dd += d * d;
+    gg[lane] += g * g;
+    gd[lane] += g * d;
+    dd[lane] += d * d;
+  };
+  int64_t i = 0;
+  for (; i + lanes <= length; i += lanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < lanes; ++lane) add(i + lane, lane);
   }
-  return {gg, gd, dd};
+  for (int64_t lane = 0; i + lane < length; ++lane) add(i + lane, lane);
+  StepSums<A> sums;
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    sums.gg += gg[lane];
+    sums.gd += gd[lane];
+    sums.dd += dd[lane];
+  }
+  return sums;
 }
 
 template <typename T>

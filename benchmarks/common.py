@@ -1,0 +1,74 @@
+"""What every benchmark shares: facts about the machine, one way to time, one place for results."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amun_ext.files import write_json
+from amun_ext.info import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a number was measured."""
+    model = [
+        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    commit = subprocess.run(
+        ["git", "-C", RESULTS.parent, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "cpu": model[0] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit.stdout.strip() or None,
+        "versions": versions(),
+    }
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """The result of `work`, and its wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def microseconds(works: dict[str, Callable[[], Any]], repeats: int, calls: int = 10) -> dict[str, dict[str, float]]:
+    """CPU time per call of each work: median and best over `repeats` of the mean of `calls`.
+
+    Works take turns, so that drift hits all alike; one untimed call before each turn brings its own data back.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            work()
+            start = time.process_time_ns()
+            for _ in range(calls):
+                work()
+            samples[name].append((time.process_time_ns() - start) / 1000 / calls)
+    return {name: {"median": statistics.median(taken), "best": min(taken)} for name, taken in samples.items()}
+
+
+def peak_memory_mib() -> float:
+    """Of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    write_json(RESULTS / f"{name}.json", {"machine": machine(), **result})
+
+
+def read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,19 @@
+"""Run the benchmarks and write the tables of README.md from their results: python benchmarks/run.py [name ...]"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tables
+
+HERE = Path(__file__).parent
+BENCHMARKS = ("search_step", "search", "demo")
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or BENCHMARKS
+    if unknown := set(names) - set(BENCHMARKS) - {"tables"}:
+        sys.exit(f"benchmarks must be among {BENCHMARKS} or tables, got {sorted(unknown)}")
+    for name in names:
+        if name != "tables":
+            subprocess.run([sys.executable, HERE / f"bench_{name}.py"], check=True)
+    tables.write_readme(HERE / "README.md")

@@ -1,0 +1,183 @@
+"""The command line: the main path on small data, and each error as one line, a status, and no file."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from amun_ext import cli, data, models
+from amun_ext.experiments import demo
+from amun_ext.training import Recipe
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "model.safetensors"
+    arguments = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
+    assert cli.main([*arguments.split(), "--out", str(path)]) == 0
+    return path
+
+
+def forget(original: Path, out: Path, *more: str) -> int:
+    return cli.main(["forget", "--model", str(original), "--data", "digits", "--out", str(out), *more])
+
+
+class TestTrain:
+    def test_checkpoint_says_what_it_is(self, original: Path) -> None:
+        with safe_open(original, "pt") as file:
+            metadata = file.metadata()
+        assert metadata["arch"] == "small-cnn"
+        assert metadata["width"] == "8"
+        assert json.loads(metadata["recipe"])["epochs"] == 3
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        models.load_checkpoint(original, model)
+        images, labels = data.load("digits").test.tensors
+        with torch.no_grad():
+            assert (model.eval()(images).argmax(1) == labels).float().mean() > 0.5
+
+    def test_seed_decides(self, original: Path, tmp_path: Path) -> None:
+        arguments = (
+            "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
+        )
+        again = tmp_path / "again.safetensors"
+        assert cli.main([*arguments.split(), "--out", str(again)]) == 0
+        first, second = (safe_open(path, "pt") for path in (original, again))
+        assert all(torch.equal(first.get_tensor(key), second.get_tensor(key)) for key in first.keys())  # noqa: SIM118
+
+
+class TestForget:
+    def test_writes_model_report_and_page(self, original: Path, tmp_path: Path, capsys) -> None:
+        assert forget(original, tmp_path / "out", "--ids", "3,17,40-60", "--retrain", "--epochs", "1") == 0
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+            "model.safetensors",
+            "report.html",
+            "report.json",
+        ]
+        report = json.loads((tmp_path / "out/report.json").read_text())
+        assert list(report["rows"]) == ["no-op (original)", "AMUN", "retrain"]
+        assert report["sizes"]["forget"] == 23
+        assert report["facts"]["sets"] == "D_R + D_F + D_A"
+        assert "retrain" in capsys.readouterr().out
+        before, after = (safe_open(path, "pt") for path in (original, tmp_path / "out/model.safetensors"))
+        assert any(not torch.equal(before.get_tensor(key), after.get_tensor(key)) for key in before.keys())  # noqa: SIM118
+
+    def test_the_result_can_forget_again(self, original: Path, tmp_path: Path) -> None:
+        assert forget(original, tmp_path / "first", "--fraction", "0.02", "--epochs", "1") == 0
+        assert forget(tmp_path / "first/model.safetensors", tmp_path / "second", "--ids", "5", "--epochs", "1") == 0
+
+    def test_without_the_retain_set_and_without_the_forget_set(self, original: Path, tmp_path: Path) -> None:
+        flags = ("--no-retain", "--without-forget", "--epochs", "1")
+        assert forget(original, tmp_path / "out", "--ids", "1,2,3", *flags) == 0
+        report = json.loads((tmp_path / "out/report.json").read_text())
+        assert report["facts"]["sets"] == "D_A"
+        assert report["baseline"] is None
+
+    def test_a_foreign_checkpoint_and_the_users_own_functions(
+        self, original: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        (tmp_path / "mine.py").write_text(
+            "from amun_ext import data, models\n"
+            "def net(num_classes, in_channels):\n"
+            "    return models.build('small-cnn', num_classes=num_classes, in_channels=in_channels, width=8)\n"
+            "def digits():\n"
+            "    return data.load('digits')\n"
+        )
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        models.load_checkpoint(original, model)
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "net.pt")
+        monkeypatch.chdir(tmp_path)
+        arguments = "forget --model net.pt --arch mine:net --data mine:digits --ids 1,2,3 --epochs 1 --out out"
+        assert cli.main(arguments.split()) == 0
+        assert Path("out/model.safetensors").exists()
+
+
+ERRORS = {
+    "unknown id": (["--ids", "5,99999"], r"ids in \[0, 1\d\d\d\), got .*99999"),
+    "repeated id": (["--ids", "5,5"], "repeated"),
+    "no integer": (["--ids", "five"], "five"),
+    "file not there": (["--ids-file", "absent.csv"], r"absent\.csv"),
+    "fraction": (["--fraction", "1.5"], "fraction must be"),
+    "data folder not there": (["--ids", "5", "--data", "no/such/folder"], "data set must be one of"),
+    "model not there": (["--ids", "5", "--model", "absent.safetensors"], r"absent\.safetensors, which does not exist"),
+    "other architecture": (["--ids", "5", "--arch", "resnet18"], "a checkpoint of this architecture"),
+    "other width": (["--ids", "5", "--width", "16"], "a checkpoint of this architecture"),
+    "epochs": (["--ids", "5", "--epochs", "0"], "epochs must be"),
+    "schedule": (["--ids", "5", "--schedule", "often"], "schedule must be"),
+    "device": (["--ids", "5", "--device", "abacus"], "--device must be"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_bad_input_is_one_line_status_2_and_no_file(original, tmp_path, capsys, arguments, message) -> None:
+    assert forget(original, tmp_path / "out", *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("amun: error: ")
+    assert printed.err.count("\n") == 1
+    assert re.search(message, printed.err), printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_results_are_refused_before_any_work(original, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert forget(original, tmp_path / "file/out", "--ids", "5") == 2
+    assert "--out must be in a folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_status_1_and_no_half_file(original, tmp_path, capsys, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("amun_ext.models.checkpoint.save_file", full)
+    assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 1
+    assert "amun: failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_stopping_leaves_no_file(original, tmp_path, capsys, monkeypatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "unlearn", stop)
+    assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(demo, "TRAINING", Recipe(epochs=1, lr=0.05, batch_size=64))
+    monkeypatch.setattr(demo, "FINE_TUNING", Recipe(epochs=1, lr=0.01))
+    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"original.safetensors", "unlearned.safetensors", "report.html", "report.json"}
+    rows = json.loads((tmp_path / "demo/report.json").read_text())["rows"]
+    assert list(rows) == [demo.ORIGINAL, demo.HEADLINE, demo.WITH_FORGET, demo.RETRAIN]
+    printed = capsys.readouterr().out
+    assert all(row in printed for row in rows)
+    # What it wrote is a checkpoint like any other.
+    unlearned = tmp_path / "demo/unlearned.safetensors"
+    arguments = ["forget", "--model", str(unlearned), "--data", "fashion-mnist-mini", "--ids", "1-9", "--epochs", "1"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["forget"], ["info"]])
+def test_help(command, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: amun" in capsys.readouterr().out
+
+
+def test_info_names_versions_kernels_and_the_build() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "amun_ext.info"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(cli.__file__).parents[1],
+    ).stdout
+    for word in (torch.__version__, "attack_loss, search_step_", "torch_target", "flags", "CPU", "CUDA"):
+        assert word in printed

@@ -1,6 +1,5 @@
 # make demo    train, forget 10 % of the embedded images, compare with retraining; writes amun-demo/report.html
-# make test    all tests (ARGS=... goes to pytest)
-# make cov     the tests with a coverage figure
+# make test    all tests (ARGS=... goes to pytest; ARGS=--cov=amun_ext adds a coverage figure)
 # make lint    ruff, mypy, clang-format
 # make bench   the benchmarks and their tables in benchmarks/README.md (ARGS=... names some)
 #
@@ -30,16 +29,13 @@ endif
 EXTENSION := amun_ext/_C.abi3.so
 NATIVE := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test cov lint format bench build complete clean
+.PHONY: demo test lint format bench build complete clean
 
 demo: build
 	$(RUN) -m amun_ext.cli demo --out $(OUT)
 
 test: build
 	$(RUN) -m pytest $(ARGS)
-
-cov: build
-	$(RUN) -m pytest --cov=amun_ext --cov-report=term:skip-covered $(ARGS)
 
 lint: build
 	$(RUN) -m ruff check .
@@ -55,11 +51,14 @@ format: build
 bench: build
 	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/run.py $(ARGS)
 
-build: $(EXTENSION)
+# In a make of its own, which looks at the files anew: setting up .venv builds the extension too.
+build: $(READY)
+	@$(MAKE) --no-print-directory $(EXTENSION)
 
-$(EXTENSION): setup.py $(shell find csrc -type f) | $(READY)
-	$(RUN) setup.py --quiet build_ext --inplace
-	touch $(EXTENSION)
+$(EXTENSION): setup.py $(shell find csrc -type f)
+	@mkdir -p build && echo "building the extension (build/log)"
+	@$(RUN) setup.py --quiet build_ext --inplace >build/log 2>&1 || (cat build/log && false)
+	@touch $(EXTENSION)
 
 # torchvision without its dependencies: it would ask for one exact build of torch, and only its readers are used.
 .venv/ready: pyproject.toml Makefile

@@ -22,7 +22,7 @@ from amun_ext.evaluation import evaluate
 from amun_ext.experiments import demo
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Part, Recipe, fit
-from amun_ext.unlearning import unlearn
+from amun_ext.unlearning import overlap, unlearn
 from amun_ext.unlearning.amun import RECIPE
 
 DATA_HELP = (
@@ -185,6 +185,9 @@ def run_forget(options: argparse.Namespace) -> None:
         len(splits.train), ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed
     )
     forget, retain = split(splits.train, ids)
+    kept = sorted(set(range(len(splits.train))) - set(ids.tolist()))
+    copies = [f"{ids[row]} = {kept[other]}" for row, other in overlap(forget, retain)]
+    require(not copies, "the ids", "complete", f"samples with copies under ids that are retained: {copies[:5]}")
     original, metadata = rebuilt(options, len(splits.classes), splits.train.tensors[0].shape[1])
     if options.retrain:
         require("recipe" in metadata, "--retrain", "used with a checkpoint that amun train wrote", options.model)

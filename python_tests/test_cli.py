@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -181,3 +182,18 @@ def test_info_names_versions_kernels_and_the_build() -> None:
     ).stdout
     for word in (torch.__version__, "attack_loss, search_step_", "torch_target", "flags", "CPU", "CUDA"):
         assert word in printed
+
+
+def test_a_copy_under_another_id_is_refused(original, tmp_path, capsys) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)
+    images[17] = images[4]
+    labels = np.arange(20) % 10
+    labels[17] = labels[4]
+    np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    arguments = ["--data", str(tmp_path / "d.npz"), "--ids", "3,4"]
+    assert forget(original, tmp_path / "out", *arguments) == 2
+    assert (
+        "the ids must be complete, got samples with copies under ids that are retained: ['4 = 17']"
+        in capsys.readouterr().err
+    )
+    assert forget(original, tmp_path / "out", *arguments[:-1], "3,4,17", "--epochs", "1") == 0

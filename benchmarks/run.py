@@ -1,4 +1,4 @@
-"""Run the benchmarks and write the tables of README.md from their results: python benchmarks/run.py [name ...]"""
+"""Run the benchmarks and write the tables of the README pages from their results: python benchmarks/run.py [name ...]"""
 
 import subprocess
 import sys
@@ -16,4 +16,4 @@ if __name__ == "__main__":
     for name in names:
         if name != "tables":
             subprocess.run([sys.executable, HERE / f"bench_{name}.py"], check=True)
-    tables.write_readme(HERE / "README.md")
+    tables.write_pages()

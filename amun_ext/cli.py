@@ -152,6 +152,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
 
 def run_demo(options: argparse.Namespace) -> None:
     check_folder(options.out)
+    torch.set_num_threads(1)  # so small a network gains little from a second one, and loses much on a busy machine
     report, trained = demo.run(options.seed, progress=True)
     shape = {"arch": demo.MODEL, "num_classes": "10", "in_channels": "1", "recipe": json.dumps(asdict(demo.TRAINING))}
     models.save_checkpoint(options.out / "original.safetensors", trained[demo.ORIGINAL], shape)

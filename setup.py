@@ -28,6 +28,13 @@ class BuildNeedsTorch(build_ext):
         sys.exit("amun_ext: the build needs torch: pip install torch, then pip install --no-build-isolation .")
 
 
+def switch(name: str, default: bool) -> bool:
+    value = os.getenv(name) or str(int(default))
+    if value not in ("0", "1"):
+        sys.exit(f"amun_ext: {name} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
 def cuda_toolkit() -> Path | None:
     """A toolkit has bin/nvcc and include/cuda_runtime.h; an nvcc on the PATH may be a wrapper that lives elsewhere."""
     candidates = [os.getenv("CUDA_HOME"), os.getenv("CUDA_PATH"), cpp_extension.CUDA_HOME]
@@ -41,6 +48,8 @@ def cuda_toolkit() -> Path | None:
         root = Path(candidate.strip()).resolve() if candidate else None
         if root and (root / "bin/nvcc").exists() and (root / "include/cuda_runtime.h").exists():
             return root
+        if candidate and candidate == os.getenv("CUDA_HOME"):
+            sys.exit(f"amun_ext: CUDA_HOME must be a toolkit (bin/nvcc, include/cuda_runtime.h), got {candidate}")
     return None
 
 
@@ -57,7 +66,9 @@ def sources(folder: str) -> list[str]:
 
 
 def extension() -> Extension:
-    force, use = os.getenv("FORCE_CUDA", "0") == "1", os.getenv("USE_CUDA", "1") != "0"
+    force, use = switch("FORCE_CUDA", False), switch("USE_CUDA", True)
+    if force and not use:
+        sys.exit("amun_ext: FORCE_CUDA=1 and USE_CUDA=0 contradict each other")
     toolkit = cuda_toolkit() if force or (use and torch.version.cuda) else None
     if force and not toolkit:
         sys.exit("amun_ext: FORCE_CUDA=1 needs a CUDA toolkit (bin/nvcc, include/cuda_runtime.h); set CUDA_HOME")
@@ -110,7 +121,16 @@ try:
 except ImportError:
     extensions, build_command = [Extension("amun_ext._C", [])], BuildNeedsTorch
 else:
-    extensions, build_command = [extension()], cpp_extension.BuildExtension
+
+    class BuildWithNinja(cpp_extension.BuildExtension):
+        """Without ninja a changed header or setting would silently keep the old objects."""
+
+        def run(self) -> None:
+            if not cpp_extension.is_ninja_available():
+                sys.exit("amun_ext: the build needs ninja: pip install ninja")
+            super().run()
+
+    extensions, build_command = [extension()], BuildWithNinja
 
 setup(
     ext_modules=extensions,

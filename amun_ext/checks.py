@@ -1,5 +1,8 @@
 """One way to refuse bad input: name the argument, what it must be, and what it was."""
 
+import math
+import pkgutil
+
 import torch
 from torch import Tensor
 
@@ -20,8 +23,10 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
     require(images.dim() >= 2, name, "a batch [N, ...] of at least two dimensions", f"shape {tuple(images.shape)}")
     require(images.is_floating_point(), name, "floating point (divide 8-bit images by 255)", images.dtype)
     require(len(images) > 0, name, "a non-empty batch", f"shape {tuple(images.shape)}")
+    require(images.layout == torch.strided and images[0].numel() > 0, name, "dense, with elements", images.shape)
     low, high = (float(edge) for edge in images.aminmax())  # NaN propagates into both
     require(low == low and high == high, name, "free of NaN", "NaN")
+    require(math.isfinite(low) and math.isfinite(high), name, "finite", f"values from {low} to {high}")
     require(
         bounds[0] <= low and high <= bounds[1],
         name,
@@ -30,12 +35,34 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
     )
 
 
+def users_own(what: str, name: str, **arguments: object) -> object:
+    """What the user's function returns that "module:function" names; InputError when it cannot be had or fails."""
+    try:
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{what} {name!r} must be an importable module:function, got {error}") from error
+    require(callable(function), f"{what} {name!r}", "a function", type(function).__name__)
+    try:
+        return function(**arguments)
+    except Exception as error:  # it is the user's, and may raise anything
+        call = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+        raise InputError(f"{what} {call} must return, got {type(error).__name__}: {error}") from error
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """Refuse anything but an integer from `least` on (a bool is none)."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+    require(fits, name, f"a whole number from {least} on", repr(value))
+
+
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:
-    """Refuse anything but an integer tensor [count] of classes in [0, num_classes)."""
+    """Refuse anything but an integer tensor [count] of classes in [0, num_classes); at least not negative."""
     require(isinstance(labels, Tensor), name, "a tensor [N]", type(labels).__name__)
     integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     require(integral, name, "integers", labels.dtype)
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")
-    if num_classes is not None and count:
+    if count:
         low, high = (int(edge) for edge in labels.aminmax())
-        require(0 <= low <= high < num_classes, name, f"in [0, {num_classes})", f"values from {low} to {high}")
+        must_be = "not negative" if num_classes is None else f"in [0, {num_classes})"
+        fits = low >= 0 and (num_classes is None or high < num_classes)
+        require(fits, name, must_be, f"values from {low} to {high}")

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,16 +13,15 @@ import torch
 from torch import nn
 
 import amun_ext
-from amun_ext import info, models
+from amun_ext import deletion, info, models
 from amun_ext.checks import InputError, require
-from amun_ext.data import DATASETS, load
-from amun_ext.deletion import forget_ids, split
-from amun_ext.evaluation import evaluate
+from amun_ext.data import DATASETS, Splits, fingerprint, load
+from amun_ext.deletion import Request, forget_ids
+from amun_ext.deletion.request import write
+from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
-from amun_ext.search import find_min_adversarial
+from amun_ext.models.state import count_classes
 from amun_ext.training import Part, Recipe, fit
-from amun_ext.unlearning import overlap, unlearn
-from amun_ext.unlearning.amun import RECIPE
 
 DATA_HELP = (
     f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with train_images, "
@@ -32,12 +30,12 @@ DATA_HELP = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 1 for a failure and 2 for bad input, each with one line on standard error."""
+    """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples could not be forgotten."""
     options = parser().parse_args(arguments)
     sys.path.insert(0, "")  # a user's own module:function is found where they stand
     warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {message}", file=sys.stderr)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except InputError as error:
         print(f"amun: error: {error}", file=sys.stderr)
         return 2
@@ -47,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("amun: stopped; nothing half-written was left", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--out", type=Path, default=Path("amun-demo"), help="folder of the results (default: %(default)s)"
     )
-    show.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
+    show.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
 
     train = command(
         "train",
@@ -89,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
     train.add_argument("--width", type=int, help="channels of the first layer (default: the architecture's own)")
     train.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    add_recipe(train, demo.TRAINING)
+    add_recipe(train, "training", demo.TRAINING)
 
     forget = command(
         "forget",
@@ -98,7 +95,8 @@ def parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"
-        "writes model.safetensors, report.json and report.html into the folder --out",
+        "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more later\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told)",
     )
     add_data(forget)
     forget.add_argument(
@@ -113,10 +111,15 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
     which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
     forget.add_argument("--out", type=Path, required=True, help="folder of the results")
-    forget.add_argument("--no-retain", action="store_true", help="fine-tune without the rest of the training set")
-    forget.add_argument("--without-forget", action="store_true", help="leave the forget samples themselves out (D_F)")
+    forget.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
+    forget.add_argument(
+        "--without-retain", action="store_true", help="fine-tune without the rest of the data (which is still measured)"
+    )
+    forget.add_argument(
+        "--with-forget", action="store_true", help="fine-tune on the forget samples too (D_F), the paper's main form"
+    )
     forget.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
-    add_recipe(forget, RECIPE)
+    add_recipe(forget, "fine-tuning; the learning rate decides most, see the report", demo.FINE_TUNING)
 
     command("info", lambda _: print(info.text()), "print versions, ops available per device, and build flags")
     return top
@@ -126,14 +129,13 @@ def add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", required=True, help=DATA_HELP)
     command.add_argument("--root", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)")
     command.add_argument("--download", action="store_true", help="fetch them if they are not there")
-    command.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")
+    command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
 
 
-def add_recipe(command: argparse.ArgumentParser, default: Recipe) -> None:
-    group = command.add_argument_group("fine-tuning" if default is RECIPE else "training")
+def add_recipe(command: argparse.ArgumentParser, title: str, default: Recipe) -> None:
+    group = command.add_argument_group(title)
     group.add_argument("--epochs", type=int, default=default.epochs, help="(default: %(default)s)")
     group.add_argument("--lr", type=float, default=default.lr, help="learning rate (default: %(default)s)")
     group.add_argument(
@@ -153,111 +155,92 @@ def recipe(options: argparse.Namespace) -> Recipe:
 def run_demo(options: argparse.Namespace) -> None:
     check_folder(options.out)
     torch.set_num_threads(1)  # so small a network gains little from a second one, and loses much on a busy machine
-    report, trained = demo.run(options.seed, progress=True)
-    shape = {"arch": demo.MODEL, "num_classes": "10", "in_channels": "1", "recipe": json.dumps(asdict(demo.TRAINING))}
-    models.save_checkpoint(options.out / "original.safetensors", trained[demo.ORIGINAL], shape)
-    models.save_checkpoint(options.out / "unlearned.safetensors", trained[demo.HEADLINE], shape)
-    write_report(report, options.out)
+    report, trained, ids = demo.run(options.seed, progress=True)
+    demo.write(report, trained, ids, options.out)
+    print(f"{report.to_text()}\n\nwrote report.html, report.json and two checkpoints into {options.out}")
 
 
 def run_train(options: argparse.Namespace) -> None:
     plan = recipe(options)
     check_folder(options.out.parent)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
+    require(not options.out.is_dir(), "--out", "a file", f"the folder {options.out}")
     splits = load(options.data, options.root, options.download)
     images, labels = splits.train.tensors
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}
     torch.manual_seed(options.seed)
-    model = models.build(options.model, **shape, width=options.width).to(device(options))
+    model = models.build(options.model, **shape, width=options.width).to(options.device)
+    count_classes(model, images)
     fit(model, [Part(images, labels)], plan, seed=options.seed, progress=True)
-    width = {} if options.width is None else {"width": str(options.width)}
-    metadata = {"arch": options.model, "data": options.data, "recipe": json.dumps(asdict(plan))} | width
-    models.save_checkpoint(options.out, model, metadata | {key: str(value) for key, value in shape.items()})
-    report = evaluate({"trained": model}, forget=splits.train, retain=splits.train, test=splits.test, baseline=None)
-    row = report.rows["trained"]
-    print(f"accuracy {row['RA']:.2f} % on the training set, {row['TA']:.2f} % on the test set; wrote {options.out}")
+    metadata = {"arch": options.model, "training_data": fingerprint(splits.train), "recipe": json.dumps(asdict(plan))}
+    metadata |= {} if options.width is None else {"width": str(options.width)}
+    models.save_checkpoint(options.out, model, metadata)
+    sets = {"training": splits.train.tensors, "test": splits.test.tensors}
+    reached = {name: accuracy(predict(model, images), labels) for name, (images, labels) in sets.items()}
+    told = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())
+    print(f"accuracy {told}; wrote {options.out}")
 
 
-def run_forget(options: argparse.Namespace) -> None:
+def run_forget(options: argparse.Namespace) -> int:
     plan = recipe(options)
     check_folder(options.out)
+    for name in ("model.safetensors", "report.json", "report.html"):
+        require(not (options.out / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
     splits = load(options.data, options.root, options.download)
-    ids = forget_ids(
-        len(splits.train), ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed
-    )
-    forget, retain = split(splits.train, ids)
-    kept = sorted(set(range(len(splits.train))) - set(ids.tolist()))
-    copies = [f"{ids[row]} = {kept[other]}" for row, other in overlap(forget, retain)]
-    require(not copies, "the ids", "complete", f"samples with copies under ids that are retained: {copies[:5]}")
-    original, metadata = rebuilt(options, len(splits.classes), splits.train.tensors[0].shape[1])
-    if options.retrain:
-        require("recipe" in metadata, "--retrain", "used with a checkpoint that amun train wrote", options.model)
-
-    seconds, made = {}, {"no-op (original)": original}
-    start = time.perf_counter()
-    adversarial = find_min_adversarial(original, *forget.tensors, progress=True)
-    made["AMUN"] = unlearn(
-        original,
-        forget,
-        None if options.no_retain else retain,
-        include_forget=not options.without_forget,
-        adversarial=adversarial,
+    total = len(splits.train)
+    ids = forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
+    original, metadata = rebuilt(options, splits)
+    request = Request(
+        ids=ids,
+        with_copies=options.with_copies,
+        with_retain=not options.without_retain,
+        with_forget=options.with_forget,
+        retrain=options.retrain,
         recipe=plan,
         seed=options.seed,
-        progress=True,
+        metadata=metadata,
     )
-    seconds["AMUN"] = time.perf_counter() - start
-    if options.retrain:
-        start = time.perf_counter()
-        training = Recipe(**json.loads(metadata["recipe"]))
-        made["retrain"] = unlearn(
-            original, forget, retain, method="retrain", recipe=training, seed=options.seed + 1000, progress=True
-        )
-        seconds["retrain"] = time.perf_counter() - start
-    report = evaluate(
-        made,
-        forget=forget,
-        retain=retain,
-        test=splits.test,
-        seconds=seconds,
-        baseline="retrain" if options.retrain else None,
-        headline="AMUN",
-        adversarial=adversarial,
-        classes=splits.classes,
-        facts={
-            "data": options.data,
-            "model": str(options.model),
-            "forgotten": len(ids),
-            "sets": " + ".join(
-                name
-                for name, used in (("D_R", not options.no_retain), ("D_F", not options.without_forget), ("D_A", True))
-                if used
-            ),
-            "seed": options.seed,
-            "fine-tuning": asdict(plan),
-            "versions": info.versions(),
-        },
-    )
-    models.save_checkpoint(options.out / "model.safetensors", made["AMUN"], metadata)
-    write_report(report, options.out)
+    outcome = deletion.forget(original, splits, request, progress=True)
+    write(outcome, options.out)
+    print(f"{outcome.report.to_text()}\n\nwrote model.safetensors, report.json and report.html into {options.out}")
+    if outcome.not_forgotten:
+        shown = ", ".join(map(str, outcome.not_forgotten))
+        print(f"amun: not forgotten, for want of an adversarial example: ids {shown}", file=sys.stderr)
+        return 3
+    return 0
 
 
-def rebuilt(options: argparse.Namespace, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, str]]:
+def rebuilt(options: argparse.Namespace, splits: Splits) -> tuple[nn.Module, dict[str, str]]:
     """The model of --model, and what its checkpoint says of it."""
     metadata = models.read_metadata(options.model) if options.model.suffix == ".safetensors" else {}
     arch = options.arch or metadata.get("arch")
     require(arch is not None, "--arch", f"given, because {options.model} does not name its architecture", "none")
-    width = options.width or (int(metadata["width"]) if "width" in metadata else None)
-    model = models.build(str(arch), num_classes=num_classes, in_channels=in_channels, width=width)
+    width = int(metadata["width"]) if options.width is None and "width" in metadata else options.width
+    images = splits.train.tensors[0]
+    model = models.build(str(arch), num_classes=len(splits.classes), in_channels=images.shape[1], width=width)
     models.load_checkpoint(options.model, model)
-    return model.to(device(options)), metadata | {"arch": str(arch)}
+    model = model.to(options.device)
+    classes = count_classes(model, images)
+    require(classes == len(splits.classes), "--data", f"of the model's {classes} classes", len(splits.classes))
+    return model, metadata | {"arch": str(arch)} | ({} if width is None else {"width": str(width)})
 
 
-def device(options: argparse.Namespace) -> torch.device:
+def device(name: str) -> torch.device:
+    """The type of --device."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {name!r}")
     try:
-        return torch.empty(0, device=options.device).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device must be one that torch has here, got {options.device!r}: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"must be one that torch has here, got {name!r}: {reason}") from error
+
+
+def seed(text: str) -> int:
+    """The type of --seed."""
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**31 - 1, got {text!r}")
+    return int(text)
 
 
 def check_folder(folder: Path) -> None:
@@ -265,12 +248,6 @@ def check_folder(folder: Path) -> None:
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)
-
-
-def write_report(report: "amun_ext.evaluation.Report", folder: Path) -> None:
-    report.to_json(folder / "report.json")
-    report.to_html(folder / "report.html")
-    print(f"{report.to_text()}\n\nwrote {folder}/report.html, report.json and the checkpoints")
 
 
 if __name__ == "__main__":

@@ -108,19 +108,22 @@ def search_step_(
 ) -> None:
     """One step of every slot, in place: harvest what is finished, refill from the queue, move what is running.
 
-    An adversarial slot's image, label, distance and (if it is clean, zero) radius go to its row of the book. A slot
-    whose last radius is spent, or whose gradient is zero or not finite, ends without an example. Freed and idle slots
-    take the next sample of the queue, starting from `book.images`. The others step:
+    An adversarial slot's image, label and distance go to its row of the book. A slot whose last radius is spent, or
+    whose gradient is zero or not finite, ends without an example. Freed and idle slots take the next sample of the
+    queue, starting from `book.images`. The others step:
 
         d = x - x0;  eps grows by eps_growth after `steps` steps, up to eps_max
         d = d + step_fraction * eps * grad / |grad|
         x = clamp(x0 + d * min(1, eps / |d|), *bounds)
 
-    Per sample, L2 norms, sums in float32 (float64 for float64). Not differentiable.
+    Per sample, L2 norms, sums in float32 (float64 for float64): there a gradient norm below 1e-22 or above 1e19 counts
+    as none. Not differentiable.
 
     Raises:
-        RuntimeError: a tensor of the wrong shape, dtype, device or layout, or a schedule out of range.
+        RuntimeError: a tensor of the wrong shape, dtype, device or layout, shared memory, a queue entry that is no row
+            of the book (on a GPU it is skipped), or a schedule out of range.
     """
+    torch._check(not pool.x.requires_grad, lambda: "x must not require grad: it changes in place")
     _search_step_(
         *pool,
         grad,

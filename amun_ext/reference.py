@@ -47,6 +47,11 @@ def pgd_step(
     return moved.clamp(*bounds).to(x.dtype)
 
 
+def grown(eps: Tensor, schedule: Schedule) -> Tensor:
+    """The radius after `eps`; the same one when there is no larger."""
+    return (eps * schedule.eps_growth).clamp(max=schedule.eps_max)
+
+
 def search_step_(
     pool: Pool,
     book: Book,
@@ -67,17 +72,15 @@ def search_step_(
         distance = (x.to(g.dtype) - x0.to(g.dtype)).norm()
         squared_norm = g.square().sum()
         if adversarial[slot]:
-            if distance == 0:
-                book.eps[sample] = 0
             book.images[sample], book.found_labels[sample] = x, predicted[slot]
             book.distance[sample], book.status[sample] = distance, Status.FOUND
         elif not (squared_norm > 0 and squared_norm.isfinite()):
             book.status[sample] = Status.NO_GRADIENT
-        elif book.round_step[sample] == schedule.steps and not book.eps[sample] < schedule.eps_max:
+        elif book.round_step[sample] == schedule.steps and not grown(book.eps[sample], schedule) > book.eps[sample]:
             book.status[sample] = Status.EXHAUSTED
         else:
             if book.round_step[sample] == schedule.steps:
-                book.eps[sample] = (book.eps[sample] * schedule.eps_growth).clamp(max=schedule.eps_max)
+                book.eps[sample] = grown(book.eps[sample], schedule)
                 book.round_step[sample] = 0
             book.round_step[sample] += 1
             eps = book.eps[sample : sample + 1]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from amun_ext.checks import check_labels, require
+from amun_ext.checks import check_labels, require, whole
 from amun_ext.models.state import placement
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -30,11 +30,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, "a whole number from 1 on", value)
+            whole(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, "finite and not negative", value)
+        require(self.momentum < 1, "momentum", "less than 1", self.momentum)
         self.lr_factor(0)
 
     def lr_factor(self, epoch: int) -> float:
@@ -43,8 +43,8 @@ class Recipe:
             return 1.0
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        kind, _, every = self.schedule.partition(":")
-        known = kind == "step" and every.isdigit() and int(every) >= 1
+        kind, _, every = str(self.schedule).partition(":")
+        known = kind == "step" and every.isascii() and every.isdecimal() and int(every) >= 1
         require(known, "schedule", '"constant", "cosine" or "step:N"', repr(self.schedule))
         return float(0.1 ** (epoch // int(every)))
 
@@ -89,11 +89,14 @@ def fit(
     Shuffling, augmentation and dropout follow from `seed`; the caller's random state and the modules' training flags
     are put back. Raises InputError for parts that do not fit together, FloatingPointError when the loss diverges.
     """
+    require(len(parts) > 0, "parts", "at least one", "none")
+    for part in parts:
+        check_labels("labels", part.labels, len(part.images))
+    require(any(p.requires_grad for p in model.parameters()), "model", "trainable in some parameter", "all frozen")
     device, dtype = placement(model, parts[0].images)
     images = torch.cat([part.images for part in parts]).to(device, dtype)
-    labels = torch.cat([part.labels for part in parts]).to(device)
+    labels = torch.cat([part.labels for part in parts]).to(device, torch.int64)
     augmented = torch.cat([torch.full((len(part.labels),), part.augment) for part in parts]).to(device)
-    check_labels("labels", labels, len(images))
     require(len(images) >= 2, "parts", "at least two samples", len(images))
     require(not recipe.augment or images.dim() == 4, "augment", "off for inputs other than [N, C, H, W]", images.dim())
 
@@ -104,7 +107,8 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     training = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with random_state, torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(seed)
             model.train()
             for _ in (bar := tqdm(range(recipe.epochs), desc=description, unit="epoch", disable=not progress)):
@@ -125,6 +129,7 @@ def fit(
                     raise FloatingPointError(f"{description}: the loss is {mean_loss}; lower lr (now {recipe.lr})")
                 bar.set_postfix(loss=f"{mean_loss:.4f}")
     finally:
+        optimizer.zero_grad()  # the last batch's gradient is a trace of its samples
         for module, flag in training:
             module.training = flag
 
@@ -138,13 +143,20 @@ def _batches(order: Tensor, size: int) -> Sequence[Tensor]:
 
 
 def reinitialised(model: nn.Module) -> nn.Module:
-    """A copy with fresh weights from every module's `reset_parameters`, drawn from the global random state."""
+    """A copy with fresh weights from every module's `reset_parameters`, drawn from the global random state.
+
+    InputError names the parameters and floating-point buffers that no module draws anew: they would carry over what
+    the model has learned, as under weight_norm, whose module resets only the product.
+    """
     fresh = copy.deepcopy(model)
-    for name, module in fresh.named_modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
-        else:
-            own = [key for key, _ in module.named_parameters(recurse=False)]
-            who = f"{name or 'model'} ({type(module).__name__})"
-            require(not own, who, "a module with reset_parameters(), to be retrained from scratch", f"parameters {own}")
+    learned = [*fresh.named_parameters(), *fresh.named_buffers()]
+    with torch.no_grad():
+        for _, tensor in learned:
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+        for module in fresh.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    kept = [name for name, tensor in learned if tensor.isnan().any()]
+    require(not kept, "model", "made of modules whose reset_parameters() draws all weights anew", f"old {kept[:5]}")
     return fresh

@@ -19,7 +19,7 @@ def main() -> None:
     torch.set_num_threads(1)  # as amun demo does
     runs = []
     for seed in range(options.seeds):
-        report, _ = demo.run(seed)
+        report, *_ = demo.run(seed)
         print(f"seed {seed}\n{report.to_text()}\n", flush=True)
         runs.append(
             {

@@ -63,12 +63,14 @@ AMUN_HD A next_value(A x, A x0, A g, const StepMove<A>& move, A low, A high) {
   return moved < low ? low : (moved > high ? high : moved);
 }
 
-// A round is `steps` steps at one radius; then the radius grows, up to eps_max. False when no radius is left.
+// A round is `steps` steps at one radius; then the radius grows, up to eps_max. False when no radius is left: also one
+// that rounding keeps from growing, or the search would never end.
 template <typename A>
 AMUN_HD bool next_step(A& eps, int32_t& round_step, int32_t steps, A eps_growth, A eps_max) {
   if (round_step == steps) {
-    if (!(eps < eps_max)) return false;
-    eps = eps * eps_growth < eps_max ? eps * eps_growth : eps_max;
+    const A grown = eps * eps_growth < eps_max ? eps * eps_growth : eps_max;
+    if (!(grown > eps)) return false;
+    eps = grown;
     round_step = 0;
   }
   ++round_step;

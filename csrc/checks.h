@@ -94,6 +94,7 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   for (int64_t i = 1; i < x.dim(); ++i) width *= x.size(i);
   SearchStepArgs args;
   args.pool_size = pool;
+  args.book_size = samples;
   args.row_length = width;
   args.queue_length = queued;
   args.x = x.mutable_data_ptr();
@@ -119,6 +120,11 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   args.low = low;
   args.high = high;
   args.steps = static_cast<int32_t>(steps);
+  const void* const apart[] = {args.x, args.grad, args.inputs, args.images};
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < i; ++j)
+      STD_TORCH_CHECK(!apart[i] || apart[i] != apart[j], "x, grad, inputs and images must not share memory");
+  STD_TORCH_CHECK(!args.eps || args.eps != args.distance, "eps and distance must not share memory");
   return args;
 }
 

@@ -9,6 +9,7 @@ namespace amun {
 // slots[b]. T is the dtype of the images, A = Accumulate<T> that of eps and distance.
 struct SearchStepArgs {
   int64_t pool_size;   // B
+  int64_t book_size;   // N
   int64_t row_length;  // D, the elements of one image
   int64_t queue_length;
   // pool
@@ -38,6 +39,9 @@ struct SearchStepArgs {
 // The order is public: amun_ext.search names these numbers.
 enum class Status : int8_t { pending = 0, found = 1, exhausted = 2, no_gradient = 3 };
 
+// A slot or queue entry that names no sample counts as none, so that no index leads outside the book.
+AMUN_HD bool is_sample(const SearchStepArgs& args, int64_t sample) { return sample >= 0 && sample < args.book_size; }
+
 // Books one gradient evaluation of `sample` and decides what becomes of it; `pending` means that `move` is to be made.
 template <typename A>
 AMUN_HD Status judge(const SearchStepArgs& args, int64_t sample, bool adversarial, const StepSums<A>& sums,
@@ -45,7 +49,6 @@ AMUN_HD Status judge(const SearchStepArgs& args, int64_t sample, bool adversaria
   A* const eps = static_cast<A*>(args.eps) + sample;
   ++args.grad_evals[sample];
   if (adversarial) {
-    if (sums.dd == A(0)) *eps = A(0);  // misclassified before any step
     static_cast<A*>(args.distance)[sample] = root(sums.dd);
     return Status::found;
   }

@@ -9,7 +9,6 @@ from torch import nn
 
 from amun_ext import models
 from amun_ext.checks import InputError
-from amun_ext.models import checkpoint
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -215,7 +214,7 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", die)
+    monkeypatch.setattr("amun_ext.files.save_file", die)
     for target in (path, tmp_path / "b.safetensors"):
         with pytest.raises(KeyboardInterrupt):
             models.save_checkpoint(target, small(2), {})

@@ -1,5 +1,6 @@
 """The command line: the main path on small data, and each error as one line, a status, and no file."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from amun_ext import cli, data, models
+from amun_ext import cli, data, find_min_adversarial, models
 from amun_ext.experiments import demo
 from amun_ext.training import Recipe
 
@@ -22,6 +23,11 @@ def original(tmp_path_factory) -> Path:
     arguments = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
     assert cli.main([*arguments.split(), "--out", str(path)]) == 0
     return path
+
+
+def models_forgotten(path: Path) -> list[int]:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["forgotten"])
 
 
 def forget(original: Path, out: Path, *more: str) -> int:
@@ -62,20 +68,52 @@ class TestForget:
         report = json.loads((tmp_path / "out/report.json").read_text())
         assert list(report["rows"]) == ["no-op (original)", "AMUN", "retrain"]
         assert report["sizes"]["forget"] == 23
-        assert report["facts"]["sets"] == "D_R + D_F + D_A"
+        assert report["facts"]["fine-tuned on"] == "D_R + D_A"
+        assert report["facts"]["ids"] == [3, 17, *range(40, 61)]
+        assert report["facts"]["ids not forgotten"] == []
         assert "retrain" in capsys.readouterr().out
         before, after = (safe_open(path, "pt") for path in (original, tmp_path / "out/model.safetensors"))
         assert any(not torch.equal(before.get_tensor(key), after.get_tensor(key)) for key in before.keys())  # noqa: SIM118
 
     def test_the_result_can_forget_again(self, original: Path, tmp_path: Path) -> None:
         assert forget(original, tmp_path / "first", "--fraction", "0.02", "--epochs", "1") == 0
-        assert forget(tmp_path / "first/model.safetensors", tmp_path / "second", "--ids", "5", "--epochs", "1") == 0
+        first = tmp_path / "first/model.safetensors"
+        (free,) = [number for number in range(30) if number not in models_forgotten(first)][:1]
+        assert forget(first, tmp_path / "second", "--ids", str(free), "--epochs", "1") == 0
+        assert set(models_forgotten(tmp_path / "second/model.safetensors")) == {free, *models_forgotten(first)}
 
-    def test_without_the_retain_set_and_without_the_forget_set(self, original: Path, tmp_path: Path) -> None:
-        flags = ("--no-retain", "--without-forget", "--epochs", "1")
+    def test_earlier_requests_stay_forgotten(self, original: Path, tmp_path: Path, capsys) -> None:
+        """What an earlier request took out is in no set of a later one, or fine-tuning would bring it back."""
+        assert forget(original, tmp_path / "first", "--ids", "0-99", "--epochs", "1") == 0
+        first = tmp_path / "first/model.safetensors"
+        assert forget(first, tmp_path / "second", "--ids", "100-149", "--epochs", "1") == 0
+        sizes = json.loads((tmp_path / "second/report.json").read_text())["sizes"]
+        assert (sizes["forget"], sizes["retain"]) == (50, 1197 - 150)
+        assert forget(first, tmp_path / "third", "--ids", "99,100") == 2
+        assert "ids must be not forgotten by an earlier request, got [99]" in capsys.readouterr().err
+
+    def test_other_training_data_are_refused(self, original: Path, tmp_path: Path, capsys) -> None:
+        assert forget(original, tmp_path / "out", "--data", "fashion-mnist-mini", "--ids", "3") == 2
+        assert "those that the checkpoint was trained on" in capsys.readouterr().err
+
+    def test_samples_without_an_example_are_told_by_id_and_status(
+        self, original, tmp_path, capsys, monkeypatch
+    ) -> None:
+        def partly(*arguments, **options):
+            result = find_min_adversarial(*arguments, **options)
+            return dataclasses.replace(result, found=torch.tensor([True, False, True]))
+
+        monkeypatch.setattr("amun_ext.deletion.request.find_min_adversarial", partly)
+        assert forget(original, tmp_path / "out", "--ids", "30,20,10", "--epochs", "1") == 3
+        assert "not forgotten, for want of an adversarial example: ids 20" in capsys.readouterr().err
+        assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids not forgotten"] == [20]
+        assert models_forgotten(tmp_path / "out/model.safetensors") == [10, 30]
+
+    def test_without_the_retain_set_and_with_the_forget_set(self, original: Path, tmp_path: Path) -> None:
+        flags = ("--without-retain", "--with-forget", "--epochs", "1")
         assert forget(original, tmp_path / "out", "--ids", "1,2,3", *flags) == 0
         report = json.loads((tmp_path / "out/report.json").read_text())
-        assert report["facts"]["sets"] == "D_A"
+        assert report["facts"]["fine-tuned on"] == "D_F + D_A"
         assert report["baseline"] is None
 
     def test_a_foreign_checkpoint_and_the_users_own_functions(
@@ -109,7 +147,8 @@ ERRORS = {
     "other width": (["--ids", "5", "--width", "16"], "a checkpoint of this architecture"),
     "epochs": (["--ids", "5", "--epochs", "0"], "epochs must be"),
     "schedule": (["--ids", "5", "--schedule", "often"], "schedule must be"),
-    "device": (["--ids", "5", "--device", "abacus"], "--device must be"),
+    "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be two at least"),
+    "too little left": (["--ids", "0-1195"], "two samples at least are left"),
 }
 
 
@@ -133,17 +172,17 @@ def test_a_full_disk_is_one_line_status_1_and_no_half_file(original, tmp_path, c
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("amun_ext.models.checkpoint.save_file", full)
+    monkeypatch.setattr("amun_ext.files.save_file", full)
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 1
     assert "amun: failed: [Errno 28] No space left on device" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stopping_leaves_no_file(original, tmp_path, capsys, monkeypatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "unlearn", stop)
+    monkeypatch.setattr("amun_ext.deletion.request.unlearn", stop)
     assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
     assert not (tmp_path / "out").exists()
 
@@ -158,9 +197,20 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     assert list(rows) == [demo.ORIGINAL, demo.HEADLINE, demo.WITH_FORGET, demo.RETRAIN]
     printed = capsys.readouterr().out
     assert all(row in printed for row in rows)
-    # What it wrote is a checkpoint like any other.
+    # What it wrote is a checkpoint like any other, and knows what it has forgotten.
     unlearned = tmp_path / "demo/unlearned.safetensors"
-    arguments = ["forget", "--model", str(unlearned), "--data", "fashion-mnist-mini", "--ids", "1-9", "--epochs", "1"]
+    free = next(number for number in range(2000) if number not in models_forgotten(unlearned))
+    arguments = [
+        "forget",
+        "--model",
+        str(unlearned),
+        "--data",
+        "fashion-mnist-mini",
+        "--ids",
+        str(free),
+        "--epochs",
+        "1",
+    ]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
 
 
@@ -170,6 +220,14 @@ def test_help(command, capsys) -> None:
         cli.main([*command, "--help"])
     assert ended.value.code == 0
     assert "usage: amun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [["--device", "abacus"], ["--device", "meta"], ["--seed", "-1"], ["--seed", "9" * 30]])
+def test_bad_options_end_before_any_work(original, tmp_path, capsys, bad) -> None:
+    with pytest.raises(SystemExit) as ended:
+        forget(original, tmp_path / "out", "--ids", "5", *bad)
+    assert ended.value.code == 2
+    assert f"argument {bad[0]}: must be" in capsys.readouterr().err
 
 
 def test_info_names_versions_kernels_and_the_build() -> None:
@@ -190,10 +248,13 @@ def test_a_copy_under_another_id_is_refused(original, tmp_path, capsys) -> None:
     labels = np.arange(20) % 10
     labels[17] = labels[4]
     np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+    metadata = models.load_checkpoint(original, model)
+    del metadata["training_data"]
+    models.save_checkpoint(original := tmp_path / "foreign.safetensors", model, metadata)
     arguments = ["--data", str(tmp_path / "d.npz"), "--ids", "3,4"]
     assert forget(original, tmp_path / "out", *arguments) == 2
-    assert (
-        "the ids must be complete, got samples with copies under ids that are retained: ['4 = 17']"
-        in capsys.readouterr().err
-    )
-    assert forget(original, tmp_path / "out", *arguments[:-1], "3,4,17", "--epochs", "1") == 0
+    assert "ids must be complete (--with-copies adds what is missing)" in (told := capsys.readouterr().err)
+    assert "4 has a copy 17" in told
+    assert forget(original, tmp_path / "out", *arguments, "--with-copies", "--epochs", "1") == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids"] == [3, 4, 17]

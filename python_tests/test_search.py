@@ -1,5 +1,6 @@
 """find_min_adversarial: closed forms, guarantees, hostile models and bad input."""
 
+import dataclasses
 import math
 
 import pytest
@@ -19,7 +20,8 @@ class Linear(nn.Module):
     def __init__(self, classes: int, features: int, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, features) / features**0.5)
-        self.bias = nn.Parameter(torch.randn(classes) / features**0.5)
+        # All logits meet in the middle of the box, so that every input has an example inside it.
+        self.bias = nn.Parameter(-0.5 * self.weight.detach().sum(1))
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,6 +76,7 @@ def check_guarantees(model: nn.Module, inputs: Tensor, labels: Tensor, result: A
     assert (result.distance[found] <= result.eps[found] * (1 + 1e-4)).all()
     assert result.distance[~found].isinf().all()
     assert torch.equal(result.source_index, torch.arange(len(inputs)))
+    assert torch.equal(result.true_labels, labels)
 
 
 class TestClosedForm:
@@ -223,6 +226,59 @@ class TestGuarantees:
         model, images, labels = task
         assert find_min_adversarial(model, images, labels.int()).found.all()
 
+    def test_bounds_are_read_in_the_images_dtype(self) -> None:
+        """0.3 is a little less than its float32 neighbour, which the search itself returns."""
+        model, x = Linear(3, 5), torch.rand(8, 5).clamp(0, 0.3)
+        labels = model(x).argmax(1)
+        result = find_min_adversarial(model, x, labels, bounds=(0.0, 0.3), eps_max=2.0)
+        again = find_min_adversarial(
+            model, result.images, model(result.images).argmax(1), bounds=(0.0, 0.3), eps_max=2.0
+        )
+        assert again.images.max() <= torch.tensor(0.3)
+
+    @pytest.mark.parametrize("how", ["in place", "through .data"])
+    def test_models_that_change_their_input(self, how: str) -> None:
+        class Normalising(Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                x = x.sub_(0.5) if how == "in place" else x.data.sub_(0.5) if not x.requires_grad else x.sub_(0.5)
+                return super().forward(x)
+
+        model, x = Normalising(3, 5), torch.rand(12, 5)
+        kept, labels = x.clone(), model(x.clone()).argmax(1)
+        result = find_min_adversarial(model, x, labels, eps_max=1.0)
+        assert torch.equal(x, kept)
+        assert result.images.aminmax().min >= 0
+        assert torch.equal(model(result.images.clone()).argmax(1), result.labels)
+
+
+class TestRefine:
+    def test_linear_model_ends_on_the_boundary(self) -> None:
+        model, x = Linear(2, 100), torch.rand(100, 100)
+        labels = model(x).argmax(1)
+        truth = model.distance(x, labels)
+        result = find_min_adversarial(model, x, labels, loss="margin", bounds=(-100.0, 100.0), refine=10)
+        assert result.found.all()
+        far = truth > 0.02
+        assert (result.distance[far] / truth[far] <= 1.02).all()
+
+    def test_never_worse_and_still_as_promised(self, task) -> None:
+        model, images, labels = task
+        plain, refined = (find_min_adversarial(model, images, labels, refine=passes) for passes in (0, 6))
+        check_guarantees(model, images, labels, refined)
+        assert torch.equal(plain.found, refined.found)
+        assert (refined.distance <= plain.distance * (1 + 1e-5)).all()
+        assert refined.distance.mean() < 0.99 * plain.distance.mean()
+
+    def test_leaves_misclassified_and_unfound_inputs_alone(self) -> None:
+        model, x = Linear(2, 3), torch.rand(6, 3)
+        with torch.no_grad():
+            model.bias.copy_(torch.tensor([50.0, 0.0]))
+        labels = torch.tensor([0, 1] * 3)
+        result = find_min_adversarial(model, x, labels, refine=5)
+        assert result.found.tolist() == [False, True] * 3
+        assert torch.equal(result.images, x)
+        assert (result.distance[1::2] == 0).all()
+
 
 class TestTheModelIsLeftAsItWas:
     def test_modes_buffers_gradients_and_random_state(self) -> None:
@@ -260,10 +316,36 @@ class TestTheModelIsLeftAsItWas:
         find_min_adversarial(model, torch.rand(4, 5), torch.zeros(4, dtype=torch.long))
         assert model.calls == 0
 
+    def test_buffers_that_are_replaced_are_put_back_and_others_not_written_to(self) -> None:
+        class Replacing(Linear):
+            def __init__(self) -> None:
+                super().__init__(3, 5)
+                self.register_buffer("calls", torch.zeros(()))
+                self.register_buffer("still", torch.ones(()))
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.calls = self.calls + 1
+                return super().forward(x)
+
+        model = Replacing()
+        find_min_adversarial(model, torch.rand(4, 5), torch.zeros(4, dtype=torch.long), eps_max=1.0)
+        assert model.calls == 0
+        assert model.still._version == 0
+
+    def test_a_train_method_of_the_models_own_is_called(self) -> None:
+        class Switching(Linear):
+            def train(self, mode: bool = True) -> "Switching":
+                self.mode = mode
+                return super().train(mode)
+
+        model = Switching(3, 5).train()
+        find_min_adversarial(model, torch.rand(4, 5), torch.zeros(4, dtype=torch.long), eps_max=1.0)
+        assert model.mode is True
+
     def test_a_failing_model_is_put_back_too(self) -> None:
         class Failing(Linear):
             def forward(self, x: Tensor) -> Tensor:
-                if len(x) > 1:
+                if len(x) > 2:
                     raise RuntimeError("out of memory")
                 return super().forward(x)
 
@@ -296,7 +378,8 @@ class TestHostileModels:
                 return logits + 0 * x.sum(1, keepdim=True) if kind == "zero" else logits
 
         x = torch.rand(5, 3)
-        result = find_min_adversarial(Flat(), x, torch.zeros(5, dtype=torch.long))
+        with pytest.warns(RuntimeWarning, match="5 of 5 samples were not found for want of a gradient"):
+            result = find_min_adversarial(Flat(), x, torch.zeros(5, dtype=torch.long))
         assert not result.found.any()
         assert torch.equal(result.images, x)
         assert result.distance.isinf().all()
@@ -315,7 +398,8 @@ class TestHostileModels:
         model, x = Broken(3, 4), torch.rand(6, 4) * 0.1 + 0.5
         clean = find_min_adversarial(model, x, labels := model(x).argmax(1))
         x[2, 0] = 0.25
-        result = find_min_adversarial(model, x, labels)
+        with pytest.warns(RuntimeWarning, match="1 of 6 samples"):
+            result = find_min_adversarial(model, x, labels)
         others = torch.arange(6) != 2
         assert not result.found[2]
         assert torch.equal(result.images[2], x[2])
@@ -328,7 +412,8 @@ class TestHostileModels:
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x) * torch.nan
 
-        result = find_min_adversarial(Nan(3, 4), torch.rand(5, 4), torch.zeros(5, dtype=torch.long))
+        with pytest.warns(RuntimeWarning, match="5 of 5 samples"):
+            result = find_min_adversarial(Nan(3, 4), torch.rand(5, 4), torch.zeros(5, dtype=torch.long))
         assert not result.found.any()
         assert result.images.isfinite().all()
 
@@ -344,6 +429,28 @@ class TestHostileModels:
         result = find_min_adversarial(model, x, torch.zeros(200, dtype=torch.long))
         assert 0 < result.found.sum() < 200
         assert (result.labels[result.found] != 0).all()
+
+    def test_a_clean_input_that_falls_at_the_second_look_ends(self) -> None:
+        """Misclassified in a batch and right alone: the search must go on from the first radius, and end."""
+
+        class Moody(Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                logits = super().forward(x)
+                return logits.flip(1) if x.requires_grad and len(x) == 1 and not self.settled() else logits
+
+            calls = 0
+
+            def settled(self) -> bool:
+                Moody.calls += 1
+                return Moody.calls > 1
+
+        model, x = Moody(2, 6), torch.rand(1, 6)
+        with torch.no_grad():
+            labels = Linear.forward(model, x).argmax(1)
+        result = find_min_adversarial(model, x, labels)
+        assert result.found.all()
+        assert result.distance > 0
+        assert result.eps > 0
 
     def test_eps_max_ends_the_search(self) -> None:
         model, x = Linear(2, 3), torch.rand(10, 3)
@@ -361,7 +468,7 @@ class TestAdversarialSet:
     def test_is_a_dataset_of_what_was_found(self, task) -> None:
         model, images, labels = task
         found = find_min_adversarial(model, images, labels)
-        result = AdversarialSet(**{**vars(found), "found": torch.arange(50) % 2 == 1})
+        result = dataclasses.replace(found, found=torch.arange(50) % 2 == 1)
         assert len(result) == 25
         image, label = result[3]
         assert torch.equal(image, found.images[7])
@@ -374,7 +481,7 @@ class TestAdversarialSet:
         result = find_min_adversarial(model, images, labels)
         result.save(tmp_path / "set.safetensors")
         loaded = AdversarialSet.load(tmp_path / "set.safetensors")
-        assert all(torch.equal(value, getattr(loaded, key)) for key, value in vars(result).items())
+        assert all(torch.equal(value, getattr(loaded, key)) for key, value in dataclasses.asdict(result).items())
         assert [path.name for path in tmp_path.iterdir()] == ["set.safetensors"]
 
     def test_load_refuses_other_files(self, tmp_path) -> None:
@@ -411,11 +518,11 @@ BAD = {
     "rank": ({"inputs": torch.rand(4)}, "inputs must be a batch"),
     "empty": ({"inputs": torch.rand(0, 5), "labels": Y[:0]}, "inputs must be a non-empty batch"),
     "nan": ({"inputs": X * torch.nan}, "inputs must be free of NaN"),
-    "infinite": ({"inputs": X + torch.inf}, "inputs must be inside bounds"),
+    "infinite": ({"inputs": X + torch.inf}, "inputs must be finite"),
     "outside": ({"inputs": X + 1}, "inputs must be inside bounds"),
     "no labels": ({"labels": None}, "labels must be a tensor"),
     "label too large": ({"labels": Y + 3}, r"labels must be in \[0, 3\), got values from 3 to 3"),
-    "label negative": ({"labels": Y - 1}, r"labels must be in \[0, 3\)"),
+    "label negative": ({"labels": Y - 1}, "labels must be not negative"),
     "labels float": ({"labels": Y.float()}, "labels must be integers"),
     "labels bool": ({"labels": Y.bool()}, "labels must be integers"),
     "labels count": ({"labels": Y[:3]}, r"labels must be of shape \(4,\)"),
@@ -423,14 +530,20 @@ BAD = {
     "labels beside a dataset": ({"inputs": TensorDataset(X, Y)}, "inputs must be a tensor"),
     "method": ({"method": "cw"}, "method must be one of"),
     "loss": ({"loss": "hinge"}, "loss must be one of"),
-    "eps_init": ({"eps_init": 0}, "eps_init must be positive"),
-    "eps_growth": ({"eps_growth": 1}, "eps_growth must be greater than 1"),
+    "eps_init": ({"eps_init": 0}, "eps_init must be from"),
+    "eps_growth": ({"eps_growth": 1}, "eps_growth must be at least"),
     "eps_max": ({"eps_max": 0.01}, "eps_max must be finite and at least"),
     "eps_max inf": ({"eps_max": math.inf}, "eps_max must be finite"),
-    "eps_init nan": ({"eps_init": math.nan}, "eps_init must be positive"),
+    "eps_init nan": ({"eps_init": math.nan}, "eps_init must be from"),
+    "growth that float32 rounds away": ({"eps_growth": 1 + 1e-9}, "eps_growth must be at least"),
+    "steps too many": ({"steps": 2**31}, "steps must be"),
+    "a bool": ({"batch_size": True}, "batch_size must be"),
+    "step_fraction inf": ({"step_fraction": math.inf}, "step_fraction must be in"),
+    "bounds of three": ({"bounds": (0, 1, 2)}, "bounds must be"),
     "steps": ({"steps": 0}, "steps must be"),
     "steps float": ({"steps": 2.5}, "steps must be"),
-    "step_fraction": ({"step_fraction": -1}, "step_fraction must be positive"),
+    "step_fraction": ({"step_fraction": -1}, "step_fraction must be in"),
+    "refine": ({"refine": -1}, "refine must be"),
     "batch_size": ({"batch_size": 0}, "batch_size must be"),
     "bounds": ({"bounds": (1.0, 0.0)}, "bounds must be"),
     "model": ({"model": len}, "model must be an nn.Module"),

@@ -132,6 +132,11 @@ class TestFit:
         with pytest.raises(InputError, match="parts must be at least two"):
             fit(net(), [part(1)], Recipe(1, 0.1))
         flat = Part(torch.rand(4, 12), torch.zeros(4, dtype=torch.long))
+        with pytest.raises(InputError, match="parts must be at least one"):
+            fit(net(), [], Recipe(1, 0.1))
+        shifted = [Part(torch.rand(n, 1, 3, 4), torch.zeros(8 - n, dtype=torch.long)) for n in (3, 5)]
+        with pytest.raises(InputError, match=r"labels must be of shape \(3,\)"):
+            fit(net(), shifted, Recipe(1, 0.1))
         with pytest.raises(InputError, match="augment must be off"):
             fit(net(), [flat], Recipe(1, 0.1, augment=True))
 
@@ -170,5 +175,12 @@ def test_reinitialised_refuses_what_it_cannot_draw_again() -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(3))
 
-    with pytest.raises(InputError, match=r"1 \(Own\) must be a module with reset_parameters"):
+    with pytest.raises(InputError, match=r"reset_parameters\(\) draws all weights anew, got old \['1.scale'\]"):
         reinitialised(nn.Sequential(nn.Linear(2, 3), Own()))
+
+
+def test_reinitialised_refuses_weights_behind_a_parametrisation() -> None:
+    """The reset of such a module writes the product, and would leave what was learned where it is."""
+    for wrap in (nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm):
+        with pytest.raises(InputError, match="draws all weights anew"):
+            reinitialised(nn.Sequential(wrap(nn.Linear(4, 3))))

@@ -1,5 +1,6 @@
 """unlearn: what is trained on, what is left out, what is refused."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext import AdversarialSet, InputError, find_min_adversarial, unlearn
+from amun_ext import InputError, find_min_adversarial, unlearn
+from amun_ext.data import copies
 from amun_ext.training import Recipe
-from amun_ext.unlearning import METHODS, overlap
+from amun_ext.unlearning import METHODS
 
 ONE_PASS = Recipe(epochs=1, lr=0.0)
 
@@ -22,6 +24,8 @@ class Recording(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 3)
+        # All logits meet in the middle of the box, so that every input has an example inside it.
+        self.linear.bias.data = -0.5 * self.linear.weight.data.sum(1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -85,7 +89,7 @@ class TestAmun:
     def test_samples_without_an_example_are_left_out_and_reported(self, model: Recording) -> None:
         forget = labelled(model, 10)
         result = find_min_adversarial(model, *forget.tensors)
-        partly = AdversarialSet(**{**vars(result), "found": torch.arange(10) % 2 == 0})
+        partly = dataclasses.replace(result, found=torch.arange(10) % 2 == 0)
         with pytest.warns(RuntimeWarning, match=r"5 of 10 forget samples .* left out: rows \[1, 3, 5, 7, 9\]"):
             unlearn(model, forget, adversarial=partly, recipe=ONE_PASS)
         trained_on = torch.cat(Recording.seen)
@@ -95,7 +99,7 @@ class TestAmun:
     def test_nothing_found_is_an_error(self, model: Recording) -> None:
         forget = labelled(model, 4)
         result = find_min_adversarial(model, *forget.tensors)
-        nothing = AdversarialSet(**{**vars(result), "found": torch.zeros(4, dtype=torch.bool)})
+        nothing = dataclasses.replace(result, found=torch.zeros(4, dtype=torch.bool))
         with pytest.raises(InputError, match="forget must be attackable"):
             unlearn(model, forget, adversarial=nothing)
 
@@ -103,6 +107,14 @@ class TestAmun:
         result = find_min_adversarial(model, *labelled(model, 4).tensors)
         with pytest.raises(InputError, match="adversarial must be a row for each of the 5 forget samples"):
             unlearn(model, labelled(model, 5), adversarial=result)
+        with pytest.raises(InputError, match="adversarial must be the examples of these forget samples"):
+            unlearn(model, TensorDataset(torch.rand(4, 6), result.true_labels), adversarial=result)
+
+    def test_examples_with_true_labels_are_refused(self, model: Recording) -> None:
+        forget = labelled(model, 4)
+        result = find_min_adversarial(model, *forget.tensors)
+        with pytest.raises(InputError, match="adversarial must be examples with wrong labels"):
+            unlearn(model, forget, adversarial=dataclasses.replace(result, labels=result.true_labels))
 
     def test_search_options_pass_through(self, model: Recording) -> None:
         forget = labelled(model, 4)
@@ -123,6 +135,15 @@ class TestRetrain:
     def test_needs_the_retain_set(self, model: Recording) -> None:
         with pytest.raises(InputError, match="retain must be given"):
             unlearn(model, labelled(model, 5), method="retrain", recipe=ONE_PASS)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_callers_without_gradients(model: Recording, context) -> None:
+    forget, retain = labelled(model, 5), labelled(model, 20)
+    with context():
+        result = unlearn(model, forget, retain, recipe=Recipe(epochs=1, lr=0.1))
+    assert not torch.equal(result.linear.weight, model.linear.weight)
+    assert all(parameter.grad is None for parameter in result.parameters())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -167,12 +188,24 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"retain must be of the forget set's input shape \(6,\), got \(5,\)"):
             unlearn(model, TensorDataset(images, labels), TensorDataset(images[:, :5], labels))
 
-    def test_overlap(self, model: Recording) -> None:
+    def test_copies(self, model: Recording) -> None:
         forget, retain = labelled(model, 5), labelled(model, 20)
         both = TensorDataset(*(torch.cat([a, b[3:4]]) for a, b in zip(retain.tensors, forget.tensors, strict=True)))
-        assert overlap(forget, retain) == []
-        assert overlap(forget, both) == [(3, 20)]
+        assert copies(forget, retain) == []
+        assert copies(forget, both) == [(3, 20)]
         with pytest.raises(InputError, match=r"retain must be free of the forget samples, got 1 of them .*\(3, 20\)"):
             unlearn(model, forget, both)
-        relabelled = TensorDataset(both.tensors[0], (both.tensors[1] + 1) % 3)
-        assert overlap(forget, relabelled) == []
+        relabelled = TensorDataset(both.tensors[0].double(), (both.tensors[1] + 1) % 3)
+        assert copies(forget, relabelled) == [(3, 20)]
+        signed = [TensorDataset(torch.tensor([[zero, 1.0]]), torch.tensor([0])) for zero in (0.0, -0.0)]
+        assert copies(*signed) == [(0, 0)]
+
+    def test_labels_the_model_does_not_have(self, model: Recording) -> None:
+        images, labels = labelled(model, 20).tensors
+        for wrong, message in ((-100, "retain labels must be not negative"), (3, r"retain labels must be in \[0, 3\)")):
+            with pytest.raises(InputError, match=message):
+                unlearn(model, labelled(model, 5), TensorDataset(images, torch.full_like(labels, wrong)))
+
+    def test_frozen_models(self, model: Recording) -> None:
+        with pytest.raises(InputError, match="model must be trainable"):
+            unlearn(model.requires_grad_(False), labelled(model, 5), recipe=ONE_PASS)

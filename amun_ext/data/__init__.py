@@ -6,9 +6,10 @@ from pathlib import Path
 
 from amun_ext.checks import InputError
 from amun_ext.data import cifar10, digits, fashion_mnist, own
+from amun_ext.data.copies import copies, fingerprint
 from amun_ext.data.splits import Splits, as_tensors, checked
 
-__all__ = ["DATASETS", "Splits", "as_tensors", "load"]
+__all__ = ["DATASETS", "Splits", "as_tensors", "copies", "fingerprint", "load"]
 
 # name -> loader(root, download); a new data set is one file and one row
 DATASETS: dict[str, Callable[[Path, bool], Splits]] = {

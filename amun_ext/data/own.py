@@ -1,6 +1,5 @@
 """The user's own data: a folder of images, an .npz file, or a function."""
 
-import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import InputError, require, users_own
 from amun_ext.data.splits import Splits, as_tensors, tensor_dataset
 from amun_ext.data.vision import INSTALL
 
@@ -75,16 +74,12 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
 def load_function(name: str) -> Splits:
     """Call the function that "module:function" names, without arguments. It returns Splits, or a pair (train, test) of
     map-style datasets of (image tensor, int label); classes are then train.classes, or numbers when it has none."""
-    try:
-        function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"data set {name!r} must be an importable module:function, got {error}") from error
-    require(callable(function), name, "a function", type(function).__name__)
-    value = function()
+    value = users_own("data set", name)
     if isinstance(value, Splits):
         return value
-    pair = isinstance(value, tuple | list) and len(value) == 2
-    require(pair, f"what {name} returns", "Splits or a pair (train, test) of datasets", type(value).__name__)
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        got = type(value).__name__
+        raise InputError(f"what {name} returns must be Splits or a pair (train, test) of datasets, got {got}")
     train = TensorDataset(*as_tensors(value[0], f"{name} train"))
     test = TensorDataset(*as_tensors(value[1], f"{name} test"))
     return Splits(train, test, tuple(map(str, getattr(value[0], "classes", _numbered(train)))))

@@ -1,5 +1,6 @@
-"""Requests to forget: which samples, and what is left without them."""
+"""Requests to forget: which samples, what is left without them, and a whole request from checkpoint to report."""
 
-from amun_ext.deletion.request import forget_ids, split
+from amun_ext.deletion.ids import forget_ids, split
+from amun_ext.deletion.request import Outcome, Request, forget
 
-__all__ = ["forget_ids", "split"]
+__all__ = ["Outcome", "Request", "forget", "forget_ids", "split"]

@@ -1,136 +1,153 @@
-"""The samples to forget, by their row numbers in the training set."""
+"""A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
 
-import csv
-import itertools
 import json
-import operator
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch import Tensor, nn
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import require
+from amun_ext.data import Splits, copies, fingerprint
+from amun_ext.deletion.ids import split
+from amun_ext.evaluation import Report, evaluate
+from amun_ext.info import versions
+from amun_ext.models import save_checkpoint
+from amun_ext.search import find_min_adversarial
+from amun_ext.training import Recipe, reinitialised
+from amun_ext.unlearning import unlearn
 
-COLUMNS = ("id", "index")
-SHOWN = 5  # ids named in one message
+ORIGINAL, UNLEARNED, RETRAIN = "no-op (original)", "AMUN", "retrain"
+RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
 
 
-def forget_ids(
-    total: int,
-    *,
-    ids: Iterable[int] | Tensor | str | None = None,
-    file: str | os.PathLike[str] | None = None,
-    fraction: float | None = None,
-    seed: int = 0,
-) -> Tensor:
-    """The forget set as int64 [n], in the order of the request, out of `total` training samples numbered from 0.
+@dataclass(frozen=True)
+class Request:
+    """What is asked for. `metadata` is the checkpoint's: `forgotten` lists the ids of earlier requests."""
 
-    Exactly one of
-      ids       integers, or text such as "3,17,40-60" (both ends count);
-      file      .json: a list of integers; .csv: a column `id` or `index`; other: one id or range a line, # comments;
-      fraction  n = round(fraction * total) ids by numpy.random.RandomState(seed).choice(total, n, replace=False),
-                which reproduces AMUN's published forget sets (total 50,000, n 5,000 or 10,000, seeds 1, 10, 100).
-    InputError names the ids (the first five) that are unknown, repeated or no integers; it also refuses none and all.
+    ids: Tensor
+    with_copies: bool
+    with_retain: bool
+    with_forget: bool
+    retrain: bool
+    recipe: Recipe
+    seed: int
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    report: Report
+    model: nn.Module
+    metadata: dict[str, str]  # of the new checkpoint
+    not_forgotten: list[int]  # ids without an adversarial example
+
+
+def forget(original: nn.Module, splits: Splits, request: Request, *, progress: bool = False) -> Outcome:
+    """Unlearn `request.ids` with AMUN, beside all ids that the checkpoint has forgotten before, and measure it.
+
+    Samples of earlier requests are in no set any more: to retain them would bring them back. Raises InputError, before
+    any work, for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies` adds
+    them), training data other than the checkpoint's, too little to train on, and a model that cannot be retrained.
     """
-    given = [name for name, value in (("ids", ids), ("file", file), ("fraction", fraction)) if value is not None]
-    require(len(given) == 1, "the forget set", "given by one of ids, file and fraction", " and ".join(given) or "none")
-    require(isinstance(total, int) and total >= 2, "total", "at least 2 samples", total)
-    if fraction is not None:
-        return _draw(total, fraction, seed)
-    if file is not None:
-        return _checked(_read(Path(file), total), total, str(file))
-    if isinstance(ids, str):
-        return _checked(_parse(ids.split(",") if ids.strip() else [], total, "ids"), total, "ids")
-    assert ids is not None
-    return _checked(_integers(ids, "ids"), total, "ids")
+    before = json.loads(request.metadata.get("forgotten", "[]"))
+    print_of_data = fingerprint(splits.train)
+    known = request.metadata.get("training_data", print_of_data)
+    require(known == print_of_data, "data", "those that the checkpoint was trained on, in the same order", "others")
+    again = sorted(set(before) & set(request.ids.tolist()))
+    require(not again, "ids", "not forgotten by an earlier request", again[:5])
+    ids = _with_copies(splits, request, before)
+    forget_set, retain_set = split(splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]))
+    forget_set = type(forget_set)(*(tensor[: len(ids)] for tensor in forget_set.tensors))
+    require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
+    trained_on = len(ids) * (1 + request.with_forget) + len(retain_set) * request.with_retain
+    require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
+    if request.retrain:
+        require("recipe" in request.metadata, "retrain", "used with a checkpoint that knows its recipe", "one without")
+        reinitialised(original)  # refuses what cannot be
 
+    seconds, models = {}, {ORIGINAL: original}
+    start = time.perf_counter()
+    adversarial = find_min_adversarial(original, *forget_set.tensors, progress=progress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of samples left out: `not_forgotten` has them by id
+        models[UNLEARNED] = unlearn(
+            original,
+            forget_set,
+            retain_set if request.with_retain else None,
+            include_forget=request.with_forget,
+            adversarial=adversarial,
+            recipe=request.recipe,
+            seed=request.seed,
+            progress=progress,
+        )
+    seconds[UNLEARNED] = time.perf_counter() - start
+    if request.retrain:
+        start = time.perf_counter()
+        models[RETRAIN] = unlearn(
+            original,
+            forget_set,
+            retain_set,
+            method="retrain",
+            recipe=Recipe(**json.loads(request.metadata["recipe"])),
+            seed=request.seed + RETRAIN_SEED,
+            progress=progress,
+        )
+        seconds[RETRAIN] = time.perf_counter() - start
 
-def split(dataset: TensorDataset, ids: Tensor) -> tuple[TensorDataset, TensorDataset]:
-    """(forget, retain): forget in the order of `ids`, retain in that of `dataset`. InputError as `forget_ids`."""
-    ids = _checked(_integers(ids, "ids"), len(dataset), "ids")
-    kept = torch.ones(len(dataset), dtype=torch.bool)
-    kept[ids] = False
-    forget, retain = (TensorDataset(*(tensor[rows] for tensor in dataset.tensors)) for rows in (ids, kept))
-    return forget, retain
-
-
-def _draw(total: int, fraction: float, seed: int) -> Tensor:
-    require(0 < fraction < 1, "fraction", "between 0 and 1, both excluded", fraction)
-    require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
-    count = round(fraction * total)
-    require(
-        0 < count < total, "fraction", f"one that forgets some and keeps some of {total}", f"{fraction}: {count} ids"
+    not_forgotten = ids[~adversarial.found.cpu()].tolist()
+    sets = {"D_R": request.with_retain, "D_F": request.with_forget, "D_A": True}
+    report = evaluate(
+        models,
+        forget=forget_set,
+        retain=retain_set,
+        test=splits.test,
+        seconds=seconds,
+        baseline=RETRAIN if request.retrain else None,
+        headline=UNLEARNED,
+        adversarial=adversarial,
+        classes=splits.classes,
+        facts={
+            "ids": ids.tolist(),
+            "ids not forgotten": not_forgotten,
+            "ids forgotten before": before,
+            "training data": print_of_data,
+            "fine-tuned on": " + ".join(name for name, used in sets.items() if used),
+            "seed": request.seed,
+            "fine-tuning": asdict(request.recipe),
+            "versions": versions(),
+        },
     )
-    return torch.from_numpy(np.random.RandomState(seed).choice(total, count, replace=False).astype(np.int64))
+    forgotten = sorted({*before, *ids.tolist()} - set(not_forgotten))
+    metadata = {**request.metadata, "training_data": print_of_data, "forgotten": json.dumps(forgotten)}
+    return Outcome(report, models[UNLEARNED], metadata, not_forgotten)
 
 
-def _checked(ids: list[int], total: int, name: str) -> Tensor:
-    require(len(ids) > 0, name, "at least one id", "none")
-    unknown = [number for number in ids if not 0 <= number < total]
-    require(not unknown, name, f"ids in [0, {total})", _first(unknown))
-    repeated = [number for number, count in Counter(ids).items() if count > 1]
-    require(not repeated, name, "free of repeated ids", _first(repeated))
-    require(len(ids) < total, name, "fewer than all ids: nothing would be left to retain", f"all {total}")
-    return torch.tensor(ids, dtype=torch.int64)
+def _with_copies(splits: Splits, request: Request, before: list[int]) -> Tensor:
+    """The ids, with those of equal images under other ids added, or refused."""
+    forget_set, others = split(splits.train, request.ids)
+    wanted = set(request.ids.tolist())
+    kept = [number for number in range(len(splits.train)) if number not in wanted]
+    pairs = [(int(request.ids[row]), kept[other]) for row, other in copies(forget_set, others)]
+    pairs = [(asked, copy) for asked, copy in pairs if copy not in before]
+    told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
+    must_be = "complete (--with-copies adds what is missing): a copy would go on being trained on"
+    require(request.with_copies or not pairs, "ids", must_be, told)
+    return torch.cat([request.ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
 
 
-def _integers(values: Any, name: str) -> list[int]:
-    """Integers of Python, NumPy or PyTorch; neither text nor True, which Python counts as 1."""
-    values = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
-    require(isinstance(values, Iterable), name, "several integers", repr(values))
-    pairs = [(value, _integer(value)) for value in values]
-    require(all(number is not None for _, number in pairs), name, "integers", _first(v for v, n in pairs if n is None))
-    return [number for _, number in pairs if number is not None]
-
-
-def _integer(value: Any) -> int | None:
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def _parse(parts: Iterable[str], total: int, name: str) -> list[int]:
-    """The numbers of texts such as "17" and "40-60"."""
-    texts = [part.strip() for part in parts]
-    matches = [re.fullmatch(r"([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?", text) for text in texts]
-    wrong = [text for text, match in zip(texts, matches, strict=True) if match is None]
-    require(not wrong, name, "integers from 0 on, or ranges such as 40-60", _first(wrong))
-    numbers: list[int] = []
-    for match in filter(None, matches):
-        first, last = int(match[1]), int(match[2] or match[1])
-        require(first <= last, name, "ranges that go up", match[0])
-        numbers += range(first, min(last, max(first, total)) + 1)  # as far as its first unknown id: it may be huge
-    return numbers
-
-
-def _read(path: Path, total: int) -> list[int]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-        if path.suffix == ".json":
-            values = json.loads(text)
-        rows = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else []
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} must be a readable file of ids: {error}") from error
-    if path.suffix == ".json":
-        require(isinstance(values, list), str(path), "a list of integers", type(values).__name__)
-        return _integers(values, str(path))
-    if path.suffix == ".csv":
-        require(bool(rows), str(path), "a table with a column id or index, and rows", "no rows")
-        column = next((column for column in COLUMNS if column in rows[0]), None)
-        require(column is not None, str(path), "a table with a column id or index", ", ".join(map(str, rows[0])))
-        return _parse((row[column] or "" for row in rows), total, str(path))
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return _parse((line for line in lines if line), total, str(path))
-
-
-def _first(values: Iterable[Any]) -> str:
-    shown = [repr(value) for value in itertools.islice(values, SHOWN + 1)]
-    return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
+def write(outcome: Outcome, folder: Path) -> None:
+    """model.safetensors, report.json and report.html, all three or none, into `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+        save_checkpoint(Path(made) / "model.safetensors", outcome.model, outcome.metadata)
+        outcome.report.to_json(Path(made) / "report.json")
+        outcome.report.to_html(Path(made) / "report.html")
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(made).iterdir()):
+            os.replace(path, folder / path.name)

@@ -22,7 +22,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 512, *, name: st
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            answer = model(batch.to(device, dtype))
+            answer = model(batch.to(device, dtype, copy=True))
             require(isinstance(answer, Tensor), name, "a model that returns a tensor", type(answer).__name__)
             fits = answer.dim() == 2 and answer.shape[0] == len(batch) and answer.shape[1] >= 2
             must_be = f"a model that returns logits ({len(batch)}, K), K >= 2, for {len(batch)} images"

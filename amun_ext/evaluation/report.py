@@ -135,6 +135,8 @@ def _observe(
 def _plain(value: object) -> object:
     """The nearest JSON value: a number that JSON has no word for becomes null, an unknown object its text."""
     match value:
+        case np.generic():
+            return _plain(value.item())
         case None | bool() | int() | str():
             return value
         case float():

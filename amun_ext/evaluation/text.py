@@ -62,6 +62,8 @@ def summary(report: Report) -> str:
         "The chance that the model is surer of a forgotten image than of a test image, by which an attacker tells them "
         f"apart, {change('FT AUC')}; 50{PERCENT} is a coin toss.",
     ]
+    if retrain and 2 * abs(after["UA"] - retrain["UA"]) > abs(before["UA"] - retrain["UA"]):
+        sentences.append("That is nearer to the model before than to retraining: much is still to be forgotten.")
     if retrain and math.isfinite(after["seconds"] + retrain["seconds"]):
         sentences.append(f"It took {number(after['seconds'])} seconds, retraining {number(retrain['seconds'])}.")
     if report.search:

@@ -1,18 +1,21 @@
 """The main job on the embedded images: train, forget 10 %, retrain for comparison, measure."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from amun_ext.data import load
+from amun_ext.data import fingerprint, load
 from amun_ext.deletion import forget_ids, split
+from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.info import versions
-from amun_ext.models import build
+from amun_ext.models import build, save_checkpoint
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Part, Recipe, fit
 from amun_ext.unlearning import unlearn
@@ -25,8 +28,8 @@ ORIGINAL, HEADLINE, WITH_FORGET, RETRAIN = "no-op (original)", "AMUN (D_R + D_A)
 Result = TypeVar("Result")
 
 
-def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Module]]:
-    """Everything follows from `seed`: weights, forget set, shuffling. Returns the report and the models by row."""
+def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Module], list[int]]:
+    """Everything follows from `seed`: weights, forget set, shuffling. Returns report, models by row, forgotten ids."""
     seconds: dict[str, float] = {}
 
     def timed(row: str, work: Callable[[], Result]) -> Result:
@@ -42,7 +45,8 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
         original = build(MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
     timed("training", lambda: fit(original, [Part(images, labels)], TRAINING, seed=seed, progress=progress))
 
-    forget, retain = split(splits.train, forget_ids(len(splits.train), fraction=FRACTION, seed=seed))
+    ids = forget_ids(len(splits.train), fraction=FRACTION, seed=seed)
+    forget, retain = split(splits.train, ids)
     adversarial = timed("search", lambda: find_min_adversarial(original, *forget.tensors, progress=progress))
 
     def amun(include_forget: bool) -> nn.Module:
@@ -57,17 +61,15 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
             progress=progress,
         )
 
+    def retrained() -> nn.Module:
+        again = seed + RETRAIN_SEED
+        return unlearn(original, forget, retain, method="retrain", recipe=TRAINING, seed=again, progress=progress)
+
     models = {
         ORIGINAL: original,
         HEADLINE: timed(HEADLINE, lambda: amun(include_forget=False)),
         WITH_FORGET: timed(WITH_FORGET, lambda: amun(include_forget=True)),
-        # Another seed than the original's: the retrained model would else start from the very same weights.
-        RETRAIN: timed(
-            RETRAIN,
-            lambda: unlearn(
-                original, forget, retain, method="retrain", recipe=TRAINING, seed=seed + 1000, progress=progress
-            ),
-        ),
+        RETRAIN: timed(RETRAIN, retrained),
     }
     training_seconds, search_seconds = seconds.pop("training"), seconds.pop("search")
     for row in (HEADLINE, WITH_FORGET):
@@ -93,4 +95,13 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
             "versions": versions(),
         },
     )
-    return report, models
+    return report, models, ids.tolist()
+
+
+def write(report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path) -> None:
+    """The report, and the models before and after as checkpoints like any other."""
+    about = {"arch": MODEL, "recipe": json.dumps(asdict(TRAINING)), "training_data": fingerprint(load(DATA).train)}
+    save_checkpoint(folder / "original.safetensors", models[ORIGINAL], about)
+    save_checkpoint(folder / "unlearned.safetensors", models[HEADLINE], {**about, "forgotten": json.dumps(ids)})
+    report.to_json(folder / "report.json")
+    report.to_html(folder / "report.html")

@@ -1,11 +1,10 @@
 """Image classifiers by name, or from the user's own function: images [N, C, H, W] in [0, 1] to logits [N, K]."""
 
-import pkgutil
 from collections.abc import Callable
 
 from torch import nn
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import require, users_own
 from amun_ext.models.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from amun_ext.models.resnet import resnet18
 from amun_ext.models.small_cnn import small_cnn
@@ -34,11 +33,7 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
 
     require(":" in name, "model", f"one of {', '.join(MODELS)} or module:function", repr(name))
     require(width is None, "width", f"left to {name}, whose function is called without it", width)
-    try:
-        function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"model {name!r} must be an importable module:function, got {error}") from error
-    require(callable(function), name, "a function", type(function).__name__)
-    model = function(**sizes)
+    model = users_own("model", name, **sizes)
     require(isinstance(model, nn.Module), f"what {name} returns", "an nn.Module", type(model).__name__)
-    return model  # type: ignore[no-any-return]
+    assert isinstance(model, nn.Module)
+    return model

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amun_ext.checks import InputError, require
-from amun_ext.files import atomic_path
+from amun_ext.files import write_tensors
 
 SHOWN = 3  # keys named in one message
 
@@ -27,8 +26,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Ma
     _check_tensors(str(path), state)
     # cloned, because the format refuses tensors that share memory, as tied weights do
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, dict(metadata))
+    write_tensors(path, tensors, dict(metadata))
 
 
 def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:

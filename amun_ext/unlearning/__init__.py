@@ -1,6 +1,7 @@
 """Unlearning methods: one file and one row of METHODS each, all through one loop (`amun_ext.training.fit`)."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import check_images, check_labels, require
-from amun_ext.data import as_tensors
+from amun_ext.data import as_tensors, copies
+from amun_ext.models.state import count_classes
 from amun_ext.unlearning.amun import amun
 from amun_ext.unlearning.retrain import retrain
 
@@ -41,37 +43,28 @@ def unlearn(
 
     Raises:
         InputError: unknown method, empty or overlapping sets, inputs and labels that do not fit, before any
-            work. A copy of a forget sample in the retain set is an overlap: it would go on being trained on.
+            work. A copy of a forget input in the retain set is an overlap, under whatever label: it would go on being
+            trained on.
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
-    forget_tensors = _checked("forget", forget)
-    retain_tensors = None if retain is None else _checked("retain", retain)
+    num_classes = count_classes(model, _checked("forget", forget).tensors[0])
+    forget_tensors = _checked("forget", forget, num_classes)
+    retain_tensors = None if retain is None else _checked("retain", retain, num_classes)
     if retain_tensors is not None:
         shapes = tuple(tuple(part.tensors[0].shape[1:]) for part in (forget_tensors, retain_tensors))
         require(shapes[0] == shapes[1], "retain", f"of the forget set's input shape {shapes[0]}", shapes[1])
-        shared = overlap(forget_tensors, retain_tensors)
+        shared = copies(forget_tensors, retain_tensors)
         must_be = "free of the forget samples"
         require(not shared, "retain", must_be, f"{len(shared)} of them (forget, retain): {shared[:5]}")
-    unlearned = copy.deepcopy(model)
+    with torch.inference_mode(False):
+        unlearned = copy.deepcopy(model)
     METHODS[method](unlearned, forget_tensors, retain_tensors, seed=seed, progress=progress, **options)
     return unlearned
 
 
-def _checked(name: str, dataset: Dataset[Any]) -> TensorDataset:
+def _checked(name: str, dataset: Dataset[Any], num_classes: int | None = None) -> TensorDataset:
     inputs, labels = as_tensors(dataset, name)
-    check_images(name, inputs, (-float("inf"), float("inf")))
-    check_labels(f"{name} labels", labels, len(inputs))
+    check_images(name, inputs, (-math.inf, math.inf))
+    check_labels(f"{name} labels", labels, len(inputs), num_classes)
     return TensorDataset(inputs, labels)
-
-
-def overlap(forget: TensorDataset, retain: TensorDataset) -> list[tuple[int, int]]:
-    """Pairs (forget row, retain row) of the same input with the same label."""
-
-    def keys(dataset: TensorDataset) -> list[tuple[bytes, int]]:
-        inputs, labels = (part.cpu() for part in dataset.tensors)
-        rows = inputs.contiguous().flatten(1).view(torch.uint8).numpy()
-        return [(row.tobytes(), label) for row, label in zip(rows, labels.tolist(), strict=True)]
-
-    rows = {key: row for row, key in enumerate(keys(forget))}
-    return [(rows[key], row) for row, key in enumerate(keys(retain)) if key in rows]

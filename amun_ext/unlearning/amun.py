@@ -3,7 +3,8 @@
 import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
@@ -44,8 +45,9 @@ def amun(
         adversarial = find_min_adversarial(model, images, labels, progress=progress, **search)
     else:
         require(not search, "search options", "absent when the examples are given", sorted(search))
-    rows, must_be = adversarial.found, f"a row for each of the {len(images)} forget samples"
-    require(adversarial.images.shape == images.shape, "adversarial", must_be, tuple(adversarial.images.shape))
+    adversarial = adversarial.to(images.device)
+    _check_examples(adversarial, images, labels)
+    rows = adversarial.found
     require(bool(rows.any()), "forget", "attackable: an example for one sample at least", "none found")
     if not rows.all():
         missing = (~rows).nonzero()[:, 0].tolist()
@@ -62,3 +64,17 @@ def amun(
         retain_images, retain_labels = retain.tensors
         parts.append(Part(retain_images, retain_labels))
     fit(model, parts, recipe, seed=seed, progress=progress, description="AMUN")
+
+
+def _check_examples(adversarial: AdversarialSet, images: Tensor, labels: Tensor) -> None:
+    """Refuse examples that are not those of these very samples, or that would teach the true label."""
+    must_be = f"a row for each of the {len(images)} forget samples"
+    shapes = adversarial.images.shape == images.shape and adversarial.found.shape == labels.shape
+    require(shapes, "adversarial", must_be, f"images {tuple(adversarial.images.shape)}")
+    rows = adversarial.found
+    wrong = bool((adversarial.labels != labels)[rows].all())
+    require(wrong, "adversarial", "examples with wrong labels", "true ones")
+    moved = (adversarial.images[rows].to(images.dtype) - images[rows]).flatten(1).norm(dim=1)
+    near = torch.allclose(moved, adversarial.distance[rows].to(images.dtype), rtol=1e-2, atol=1e-4)
+    same = near and torch.equal(adversarial.true_labels, labels)
+    require(same, "adversarial", "the examples of these forget samples, in their order", "those of others")

@@ -50,7 +50,7 @@ template <typename T>
 void step_slot(const SearchStepArgs& args, int64_t slot) {
   using A = Accumulate<T>;
   const int64_t sample = args.slots[slot], length = args.row_length;
-  if (sample < 0) return;
+  if (!is_sample(args, sample)) return;
   T* const x = static_cast<T*>(args.x) + slot * length;
   const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
   const T* const grad = static_cast<const T*>(args.grad) + slot * length;
@@ -70,9 +70,12 @@ void step_slot(const SearchStepArgs& args, int64_t slot) {
 
 template <typename T>
 void refill(const SearchStepArgs& args) {
+  STD_TORCH_CHECK(*args.cursor >= 0, "cursor must not be negative, got ", *args.cursor);
   for (int64_t slot = 0; slot < args.pool_size && *args.cursor < args.queue_length; ++slot) {
-    if (args.slots[slot] != idle) continue;
-    const int64_t sample = args.queue[(*args.cursor)++], length = args.row_length;
+    if (is_sample(args, args.slots[slot])) continue;
+    const int64_t sample = args.queue[*args.cursor], length = args.row_length;
+    STD_TORCH_CHECK(is_sample(args, sample), "queue must hold rows of the book, [0, ", args.book_size, "), got ", sample);
+    ++*args.cursor;
     args.slots[slot] = sample;
     args.slot_labels[slot] = args.labels[sample];
     const T* const start = static_cast<const T*>(args.images) + sample * length;

@@ -22,10 +22,10 @@ __global__ void __launch_bounds__(search_step_threads) search_step_kernel(const 
   __shared__ int64_t refill;
 
   const int64_t slot = blockIdx.x, length = args.row_length;
-  int64_t sample = args.slots[slot];
+  const int64_t sample = args.slots[slot];
   T* const x = static_cast<T*>(args.x) + slot * length;
 
-  if (sample >= 0) {
+  if (is_sample(args, sample)) {
     const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
     const T* const grad = static_cast<const T*>(args.grad) + slot * length;
     StepSums<A> sums;
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(search_step_threads) search_step_kernel(const 
     // Slots race for the queue: which slot gets which sample is open, that each sample gets one is not. The counter
     // runs past the end of the queue, which is why its readers compare with <.
     const int64_t place = atomicAdd(reinterpret_cast<unsigned long long*>(args.cursor), 1ull);
-    refill = place < args.queue_length ? args.queue[place] : -1;
+    refill = place >= 0 && place < args.queue_length ? args.queue[place] : -1;
+    if (!is_sample(args, refill)) refill = -1;
     args.slots[slot] = refill;
     if (refill >= 0) args.slot_labels[slot] = args.labels[refill];
   }

@@ -1,0 +1,27 @@
+"""Equal images under different row numbers: forgetting one of them is forgetting none."""
+
+import hashlib
+from collections.abc import Iterator
+
+from torch.utils.data import TensorDataset
+
+
+def fingerprint(dataset: TensorDataset) -> str:
+    """A hash of all inputs and labels in their order: equal only for the same data under the same row numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in dataset.tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def copies(forget: TensorDataset, retain: TensorDataset) -> list[tuple[int, int]]:
+    """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
+
+    def digests(dataset: TensorDataset) -> Iterator[bytes]:
+        for row in dataset.tensors[0]:
+            same = row.detach().cpu().float() + 0.0  # -0.0 becomes 0.0
+            yield hashlib.blake2b(same.contiguous().numpy().tobytes(), digest_size=16).digest()
+
+    rows = {digest: row for row, digest in enumerate(digests(forget))}
+    return [(rows[digest], row) for row, digest in enumerate(digests(retain)) if digest in rows]

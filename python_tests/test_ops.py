@@ -351,7 +351,6 @@ def check_whole_search(op, search: Search) -> None:
     # A sample that is misclassified to begin with is its own example.
     clean = found & (plan.ends_at == 1)
     assert (book.distance[clean] == 0).all()
-    assert (book.eps[clean] == 0).all()
     assert torch.equal(book.images[clean], book.inputs[clean])
     distance = (book.images.double() - book.inputs.double()).flatten(1).norm(dim=1)
     assert_close(book.distance[found], distance[found], accumulate_dtype(book.inputs.dtype))
@@ -590,6 +589,45 @@ class TestSearchStep:
         search = Search.begin(4, 6, (2, 3), device=device)
         with pytest.raises(RuntimeError, match=message):
             search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE._replace(**change), bounds)
+
+    @pytest.mark.parametrize("slot", [-2, 7, 10**12])
+    def test_slots_that_name_no_sample_are_idle(self, device, slot):
+        search = Search.begin(4, 6, (5,), queue=[3, 1], device=device)
+        search.pool.slots.fill_(slot)
+        search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+        assert sorted(search.pool.slots[search.pool.slots >= 0].tolist())[:2] == [1, 3]
+        assert (search.book.grad_evals == 0).all()
+
+    @pytest.mark.parametrize("entry", [-1, 6, 10**12])
+    def test_queue_entries_that_are_no_rows_are_refused(self, entry):
+        """On a CPU; a GPU kernel cannot raise, and passes them over."""
+        search = Search.begin(4, 6, (5,), queue=[2, entry])
+        with pytest.raises(RuntimeError, match=r"queue must hold rows of the book, \[0, 6\), got"):
+            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+        search.cursor.fill_(-1)
+        with pytest.raises(RuntimeError, match="cursor must not be negative"):
+            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+
+    def test_arguments_that_share_memory_are_refused(self, device):
+        search = Search.running(4, (5,), device=device)
+        search.book = search.book._replace(images=search.book.inputs)
+        with pytest.raises(RuntimeError, match="must not share memory"):
+            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+
+    def test_x_that_requires_grad_is_refused(self, device):
+        search = Search.running(4, (5,), device=device)
+        search.pool.x.requires_grad_()
+        with pytest.raises(RuntimeError, match="x must not require grad"):
+            search.step(ops.search_step_, Feedback.random(search.pool.x.detach()), self.SCHEDULE)
+
+    @pytest.mark.parametrize("eps", [0.0, 0.25])
+    def test_a_radius_that_rounding_keeps_from_growing_is_the_last(self, device, eps):
+        search, schedule = Search.running(3, (5,), device=device, eps=eps), Schedule(2, 0.1, 1 + 1e-9, 1.0)
+        for _ in range(3):
+            feedback = Feedback.random(search.pool.x)
+            feedback.adversarial.fill_(False)
+            search.step(ops.search_step_, feedback, schedule)
+        assert (search.book.status == Status.EXHAUSTED).all()
 
 
 # -------------------------------------------------------------------------------------------------------- registration

@@ -74,7 +74,8 @@ void refill(const SearchStepArgs& args) {
   for (int64_t slot = 0; slot < args.pool_size && *args.cursor < args.queue_length; ++slot) {
     if (is_sample(args, args.slots[slot])) continue;
     const int64_t sample = args.queue[*args.cursor], length = args.row_length;
-    STD_TORCH_CHECK(is_sample(args, sample), "queue must hold rows of the book, [0, ", args.book_size, "), got ", sample);
+    STD_TORCH_CHECK(is_sample(args, sample), "queue must hold rows of the book, [0, ", args.book_size, "), got ",
+                    sample);
     ++*args.cursor;
     args.slots[slot] = sample;
     args.slot_labels[slot] = args.labels[sample];

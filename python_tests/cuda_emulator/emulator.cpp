@@ -57,6 +57,7 @@ void search_step(const std::string& dtype, unsigned threads, py::array x, py::ar
                  double step_fraction, double eps_growth, double eps_max, double low, double high) {
   amun::SearchStepArgs args;
   args.pool_size = x.shape(0);
+  args.book_size = inputs.shape(0);
   args.row_length = 1;
   for (py::ssize_t i = 1; i < x.ndim(); ++i) args.row_length *= x.shape(i);
   args.queue_length = queue.size();

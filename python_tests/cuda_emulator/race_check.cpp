@@ -17,8 +17,15 @@ void run_attack_loss() {
   for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
   std::vector<int64_t> labels{0, 1, 36, -1, 5}, predicted(rows);
   bool adversarial[rows];
-  amun::AttackLossArgs args{rows,        classes,          amun::Loss::cross_entropy, logits.data(),     labels.data(),
-                            adversarial, predicted.data(), margin.data(),             grad_logits.data()};
+  amun::AttackLossArgs args{rows,
+                            classes,
+                            amun::Loss::cross_entropy,
+                            logits.data(),
+                            labels.data(),
+                            adversarial,
+                            predicted.data(),
+                            margin.data(),
+                            grad_logits.data()};
   cuda_emulator::launch(3, threads, [&] { amun::attack_loss_kernel<float>(args); });
 }
 
@@ -38,7 +45,7 @@ void run_search_step() {
     if (slot % 4 == 2) std::fill_n(grad.begin() + slot * length, length, 0.0f);
   }
   amun::SearchStepArgs args{};
-  args.pool_size = pool, args.row_length = length, args.queue_length = int64_t(queue.size());
+  args.pool_size = pool, args.book_size = samples, args.row_length = length, args.queue_length = int64_t(queue.size());
   args.x = x.data(), args.slots = slots.data(), args.slot_labels = slot_labels.data(), args.grad = grad.data();
   args.adversarial = adversarial, args.predicted = predicted.data();
   args.inputs = inputs.data(), args.labels = labels.data(), args.images = images.data();

@@ -13,6 +13,9 @@ VISION ?= torchvision==0.28.0
 OUT ?= amun-demo
 
 ifneq ($(origin PYTHON),file)
+  ifneq ($(shell $(PYTHON) -c 'print("runs")' 2>/dev/null),runs)
+    $(error PYTHON must be an interpreter that runs, got $(PYTHON))
+  endif
   AS_IT_IS := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo yes)
 endif
 

@@ -107,7 +107,7 @@ def test_any_text_is_ids_or_refused(text):
         ("a.json", "[3, 17, 40, 41, 42]"),
         ("a.csv", "id\n3\n17\n40\n41\n42\n"),
         ("a.csv", "name,index\na,3\nb,17\nc,40\nd,41\ne,42\n"),
-        ("a.csv", "\ufeffindex,id\n9,3\n9,17\n9,40\n9,41\n9,42\n"),
+        ("a.csv", "\ufeffname,id\n9,3\n9,17\n9,40\n9,41\n9,42\n"),
     ],
 )
 def test_files(tmp_path, name, text):
@@ -126,6 +126,7 @@ def test_files(tmp_path, name, text):
         ("a.json", "[1, 2", r"a\.json must be a readable file of ids"),
         ("a.csv", "", "got no rows"),
         ("a.csv", "name,number\na,3\n", "a column id or index, got name, number"),
+        ("a.csv", "id,index\n3,4\n", "clear which column has the ids, got id and index"),
         ("a.csv", "name,id\na,3\nb\n", "got ''"),
         ("a.csv", "id\n3\nx\n", "got 'x'"),
     ],

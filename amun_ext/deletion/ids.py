@@ -124,6 +124,9 @@ def _read(path: Path, total: int) -> list[int]:
         return _integers(values, str(path))
     if path.suffix == ".csv":
         require(bool(rows), str(path), "a table with a column id or index, and rows", "no rows")
+        require(
+            not all(name in rows[0] for name in COLUMNS), str(path), "clear which column has the ids", "id and index"
+        )
         column = next((column for column in COLUMNS if column in rows[0]), None)
         require(column is not None, str(path), "a table with a column id or index", ", ".join(map(str, rows[0])))
         return _parse((row[column] or "" for row in rows), total, str(path))

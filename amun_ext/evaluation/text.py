@@ -31,7 +31,7 @@ def cells(report: Report) -> list[list[str]]:
 
 
 def render(report: Report) -> str:
-    """The table, aligned, and one line of legend per column."""
+    """The table, aligned, what it says in words, and one line of legend per column."""
     lines = cells(report)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
@@ -41,7 +41,8 @@ def render(report: Report) -> str:
     shown.insert(1, "-" * len(shown[0]))
     width = max(len(column.name) for column in report.columns)
     legend = [f"{column.name.ljust(width)}  {column.explanation}" for column in report.columns]
-    return "\n".join(line.rstrip() for line in [*shown, "", *legend, "", *textwrap.wrap(CAVEAT, 100)])
+    told = textwrap.wrap(summary(report), 100)
+    return "\n".join(line.rstrip() for line in [*shown, "", *told, "", *legend, "", *textwrap.wrap(CAVEAT, 100)])
 
 
 def summary(report: Report) -> str:

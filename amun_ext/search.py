@@ -112,7 +112,7 @@ def find_min_adversarial(
         labels: true labels [N]; None with a Dataset.
         method: "pgd", the search of the paper's Algorithm 1.
         loss: what the ascent climbs; "cross_entropy" (the paper's; exact where the softmax saturates) or "margin",
-            the strongest other logit minus the label's, which ends closer.
+            the strongest other logit minus the label's, which heads straight for the nearest competitor.
         eps_init: first radius (0.04: the published experiments).
         eps_growth: factor between radii.
         eps_max: last radius; the diagonal of the box if None. A sample not found there comes back with found=False.

@@ -123,22 +123,9 @@ def search_step_(
         RuntimeError: a tensor of the wrong shape, dtype, device or layout, shared memory, a queue entry that is no row
             of the book (on a GPU it is skipped), or a schedule out of range.
     """
-    torch._check(not pool.x.requires_grad, lambda: "x must not require grad: it changes in place")
-    _search_step_(
-        *pool,
-        grad,
-        adversarial,
-        predicted,
-        *book,
-        queue,
-        cursor,
-        steps=schedule.steps,
-        step_fraction=schedule.step_fraction,
-        eps_growth=schedule.eps_growth,
-        eps_max=schedule.eps_max,
-        low=bounds[0],
-        high=bounds[1],
-    )
+    if pool.x.requires_grad:
+        raise RuntimeError("x must not require grad: it changes in place")
+    _search_step_(*pool, grad, adversarial, predicted, *book, queue, cursor, *schedule, *bounds)
 
 
 @torch.library.register_fake("amun_ext::search_step_")
@@ -152,8 +139,7 @@ def _(
     inputs: Tensor,
     labels: Tensor,
     images: Tensor,
-    *columns_and_queue: Tensor,
-    **schedule: float,
+    *columns_queue_and_schedule: Tensor | float,
 ) -> None:
     torch._check(grad.shape == x.shape, lambda: f"grad must have shape {tuple(x.shape)}, got {tuple(grad.shape)}")
     row = x.shape[1:]

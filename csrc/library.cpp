@@ -25,5 +25,5 @@ STABLE_TORCH_LIBRARY(amun_ext, m) {
       "Tensor grad, Tensor adversarial, Tensor predicted, "
       "Tensor inputs, Tensor labels, Tensor(d!) images, Tensor(e!) found_labels, Tensor(f!) eps, Tensor(g!) distance, "
       "Tensor(h!) round_step, Tensor(i!) grad_evals, Tensor(j!) status, Tensor queue, Tensor(k!) cursor, "
-      "*, int steps, float step_fraction, float eps_growth, float eps_max, float low, float high) -> ()");
+      "int steps, float step_fraction, float eps_growth, float eps_max, float low, float high) -> ()");
 }

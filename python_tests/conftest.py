@@ -38,3 +38,12 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.fail("AMUN_REQUIRE_CUDA=1, but torch finds no CUDA device")
     return request.param
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """In models this small threads only wait for each other, for long where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -10,14 +10,7 @@ from torch import nn
 from amun_ext import models
 from amun_ext.checks import InputError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """In models this small threads only wait for each other, for long where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(seed, num_classes=3):

@@ -75,7 +75,7 @@ def forget(original: nn.Module, splits: Splits, request: Request, *, progress: b
     start = time.perf_counter()
     adversarial = find_min_adversarial(original, *forget_set.tensors, progress=progress)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of samples left out: `not_forgotten` has them by id
+        warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `not_forgotten` has them by id
         models[UNLEARNED] = unlearn(
             original,
             forget_set,

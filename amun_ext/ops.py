@@ -12,12 +12,13 @@ _attack_loss = torch.ops.amun_ext.attack_loss.default
 _search_step_ = torch.ops.amun_ext.search_step_.default
 
 LOSSES = ("cross_entropy", "margin")
+RULES = ("pgd", "ddn", "deepfool", "given")
 
 
 class AttackLoss(NamedTuple):
     adversarial: Tensor  # [B] bool
     predicted: Tensor  # [B] int64, -1 where a logit is NaN
-    margin: Tensor  # [B] float32 (float64), the label's logit minus the strongest other
+    margin: Tensor  # [B] float32 (float64), the label's logit minus the strongest other, plus `gap`
     grad_logits: Tensor  # [B, K], dtype of the logits
 
 
@@ -26,28 +27,32 @@ def attack_loss(
     logits: Tensor,  # [B, K]
     labels: Tensor,  # [B] int64
     loss: str = "cross_entropy",
+    gap: float = 0.0,
 ) -> AttackLoss:
     """Success test and start of the backward pass of an untargeted attack, one pass per row.
+
+    A row is adversarial when another class is predicted, by `gap` logits at least.
 
     `grad_logits` has the direction of the gradient of the loss that the attack ascends; its length is free, since the
     step normalises per sample. It stays exact where the softmax saturates. Rows with a NaN are not adversarial and are
     predicted as -1; their gradient is zero. Not differentiable.
 
     Equivalent to (up to the positive factor 1 / (1 - p_label) in `grad_logits`):
-        predicted = logits.argmax(1); adversarial = predicted != labels
         others = logits.scatter(1, labels[:, None], -inf)
-        margin = logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
+        margin = logits.gather(1, labels[:, None])[:, 0] - others.amax(1) + gap
+        predicted = logits.argmax(1); adversarial = (predicted != labels) & (margin <= 0)
         grad_logits = grad(F.cross_entropy(logits, labels, reduction="sum"), logits)    # loss="cross_entropy"
         grad_logits = one_hot(others.argmax(1)) - one_hot(labels)                       # loss="margin"
 
     Raises:
-        RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, or an unknown loss.
+        RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, an unknown loss, or a gap that is
+            negative or not finite.
     """
-    return AttackLoss(*_attack_loss(logits, labels, loss))
+    return AttackLoss(*_attack_loss(logits, labels, loss, gap))
 
 
 @torch.library.register_fake("amun_ext::attack_loss")
-def _(logits: Tensor, labels: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(logits: Tensor, labels: Tensor, loss: str, gap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch._check(logits.dim() == 2, lambda: f"logits must have shape [B, K], got {tuple(logits.shape)}")
     torch._check(labels.shape == logits.shape[:1], lambda: f"labels must have shape [B], got {tuple(labels.shape)}")
     torch._check(loss in LOSSES, lambda: f"loss must be one of {LOSSES}, got {loss!r}")
@@ -73,22 +78,28 @@ class Book(NamedTuple):
 
     inputs: Tensor  # [N, ...] the originals
     labels: Tensor  # [N] int64, true labels
-    images: Tensor  # [N, ...] in: where the search starts; out: the example, where one was found
+    images: Tensor  # [N, ...] in: where the search starts; out: the closest example so far, where there is one
     found_labels: Tensor  # [N] int64, the model's label of the example
-    eps: Tensor  # [N] radius, float32 (float64 for float64 inputs)
-    distance: Tensor  # [N] L2 norm of the perturbation, like eps
-    round_step: Tensor  # [N] int32, steps made at this radius
+    eps: Tensor  # [N] radius, float32 (float64 for float64 inputs); 0: to be estimated from the first gradient
+    distance: Tensor  # [N] L2 norm of the closest example's perturbation, infinite where there is none; like eps
+    round_step: Tensor  # [N] int32, steps made, by "pgd" at this radius
     grad_evals: Tensor  # [N] int32
     status: Tensor  # [N] int8, a Status
 
 
 class Schedule(NamedTuple):
-    """Projected gradient ascent whose radius grows (paper, Algorithm 1)."""
+    """How a sample gets from one iterate to the next (see search_step_)."""
 
-    steps: int  # steps at one radius
-    step_fraction: float  # step size / radius
-    eps_growth: float
+    rule: str  # one of RULES
+    steps: int  # pgd: at one radius; else: in all
+    step_fraction: float  # pgd, ddn: step size / radius
+    last_step_fraction: float  # ddn: at the last step
+    eps_growth: float  # pgd, ddn: factor between two radii
+    last_eps_growth: float  # ddn: at the last step
     eps_max: float
+    start: float  # an estimated first radius / the linear distance to the boundary, margin / |grad|
+    overshoot: float  # ddn, deepfool: a step to the linearised boundary goes so many times as far
+    pull_back: float  # deepfool: part of d that is kept before a step from an adversarial iterate
 
 
 class Status:
@@ -103,29 +114,44 @@ def search_step_(
     grad: Tensor,  # [B, ...] of the attacked loss at pool.x
     adversarial: Tensor,  # [B] bool
     predicted: Tensor,  # [B] int64
+    margin: Tensor,  # [B] float32 (float64), logits left to go
     schedule: Schedule,
     bounds: tuple[float, float],
 ) -> None:
     """One step of every slot, in place: harvest what is finished, refill from the queue, move what is running.
 
-    An adversarial slot's image, label and distance go to its row of the book. A slot whose last radius is spent, or
-    whose gradient is zero or not finite, ends without an example. Freed and idle slots take the next sample of the
-    queue, starting from `book.images`. The others step:
+    An adversarial slot that is closer than its sample's example so far puts its image, label and distance into the
+    sample's row of the book. Ended: an adversarial slot of rule "pgd", or at distance 0; one whose steps or radii are
+    spent; one whose gradient is zero or not finite, or whose margin is NaN (with "given": whose grad is not finite).
+    Freed and idle slots take the next sample of the queue, starting from `book.images`. The others step, with
+    d = x - x0 and m = margin:
 
-        d = x - x0;  eps grows by eps_growth after `steps` steps, up to eps_max
-        d = d + step_fraction * eps * grad / |grad|
-        x = clamp(x0 + d * min(1, eps / |d|), *bounds)
+        pgd (paper, Algorithm 1): eps grows by eps_growth after `steps` steps, up to eps_max
+            d = d + step_fraction * eps * grad / |grad|;  x = clamp(x0 + d * min(1, eps / |d|), *bounds)
+        ddn (Rony et al. 2019): step_fraction and c = eps_growth - 1 go to their last values by a constant factor
+            d' = d + step_fraction * eps * grad / |grad|;  u = d' / |d'|
+            eps = eps * (1 + c)  or, adversarial, with e = min(eps, distance):
+                  clamp(overshoot * (m + <grad, d>) / <grad, u>, e * (1 - 2 c), e * (1 - c));  not at the first step
+            x = clamp(x0 + eps * u, *bounds)
+        deepfool (Moosavi-Dezfooli et al. 2016): k = pull_back where adversarial, else 1
+            x = clamp(x0 + k * d + overshoot * (m + (1 - k) * <grad, d>) / |grad|^2 * grad, *bounds)
+        given: x = clamp(grad, *bounds): the caller has computed the next iterate
+
+    ddn and deepfool take those elements of grad as zero that point out of the box from its bounds. An eps of 0 becomes
+    start * m / |grad| first. That is at least 1e-6 * eps_max and at most eps_max; the former is also the least length
+    of a deepfool step from a point that is not adversarial: at a tie the margin is 0.
 
     Per sample, L2 norms, sums in float32 (float64 for float64): there a gradient norm below 1e-22 or above 1e19 counts
     as none. Not differentiable.
 
     Raises:
         RuntimeError: a tensor of the wrong shape, dtype, device or layout, shared memory, a queue entry that is no row
-            of the book (on a GPU it is skipped), or a schedule out of range.
+            of the book (on a GPU it is skipped), an unknown rule, or a schedule out of range ("ddn" wants both growths
+            below 1.5).
     """
     if pool.x.requires_grad:
         raise RuntimeError("x must not require grad: it changes in place")
-    _search_step_(*pool, grad, adversarial, predicted, *book, queue, cursor, *schedule, *bounds)
+    _search_step_(*pool, grad, adversarial, predicted, margin, *book, queue, cursor, *schedule, *bounds)
 
 
 @torch.library.register_fake("amun_ext::search_step_")
@@ -136,10 +162,11 @@ def _(
     grad: Tensor,
     adversarial: Tensor,
     predicted: Tensor,
+    margin: Tensor,
     inputs: Tensor,
     labels: Tensor,
     images: Tensor,
-    *columns_queue_and_schedule: Tensor | float,
+    *columns_queue_and_schedule: Tensor | float | str,
 ) -> None:
     torch._check(grad.shape == x.shape, lambda: f"grad must have shape {tuple(x.shape)}, got {tuple(grad.shape)}")
     row = x.shape[1:]

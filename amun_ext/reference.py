@@ -5,22 +5,25 @@ from torch import Tensor
 
 from amun_ext.ops import AttackLoss, Book, Pool, Schedule, Status, accumulate_dtype
 
+SHORTEST = 1e-6  # of eps_max: an estimated radius, and a step of deepfool from a point that is not adversarial
+
 
 def attack_loss(
     logits: Tensor,  # [B, K]
     labels: Tensor,  # [B]
     loss: str = "cross_entropy",
+    gap: float = 0.0,
 ) -> AttackLoss:
     """Twin of csrc/attack_loss: the same four results."""
     wide = logits.to(accumulate_dtype(logits.dtype))
     own = wide.gather(1, labels[:, None])  # [B, 1]
     others = wide.scatter(1, labels[:, None], -torch.inf)  # [B, K]
     rival, rival_index = others.max(1, keepdim=True)
-    margin = (own - rival)[:, 0]
+    margin = (own - rival)[:, 0] + gap
 
     nan = wide.isnan().any(1)
     predicted = wide.argmax(1).masked_fill(nan, -1)
-    adversarial = (predicted != labels) & ~nan
+    adversarial = (predicted != labels) & ~nan & ((margin <= 0) | (gap == 0))
 
     ascent = others.softmax(1) if loss == "cross_entropy" else torch.zeros_like(wide).scatter(1, rival_index, 1.0)
     ascent = ascent.scatter(1, labels[:, None], -1.0)
@@ -52,6 +55,68 @@ def grown(eps: Tensor, schedule: Schedule) -> Tensor:
     return (eps * schedule.eps_growth).clamp(max=schedule.eps_max)
 
 
+def inward(grad: Tensor, x: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """`grad` without the elements that point out of the box from its bounds."""
+    outward = (x <= bounds[0]) & (grad < 0) | (x >= bounds[1]) & (grad > 0)
+    return grad.masked_fill(outward, 0)
+
+
+def scheduled(first: float, last: float, step: int, steps: int) -> float:
+    """From `first` at step 0 to `last` at the last of `steps`, by one factor a step."""
+    return float(first * (last / first) ** (step / (steps - 1))) if steps > 1 else first
+
+
+def ddn_step(
+    x: Tensor,  # [...], one sample
+    x0: Tensor,
+    grad: Tensor,
+    margin: Tensor,
+    adversarial: bool,
+    eps: Tensor,
+    best: Tensor,
+    step: int,
+    schedule: Schedule,
+    bounds: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Decoupled direction and norm (Rony et al. 2019): the next iterate and its radius."""
+    grad, delta = inward(grad, x, bounds), x - x0
+    fraction = scheduled(schedule.step_fraction, schedule.last_step_fraction, step, schedule.steps)
+    change = scheduled(schedule.eps_growth - 1, schedule.last_eps_growth - 1, step, schedule.steps)
+    moved = delta + fraction * eps * grad / grad.norm()
+    direction = moved / moved.norm() if moved.any() else moved
+    if step and adversarial:
+        crossing = schedule.overshoot * (margin + (grad * delta).sum()) / (grad * direction).sum()
+        crossing = crossing if (grad * direction).sum() > 0 else eps
+        tightest = torch.minimum(eps, best)
+        eps = crossing.clamp(tightest * (1 - 2 * change), tightest * (1 - change))
+    elif step:
+        eps = eps * (1 + change)
+    eps = eps.clamp(max=schedule.eps_max)
+    return (x0 + eps * direction).clamp(*bounds), eps
+
+
+def deepfool_step(
+    x: Tensor,  # [...], one sample
+    x0: Tensor,
+    grad: Tensor,
+    margin: Tensor,
+    adversarial: bool,
+    schedule: Schedule,
+    bounds: tuple[float, float],
+) -> Tensor:
+    """To the linearised boundary (Moosavi-Dezfooli et al. 2016), pulled back towards x0 first where adversarial."""
+    grad, delta = inward(grad, x, bounds), x - x0
+    pulled = (schedule.pull_back if adversarial else 1.0) * delta
+    left = margin + (grad * (delta - pulled)).sum()  # of the margin, at the pulled point
+    norm = grad.norm()
+    length = schedule.overshoot * left / norm
+    if not adversarial:
+        length = length.clamp(min=SHORTEST * schedule.eps_max)
+    most = torch.finfo(grad.dtype).max  # 0 times infinity would be NaN
+    next_x: Tensor = (x0 + pulled + (length / norm).clamp(-most, most) * grad).clamp(*bounds)
+    return next_x
+
+
 def search_step_(
     pool: Pool,
     book: Book,
@@ -60,33 +125,59 @@ def search_step_(
     grad: Tensor,  # [B, ...]
     adversarial: Tensor,  # [B]
     predicted: Tensor,  # [B]
+    margin: Tensor,  # [B]
     schedule: Schedule,
     bounds: tuple[float, float],
 ) -> None:
     """Twin of csrc/search_step: slot after slot, as the op's docstring has it."""
+    real, rule = book.eps.dtype, schedule.rule
+    edges = torch.tensor(bounds, dtype=pool.x.dtype).tolist()  # rounded as the iterates on them are
+    bounds = (edges[0], edges[1])
     for slot, sample in enumerate(pool.slots.tolist()):
         if sample < 0:
             continue
-        book.grad_evals[sample] += 1
-        x, x0, g = pool.x[slot], book.inputs[sample], grad[slot].to(book.eps.dtype)
-        distance = (x.to(g.dtype) - x0.to(g.dtype)).norm()
-        squared_norm = g.square().sum()
-        if adversarial[slot]:
-            book.images[sample], book.found_labels[sample] = x, predicted[slot]
-            book.distance[sample], book.status[sample] = distance, Status.FOUND
-        elif not (squared_norm > 0 and squared_norm.isfinite()):
-            book.status[sample] = Status.NO_GRADIENT
-        elif book.round_step[sample] == schedule.steps and not grown(book.eps[sample], schedule) > book.eps[sample]:
-            book.status[sample] = Status.EXHAUSTED
+        row = slice(sample, sample + 1)
+        x, x0, g, hit = pool.x[slot].to(real), book.inputs[sample].to(real), grad[slot].to(real), adversarial[slot]
+        distance = (x - x0).norm()
+        if hit and distance < book.distance[sample]:
+            book.images[sample], book.found_labels[sample] = pool.x[slot], predicted[slot]
+            book.distance[sample] = distance
+
+        steps_spent = rule != "pgd" and book.round_step[sample] >= schedule.steps
+        book.grad_evals[sample] += not steps_spent
+        ascent = inward(g, x, bounds) if rule in ("ddn", "deepfool") else g
+        squared = ascent.square().sum()
+        if steps_spent or (hit and (rule == "pgd" or distance == 0)):
+            ended = Status.EXHAUSTED
+        elif not squared.isfinite() or (rule != "given" and (squared == 0 or margin[slot].isnan())):
+            ended = Status.NO_GRADIENT
         else:
-            if book.round_step[sample] == schedule.steps:
-                book.eps[sample] = grown(book.eps[sample], schedule)
-                book.round_step[sample] = 0
-            book.round_step[sample] += 1
-            eps = book.eps[sample : sample + 1]
-            pool.x[slot] = pgd_step(x[None], x0[None], g[None], eps, schedule.step_fraction, bounds)[0]
+            ended = Status.PENDING
+            if book.eps[sample] == 0 and rule != "given":
+                estimate = schedule.start * margin[slot] / squared.sqrt()
+                book.eps[sample] = estimate.clamp(SHORTEST * schedule.eps_max, schedule.eps_max)
+        if rule == "pgd" and ended == Status.PENDING and book.round_step[sample] == schedule.steps:
+            larger = grown(book.eps[row], schedule)
+            if larger > book.eps[sample]:
+                book.eps[sample], book.round_step[sample] = larger, 0
+            else:
+                ended = Status.EXHAUSTED
+        if ended:
+            book.status[sample] = Status.FOUND if book.distance[sample].isfinite() else ended
+            pool.slots[slot] = -1
             continue
-        pool.slots[slot] = -1
+
+        step, eps, best = int(book.round_step[sample]), book.eps[sample].clone(), book.distance[sample]
+        if rule == "pgd":
+            x = pgd_step(x[None], x0[None], g[None], eps[None], schedule.step_fraction, bounds)[0]
+        elif rule == "ddn":
+            x, book.eps[sample] = ddn_step(x, x0, g, margin[slot], bool(hit), eps, best, step, schedule, bounds)
+        elif rule == "deepfool":
+            x = deepfool_step(x, x0, g, margin[slot], bool(hit), schedule, bounds)
+        else:
+            x = g.clamp(*bounds)
+        pool.x[slot] = x
+        book.round_step[sample] += 1
 
     for slot in (pool.slots < 0).nonzero().flatten().tolist():
         if cursor < len(queue):

@@ -22,6 +22,8 @@ AMUN_HD float root(float value) { return sqrtf(value); }
 AMUN_HD double root(double value) { return sqrt(value); }
 AMUN_HD float exponential(float value) { return expf(value); }
 AMUN_HD double exponential(double value) { return exp(value); }
+AMUN_HD float power(float base, float exponent) { return powf(base, exponent); }
+AMUN_HD double power(double base, double exponent) { return pow(base, exponent); }
 
 template <typename A>
 AMUN_HD bool is_nan(A value) {
@@ -41,26 +43,77 @@ struct StepSums {
   A gg = 0, gd = 0, dd = 0;  // <g, g>, <g, d>, <d, d>
 };
 
-// The next iterate: x <- clamp(x0 + keep * d + push * g).
+// The next iterate: x <- clamp(origin * x0 + keep * d + push * g).
 template <typename A>
 struct StepMove {
-  A keep, push;
+  A origin, keep, push;
 };
 
-// Projected gradient ascent in the L2 ball: d' = d + alpha g/|g|, pulled back to radius eps. |d'| needs no second pass
-// over the data: |d'|^2 = <d,d> + 2 alpha <g,d>/|g| + alpha^2.
+// What the box would cancel of a step is no part of its direction: an element on its bound counts only if it moves
+// inwards. A rule that takes the gradient as it is has infinite bounds here.
 template <typename A>
-AMUN_HD StepMove<A> pgd_move(const StepSums<A>& sums, A alpha, A eps) {
-  const A per_norm = A(1) / root(sums.gg);
-  const A moved = sums.dd + A(2) * alpha * sums.gd * per_norm + alpha * alpha;
-  const A shrink = moved > eps * eps ? eps / root(moved) : A(1);
-  return {shrink, shrink * alpha * per_norm};
+AMUN_HD A inward(A g, A x, A low, A high) {
+  return ((x <= low) & (g < A(0))) | ((x >= high) & (g > A(0))) ? A(0) : g;
 }
 
 template <typename A>
 AMUN_HD A next_value(A x, A x0, A g, const StepMove<A>& move, A low, A high) {
-  const A moved = x0 + move.keep * (x - x0) + move.push * g;
+  const A moved = move.origin * x0 + move.keep * (x - x0) + move.push * g;
   return moved < low ? low : (moved > high ? high : moved);
+}
+
+// d' = d + length g/|g|. |d'| needs no second pass over the data: |d'|^2 = <d,d> + 2 length <g,d>/|g| + length^2.
+template <typename A>
+AMUN_HD A moved_length(const StepSums<A>& sums, A norm, A length) {
+  const A squared = sums.dd + A(2) * length * sums.gd / norm + length * length;
+  return squared > A(0) ? root(squared) : A(0);
+}
+
+// Projected gradient ascent in the L2 ball: d' = d + length g/|g|, pulled back to radius eps (paper, Algorithm 1).
+template <typename A>
+AMUN_HD StepMove<A> pgd_move(const StepSums<A>& sums, A length, A eps) {
+  const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
+  const A shrink = moved > eps ? eps / moved : A(1);
+  return {A(1), shrink, shrink * length / norm};
+}
+
+// Decoupled direction and norm (Rony et al. 2019): d' = d + length g/|g|, stretched or shrunk to radius eps.
+template <typename A>
+AMUN_HD StepMove<A> ddn_move(const StepSums<A>& sums, A length, A eps) {
+  const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
+  const A scale = moved > A(0) ? eps / moved : A(1);
+  return {A(1), scale, scale * length / norm};
+}
+
+// The next radius of that rule. A point that is not adversarial yet wants a larger one, by the factor 1 + change. From
+// an adversarial one it shrinks, and where to is no guess: along the new direction u = d'/|d'| the linearised margin
+// ends at radius (margin + <g,d>) / <g,u>. It is trusted for a shrinkage between `change` and twice as much.
+template <typename A>
+AMUN_HD A ddn_radius(const StepSums<A>& sums, A length, A eps, A best, A margin, bool adversarial, A change,
+                     A overshoot) {
+  if (!adversarial) return eps * (A(1) + change);
+  const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
+  const A slope = (sums.gd + length * norm) / moved;
+  const A crossing = slope > A(0) ? overshoot * (margin + sums.gd) / slope : eps;
+  const A from = best < eps ? best : eps, most = from * (A(1) - change), least = from * (A(1) - A(2) * change);
+  return crossing < most ? (crossing > least ? crossing : least) : most;
+}
+
+// One step to where the linearised margin ends (Moosavi-Dezfooli et al. 2016), times overshoot. `keep` < 1 first pulls
+// the point back towards the original, the pull being part of what is linearised (Croce and Hein 2020). The push is
+// finite also where the boundary is not in sight, or it would make NaN of an element whose gradient is 0.
+template <typename A>
+AMUN_HD StepMove<A> deepfool_move(const StepSums<A>& sums, A margin, A keep, A overshoot, A shortest) {
+  constexpr A most = std::numeric_limits<A>::max();
+  const A norm = root(sums.gg), length = overshoot * (margin + (A(1) - keep) * sums.gd) / norm;
+  const A push = (length > shortest ? length : shortest) / norm;
+  return {A(1), keep, push < most ? (push > -most ? push : -most) : most};
+}
+
+// A quantity that falls or rises from `first` at step 0 to `last` at the last of `steps`, by one factor a step.
+template <typename A>
+AMUN_HD A scheduled(A first, A last, int32_t step, int32_t steps) {
+  return steps > 1 ? first * power(last / first, A(step) / A(steps - 1)) : first;
 }
 
 // A round is `steps` steps at one radius; then the radius grows, up to eps_max. False when no radius is left: also one
@@ -96,7 +149,7 @@ AMUN_HD Rival<A> stronger(const Rival<A>& a, const Rival<A>& b) {
 }
 
 template <typename A>
-AMUN_HD bool is_adversarial(A own, int64_t label, const Rival<A>& rival) {
+AMUN_HD bool is_ahead(const Rival<A>& rival, A own, int64_t label) {
   return rival.logit > own || (rival.logit == own && rival.index < label);
 }
 

@@ -64,13 +64,23 @@ E* column(const char* name, const Tensor& tensor, int64_t rows, ScalarType dtype
   return static_cast<E*>(tensor.mutable_data_ptr());
 }
 
+inline Rule rule_of(const std::string& name) {
+  constexpr const char* names[] = {"pgd", "ddn", "deepfool", "given"};  // in the order of Rule
+  for (int32_t i = 0; i < 4; ++i)
+    if (name == names[i]) return static_cast<Rule>(i);
+  STD_TORCH_CHECK(false, "rule must be \"pgd\", \"ddn\", \"deepfool\" or \"given\", got \"", name, "\"");
+}
+
 inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, const Tensor& slot_labels,
                                         const Tensor& grad, const Tensor& adversarial, const Tensor& predicted,
-                                        const Tensor& inputs, const Tensor& labels, const Tensor& images,
-                                        const Tensor& found_labels, const Tensor& eps, const Tensor& distance,
-                                        const Tensor& round_step, const Tensor& grad_evals, const Tensor& status,
-                                        const Tensor& queue, const Tensor& cursor, int64_t steps, double step_fraction,
-                                        double eps_growth, double eps_max, double low, double high) {
+                                        const Tensor& margin, const Tensor& inputs, const Tensor& labels,
+                                        const Tensor& images, const Tensor& found_labels, const Tensor& eps,
+                                        const Tensor& distance, const Tensor& round_step, const Tensor& grad_evals,
+                                        const Tensor& status, const Tensor& queue, const Tensor& cursor,
+                                        const std::string& rule, int64_t steps, double step_fraction,
+                                        double last_step_fraction, double eps_growth, double last_eps_growth,
+                                        double eps_max, double start, double overshoot, double pull_back, double low,
+                                        double high) {
   STD_TORCH_CHECK(x.dim() >= 1, "x must have a batch dimension, got a scalar");
   STD_TORCH_CHECK(is_float(x.scalar_type()), "x must be float32, float64, float16 or bfloat16, got ",
                   toString(x.scalar_type()));
@@ -86,9 +96,20 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   STD_TORCH_CHECK(inputs.is_contiguous(), "inputs must be contiguous");
   STD_TORCH_CHECK(steps >= 1 && steps <= std::numeric_limits<int32_t>::max(), "steps must be in [1, 2^31), got ",
                   steps);
-  STD_TORCH_CHECK(step_fraction > 0, "step_fraction must be positive, got ", step_fraction);
-  STD_TORCH_CHECK(eps_growth > 1, "eps_growth must be greater than 1, got ", eps_growth);
-  STD_TORCH_CHECK(eps_max > 0, "eps_max must be positive, got ", eps_max);
+  const struct {
+    const char* name;
+    double value;
+  } positive[] = {{"step_fraction", step_fraction}, {"last_step_fraction", last_step_fraction}, {"eps_max", eps_max},
+                  {"start", start},                 {"overshoot", overshoot}};
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  for (const auto& [name, value] : positive)
+    STD_TORCH_CHECK(value > 0 && value < infinity, name, " must be positive and finite, got ", value);
+  // From 1.5 on, ddn_radius could shrink a radius to nothing.
+  const bool shrinks = rule == "ddn";
+  for (const auto& [name, value] : {std::pair{"eps_growth", eps_growth}, {"last_eps_growth", last_eps_growth}})
+    STD_TORCH_CHECK(value > 1 && value < (shrinks ? 1.5 : infinity), name, " must be greater than 1 and ",
+                    shrinks ? "less than 1.5" : "finite", ", got ", value);
+  STD_TORCH_CHECK(pull_back > 0 && pull_back <= 1, "pull_back must be in (0, 1], got ", pull_back);
   STD_TORCH_CHECK(low < high, "low must be less than high, got ", low, " and ", high);
   int64_t width = 1;  // not numel / rows: a table without rows still has a row length
   for (int64_t i = 1; i < x.dim(); ++i) width *= x.size(i);
@@ -103,6 +124,7 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   args.grad = grad.const_data_ptr();
   args.adversarial = column<bool>("adversarial", adversarial, pool, ScalarType::Bool, x);
   args.predicted = column<int64_t>("predicted", predicted, pool, ScalarType::Long, x);
+  args.margin = column<void>("margin", margin, pool, real, x);
   args.inputs = inputs.const_data_ptr();
   args.labels = column<int64_t>("labels", labels, samples, ScalarType::Long, x);
   args.images = images.mutable_data_ptr();
@@ -114,12 +136,18 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   args.status = column<int8_t>("status", status, samples, ScalarType::Char, x);
   args.queue = column<int64_t>("queue", queue, queued, ScalarType::Long, x);
   args.cursor = column<int64_t>("cursor", cursor, 1, ScalarType::Long, x);
+  args.rule = rule_of(rule);
+  args.steps = static_cast<int32_t>(steps);
   args.step_fraction = step_fraction;
+  args.last_step_fraction = last_step_fraction;
   args.eps_growth = eps_growth;
+  args.last_eps_growth = last_eps_growth;
   args.eps_max = eps_max;
+  args.start = start;
+  args.overshoot = overshoot;
+  args.pull_back = pull_back;
   args.low = low;
   args.high = high;
-  args.steps = static_cast<int32_t>(steps);
   const void* const apart[] = {args.x, args.grad, args.inputs, args.images};
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < i; ++j)
@@ -128,17 +156,21 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   return args;
 }
 
-inline AttackLossArgs check_attack_loss(const Tensor& logits, const Tensor& labels, const std::string& loss) {
+inline AttackLossArgs check_attack_loss(const Tensor& logits, const Tensor& labels, const std::string& loss,
+                                        double gap) {
   STD_TORCH_CHECK(logits.dim() == 2, "logits must have shape [B, K], got ", text(logits.sizes()));
   STD_TORCH_CHECK(is_float(logits.scalar_type()), "logits must be float32, float64, float16 or bfloat16, got ",
                   toString(logits.scalar_type()));
   STD_TORCH_CHECK(logits.size(1) >= 2, "logits must have at least two classes, got ", text(logits.sizes()));
   STD_TORCH_CHECK(loss == "cross_entropy" || loss == "margin", "loss must be \"cross_entropy\" or \"margin\", got \"",
                   loss, "\"");
+  STD_TORCH_CHECK(gap >= 0 && gap < std::numeric_limits<double>::infinity(),
+                  "gap must be finite and not negative, got ", gap);
   AttackLossArgs args;
   args.rows = logits.size(0);
   args.classes = logits.size(1);
   args.loss = loss == "margin" ? Loss::margin : Loss::cross_entropy;
+  args.gap = gap;
   args.logits = logits.const_data_ptr();
   args.labels = column<int64_t>("labels", labels, args.rows, ScalarType::Long, logits);
   return args;

@@ -13,17 +13,18 @@ PyMODINIT_FUNC PyInit__C(void) {
 }
 
 STABLE_TORCH_LIBRARY(amun_ext, m) {
-  // Of logits [B, K]: is the row adversarial, which class is predicted, by what margin is the label ahead, and the
-  // gradient from which the backward pass of the attacked loss starts.
+  // Of logits [B, K]: is the row adversarial (by a gap), which class is predicted, how many logits are left to go, and
+  // the gradient from which the backward pass of the attacked loss starts.
   m.def(
-      "attack_loss(Tensor logits, Tensor labels, str loss) -> "
+      "attack_loss(Tensor logits, Tensor labels, str loss, float gap) -> "
       "(Tensor adversarial, Tensor predicted, Tensor margin, Tensor grad_logits)");
 
   // One step of every slot of the pool: harvest what is finished, refill from the queue, move what is running.
   m.def(
       "search_step_(Tensor(a!) x, Tensor(b!) slots, Tensor(c!) slot_labels, "
-      "Tensor grad, Tensor adversarial, Tensor predicted, "
+      "Tensor grad, Tensor adversarial, Tensor predicted, Tensor margin, "
       "Tensor inputs, Tensor labels, Tensor(d!) images, Tensor(e!) found_labels, Tensor(f!) eps, Tensor(g!) distance, "
       "Tensor(h!) round_step, Tensor(i!) grad_evals, Tensor(j!) status, Tensor queue, Tensor(k!) cursor, "
-      "int steps, float step_fraction, float eps_growth, float eps_max, float low, float high) -> ()");
+      "str rule, int steps, float step_fraction, float last_step_fraction, float eps_growth, float last_eps_growth, "
+      "float eps_max, float start, float overshoot, float pull_back, float low, float high) -> ()");
 }

@@ -5,6 +5,10 @@
 
 namespace amun {
 
+// How the three sums and the margin become the next iterate. pgd ends at its first adversarial point, the others make
+// `steps` steps and keep the closest. With `given` the caller has computed the next iterate: it comes in place of grad.
+enum class Rule : int32_t { pgd, ddn, deepfool, given };
+
 // Two tables. The pool has a row per slot of the batch [B], the book a row per sample [N]; slot b works on sample
 // slots[b]. T is the dtype of the images, A = Accumulate<T> that of eps and distance.
 struct SearchStepArgs {
@@ -19,21 +23,24 @@ struct SearchStepArgs {
   const void* grad;          // T [B, D]
   const bool* adversarial;   // [B]
   const int64_t* predicted;  // [B]
+  const void* margin;        // A [B]     logits left to go
   // book
   const void* inputs;     // T [N, D]  the originals
   const int64_t* labels;  // [N]
-  void* images;           // T [N, D]  where each search starts, then what it found
+  void* images;           // T [N, D]  where each search starts, then the closest example so far
   int64_t* found_labels;  // [N]
-  void* eps;              // A [N]
-  void* distance;         // A [N]
-  int32_t* round_step;    // [N]
+  void* eps;              // A [N]     0: to be estimated from the first gradient
+  void* distance;         // A [N]     of the closest example so far, else infinite
+  int32_t* round_step;    // [N]       steps made, by pgd at this radius
   int32_t* grad_evals;    // [N]
   int8_t* status;         // [N]       a Status
   const int64_t* queue;   // [Q]       the samples to search, in order
   int64_t* cursor;        // [1]       how many of them have been handed out
   // rule
-  double step_fraction, eps_growth, eps_max, low, high;
+  Rule rule;
   int32_t steps;
+  double step_fraction, last_step_fraction, eps_growth, last_eps_growth, eps_max, start, overshoot, pull_back;
+  double low, high;
 };
 
 // The order is public: amun_ext.search names these numbers.
@@ -42,21 +49,84 @@ enum class Status : int8_t { pending = 0, found = 1, exhausted = 2, no_gradient 
 // A slot or queue entry that names no sample counts as none, so that no index leads outside the book.
 AMUN_HD bool is_sample(const SearchStepArgs& args, int64_t sample) { return sample >= 0 && sample < args.book_size; }
 
-// Books one gradient evaluation of `sample` and decides what becomes of it; `pending` means that `move` is to be made.
+// Which rules take the gradient by `inward`: the paper's ascent takes it as it is.
+AMUN_HD bool takes_inward(Rule rule) { return rule == Rule::ddn || rule == Rule::deepfool; }
+
+// The bounds that `inward` is to use, infinite where it is not to change anything.
 template <typename A>
-AMUN_HD Status judge(const SearchStepArgs& args, int64_t sample, bool adversarial, const StepSums<A>& sums,
-                     StepMove<A>& move) {
-  A* const eps = static_cast<A*>(args.eps) + sample;
-  ++args.grad_evals[sample];
-  if (adversarial) {
-    static_cast<A*>(args.distance)[sample] = root(sums.dd);
-    return Status::found;
+struct Bounds {
+  A low, high;
+};
+
+template <typename T, typename A = Accumulate<T>>
+AMUN_HD Bounds<A> inward_bounds(const SearchStepArgs& args) {
+  constexpr A infinity = std::numeric_limits<A>::infinity();
+  if (!takes_inward(args.rule)) return {-infinity, infinity};
+  return {A(T(A(args.low))), A(T(A(args.high)))};  // rounded as the iterates on them are
+}
+
+template <typename A>
+struct Verdict {
+  Status status;  // pending: `move` is to be made
+  bool keep;      // the iterate is the closest example so far
+  StepMove<A> move;
+};
+
+// What becomes of the sample in a slot: is its iterate to be kept, has its search ended, or how does it go on.
+template <typename A>
+AMUN_HD Verdict<A> judge(const SearchStepArgs& args, int64_t slot, int64_t sample, const StepSums<A>& sums) {
+  A& eps = static_cast<A*>(args.eps)[sample];
+  A& best = static_cast<A*>(args.distance)[sample];
+  int32_t& step = args.round_step[sample];
+  const bool adversarial = args.adversarial[slot];
+  const A margin = static_cast<const A*>(args.margin)[slot], distance = root(sums.dd);
+  const A infinity = std::numeric_limits<A>::infinity();
+
+  Verdict<A> verdict{Status::pending, false, {A(1), A(1), A(0)}};
+  if (adversarial && distance < best) {
+    best = distance;
+    verdict.keep = true;
   }
-  if (!(sums.gg > A(0)) || !is_finite(sums.gg)) return Status::no_gradient;
-  if (!next_step(*eps, args.round_step[sample], args.steps, A(args.eps_growth), A(args.eps_max)))
-    return Status::exhausted;
-  move = pgd_move(sums, A(args.step_fraction) * *eps, *eps);
-  return Status::pending;
+  const auto ended = [&](Status without_example) {
+    verdict.status = best < infinity ? Status::found : without_example;
+    return verdict;
+  };
+  if (args.rule != Rule::pgd && step >= args.steps) return ended(Status::exhausted);  // that took no gradient
+  ++args.grad_evals[sample];
+  if (adversarial && (args.rule == Rule::pgd || distance == A(0))) return ended(Status::exhausted);
+  if (!is_finite(sums.gg)) return ended(Status::no_gradient);
+  if (args.rule == Rule::given) {
+    ++step;
+    verdict.move = {A(0), A(0), A(1)};
+    return verdict;
+  }
+  if (!(sums.gg > A(0)) || is_nan(margin)) return ended(Status::no_gradient);
+
+  // Also where the margin is 0 but the label still wins, there must be a radius that can grow, and a step that moves.
+  const A eps_max = A(args.eps_max), shortest = A(1e-6) * eps_max, overshoot = A(args.overshoot);
+  if (eps == A(0)) {
+    eps = A(args.start) * margin / root(sums.gg);
+    eps = eps < eps_max ? eps : eps_max;
+    eps = eps > shortest ? eps : shortest;
+  }
+  if (args.rule == Rule::pgd) {
+    if (!next_step(eps, step, args.steps, A(args.eps_growth), eps_max)) return ended(Status::exhausted);
+    verdict.move = pgd_move(sums, A(args.step_fraction) * eps, eps);
+  } else if (args.rule == Rule::ddn) {
+    const A length = eps * scheduled(A(args.step_fraction), A(args.last_step_fraction), step, args.steps);
+    const A change = scheduled(A(args.eps_growth - 1), A(args.last_eps_growth - 1), step, args.steps);
+    if (step) {
+      eps = ddn_radius(sums, length, eps, best, margin, adversarial, change, overshoot);
+      eps = eps < eps_max ? eps : eps_max;
+    }
+    ++step;
+    verdict.move = ddn_move(sums, length, eps);
+  } else {
+    ++step;
+    verdict.move = adversarial ? deepfool_move(sums, margin, A(args.pull_back), overshoot, -infinity)
+                               : deepfool_move(sums, margin, A(1), overshoot, shortest);
+  }
+  return verdict;
 }
 
 }  // namespace amun

@@ -30,28 +30,29 @@ def tensor_dataset(images: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:
     return TensorDataset(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)))
 
 
-def as_tensors(dataset: Dataset[Any], name: str) -> tuple[Tensor, Tensor]:
-    """The images [N, ...] and labels int64 [N] of any map-style dataset of (tensor, int) pairs.
+def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> tuple[Tensor, Tensor]:
+    """The images [N, ...] and labels int64 [N] of any map-style dataset of (tensor, int) pairs, or of some of its rows.
 
     A TensorDataset gives its own tensors; of any other every item is read once, so a random transform is applied once
-    and stays. InputError for an empty dataset, and for the first item unlike item 0 in shape or type, by its index.
+    and stays. InputError for an empty dataset, and for the first item unlike the first one in shape or type, by index.
     """
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     require(map_style, name, "a map-style dataset (__len__ and __getitem__)", type(dataset).__name__)
     if isinstance(dataset, TensorDataset):
         require(len(dataset.tensors) == 2, name, "a dataset of (images, labels)", f"{len(dataset.tensors)} tensors")
-        images, labels = dataset.tensors
+        images, labels = dataset.tensors if rows is None else (part[rows.start : rows.stop] for part in dataset.tensors)
         require(len(images) > 0, name, "non-empty", "no items")
         check_labels(f"{name} labels", labels, len(images))
         return images, labels.long()
 
-    items = [_item(dataset[index], f"{name}[{index}]") for index in range(len(dataset))]  # type: ignore[arg-type]
+    rows = range(len(dataset)) if rows is None else rows  # type: ignore[arg-type]
+    items = [_item(dataset[index], f"{name}[{index}]") for index in rows]
     require(len(items) > 0, name, "non-empty", "no items")
     first = items[0][0]
-    for index, (image, _) in enumerate(items):
+    for index, (image, _) in zip(rows, items, strict=True):
         same = image.shape == first.shape and image.dtype == first.dtype
         expected, got = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
-        require(same, f"{name}[{index}]", f"an image like {name}[0], {expected}", got)
+        require(same, f"{name}[{index}]", f"an image like {name}[{rows.start}], {expected}", got)
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
 

@@ -38,9 +38,9 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
   }
 }
 
-AttackLossOutputs attack_loss_cpu(const Tensor& logits_, const Tensor& labels_, const std::string& loss) {
+AttackLossOutputs attack_loss_cpu(const Tensor& logits_, const Tensor& labels_, const std::string& loss, double gap) {
   const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
-  AttackLossArgs args = check_attack_loss(logits, labels, loss);
+  AttackLossArgs args = check_attack_loss(logits, labels, loss, gap);
   AttackLossOutputs outputs = allocate(args, logits);
   const int64_t grain = std::max<int64_t>(1, 8192 / args.classes);
   dispatch(logits.scalar_type(), [&](auto zero) {

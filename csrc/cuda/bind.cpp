@@ -25,25 +25,28 @@ CUstream_st* current_stream(const Tensor& tensor) {
 
 void check_launch(const char* op, int error) { STD_TORCH_CHECK(error == 0, op, ": ", cuda_error_text(error)); }
 
-AttackLossOutputs attack_loss_cuda(const Tensor& logits_, const Tensor& labels_, const std::string& loss) {
+AttackLossOutputs attack_loss_cuda(const Tensor& logits_, const Tensor& labels_, const std::string& loss, double gap) {
   const auto guard = device_of(logits_);
   const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
-  AttackLossArgs args = check_attack_loss(logits, labels, loss);
+  AttackLossArgs args = check_attack_loss(logits, labels, loss, gap);
   AttackLossOutputs outputs = allocate(args, logits);
   check_launch("attack_loss", launch_attack_loss(logits.scalar_type(), args, current_stream(logits)));
   return outputs;
 }
 
 void search_step_cuda(Tensor x, Tensor slots, Tensor slot_labels, const Tensor& grad_, const Tensor& adversarial,
-                      const Tensor& predicted, const Tensor& inputs, const Tensor& labels, Tensor images,
-                      Tensor found_labels, Tensor eps, Tensor distance, Tensor round_step, Tensor grad_evals,
-                      Tensor status, const Tensor& queue, Tensor cursor, int64_t steps, double step_fraction,
-                      double eps_growth, double eps_max, double low, double high) {
+                      const Tensor& predicted, const Tensor& margin, const Tensor& inputs, const Tensor& labels,
+                      Tensor images, Tensor found_labels, Tensor eps, Tensor distance, Tensor round_step,
+                      Tensor grad_evals, Tensor status, const Tensor& queue, Tensor cursor, const std::string& rule,
+                      int64_t steps, double step_fraction, double last_step_fraction, double eps_growth,
+                      double last_eps_growth, double eps_max, double start, double overshoot, double pull_back,
+                      double low, double high) {
   const auto guard = device_of(x);
   const Tensor grad = torch::stable::contiguous(grad_);
-  const SearchStepArgs args = check_search_step(x, slots, slot_labels, grad, adversarial, predicted, inputs, labels,
-                                                images, found_labels, eps, distance, round_step, grad_evals, status,
-                                                queue, cursor, steps, step_fraction, eps_growth, eps_max, low, high);
+  const SearchStepArgs args = check_search_step(
+      x, slots, slot_labels, grad, adversarial, predicted, margin, inputs, labels, images, found_labels, eps, distance,
+      round_step, grad_evals, status, queue, cursor, rule, steps, step_fraction, last_step_fraction, eps_growth,
+      last_eps_growth, eps_max, start, overshoot, pull_back, low, high);
   check_launch("search_step_", launch_search_step(x.scalar_type(), args, current_stream(x)));
 }
 

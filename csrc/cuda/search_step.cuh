@@ -17,8 +17,7 @@ template <typename T>
 __global__ void __launch_bounds__(search_step_threads) search_step_kernel(const SearchStepArgs args) {
   using A = Accumulate<T>;
   __shared__ A scratch[3 * search_step_threads / warp_size];
-  __shared__ StepMove<A> move;
-  __shared__ Status status;
+  __shared__ Verdict<A> shared_verdict;
   __shared__ int64_t refill;
 
   const int64_t slot = blockIdx.x, length = args.row_length;
@@ -28,27 +27,31 @@ __global__ void __launch_bounds__(search_step_threads) search_step_kernel(const 
   if (is_sample(args, sample)) {
     const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
     const T* const grad = static_cast<const T*>(args.grad) + slot * length;
+    const Bounds<A> inner = inward_bounds<T>(args);
     StepSums<A> sums;
     for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const A g = A(grad[i]), d = A(x[i]) - A(x0[i]);
+      const A g = inward(A(grad[i]), A(x[i]), inner.low, inner.high), d = A(x[i]) - A(x0[i]);
       sums.gg += g * g;
       sums.gd += g * d;
       sums.dd += d * d;
     }
     sums = block_sum(sums, scratch);
-    if (threadIdx.x == 0) status = judge(args, sample, args.adversarial[slot], sums, move);
+    if (threadIdx.x == 0) shared_verdict = judge(args, slot, sample, sums);
     __syncthreads();
+    const Verdict<A> verdict = shared_verdict;
 
-    if (status == Status::pending) {
-      for (int64_t i = threadIdx.x; i < length; i += blockDim.x)
-        x[i] = T(next_value(A(x[i]), A(x0[i]), A(grad[i]), move, A(args.low), A(args.high)));
+    if (verdict.keep) {
+      copy_row(static_cast<T*>(args.images) + sample * length, x, length);
+      if (threadIdx.x == 0) args.found_labels[sample] = args.predicted[slot];
+    }
+    if (verdict.status == Status::pending) {
+      for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {  // each thread the elements that it has copied
+        const A g = inward(A(grad[i]), A(x[i]), inner.low, inner.high);
+        x[i] = T(next_value(A(x[i]), A(x0[i]), g, verdict.move, A(args.low), A(args.high)));
+      }
       return;
     }
-    if (status == Status::found) copy_row(static_cast<T*>(args.images) + sample * length, x, length);
-    if (threadIdx.x == 0) {
-      args.status[sample] = static_cast<int8_t>(status);
-      if (status == Status::found) args.found_labels[sample] = args.predicted[slot];
-    }
+    if (threadIdx.x == 0) args.status[sample] = static_cast<int8_t>(verdict.status);
   }
 
   __syncthreads();  // every thread has read slots[slot] before it changes

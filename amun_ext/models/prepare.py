@@ -1,0 +1,124 @@
+"""A cheaper twin of a classifier, for the many gradients by its input that a search takes."""
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from amun_ext.models.state import evaluating
+
+FUSE: dict[tuple[type, type], Callable[[Any, Any], Any]] = {
+    (nn.Conv1d, nn.BatchNorm1d): fuse_conv_bn_eval,
+    (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
+    (nn.Conv3d, nn.BatchNorm3d): fuse_conv_bn_eval,
+    (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
+}
+
+
+def prepared(model: nn.Module, probe: Tensor) -> nn.Module:
+    """A twin of `model` in eval mode that answers the same up to rounding and costs less; `model` where there is none.
+
+    The twin is a deep copy without weight gradients that runs the model's own forward, with every BatchNorm folded
+    into the layer before it where that is sound, and on a CPU with convolutions in channels_last order: their input may
+    come in any, and its gradient may come back in either. Before it is returned it has answered `probe` as the model
+    does. If it does not, or cannot, a twin with fewer changes has its turn, and in the end the model itself. That is
+    returned at once when there is more to it than modules with float32 weights: hooks, a compiled, scripted or data
+    parallel part, a __call__ of its own, another floating-point type.
+
+    `probe` [n, ...] are a few inputs, two or more, in the model's dtype and on its device. The model is run on them and
+    left as it was; what becomes of its weights later does not reach the twin. Not for two threads with one model.
+    """
+    # The code that runs in here is the user's and may raise anything: the model itself is always a right answer.
+    with suppress(Exception), torch.inference_mode(False), evaluating(model):
+        if len(probe) == 0 or not _ordinary(model):
+            return model
+        expected = _answers(model, probe)
+        frozen = copy.deepcopy(model)
+        if _tensors(frozen) & _tensors(model):  # left to share by a __deepcopy__ of their own
+            return model
+        frozen.requires_grad_(False)
+        order = (_channels_last,) if probe.device.type == "cpu" else ()  # on a GPU it has not been measured
+        for changes in ((_fold, *order), (_fold,), order, ()):
+            with suppress(Exception):
+                twin = copy.deepcopy(frozen)
+                for change in changes:
+                    change(twin)
+                if _alike(_answers(twin, probe), expected):
+                    return twin
+    return model
+
+
+def _ordinary(model: nn.Module) -> bool:
+    """Whether a deep copy and a trace see all there is. A hook may be bound to anything, which would be copied too."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    for module in model.modules():
+        own = vars(module)
+        if any(own[name] for name in hooks) or own.get("_compiled_call_impl") is not None or "forward" in own:
+            return False
+        if isinstance(module, wrappers) or type(module).__call__ is not nn.Module.__call__:
+            return False
+    tensors = chain(model.parameters(), model.buffers())
+    return all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point())
+
+
+def _tensors(model: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
+
+
+def _answers(model: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, K], and the gradient [n, ...] of a mixture of them, from the same random state for every model."""
+    # Without the caller's autocast: bfloat16 moves gradients by tenths, and a wrong twin would pass for a rounded one.
+    with evaluating(model), torch.enable_grad(), torch.autocast(probe.device.type, enabled=False):
+        x = probe.detach().clone().requires_grad_()
+        logits = model(x.clone())  # cloned: it may change its input in place
+        mixture = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)
+        (gradient,) = torch.autograd.grad(logits, x, mixture.expand_as(logits))
+    return logits.detach(), gradient
+
+
+def _alike(twin: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor]) -> bool:
+    """Whether two `_answers` differ by rounding only; with NaN or infinity in either, no."""
+    (logits, gradient), (expected, expected_gradient) = twin, model
+    # ResNet-18 and VGG-19 differ by 3 float32 roundings of the spread of a row's logits. GPUs convolve in TF32.
+    rounding = max(torch.finfo(logits.dtype).eps, 2**-10 if logits.is_cuda else 2**-23)
+    spread = expected.amax(1, keepdim=True) - expected.amin(1, keepdim=True)
+    same = (logits - expected).abs() <= 64 * rounding * spread
+    # Lax: a ReLU on the brink that flips by rounding moves a gradient by thousandths, in TF32 by tenths.
+    near = (gradient - expected_gradient).norm() <= 0.5 * expected_gradient.norm()
+    return bool(same.all() and near)
+
+
+def _channels_last(twin: nn.Module) -> None:
+    # Convolutions answer in the order of their weights, so the input need not be converted.
+    nn.utils.convert_conv2d_weight_memory_format(twin, torch.channels_last)
+
+
+def _fold(twin: nn.Module) -> None:
+    """Put each BatchNorm into the convolution or linear layer before it, if it alone uses what that layer returns."""
+    # The trace only tells which layer feeds which, and the twin goes on with the model's own forward: a traced module
+    # loses backward passes of the user's own, no_grad blocks and the state of Python objects. It is taken from a copy
+    # since it runs forward with stand-ins for tensors, which may stay behind.
+    options = list(inspect.signature(twin.forward).parameters.values())[1:]
+    defaults = {option.name: option.default for option in options if option.default is not option.empty}
+    nodes = fx.Tracer().trace(copy.deepcopy(twin), defaults).nodes
+    modules: dict[Any, nn.Module] = dict(twin.named_modules())
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    for node in nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        layer, norm = modules[before.target], modules[node.target]
+        fuse = FUSE.get((type(layer), type(norm)))
+        if fuse and calls[before.target] == calls[node.target] == 1:
+            with suppress(Exception):  # it raises for what it cannot fold, such as a norm without statistics
+                fused = fuse(layer, norm)
+                layer.weight, layer.bias = fused.weight, fused.bias
+                twin.set_submodule(str(node.target), nn.Identity().eval())

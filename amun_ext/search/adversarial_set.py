@@ -1,0 +1,96 @@
+"""AdversarialSet: what a search found, row by row, as a dataset and as a file."""
+
+import os
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from amun_ext.checks import InputError, require, whole
+from amun_ext.files import write_tensors
+from amun_ext.models.state import count_classes, evaluating, placement
+
+FORMAT = {"format": "amun_ext.AdversarialSet", "version": "1"}
+
+
+class Transfer(NamedTuple):
+    """How the examples of one model fare on another."""
+
+    fooled: Tensor  # [N] bool, whether the other model's label is a wrong one, too; False where no example was found
+    labels: Tensor  # [N] int64, the other model's label of each image
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialSet(Dataset[tuple[Tensor, int]]):
+    """Adversarial examples, a row for every input of the search.
+
+    As a dataset it has the found examples only, (image, wrong label) each: a sample whose search failed keeps its own
+    image and true label in its row, and those are never to be trained on.
+    """
+
+    images: Tensor  # [N, ...] like the inputs; the input itself where none was found
+    labels: Tensor  # [N] int64, the model's label of `images`: wrong where found, the true one elsewhere
+    true_labels: Tensor  # [N] int64, of the inputs
+    source_index: Tensor  # [N] int64, row of the input
+    eps: Tensor  # [N] radius at which it was found; 0 for an input that was already misclassified
+    distance: Tensor  # [N] L2 norm of image - input; inf where none was found
+    grad_evals: Tensor  # [N] int32, gradients spent on the sample
+    found: Tensor  # [N] bool
+
+    @cached_property
+    def _found_rows(self) -> list[int]:
+        rows: list[int] = self.found.nonzero()[:, 0].tolist()
+        return rows
+
+    def __len__(self) -> int:
+        return len(self._found_rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self._found_rows[index]
+        return self.images[row], int(self.labels[row])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    @torch.no_grad()
+    def transfer(self, model: nn.Module, batch_size: int = 256) -> Transfer:
+        """Which of the examples fool another model, and with which label (paper, appendix E.4).
+
+        `model` maps inputs like `images` to logits [N, K]; it runs in eval mode and is left as it was. A row is to be
+        compared with `labels` to see whether both models take it for the same class.
+
+        Raises:
+            InputError: the model does not fit the images, or has fewer classes than the true labels need.
+        """
+        require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+        whole("batch_size", batch_size, 1)
+        classes, needed = count_classes(model, self.images), int(self.true_labels.max()) + 1
+        require(classes >= needed, "model", f"of at least {needed} classes", classes)
+        device, dtype = placement(model, self.images)
+        with evaluating(model):
+            labels = torch.cat([model(x.to(device, dtype)).argmax(1) for x in self.images.split(batch_size)])
+        labels = labels.to(self.labels.device)
+        return Transfer(self.found & (labels != self.true_labels), labels)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, whole or not at all."""
+        write_tensors(path, {field.name: getattr(self, field.name).contiguous() for field in fields(self)}, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` or a search with `out` wrote, mapped into memory. Raises InputError for any other file."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                ours = all(about.get(key) == value for key, value in FORMAT.items())
+                require(ours, "path", "a file that AdversarialSet.save wrote", os.fspath(path))
+                return cls(**{field.name: file.get_tensor(field.name) for field in fields(cls)})
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"path must be a file that AdversarialSet.save wrote, got {os.fspath(path)}: {error}"
+            ) from error

@@ -1,0 +1,42 @@
+"""How many samples to search at once when the user does not say."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ON_GPU, PER_THREAD, FEWEST = 128, 32, 8
+CACHE_WITHOUT_ANSWER = 32 * 2**20
+
+
+def fitting(model: nn.Module, probe: Tensor) -> int:
+    """On a CPU 32 samples a thread, fewer where a layer's input and output would not fit the last-level cache.
+
+    Measured on ResNet-18, VGG-19 and small networks: time per sample is flat from 32 on, and rises where batches leave
+    the cache. `probe` [n, ...] is on the model's device and in its dtype.
+    """
+    if probe.device.type != "cpu":
+        return ON_GPU
+    largest = 0
+
+    def watch(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor) and len(output) == 1:
+            largest = max(largest, output.nbytes)
+
+    handles = [module.register_forward_hook(watch) for module in model.modules() if not [*module.children()]]
+    try:
+        with torch.no_grad():
+            model(probe[:1].clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    most = PER_THREAD * torch.get_num_threads()
+    return most if not largest else min(most, max(FEWEST, last_level_cache() // (2 * largest)))
+
+
+def last_level_cache() -> int:
+    """Its size in bytes, as Linux tells it."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=CACHE_WITHOUT_ANSWER)

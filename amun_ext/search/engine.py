@@ -1,0 +1,257 @@
+"""The loop that calls the model: a book of samples, and the pool of slots that works through it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from amun_ext import ops
+from amun_ext.checks import require
+from amun_ext.models.state import placement
+from amun_ext.search.graph import repeated
+from amun_ext.search.methods import Iterate, PythonRule
+
+HOST_CHECK_EVERY = 16  # iterations between two looks at a CUDA queue: a look waits for the device
+REDUCED_PART = 0.7  # of the steps of a search of fixed length are made in the reduced precision
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search is told, checked."""
+
+    schedule: ops.Schedule
+    rule: PythonRule | None  # where schedule.rule is "given"
+    loss: str
+    margin: float
+    eps_init: float  # 0: estimated
+    bounds: tuple[float, float]
+    batch_size: int
+    precision: torch.dtype | None  # of most of the iterations; None: the caller's
+
+
+class Search:
+    """The samples of one chunk, from row `first_row` of the whole on: how far each is, and what it found."""
+
+    def __init__(
+        self, model: nn.Module, twin: nn.Module, inputs: Tensor, labels: Tensor, settings: Settings, first_row: int = 0
+    ) -> None:
+        self.model, self.twin, self.settings, self.first_row = model, twin, settings, first_row
+        self.schedule, self.bounds, self.batch_size = settings.schedule, settings.bounds, settings.batch_size
+        self.cheaply = True  # on the twin, and in the reduced precision; else on the caller's model as it is
+        self.given_dtype = inputs.dtype
+        self.device, self.model_dtype = placement(model, inputs)
+        # Iterates are kept in float32 (float64) also for half models: steps of eps/10 vanish in 8 bits of mantissa.
+        x0 = inputs.detach().to(self.device, ops.accumulate_dtype(inputs.dtype), copy=True).contiguous()
+        labels = labels.detach().to(self.device, torch.int64, copy=True)
+        count = len(x0)
+        self.per_sample = (-1, *[1] * (x0.dim() - 1))  # the shape in which a [N] column meets the images
+        self.book = ops.Book(
+            inputs=x0,
+            labels=labels,
+            images=x0.clone(),
+            found_labels=labels.clone(),
+            eps=x0.new_full((count,), settings.eps_init),
+            distance=x0.new_full((count,), math.inf),
+            round_step=labels.new_zeros(count, dtype=torch.int32),
+            grad_evals=labels.new_zeros(count, dtype=torch.int32),
+            status=labels.new_zeros(count, dtype=torch.int8),
+        )
+
+    # ------------------------------------------------------------------------------------------------- the model's part
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The model's answer to what the caller will hold: the iterate in the dtype of the inputs."""
+        # Cloned: the pool and the book are safe from a model that changes its input in place.
+        held = x.to(self.given_dtype).to(self.model_dtype).clone()
+        logits: Tensor
+        if self.cheaply and self.settings.precision:
+            with torch.autocast(self.device.type, self.settings.precision):
+                logits = self.twin(held).float()
+        else:
+            logits = (self.twin if self.cheaply else self.model)(held)
+        return logits
+
+    @torch.no_grad()
+    def look(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:
+        """Whether `x` [B, ...] fool the model."""
+        return ops.attack_loss(self._logits(x), labels, self.settings.loss, self.settings.margin)
+
+    def gradient(self, x: Tensor, labels: Tensor) -> tuple[ops.AttackLoss, Tensor]:
+        """Whether `x` [B, ...] fool the model, and the gradient [B, ...] of the attacked loss there."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = self._logits(x)
+            attack = ops.attack_loss(logits, labels, self.settings.loss, self.settings.margin)
+            if not logits.requires_grad:  # a constant: no direction, and every sample ends unfound
+                return attack, torch.zeros_like(x)
+            # Of x alone: no weight gradient is computed, and no .grad is written.
+            (grad,) = torch.autograd.grad(logits, x, attack.grad_logits, allow_unused=True)
+        return attack, torch.zeros_like(x) if grad is None else grad
+
+    # -------------------------------------------------------------------------------------------------------- the loop
+
+    def run(self, queue: Tensor, bar: "tqdm[Any]") -> None:
+        """Search the samples `queue` [Q], each from its row of `book.images`.
+
+        Where a sample ends as soon as it is found, freed slots are refilled until the queue runs dry. Where all make
+        equally many steps they go in waves, whose last look at the model needs no gradient.
+        """
+        self.book.status[queue] = ops.Status.PENDING
+        if self.schedule.rule == "pgd":
+            self._run_queue(queue, bar)
+        else:
+            self._run_waves(queue, bar)
+
+    def _run_queue(self, queue: Tensor, bar: "tqdm[Any]") -> None:
+        slots = _Slots(self, queue)
+        slots.fill()
+        advance, iteration = repeated(slots.advance, self.device), 0
+        while len(slots.pool.slots):
+            advance()
+            iteration += 1
+            if self.device.type == "cpu" or iteration % HOST_CHECK_EVERY == 0:
+                bar.update(min(int(slots.cursor), len(queue)) - slots.busy() - bar.n)
+                if advance is slots.advance or not slots.busy():  # a graph knows one size of batch only
+                    slots.compact()
+
+    def _run_waves(self, queue: Tensor, bar: "tqdm[Any]") -> None:
+        on_cpu, steps = self.device.type == "cpu", self.schedule.steps
+        reduced_steps = int(REDUCED_PART * steps) if self.cheaply and self.settings.precision else 0
+        slots, advance = None, {}
+        for wave in queue.split(self.batch_size):
+            if slots is None or on_cpu:  # on a GPU all waves share the tensors of the first, for the sake of the graph
+                slots = _Slots(self, wave)
+                advance = {cheaply: repeated(slots.advance, self.device) for cheaply in (True, False)}
+            slots.refill(wave)
+            for step in range(steps + 1):
+                if reduced_steps:
+                    self.cheaply = step < reduced_steps
+                if step == reduced_steps > 0:
+                    self.recheck(wave[self.book.distance[wave].isfinite()])
+                if step == steps:
+                    slots.look()
+                else:
+                    advance[self.cheaply]()
+                if on_cpu:
+                    slots.compact()
+                    if not len(slots.pool.slots):
+                        break
+            if reduced_steps:
+                self.cheaply = True
+            bar.update(len(wave))
+
+    # ----------------------------------------------------------------------------------------------------- afterwards
+
+    def found(self) -> Tensor:
+        rows: Tensor = (self.book.status == ops.Status.FOUND).nonzero()[:, 0]
+        return rows
+
+    def recheck(self, rows: Tensor) -> Tensor:
+        """Predict the examples of `rows` again in plain batches; those rows [M] whose example is none any more."""
+        book, fallen = self.book, torch.zeros_like(rows, dtype=torch.bool)
+        places = torch.arange(len(rows), device=rows.device)
+        for batch in places.split(self.batch_size):
+            attack = self.look(book.images[rows[batch]], book.labels[rows[batch]])
+            book.found_labels[rows[batch]] = attack.predicted
+            fallen[batch] = ~attack.adversarial
+        book.distance[rows[fallen]] = math.inf
+        return rows[fallen]
+
+    def once_more(self, rows: Tensor, bar: "tqdm[Any]") -> None:
+        """Let the samples `rows` go on: pgd from where they are, searches of a fixed length from the beginning."""
+        if self.schedule.rule != "pgd":
+            self.book.images[rows], self.book.eps[rows] = self.book.inputs[rows], self.settings.eps_init
+            self.book.distance[rows], self.book.round_step[rows] = math.inf, 0
+        self.run(rows, bar)
+
+    def give_up(self, rows: Tensor) -> None:
+        self.book.status[rows] = ops.Status.EXHAUSTED
+
+    def distances(self, rows: Tensor) -> Tensor:
+        """L2 norms [M] of the perturbations of `rows`."""
+        distances: Tensor = (self.book.images[rows] - self.book.inputs[rows]).flatten(1).norm(dim=1)
+        return distances
+
+    def replace(self, rows: Tensor, images: Tensor, labels: Tensor) -> None:
+        """Put other examples into `rows`."""
+        self.book.images[rows], self.book.found_labels[rows] = images, labels
+        self.book.distance[rows] = self.distances(rows)
+
+
+class _Slots:
+    """The batch that the model sees, and the queue that it is filled from."""
+
+    def __init__(self, search: Search, queue: Tensor) -> None:
+        size = min(search.batch_size, len(queue))
+        self.search, self.queue, self.cursor = search, queue.clone(), torch.zeros_like(queue[:1])
+        self.pool = ops.Pool(
+            x=search.book.inputs.new_zeros((size, *search.book.inputs.shape[1:])),
+            slots=torch.full_like(queue[:size], -1),
+            slot_labels=torch.zeros_like(queue[:size]),
+        )
+
+    def refill(self, queue: Tensor) -> None:
+        """Begin with another queue, no longer than the first. All slots must be idle."""
+        self.queue[: len(queue)] = queue
+        self.queue[len(queue) :] = -1  # no sample: passed over
+        self.cursor.zero_()
+        self.fill()
+
+    def fill(self) -> None:
+        nobody = self.pool.slots.bool(), self.pool.slots, self.pool.x.new_zeros(len(self.pool.slots))
+        self._step(*nobody, grad=torch.zeros_like(self.pool.x))
+
+    def advance(self) -> None:
+        """One evaluation of the model and its gradient, and one step of every slot."""
+        attack, grad = self.search.gradient(self.pool.x, self.pool.slot_labels)
+        rule = self.search.settings.rule
+        self._step(*attack[:3], grad=grad if rule is None else self._by_rule(rule, attack, grad))
+
+    def look(self) -> None:
+        """One evaluation of the model without a gradient, for those that have made their last step."""
+        attack = self.search.look(self.pool.x, self.pool.slot_labels)
+        self._step(*attack[:3], grad=torch.zeros_like(self.pool.x))
+
+    def busy(self) -> int:
+        return int((self.pool.slots >= 0).sum())
+
+    def compact(self) -> None:
+        """Drop the idle slots, of which there are some once the queue is dry."""
+        busy = self.pool.slots >= 0
+        if not busy.all():
+            self.pool = ops.Pool(*(part[busy] for part in self.pool))
+
+    def _step(self, adversarial: Tensor, predicted: Tensor, margin: Tensor, grad: Tensor) -> None:
+        search = self.search
+        margin = margin.to(search.book.eps.dtype)
+        feedback = grad, adversarial, predicted, margin
+        ops.search_step_(self.pool, search.book, self.queue, self.cursor, *feedback, search.schedule, search.bounds)
+
+    def _by_rule(self, rule: PythonRule, attack: ops.AttackLoss, grad: Tensor) -> Tensor:
+        """The next iterates [B, ...] as a rule in Python wants them."""
+        book, busy = self.search.book, self.pool.slots >= 0
+        sample, x = self.pool.slots[busy], self.pool.x[busy]
+        adversarial, distance = attack.adversarial[busy], (x - book.inputs[sample]).flatten(1).norm(dim=1)
+        iterate = Iterate(
+            x=x,
+            inputs=book.inputs[sample],
+            grad=grad[busy],
+            margin=attack.margin[busy],
+            adversarial=adversarial,
+            best=torch.where(adversarial, torch.minimum(distance, book.distance[sample]), book.distance[sample]),
+            step=book.round_step[sample],
+            steps=self.search.schedule.steps,
+            sample=self.search.first_row + sample,
+            eps=book.eps[sample],
+        )
+        moved = rule(iterate)
+        fits = isinstance(moved, Tensor) and moved.shape == x.shape
+        got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
+        require(fits, "what method returns", f"the next iterates, of shape {tuple(x.shape)}", got)
+        book.eps[sample] = iterate.eps
+        following = self.pool.x.clone()
+        following[busy] = moved.detach().to(following)
+        return following

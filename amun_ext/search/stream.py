@@ -1,0 +1,187 @@
+"""Where the samples of a search come from, and where its results go: a chunk at a time, in memory or in a file."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from amun_ext.checks import InputError, check_images, check_labels, require
+from amun_ext.data import as_tensors
+from amun_ext.files import atomic_path
+from amun_ext.ops import accumulate_dtype
+from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
+
+SAFETENSORS = {  # its names of the types that results can have
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
+}
+Rows = dict[str, Tensor]  # a tensor for each field of AdversarialSet
+PENDING = -1  # in grad_evals: this row has not been searched
+
+
+class Samples:
+    """Inputs and labels, read and checked a chunk at a time; those of tensors, which may be memory maps, at once."""
+
+    def __init__(self, inputs: Tensor | Dataset[Any], labels: Tensor | None, bounds: tuple[float, float]) -> None:
+        if isinstance(inputs, TensorDataset) and labels is None:
+            inputs, labels = as_tensors(inputs, "inputs")
+        self.inputs, self.labels = inputs, labels
+        if isinstance(inputs, Tensor):
+            require(labels is not None, "labels", "a tensor [N] beside a tensor of inputs", "None")
+            first = inputs, labels
+        else:
+            must_be = "a tensor [N, ...], or a Dataset with no labels beside it"
+            require(labels is None, "inputs", must_be, type(inputs).__name__)
+            map_style = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+            require(map_style, "inputs", "a tensor [N, ...] or a map-style dataset", type(inputs).__name__)
+            first = as_tensors(inputs, "inputs", range(min(len(self), 8)))
+        self.like = first[0]
+        # As the images have them: 0.3 is another number in float32.
+        low, high = torch.tensor(bounds, dtype=self.like.dtype if self.like.is_floating_point() else None).tolist()
+        self.bounds: tuple[float, float] = low, high
+        self._check(*first)
+
+    def __len__(self) -> int:
+        return len(self.inputs)  # type: ignore[arg-type]
+
+    def read(self, rows: range) -> tuple[Tensor, Tensor]:
+        """Inputs [M, ...] and labels [M]. InputError for items of a Dataset that are not what they must be."""
+        if isinstance(self.inputs, Tensor):
+            assert self.labels is not None
+            return self.inputs[rows.start : rows.stop], self.labels[rows.start : rows.stop]
+        inputs, labels = as_tensors(self.inputs, "inputs", rows)
+        if rows.start:
+            expected, got = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (self.like, inputs))
+            require(expected == got, f"inputs[{rows.start}]", f"an image like inputs[0], {expected}", got)
+        self._check(inputs, labels)
+        return inputs, labels
+
+    def _check(self, inputs: Tensor, labels: Tensor | None) -> None:
+        assert labels is not None
+        check_images("inputs", inputs, self.bounds)
+        check_labels("labels", labels, len(inputs))
+
+    def fingerprint(self) -> str:
+        """Of the number of samples and of the first ones: enough to tell one data set from another."""
+        inputs, labels = self.read(range(min(len(self), 64)))
+        return digest([inputs, labels], f"{len(self)} {tuple(inputs.shape)} {inputs.dtype}")
+
+
+def digest(tensors: list[Tensor], text: str = "") -> str:
+    """SHA-256 of the bytes of tensors and of a text."""
+    made = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Types and shapes of the results, the widest elements first, which keeps all of them aligned in a file."""
+    count, like = len(samples), samples.like
+    types = dict.fromkeys(("labels", "true_labels", "source_index"), torch.int64)
+    types |= dict.fromkeys(("eps", "distance"), accumulate_dtype(like.dtype))
+    types |= {"images": like.dtype, "grad_evals": torch.int32, "found": torch.bool}
+    assert set(types) == {field.name for field in fields(AdversarialSet)}
+    shapes = {name: (count, *like.shape[1:]) if name == "images" else (count,) for name in types}
+    return {name: (types[name], shapes[name]) for name in sorted(types, key=lambda name: -types[name].itemsize)}
+
+
+@contextlib.contextmanager
+def results(
+    out: str | os.PathLike[str] | None, samples: Samples, about: dict[str, str]
+) -> Iterator[tuple[Rows, Callable[[], None]]]:
+    """Rows to be filled in, in memory where the inputs are or in the file `out`, and what puts them onto the disk."""
+    if out is not None:
+        with in_file(Path(out), samples, about) as rows_and_flush:
+            yield rows_and_flush
+        return
+    empty = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout(samples).items()}
+    rows = {name: tensor.to(samples.like.device) for name, tensor in empty.items()}
+    rows["grad_evals"].fill_(PENDING)
+    yield rows, lambda: None
+
+
+@contextlib.contextmanager
+def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tuple[Rows, Callable[[], None]]]:
+    """Results to be filled in that live in a file, and a function that puts what is there onto the disk.
+
+    The file is `path`.partial, which outlives the process, until it is full and becomes `path`. With the same samples
+    and the same `about` the rows that it has are kept. Its room on the disk is taken at once.
+
+    Raises:
+        InputError: there is a file, but of another search, or another process is at it.
+        OSError: there is no room.
+    """
+    about = FORMAT | about | {"samples": samples.fingerprint()}
+    partial = path.with_name(f"{path.name}.partial")
+    header, places, size = _header(samples, about)
+    if path.exists():
+        _same(path, path, about)
+        partial = path
+    elif partial.exists():
+        _same(path, partial, about)
+    else:
+        with atomic_path(partial) as new, open(new, "wb") as file:
+            file.write(header)
+            os.posix_fallocate(file.fileno(), 0, size)
+            start, length = places["grad_evals"][2:]
+            file.seek(start)
+            file.write(length * PENDING.to_bytes(4, "little", signed=True))
+    with open(partial, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"out must be no other search's, got {path}, at which another process is") from error
+        memory = mmap.mmap(file.fileno(), size)
+        rows = {
+            name: torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+            for name, (dtype, shape, start, _) in places.items()
+        }
+        yield rows, memory.flush
+        memory.flush()
+        if partial != path and not (rows["grad_evals"] == PENDING).any():
+            partial.replace(path)
+
+
+def _header(samples: Samples, about: dict[str, str]) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:
+    """That of a safetensors file; per tensor its type, shape, first byte and number of rows; the size of the file."""
+    entries: dict[str, Any] = {"__metadata__": about}
+    position, placed = 0, {}
+    for name, (dtype, shape) in layout(samples).items():
+        end = position + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": SAFETENSORS[dtype], "shape": shape, "data_offsets": (position, end)}
+        placed[name] = (dtype, shape, position, shape[0])
+        position = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    places = {name: (dtype, shape, first + start, count) for name, (dtype, shape, start, count) in placed.items()}
+    return len(text).to_bytes(8, "little") + text, places, first + position
+
+
+def _same(path: Path, existing: Path, about: dict[str, str]) -> None:
+    try:
+        with safe_open(existing, framework="pt") as file:
+            found = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"out must be a new file or one of this search, got {path}: {error}") from error
+    differ = sorted(key for key in about.keys() | found.keys() if about.get(key) != found.get(key))
+    theirs = {key: found.get(key) for key in differ}
+    require(not differ, "out", "a new file or one of this search", f"{existing} with other {theirs}")

@@ -114,7 +114,7 @@ class Search:
             iteration += 1
             if self.device.type == "cpu" or iteration % HOST_CHECK_EVERY == 0:
                 bar.update(min(int(slots.cursor), len(queue)) - slots.busy() - bar.n)
-                if advance is slots.advance or not slots.busy():  # a graph knows one size of batch only
+                if self.device.type == "cpu" or not slots.busy():  # a graph knows one size of batch only
                     slots.compact()
 
     def _run_waves(self, queue: Tensor, bar: "tqdm[Any]") -> None:

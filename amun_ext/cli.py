@@ -1,4 +1,4 @@
-"""The command line: amun demo | train | forget | info."""
+"""The command line: amun demo | train | forget | search | info."""
 
 import argparse
 import json
@@ -10,17 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import amun_ext
 from amun_ext import deletion, info, models
 from amun_ext.checks import InputError, require
 from amun_ext.data import DATASETS, Splits, fingerprint, load
 from amun_ext.deletion import Request, forget_ids
+from amun_ext.deletion.ids import some_ids
 from amun_ext.deletion.request import write
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.experiments import demo
+from amun_ext.experiments import demo, searches
 from amun_ext.models.state import count_classes
+from amun_ext.search import METHODS
 from amun_ext.training import Part, Recipe, fit
 
 DATA_HELP = (
@@ -28,9 +30,11 @@ DATA_HELP = (
     "train_labels, test_images, test_labels; or your own module:function"
 )
 
+DEFAULT_COUNT = 200  # samples that amun search takes
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples could not be forgotten."""
+    """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples have no adversarial example."""
     options = parser().parse_args(arguments)
     sys.path.insert(0, "")  # a user's own module:function is found where they stand
     warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {message}", file=sys.stderr)
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"amun: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("amun: stopped; nothing half-written was left", file=sys.stderr)
+        print(f"amun: stopped; {options.stopped}", file=sys.stderr)
         return 130
 
 
@@ -64,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.set_defaults(run=function)
+        made.set_defaults(run=function, stopped="nothing half-written was left")
         return made
 
     show = command(
@@ -95,21 +99,14 @@ def parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"
-        "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more later\n"
+        "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more.\n"
+        "A command that was stopped leaves examples.safetensors there, and goes on with it when called again.\n"
         "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told)",
     )
+    forget.set_defaults(stopped="the same command goes on with what its search has found")
     add_data(forget)
-    forget.add_argument(
-        "--model", type=Path, required=True, help="checkpoint: .safetensors, or .pt/.pth (weights only)"
-    )
-    forget.add_argument(
-        "--arch", help="its architecture, where the checkpoint does not say (not written by amun train)"
-    )
-    forget.add_argument("--width", type=int, help="of --arch")
-    which = forget.add_mutually_exclusive_group(required=True)
-    which.add_argument("--ids", help="rows of the training set, such as 3,17,40-60")
-    which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
-    which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
+    add_checkpoint(forget)
+    add_ids(forget, required=True)
     forget.add_argument("--out", type=Path, required=True, help="folder of the results")
     forget.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
     forget.add_argument(
@@ -118,8 +115,35 @@ def parser() -> argparse.ArgumentParser:
     forget.add_argument(
         "--with-forget", action="store_true", help="fine-tune on the forget samples too (D_F), the paper's main form"
     )
+    forget.add_argument(
+        "--search", choices=METHODS, default="ddn", help="of the adversarial examples (default: %(default)s)"
+    )
     forget.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
     add_recipe(forget, "fine-tuning; the learning rate decides most, see the report", demo.FINE_TUNING)
+
+    search = command(
+        "search",
+        run_search,
+        "search the closest adversarial examples of some samples with several methods, and compare these",
+        "examples:\n"
+        "  amun search --model original.safetensors --data fashion-mnist-mini --methods pgd,ddn,deepfool,ffgsm "
+        "--out searches\n"
+        "  amun search --model net.pt --arch my_net:build --data my_data:load --part test --count 1000 --no-curves "
+        "--out searches\n\n"
+        "writes METHOD.safetensors (amun_ext.AdversarialSet.load reads it), searches.json and searches.html into the\n"
+        "folder --out, and what the curves are made of into its folder curves; with the same arguments a command that\n"
+        "was stopped goes on where it was, and searches nothing twice\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples have no example (their ids are told)",
+    )
+    search.set_defaults(stopped="the same command goes on where it was")
+    add_data(search)
+    add_checkpoint(search)
+    search.add_argument("--part", default="train", metavar="train|test", help="of the data (default: %(default)s)")
+    add_ids(search, required=False).add_argument(
+        "--count", type=int, help="so many at random, drawn by --seed (default: 200, or all)"
+    )
+    search.add_argument("--out", type=Path, required=True, help="folder of the results")
+    add_searches(search)
 
     command("info", lambda _: print(info.text()), "print versions, ops available per device, and build flags")
     return top
@@ -132,6 +156,47 @@ def add_data(command: argparse.ArgumentParser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")
     command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", type=Path, required=True, help="checkpoint: .safetensors, or .pt/.pth (weights only)"
+    )
+    command.add_argument(
+        "--arch", help="its architecture, where the checkpoint does not say (not written by amun train)"
+    )
+    command.add_argument("--width", type=int, help="of --arch")
+
+
+def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._MutuallyExclusiveGroup:
+    which = command.add_mutually_exclusive_group(required=required)
+    which.add_argument("--ids", help="row numbers of the data, such as 3,17,40-60")
+    which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
+    which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
+    return which
+
+
+def add_searches(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("search")
+    chosen = ",".join(searches.DEFAULT)
+    group.add_argument("--methods", default=chosen, help=f"some of {', '.join(METHODS)} (default: %(default)s)")
+    group.add_argument(
+        "--refine", type=int, default=0, help="forward passes that bring each example closer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--quantize", type=int, metavar="LEVELS", help="255: examples that survive being saved as 8-bit images"
+    )
+    group.add_argument(
+        "--margin", type=float, default=0.0, help="logits by which the wrong class is to lead (default: %(default)s)"
+    )
+    group.add_argument("--precision", help="bfloat16: most of the iterations in it (default: that of the model)")
+    group.add_argument(
+        "--curves",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"search up to {searches.CURVE_SAMPLES} of the samples with other numbers of steps as well, for the "
+        "picture of distance against gradients; with 200 samples this doubles the time (default: on)",
+    )
 
 
 def add_recipe(command: argparse.ArgumentParser, title: str, default: Recipe) -> None:
@@ -196,18 +261,61 @@ def run_forget(options: argparse.Namespace) -> int:
         with_retain=not options.without_retain,
         with_forget=options.with_forget,
         retrain=options.retrain,
+        search=options.search,
         recipe=plan,
         seed=options.seed,
         metadata=metadata,
     )
-    outcome = deletion.forget(original, splits, request, progress=True)
+    examples = options.out / "examples.safetensors"
+    outcome = deletion.forget(original, splits, request, examples=examples, progress=True)
     write(outcome, options.out)
+    examples.unlink()
     print(f"{outcome.report.to_text()}\n\nwrote model.safetensors, report.json and report.html into {options.out}")
     if outcome.not_forgotten:
         shown = ", ".join(map(str, outcome.not_forgotten))
         print(f"amun: not forgotten, for want of an adversarial example: ids {shown}", file=sys.stderr)
         return 3
     return 0
+
+
+def run_search(options: argparse.Namespace) -> int:
+    check_folder(options.out)
+    for name in ("searches.json", "searches.html"):
+        require(not (options.out / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
+    require(options.part in ("train", "test"), "--part", "train or test", options.part)
+    methods = [method.strip() for method in options.methods.split(",")]
+    searches.check_methods(methods)
+    splits = load(options.data, options.root, options.download)
+    images, labels = getattr(splits, options.part).tensors
+    ids = chosen_ids(options, len(images))
+    model, metadata = rebuilt(options, splits)
+    data = Path(options.data).name  # no more of where things are on this machine
+    facts = {"model": options.model.name, "arch": metadata["arch"], "data": data, "part": options.part}
+    found = searches.compare(
+        model,
+        images[ids],
+        labels[ids],
+        methods,
+        common=searches.Common(options.refine, options.quantize, options.margin, options.precision),
+        curves=options.curves,
+        ids=ids,
+        classes=splits.classes,
+        out=options.out,
+        facts=facts | {"seed": options.seed, "device": str(options.device)},
+        progress=True,
+    )
+    searches.write(found, options.out)
+    print(f"{found.to_text()}\n\nwrote searches.json, searches.html and the examples into {options.out}")
+    for method, missing in found.missing.items():
+        print(f"amun: no adversarial example by {method}: ids {', '.join(map(str, missing))}", file=sys.stderr)
+    return 3 if found.missing else 0
+
+
+def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:
+    """The rows to search."""
+    ways = {"ids": options.ids, "file": options.ids_file, "fraction": options.fraction, "count": options.count}
+    given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, total)}
+    return some_ids(total, **given, seed=options.seed)
 
 
 def rebuilt(options: argparse.Namespace, splits: Splits) -> tuple[nn.Module, dict[str, str]]:

@@ -175,16 +175,29 @@ def test_a_full_disk_is_one_line_status_1_and_no_half_file(original, tmp_path, c
     monkeypatch.setattr("amun_ext.files.save_file", full)
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 1
     assert "amun: failed: [Errno 28] No space left on device" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    # What the search has found is kept for the next try.
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
 
 
-def test_stopping_leaves_no_file(original, tmp_path, capsys, monkeypatch) -> None:
+def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path, capsys, monkeypatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("amun_ext.deletion.request.unlearn", stop)
     assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
+    assert forget(original, tmp_path / "out", "--ids", "5,7") == 2
+    assert "out must be a new file or one of this search" in capsys.readouterr().err
+
+    monkeypatch.undo()
+
+    def searched_again(*_: object, **__: object) -> None:
+        raise AssertionError("the search was done")
+
+    monkeypatch.setattr("amun_ext.search.engine.Search.run", searched_again)
+    assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model.safetensors", "report.json", "report.html"}  # near copies of what is forgotten are gone
 
 
 def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> None:
@@ -214,7 +227,7 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["forget"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["forget"], ["search"], ["info"]])
 def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])

@@ -10,10 +10,12 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, find_min_adversarial, unlearn
 from amun_ext.data import copies
+from amun_ext.search import METHODS as SEARCHES
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 
 ONE_PASS = Recipe(epochs=1, lr=0.0)
+ONE_STEP = Recipe(epochs=1, lr=0.1)
 
 
 class Recording(nn.Module):
@@ -118,11 +120,28 @@ class TestAmun:
 
     def test_search_options_pass_through(self, model: Recording) -> None:
         forget = labelled(model, 4)
-        unlearn(model, forget, recipe=ONE_PASS, loss="margin", steps=20)
-        with pytest.raises(InputError, match="search options must be absent"):
+        unlearn(model, forget, recipe=ONE_PASS, search="pgd", loss="margin", steps=20)
+        with pytest.raises(InputError, match="settings of the search must be absent"):
             unlearn(model, forget, adversarial=find_min_adversarial(model, *forget.tensors), loss="margin")
         with pytest.raises(TypeError, match="unexpected keyword"):
             unlearn(model, forget, nonsense=1)
+
+    @pytest.mark.parametrize("search", SEARCHES)
+    def test_trains_on_the_examples_of_the_search(self, model: Recording, search: str) -> None:
+        forget = labelled(model, 6)
+        examples = find_min_adversarial(model, *forget.tensors, method=search)
+        Recording.seen.clear()
+        given = unlearn(model, forget, adversarial=examples, recipe=ONE_STEP, include_forget=False)
+        searched = unlearn(model, forget, search=search, recipe=ONE_STEP, include_forget=False)
+        torch.testing.assert_close(searched.linear.weight, given.linear.weight)
+
+    def test_the_search_is_ddn_unless_told_otherwise(self, model: Recording) -> None:
+        forget = labelled(model, 6)
+        default, ddn, pgd = (
+            unlearn(model, forget, recipe=ONE_STEP, **search) for search in ({}, {"search": "ddn"}, {"search": "pgd"})
+        )
+        assert torch.equal(default.linear.weight, ddn.linear.weight)
+        assert not torch.equal(default.linear.weight, pgd.linear.weight)
 
 
 class TestRetrain:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import InputError, require, whole
 
 COLUMNS = ("id", "index")
 SHOWN = 5  # ids named in one message
@@ -39,11 +39,30 @@ def forget_ids(
                 which reproduces AMUN's published forget sets (total 50,000, n 5,000 or 10,000, seeds 1, 10, 100).
     InputError names the ids (the first five) that are unknown, repeated or no integers; it also refuses none and all.
     """
-    given = [name for name, value in (("ids", ids), ("file", file), ("fraction", fraction)) if value is not None]
-    require(len(given) == 1, "the forget set", "given by one of ids, file and fraction", " and ".join(given) or "none")
+    _one_of({"ids": ids, "file": file, "fraction": fraction})
     require(isinstance(total, int) and total >= 2, "total", "at least 2 samples", total)
+    chosen = some_ids(total, ids=ids, file=file, fraction=fraction, seed=seed)
+    return _some_left(chosen, total, "ids" if file is None else str(file))
+
+
+def some_ids(
+    total: int,
+    *,
+    ids: Iterable[int] | Tensor | str | None = None,
+    file: str | os.PathLike[str] | None = None,
+    fraction: float | None = None,
+    count: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """As `forget_ids`, of samples that are only to be looked at: all of them are allowed, and so is a `count` of them,
+    which is drawn as a fraction is."""
+    _one_of({"ids": ids, "file": file, "fraction": fraction, "count": count})
     if fraction is not None:
-        return _draw(total, fraction, seed)
+        return _draw(total, _share(total, fraction), seed)
+    if count is not None:
+        whole("count", count, 1)
+        require(count <= total, "count", f"at most the {total} samples that there are", count)
+        return _draw(total, count, seed)
     if file is not None:
         return _checked(_read(Path(file), total), total, str(file))
     if isinstance(ids, str):
@@ -54,20 +73,31 @@ def forget_ids(
 
 def split(dataset: TensorDataset, ids: Tensor) -> tuple[TensorDataset, TensorDataset]:
     """(forget, retain): forget in the order of `ids`, retain in that of `dataset`. InputError as `forget_ids`."""
-    ids = _checked(_integers(ids, "ids"), len(dataset), "ids")
+    ids = _some_left(_checked(_integers(ids, "ids"), len(dataset), "ids"), len(dataset), "ids")
     kept = torch.ones(len(dataset), dtype=torch.bool)
     kept[ids] = False
     forget, retain = (TensorDataset(*(tensor[rows] for tensor in dataset.tensors)) for rows in (ids, kept))
     return forget, retain
 
 
-def _draw(total: int, fraction: float, seed: int) -> Tensor:
+def _one_of(ways: dict[str, Any]) -> None:
+    *others, last = ways
+    given = [name for name, value in ways.items() if value is not None]
+    got = " and ".join(given) or "none"
+    require(len(given) == 1, "the samples", f"given by one of {', '.join(others)} and {last}", got)
+
+
+def _share(total: int, fraction: float) -> int:
     require(0 < fraction < 1, "fraction", "between 0 and 1, both excluded", fraction)
-    require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
     count = round(fraction * total)
     require(
-        0 < count < total, "fraction", f"one that forgets some and keeps some of {total}", f"{fraction}: {count} ids"
+        0 < count < total, "fraction", f"one that takes some and leaves some of {total}", f"{fraction}: {count} ids"
     )
+    return count
+
+
+def _draw(total: int, count: int, seed: int) -> Tensor:
+    require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
     return torch.from_numpy(np.random.RandomState(seed).choice(total, count, replace=False).astype(np.int64))
 
 
@@ -77,8 +107,12 @@ def _checked(ids: list[int], total: int, name: str) -> Tensor:
     require(not unknown, name, f"ids in [0, {total})", _first(unknown))
     repeated = [number for number, count in Counter(ids).items() if count > 1]
     require(not repeated, name, "free of repeated ids", _first(repeated))
-    require(len(ids) < total, name, "fewer than all ids: nothing would be left to retain", f"all {total}")
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def _some_left(ids: Tensor, total: int, name: str) -> Tensor:
+    require(len(ids) < total, name, "fewer than all ids: nothing would be left to retain", f"all {total}")
+    return ids
 
 
 def _integers(values: Any, name: str) -> list[int]:

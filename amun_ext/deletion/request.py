@@ -35,6 +35,7 @@ class Request:
     with_retain: bool
     with_forget: bool
     retrain: bool
+    search: str  # a method of find_min_adversarial
     recipe: Recipe
     seed: int
     metadata: Mapping[str, str]
@@ -48,8 +49,13 @@ class Outcome:
     not_forgotten: list[int]  # ids without an adversarial example
 
 
-def forget(original: nn.Module, splits: Splits, request: Request, *, progress: bool = False) -> Outcome:
+def forget(
+    original: nn.Module, splits: Splits, request: Request, *, examples: Path | None = None, progress: bool = False
+) -> Outcome:
     """Unlearn `request.ids` with AMUN, beside all ids that the checkpoint has forgotten before, and measure it.
+
+    `examples` is a file for the search, which goes on from it after a kill. It holds near copies of what is to be
+    forgotten: the caller removes it when all is done.
 
     Samples of earlier requests are in no set any more: to retain them would bring them back. Raises InputError, before
     any work, for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies` adds
@@ -73,7 +79,9 @@ def forget(original: nn.Module, splits: Splits, request: Request, *, progress: b
 
     seconds, models = {}, {ORIGINAL: original}
     start = time.perf_counter()
-    adversarial = find_min_adversarial(original, *forget_set.tensors, progress=progress)
+    adversarial = find_min_adversarial(
+        original, *forget_set.tensors, method=request.search, out=examples, progress=progress
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `not_forgotten` has them by id
         models[UNLEARNED] = unlearn(
@@ -117,6 +125,7 @@ def forget(original: nn.Module, splits: Splits, request: Request, *, progress: b
             "ids not forgotten": not_forgotten,
             "ids forgotten before": before,
             "training data": print_of_data,
+            "search": request.search,
             "fine-tuned on": " + ".join(name for name, used in sets.items() if used),
             "seed": request.seed,
             "fine-tuning": asdict(request.recipe),

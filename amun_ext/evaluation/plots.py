@@ -1,8 +1,8 @@
-"""Pictures for the page: histograms as SVG that takes the page's colours, images as PNG in a data URI."""
+"""Pictures for the pages: histograms as SVG that takes the page's colours, images as PNG in a data URI."""
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from amun_ext.evaluation.markup import SERIES
+
 BINS = 36
 # matplotlib wants colours, the page wants its own in light and dark: draw in these, then put the page's in their place.
 COLOURS = {
@@ -18,6 +20,7 @@ COLOURS = {
     "retain": ("#010102", "var(--retain)"),
     "test": ("#010103", "var(--test)"),
     "forget": ("#010104", "var(--forget)"),
+    **{f"series-{index}": (f"#0102{index:02x}", f"var(--series-{index})") for index in range(SERIES)},
 }
 INK = COLOURS["ink"][0]
 STYLE: dict[Any, Any] = {
@@ -31,6 +34,25 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "font.size": 10,
 }
+
+
+def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2, 2.9)) -> str:
+    """The picture that `draw` makes on the axes it is given, in the page's colours.
+
+    A `salt` of its own keeps the ids inside each picture apart from those of the others on the same page.
+    """
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        drawn = io.StringIO()
+        figure.savefig(
+            drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    picture = drawn.getvalue()
+    picture = picture[picture.index("<svg") :]
+    for placeholder, colour in COLOURS.values():
+        picture = picture.replace(placeholder, colour)
+    return picture
 
 
 def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[str, str]:
@@ -53,10 +75,7 @@ def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[
 
 
 def _histogram(row: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], top: float) -> str:
-    # A salt of its own per row keeps the ids inside each SVG apart from the others' on the same page.
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": row}):
-        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
-        axes = figure.subplots()
+    def draw(axes: Any) -> None:
         axes.stairs(shares["retain"], edges, fill=True, color=COLOURS["retain"][0], alpha=0.45)
         axes.stairs(shares["test"], edges, color=COLOURS["test"][0], linewidth=1.6, linestyle=(0, (4, 1.5)))
         axes.stairs(shares["forget"], edges, color=COLOURS["forget"][0], linewidth=2.0)
@@ -64,15 +83,17 @@ def _histogram(row: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArr
         axes.set(
             xlim=(edges[0], edges[-1]), ylim=(0.0, top), xlabel="log-odds of the true class", ylabel="% of the set"
         )
-        drawn = io.StringIO()
-        figure.savefig(
-            drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = drawn.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for placeholder, colour in COLOURS.values():
-        svg = svg.replace(placeholder, colour)
-    return svg
+
+    return svg(row, draw)
+
+
+def amplification(differences: Sequence[NDArray[np.float32]]) -> int:
+    """By how much to enlarge differences of images so that the median one fills the grey scale from its middle on.
+
+    The farthest ones are clipped rather than the closest ones invisible.
+    """
+    typical = float(np.median([np.abs(difference).max() for difference in differences]))
+    return max(1, round(0.5 / typical)) if typical else 1
 
 
 def png_uri(image: NDArray[np.float32]) -> str:

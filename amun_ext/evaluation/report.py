@@ -17,7 +17,7 @@ from amun_ext.evaluation.accuracy import accuracy, predict
 from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observation, Row, table
 from amun_ext.evaluation.mia import log_odds
 from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
-from amun_ext.files import write_json, write_text
+from amun_ext.files import plain, write_json, write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Report:
         """Everything but scores and pictures, as plain JSON values; `columns` explains the keys of a row."""
         keys = ("rows", "sizes", "before", "headline", "baseline", "search", "facts")
         explained = {column.name: column.explanation for column in self.columns}
-        return {key: _plain(getattr(self, key)) for key in keys} | {"columns": explained}
+        return {key: plain(getattr(self, key)) for key in keys} | {"columns": explained}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())
@@ -130,19 +130,3 @@ def _observe(
         check_labels(f"{name} labels", labels, len(images), logits.shape[1])
         correct[name], scores[name] = accuracy(logits, labels), log_odds(logits, labels).numpy()
     return Observation(correct, scores, seconds)
-
-
-def _plain(value: object) -> object:
-    """The nearest JSON value: a number that JSON has no word for becomes null, an unknown object its text."""
-    match value:
-        case np.generic():
-            return _plain(value.item())
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
-        case list() | tuple():
-            return [_plain(entry) for entry in value]
-    return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,19 +31,27 @@ def cells(report: Report) -> list[list[str]]:
     return [["", *(column.name for column in report.columns)], *lines]
 
 
-def render(report: Report) -> str:
-    """The table, aligned, what it says in words, and one line of legend per column."""
-    lines = cells(report)
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Headings and rows of cells, the first to the left, the others to the right, with a rule below the headings."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
         "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
         for name, *rest in lines
     ]
-    shown.insert(1, "-" * len(shown[0]))
-    width = max(len(column.name) for column in report.columns)
-    legend = [f"{column.name.ljust(width)}  {column.explanation}" for column in report.columns]
-    told = textwrap.wrap(summary(report), 100)
-    return "\n".join(line.rstrip() for line in [*shown, "", *told, "", *legend, "", *textwrap.wrap(CAVEAT, 100)])
+    return [shown[0], "-" * len(shown[0]), *shown[1:]]
+
+
+def legend(entries: Mapping[str, str]) -> list[str]:
+    """A line for each term and what it means."""
+    width = max(map(len, entries))
+    return [f"{term.ljust(width)}  {meaning}" for term, meaning in entries.items()]
+
+
+def render(report: Report) -> str:
+    """The table, aligned, what it says in words, and one line of legend per column."""
+    columns = legend({column.name: column.explanation for column in report.columns})
+    told, caveat = textwrap.wrap(summary(report), 100), textwrap.wrap(CAVEAT, 100)
+    return "\n".join(line.rstrip() for line in [*aligned(cells(report)), "", *told, "", *columns, "", *caveat])
 
 
 def summary(report: Report) -> str:

@@ -1,10 +1,12 @@
 """find_min_adversarial: for each sample the closest adversarial example (paper, Algorithm 1)."""
 
-import json
 import math
 import os
 import warnings
 from collections.abc import Callable
+from itertools import chain
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +27,10 @@ from amun_ext.search.finish import quantize as put_on_grid
 from amun_ext.search.finish import refine as bring_closer
 from amun_ext.search.methods import METHODS, PYTHON, Iterate, Method, PythonRule
 
-__all__ = ["METHODS", "AdversarialSet", "Iterate", "Transfer", "find_min_adversarial"]
+__all__ = ["METHODS", "AdversarialSet", "Iterate", "PythonRule", "Transfer", "find_min_adversarial"]
 
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
-CHUNK_BYTES = 2**28  # of images that are searched at once in memory
+CHUNK_BYTES = 2**26  # of images that are searched at once in memory
 CHUNK_BATCHES = 16  # of a chunk whose results go to a file: what a kill can cost
 
 
@@ -81,11 +83,13 @@ def find_min_adversarial(
         labels: true labels [N]; None with a Dataset.
         method: see above. The following are the method's own where None, and refused where it has no such setting.
         loss: what is climbed; "cross_entropy" (the paper's, of pgd and ffgsm; exact where the softmax saturates) or
-            "margin", the strongest other logit minus the label's, which heads straight for the nearest competitor.
+            "margin", the strongest other logit minus the label's, which heads straight for the nearest competitor; ddn
+            takes the former for the first half of its steps and the latter for the second.
         eps_init: first radius; "estimate" takes it per sample from the first gradient, as a multiple of margin over
             gradient norm (always so in deepfool, and in ddn unless given).
         eps_growth: factor between radii; in ddn that of the first step, where it falls to 1.02.
-        eps_max: last radius; the diagonal of the box if None. A sample not found there comes back with found=False.
+        eps_max: last radius, at most the diagonal of the box, which it is if None. A sample that has no example within
+            it comes back with found=False.
         steps: see above.
         step_fraction: step length as a fraction of the radius; in ddn that of the first step, where it falls to 0.2.
         refine: forward passes of bisection between each input and its example, which brings the example closer to the
@@ -119,18 +123,21 @@ def find_min_adversarial(
     diagonal = (high - low) * math.sqrt(like[0].numel())
     eps_max = diagonal if eps_max is None else eps_max
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-    known = callable(method) or method in METHODS
+    known = method in METHODS if isinstance(method, str) else callable(method)
     require(known, "method", f"one of {tuple(METHODS)} or a function", repr(method))
     row = PYTHON if not isinstance(method, str) else METHODS[method]
-    loss = row.loss if loss is None else loss
+    loss, last_loss = (row.loss, row.last_loss) if loss is None else (loss, loss)
     require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
     given = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
     options = _options(str(method), row, given)
     radius = options.get("eps_init")
     require(radius is None or radius >= 1e-20, "eps_init", "from 1e-20 on", radius)
     least = radius or 1e-20
+    _number("eps_max", eps_max)
     require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
+    eps_max = min(eps_max, max(diagonal, least))  # nothing is farther, and the least steps are parts of eps_max
     whole("refine", refine, 0)
+    _number("margin", margin)
     require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
     if quantize is not None:
         whole("quantize", quantize, 1)
@@ -139,6 +146,8 @@ def find_min_adversarial(
     require(prepare or precision is None, "precision", "None with prepare=False", repr(precision))
     if batch_size is not None:
         whole("batch_size", batch_size, 1)
+    if out is not None:
+        require(bool(Path(out).name) and not Path(out).is_dir(), "out", "a file to be written", repr(out))
     device, dtype = placement(model, like)
     classes = count_classes(model, like)
     if samples.labels is not None:
@@ -151,15 +160,17 @@ def find_min_adversarial(
             schedule=_schedule(method, row, options, eps_max),
             rule=None if isinstance(method, str) else method,
             loss=loss,
+            last_loss=last_loss,
             margin=float(margin),
             eps_init=radius or 0.0,
             bounds=(low, high),
             batch_size=fitting(twin, probe) if batch_size is None else batch_size,
             precision=PRECISIONS[precision],
         )
-        chunk = CHUNK_BATCHES * settings.batch_size if out else CHUNK_BYTES // like[0].nbytes
+        chunk = CHUNK_BATCHES * settings.batch_size if out is not None else CHUNK_BYTES // like[0].nbytes
         chunk = max(chunk, settings.batch_size)
-        about = {"search": json.dumps([str(settings), refine, quantize, str(method)]), "model": _fingerprint(model)}
+        finish = {"refine": refine, "quantize": quantize}
+        about = {} if out is None else _told(method, settings, model=_fingerprint(model), **finish)
         without_gradient = 0
         with stream.results(out, samples, about) as (rows, flush):
             done = int((rows["grad_evals"] != stream.PENDING).sum())
@@ -169,13 +180,13 @@ def find_min_adversarial(
             with bar:
                 for start in range(done, len(samples), chunk):
                     part = range(start, min(start + chunk, len(samples)))
-                    images, true_labels = samples.read(part)
-                    check_labels("labels", true_labels, len(images), classes)
+                    images, true_labels = samples.read(part, classes)
                     search = Search(model, twin, images, true_labels, settings, start)
                     _find(search, ffgsm if method == "ffgsm" else Search.run, bar)
                     bring_closer(search, refine)
                     if quantize is not None:
                         search.give_up(put_on_grid(search, quantize))
+                    search.give_up(search.beyond(eps_max))
                     without_gradient += int((search.book.status == ops.Status.NO_GRADIENT).sum())
                     _write(rows, part, search)
                     flush()
@@ -197,15 +208,21 @@ def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
         require(name in row.options, name, f"left out: method {method} has no such setting", value)
         if name == "steps":
             whole("steps", value, 1)
-        elif name == "eps_init":
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(number or value == "estimate", name, 'a radius or "estimate"', repr(value))
-        elif name == "eps_growth":
-            require(1 + 1e-6 <= value < math.inf, name, "at least 1.000001, finite", value)
+        elif name == "eps_init" and isinstance(value, str):
+            require(value == "estimate", name, 'a radius or "estimate"', repr(value))
         else:
+            _number(name, value)
+        if name == "eps_growth":
+            require(1 + 1e-6 <= value < math.inf, name, "at least 1.000001, finite", value)
+            require(method != "ddn" or value < 1.5, name, "below 1.5 with method ddn", value)
+        elif name == "step_fraction":
             require(1e-6 <= value <= 2, name, "in [1e-6, 2], a part of the radius", value)
     options = row.options | {name: value for name, value in given.items() if value is not None}
     return options | ({"eps_init": None} if options.get("eps_init") == "estimate" else {})
+
+
+def _number(name: str, value: object) -> None:
+    require(isinstance(value, Real) and not isinstance(value, bool), name, "a number", repr(value))
 
 
 def _schedule(method: str | PythonRule, row: Method, options: dict[str, Any], eps_max: float) -> ops.Schedule:
@@ -233,7 +250,7 @@ def _find(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], ba
     search.cheaply = False
     again = search.recheck(search.found())
     if search.settings.precision:
-        again = torch.cat([again, (search.book.status == ops.Status.EXHAUSTED).nonzero()[:, 0]])
+        again = torch.cat([again, (search.book.status != ops.Status.FOUND).nonzero()[:, 0]])
     if len(again):
         silent = tqdm(disable=True)
         if run is ffgsm:
@@ -264,7 +281,19 @@ def _write(rows: stream.Rows, part: range, search: Search) -> None:
         rows[name][part.start : part.start + count] = column
 
 
+def _told(method: str | PythonRule, settings: Settings, **others: object) -> dict[str, str]:
+    """What makes a search the one that it is, by name. Not the batch size, which may follow from the machine."""
+    if not isinstance(method, str):  # by name: what str() gives has its address, which changes
+        method = f"{method.__module__}.{getattr(method, '__qualname__', type(method).__qualname__)}"
+    told = {
+        name: getattr(settings, name) for name in ("loss", "last_loss", "margin", "eps_init", "bounds", "precision")
+    }
+    told |= settings.schedule._asdict() | others | {"method": method}
+    return {name: str(value) for name, value in told.items()}
+
+
 def _fingerprint(model: nn.Module) -> str:
-    """Of its weights and buffers."""
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return stream.digest(list(state.values()), str(list(state)))
+    """Of its parts, weights and buffers."""
+    state = dict(chain(model.named_parameters(), model.named_buffers()))  # not state_dict(), which may lack buffers
+    parts = [type(module).__qualname__ for module in model.modules()]
+    return stream.digest(list(state.values()), f"{list(state)} {parts}")

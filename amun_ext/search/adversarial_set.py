@@ -21,7 +21,7 @@ class Transfer(NamedTuple):
     """How the examples of one model fare on another."""
 
     fooled: Tensor  # [N] bool, whether the other model's label is a wrong one, too; False where no example was found
-    labels: Tensor  # [N] int64, the other model's label of each image
+    labels: Tensor  # [N] int64, the other model's label of each image, -1 where a logit is NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,13 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         classes, needed = count_classes(model, self.images), int(self.true_labels.max()) + 1
         require(classes >= needed, "model", f"of at least {needed} classes", classes)
         device, dtype = placement(model, self.images)
+        answers = []
         with evaluating(model):
-            labels = torch.cat([model(x.to(device, dtype)).argmax(1) for x in self.images.split(batch_size)])
-        labels = labels.to(self.labels.device)
-        return Transfer(self.found & (labels != self.true_labels), labels)
+            for x in self.images.split(batch_size):
+                logits = model(x.to(device, dtype, copy=True))  # a copy: it may change its input in place
+                answers.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1))
+        labels = torch.cat(answers).to(self.labels.device)
+        return Transfer(self.found & (labels != self.true_labels) & (labels >= 0), labels)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from amun_ext.models.state import evaluating
+
 ON_GPU, PER_THREAD, FEWEST = 128, 32, 8
 CACHE_WITHOUT_ANSWER = 32 * 2**20
 
@@ -21,12 +23,12 @@ def fitting(model: nn.Module, probe: Tensor) -> int:
 
     def watch(_module: nn.Module, _inputs: object, output: object) -> None:
         nonlocal largest
-        if isinstance(output, Tensor) and len(output) == 1:
+        if isinstance(output, Tensor) and output.shape[:1] == (1,):
             largest = max(largest, output.nbytes)
 
     handles = [module.register_forward_hook(watch) for module in model.modules() if not [*module.children()]]
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(probe[:1].clone())
     finally:
         for handle in handles:

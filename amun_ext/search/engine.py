@@ -1,6 +1,7 @@
 """The loop that calls the model: a book of samples, and the pool of slots that works through it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Settings:
     schedule: ops.Schedule
     rule: PythonRule | None  # where schedule.rule is "given"
     loss: str
+    last_loss: str  # of the second half of a search of fixed length
     margin: float
     eps_init: float  # 0: estimated
     bounds: tuple[float, float]
@@ -40,6 +42,7 @@ class Search:
     ) -> None:
         self.model, self.twin, self.settings, self.first_row = model, twin, settings, first_row
         self.schedule, self.bounds, self.batch_size = settings.schedule, settings.bounds, settings.batch_size
+        self.loss = settings.loss
         self.cheaply = True  # on the twin, and in the reduced precision; else on the caller's model as it is
         self.given_dtype = inputs.dtype
         self.device, self.model_dtype = placement(model, inputs)
@@ -77,14 +80,14 @@ class Search:
     @torch.no_grad()
     def look(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:
         """Whether `x` [B, ...] fool the model."""
-        return ops.attack_loss(self._logits(x), labels, self.settings.loss, self.settings.margin)
+        return ops.attack_loss(self._logits(x), labels, self.loss, self.settings.margin)
 
     def gradient(self, x: Tensor, labels: Tensor) -> tuple[ops.AttackLoss, Tensor]:
         """Whether `x` [B, ...] fool the model, and the gradient [B, ...] of the attacked loss there."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self._logits(x)
-            attack = ops.attack_loss(logits, labels, self.settings.loss, self.settings.margin)
+            attack = ops.attack_loss(logits, labels, self.loss, self.settings.margin)
             if not logits.requires_grad:  # a constant: no direction, and every sample ends unfound
                 return attack, torch.zeros_like(x)
             # Of x alone: no weight gradient is computed, and no .grad is written.
@@ -108,25 +111,27 @@ class Search:
     def _run_queue(self, queue: Tensor, bar: "tqdm[Any]") -> None:
         slots = _Slots(self, queue)
         slots.fill()
-        advance, iteration = repeated(slots.advance, self.device), 0
+        advance, iteration, before = repeated(slots.advance, self.device), 0, bar.n
         while len(slots.pool.slots):
             advance()
             iteration += 1
             if self.device.type == "cpu" or iteration % HOST_CHECK_EVERY == 0:
-                bar.update(min(int(slots.cursor), len(queue)) - slots.busy() - bar.n)
+                bar.update(before + min(int(slots.cursor), len(queue)) - slots.busy() - bar.n)
                 if self.device.type == "cpu" or not slots.busy():  # a graph knows one size of batch only
                     slots.compact()
 
     def _run_waves(self, queue: Tensor, bar: "tqdm[Any]") -> None:
         on_cpu, steps = self.device.type == "cpu", self.schedule.steps
         reduced_steps = int(REDUCED_PART * steps) if self.cheaply and self.settings.precision else 0
-        slots, advance = None, {}
+        slots: _Slots | None = None
+        advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a graph knows one model and one loss
         for wave in queue.split(self.batch_size):
             if slots is None or on_cpu:  # on a GPU all waves share the tensors of the first, for the sake of the graph
                 slots = _Slots(self, wave)
-                advance = {cheaply: repeated(slots.advance, self.device) for cheaply in (True, False)}
+                advances.clear()
             slots.refill(wave)
             for step in range(steps + 1):
+                self.loss = self.settings.loss if 2 * step < steps else self.settings.last_loss
                 if reduced_steps:
                     self.cheaply = step < reduced_steps
                 if step == reduced_steps > 0:
@@ -134,7 +139,10 @@ class Search:
                 if step == steps:
                     slots.look()
                 else:
-                    advance[self.cheaply]()
+                    how = self.cheaply, self.loss
+                    if how not in advances:
+                        advances[how] = repeated(slots.advance, self.device)
+                    advances[how]()
                 if on_cpu:
                     slots.compact()
                     if not len(slots.pool.slots):
@@ -145,6 +153,10 @@ class Search:
 
     # ----------------------------------------------------------------------------------------------------- afterwards
 
+    def batches(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """`rows` [M] by the batch; none of them empty, which many a model cannot take."""
+        return rows.split(self.batch_size) if len(rows) else ()
+
     def found(self) -> Tensor:
         rows: Tensor = (self.book.status == ops.Status.FOUND).nonzero()[:, 0]
         return rows
@@ -152,8 +164,7 @@ class Search:
     def recheck(self, rows: Tensor) -> Tensor:
         """Predict the examples of `rows` again in plain batches; those rows [M] whose example is none any more."""
         book, fallen = self.book, torch.zeros_like(rows, dtype=torch.bool)
-        places = torch.arange(len(rows), device=rows.device)
-        for batch in places.split(self.batch_size):
+        for batch in self.batches(torch.arange(len(rows), device=rows.device)):
             attack = self.look(book.images[rows[batch]], book.labels[rows[batch]])
             book.found_labels[rows[batch]] = attack.predicted
             fallen[batch] = ~attack.adversarial
@@ -161,11 +172,16 @@ class Search:
         return rows[fallen]
 
     def once_more(self, rows: Tensor, bar: "tqdm[Any]") -> None:
-        """Let the samples `rows` go on: pgd from where they are, searches of a fixed length from the beginning."""
-        if self.schedule.rule != "pgd":
-            self.book.images[rows], self.book.eps[rows] = self.book.inputs[rows], self.settings.eps_init
-            self.book.distance[rows], self.book.round_step[rows] = math.inf, 0
+        """Search `rows` again: pgd goes on from an example that has fallen, all others begin anew."""
+        anew = rows if self.schedule.rule != "pgd" else rows[self.book.status[rows] != ops.Status.FOUND]
+        self.book.images[anew], self.book.eps[anew] = self.book.inputs[anew], self.settings.eps_init
+        self.book.distance[anew], self.book.round_step[anew] = math.inf, 0
         self.run(rows, bar)
+
+    def beyond(self, radius: float) -> Tensor:
+        """Rows [M] whose example is farther away, as that of a method without a last radius may be."""
+        rows = self.found()
+        return rows[self.book.distance[rows] > radius * (1 + 1e-4)]
 
     def give_up(self, rows: Tensor) -> None:
         self.book.status[rows] = ops.Status.EXHAUSTED

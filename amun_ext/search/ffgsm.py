@@ -17,6 +17,7 @@ from amun_ext.ops import Status
 from amun_ext.search.engine import Search
 
 TRIES = 5
+SHORTEST = 1e-6  # of eps_max: an estimated first step, as in search_step_
 
 
 def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
@@ -34,8 +35,11 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
             book.grad_evals[left] += 1
             direction = _unit(grad.sign())  # zero without a gradient: such a sample stays where it is
             if attempt == 0:
-                stuck = left[~grad.flatten(1).any(1) & ~attack.adversarial]
+                stuck = left[~direction.flatten(1).any(1) & ~attack.adversarial]
                 book.status[stuck] = Status.NO_GRADIENT
+                estimate = torch.nan_to_num(schedule.start * attack.margin / grad.flatten(1).norm(dim=1))
+                estimate = estimate.clamp(SHORTEST * schedule.eps_max, schedule.eps_max).to(book.eps)
+                book.eps[left] = torch.where(book.eps[left] == 0, estimate, book.eps[left])
             length = book.eps[left]
             for step in range(schedule.steps + 1):
                 hit = attack.adversarial
@@ -44,7 +48,7 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
                 if step == schedule.steps or not len(left):
                     break
                 x = (x + length.view(search.per_sample) * direction).clamp(*search.bounds)
-                length = length * schedule.eps_growth
+                length = (length * schedule.eps_growth).clamp(max=schedule.eps_max)
                 attack = search.look(x, book.labels[left])
             if not len(left):
                 break

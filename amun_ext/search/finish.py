@@ -6,8 +6,9 @@ from torch import Tensor
 from amun_ext.search.engine import Search
 
 # How far beyond the example the grid is searched: by these parts of the perturbation, one after the other. The large
-# ones are for perturbations of less than a level.
-STRETCH = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 120.0)
+# ones are for perturbations of less than a level, down to what float32 can tell from none.
+NEAR = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 120.0)
+STRETCH = (*NEAR, 500.0, 2e3, 8e3, 3e4, 1.2e5)
 BISECTIONS = 4  # between the first of them that will do and the one before
 
 
@@ -15,7 +16,7 @@ BISECTIONS = 4  # between the first of them that will do and the one before
 def refine(search: Search, passes: int) -> None:
     """Bisect the segment from input to example, batch by batch; what is kept has been seen to fool the model."""
     book = search.book
-    for rows in search.found().split(search.batch_size) if passes else ():
+    for rows in search.batches(search.found()) if passes else ():
         x0, x = book.inputs[rows], book.images[rows]
         low, high = torch.zeros_like(book.eps[rows]), torch.ones_like(book.eps[rows])
         for _ in range(passes):
@@ -36,14 +37,14 @@ def quantize(search: Search, levels: int) -> Tensor:
     none was found; theirs are left as they are.
     """
     book, left = search.book, []
-    for rows in search.found().split(search.batch_size):
+    for rows in search.batches(search.found()):
         x0, delta, labels = book.inputs[rows], book.images[rows] - book.inputs[rows], book.labels[rows]
 
         def rounded(part: Tensor, x0: Tensor = x0, delta: Tensor = delta) -> Tensor:
             return on_grid(x0 + (1 + part).view(search.per_sample) * delta, search.bounds, levels)
 
         low = high = torch.zeros_like(book.eps[rows])
-        hit = torch.zeros_like(rows, dtype=torch.bool)
+        hit, kept = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool)
         for part in STRETCH:
             low, high = torch.where(hit, low, high), torch.where(hit, high, torch.full_like(high, part))
             hit |= search.look(rounded(high), labels).adversarial
@@ -55,9 +56,10 @@ def quantize(search: Search, levels: int) -> Tensor:
             attack = search.look(candidate, labels)
             good = attack.adversarial & hit
             low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-            closer = good if not step else good & ((candidate - x0).flatten(1).norm(dim=1) <= book.distance[rows])
+            closer = good & (~kept | ((candidate - x0).flatten(1).norm(dim=1) <= book.distance[rows]))
             search.replace(rows[closer], candidate[closer], attack.predicted[closer])
-        left.append(rows[~hit])
+            kept |= closer
+        left.append(rows[~kept])
     return torch.cat(left) if left else search.found()
 
 
@@ -65,4 +67,4 @@ def on_grid(x: Tensor, bounds: tuple[float, float], levels: int) -> Tensor:
     """The nearest grid points inside the box; for bounds (0, 1) exactly k / levels, as a loaded image has it."""
     low, high = bounds
     steps = ((x - low) * (levels / (high - low))).round().clamp(0, levels)
-    return steps / levels * (high - low) + low
+    return (steps / levels * (high - low) + low).clamp(low, high)  # rounding may lead out of it

@@ -45,23 +45,25 @@ class Samples:
         self.inputs, self.labels = inputs, labels
         if isinstance(inputs, Tensor):
             require(labels is not None, "labels", "a tensor [N] beside a tensor of inputs", "None")
-            first = inputs, labels
+            self.inputs = inputs.detach()
+            first, rows = (self.inputs, labels), range(0)
         else:
             must_be = "a tensor [N, ...], or a Dataset with no labels beside it"
             require(labels is None, "inputs", must_be, type(inputs).__name__)
             map_style = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
             require(map_style, "inputs", "a tensor [N, ...] or a map-style dataset", type(inputs).__name__)
-            first = as_tensors(inputs, "inputs", range(min(len(self), 8)))
+            rows = range(min(len(self), 8))
+            first = as_tensors(inputs, "inputs", rows)
         self.like = first[0]
         # As the images have them: 0.3 is another number in float32.
         low, high = torch.tensor(bounds, dtype=self.like.dtype if self.like.is_floating_point() else None).tolist()
         self.bounds: tuple[float, float] = low, high
-        self._check(*first)
+        self._check(*first, rows)
 
     def __len__(self) -> int:
         return len(self.inputs)  # type: ignore[arg-type]
 
-    def read(self, rows: range) -> tuple[Tensor, Tensor]:
+    def read(self, rows: range, classes: int | None = None) -> tuple[Tensor, Tensor]:
         """Inputs [M, ...] and labels [M]. InputError for items of a Dataset that are not what they must be."""
         if isinstance(self.inputs, Tensor):
             assert self.labels is not None
@@ -70,17 +72,24 @@ class Samples:
         if rows.start:
             expected, got = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (self.like, inputs))
             require(expected == got, f"inputs[{rows.start}]", f"an image like inputs[0], {expected}", got)
-        self._check(inputs, labels)
+        self._check(inputs, labels, rows, classes)
         return inputs, labels
 
-    def _check(self, inputs: Tensor, labels: Tensor | None) -> None:
+    def _check(self, inputs: Tensor, labels: Tensor | None, rows: range, classes: int | None = None) -> None:
         assert labels is not None
-        check_images("inputs", inputs, self.bounds)
-        check_labels("labels", labels, len(inputs))
+        try:
+            check_images("inputs", inputs, self.bounds)
+            check_labels("labels", labels, len(inputs), classes)
+        except InputError:
+            if not isinstance(self.inputs, Tensor):  # which item of the Dataset?
+                for row, image, label in zip(rows, inputs.split(1), labels.split(1), strict=True):
+                    check_images(f"inputs[{row}]", image, self.bounds)
+                    check_labels(f"inputs[{row}] label", label, 1, classes)
+            raise
 
     def fingerprint(self) -> str:
-        """Of the number of samples and of the first ones: enough to tell one data set from another."""
-        inputs, labels = self.read(range(min(len(self), 64)))
+        """Of all samples of a tensor; of a Dataset, whose items may take long to read, the first ones and how many."""
+        inputs, labels = self.read(range(len(self) if isinstance(self.inputs, Tensor) else min(len(self), 64)))
         return digest([inputs, labels], f"{len(self)} {tuple(inputs.shape)} {inputs.dtype}")
 
 
@@ -154,10 +163,13 @@ def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tup
             name: torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
             for name, (dtype, shape, start, _) in places.items()
         }
-        yield rows, memory.flush
-        memory.flush()
-        if partial != path and not (rows["grad_evals"] == PENDING).any():
-            partial.replace(path)
+        try:
+            yield rows, memory.flush
+            memory.flush()
+            if partial != path and not (rows["grad_evals"] == PENDING).any():
+                partial.replace(path)
+        finally:  # `memory` holds the file open, and may itself be held by the traceback of an error
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _header(samples: Samples, about: dict[str, str]) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:

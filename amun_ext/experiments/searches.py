@@ -1,0 +1,307 @@
+"""Several searches of the same samples, beside each other: how close their examples are, and what that costs."""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from amun_ext.checks import require
+from amun_ext.evaluation import predict
+from amun_ext.evaluation.text import aligned, legend, number
+from amun_ext.files import plain, write_json, write_text
+from amun_ext.info import versions
+from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial
+
+DEFAULT = ("pgd", "ddn", "ffgsm")
+CURVE_SAMPLES = 200  # of each curve, at most
+# Numbers of steps that a curve has beside the method's own. In ffgsm they cost no gradients.
+CURVE_STEPS: dict[str, tuple[int, ...]] = {"pgd": (5, 10, 20), "ffgsm": ()}
+OTHER_CURVES = (5, 10, 20, 40)
+COLUMNS = {  # of the table, and the keys of a method in JSON: digits and explanation
+    "n": (0, "samples, without those that the model misclassifies as they are"),
+    "found": (0, "of them with an example"),
+    "mean": (3, "mean L2 distance of the examples found, in the units of the images; less is better"),
+    "median": (3, "median distance of all n; a sample without an example counts as infinitely far"),
+    "p95": (3, "distance that 95 % of all n do not exceed, counted in the same way"),
+    "gradients": (1, "mean number of gradients per sample; less is better"),
+    "seconds": (1, "wall time of the search; a dash where an earlier run did a part of it"),
+}
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all methods are told alike, by the names of `find_min_adversarial`."""
+
+    refine: int = 0
+    quantize: int | None = None
+    margin: float = 0.0
+    precision: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One method on some of the samples."""
+
+    rows: Tensor  # [M] which of them
+    result: AdversarialSet  # a row for each of these
+    seconds: float  # NaN where a file had a part of the result already
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a number of steps costs and brings; None where a method has no steps."""
+
+    steps: int | None
+    gradients: float
+    median: float
+
+
+@dataclass(frozen=True, eq=False)
+class Searches:
+    """What `compare` saw. Numbers that do not exist are NaN or infinite here, and null in JSON."""
+
+    images: Tensor  # [N, C, H, W]
+    labels: Tensor  # [N]
+    ids: Tensor  # [N] numbers of the samples in their data set
+    counted: Tensor  # [N] bool, False for those misclassified as they are, which are in no statistics
+    runs: Mapping[str, Run]  # method -> what its own settings gave, for all samples
+    curves: Mapping[str, Sequence[Point]]  # method -> by gradients; one of them is that of its own settings
+    common: Common
+    classes: Sequence[str]  # names, or none
+    facts: Mapping[str, object]
+
+    def distances(self, method: str) -> NDArray[np.float64]:
+        """Of the n samples that count; infinite where there is no example."""
+        return _distances(self.runs[method], self.counted)
+
+    @property
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Method -> name in COLUMNS -> value."""
+        return {method: _statistics(run, self.counted) for method, run in self.runs.items()}
+
+    @property
+    def missing(self) -> dict[str, list[int]]:
+        """Method -> ids of the samples that it found no example of; only methods that there are some of."""
+        lacking = {method: self.ids[~run.result.found.cpu()].tolist() for method, run in self.runs.items()}
+        return {method: ids for method, ids in lacking.items() if ids}
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two methods to compare sample by sample: those of the paper's appendix E.5, or the first two."""
+        first = [*self.runs] if {"pgd", "ffgsm"} - self.runs.keys() else ["pgd", "ffgsm"]
+        return (first[0], first[1]) if len(first) > 1 else None
+
+    def closer(self, first: str, second: str) -> tuple[float, int]:
+        """For what percent of the samples that both have an example of the second's is closer; how many these are."""
+        one, other = self.distances(first), self.distances(second)
+        both = np.isfinite(one) & np.isfinite(other)
+        return 100.0 * float(np.mean((other < one)[both])) if both.any() else math.nan, int(both.sum())
+
+    def settings(self, method: str) -> dict[str, object]:
+        """The method's own, and those of all."""
+        row = METHODS[method]
+        own = {name: "estimate" if value is None else value for name, value in row.options.items()}
+        return {"loss": row.loss, **own, **asdict(self.common)}
+
+    def cells(self) -> list[list[str]]:
+        """The heading and one line per method, as strings."""
+        lines = [
+            [method, *(number(row[name], digits) for name, (digits, _) in COLUMNS.items())]
+            for method, row in self.rows.items()
+        ]
+        return [["", *COLUMNS], *lines]
+
+    def to_text(self) -> str:
+        """The table and its legend, for a terminal."""
+        lines = [*aligned(self.cells()), "", self.left_out(), "", *legend(explanations())]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def left_out(self) -> str:
+        """A sentence about the samples that are in no statistics."""
+        wrong, samples = int((~self.counted).sum()), f"Of {len(self.counted)} samples the model misclassifies"
+        return f"{samples} {wrong} as they are; those are left out." if wrong else f"{samples} none as they are."
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but the images, as plain JSON values; `columns` explains the numbers of a method."""
+        rows, missing = self.rows, self.missing
+        methods = {
+            method: {"settings": self.settings(method), **rows[method], "ids without example": missing.get(method, [])}
+            for method in self.runs
+        }
+        curves = {method: [asdict(point) for point in points] for method, points in self.curves.items()}
+        compared = None
+        if self.pair is not None:
+            percent, both = self.closer(*self.pair)
+            compared = {"methods": self.pair, "both found": both, "percent second closer": percent}
+        made = {
+            "samples": len(self.ids),
+            "misclassified": self.ids[~self.counted].tolist(),
+            "methods": methods,
+            "curves": curves,
+            "pair": compared,
+            "columns": explanations(),
+            "facts": self.facts,
+            "ids": self.ids.tolist(),
+        }
+        return {key: plain(value) for key, value in made.items()}
+
+
+def compare(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    methods: Sequence[str] = DEFAULT,
+    *,
+    common: Common | None = None,
+    curves: bool = True,
+    ids: Tensor | None = None,
+    classes: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    facts: Mapping[str, object] | None = None,
+    progress: bool = False,
+) -> Searches:
+    """Search the closest adversarial example of every image with each of `methods`, names in METHODS.
+
+    images: [N, C, H, W] in [0, 1]. labels: [N]. curves: search up to 200 of them with other numbers of steps, too. ids:
+    numbers of the samples in their data set, by default from 0 on. classes: names of all classes, or none. out: a
+    folder for the examples, <method>.safetensors and curves/<method>-<steps>.safetensors; what it has of the same
+    searches is not searched again. facts: what a reader should know. Raises as `find_min_adversarial`.
+    """
+    check_methods(methods)
+    common, everything = common or Common(), torch.arange(len(images))
+    right = predict(model, images).argmax(1) == labels.cpu()
+    # Evenly spread, not the first: ids may come class by class.
+    some = torch.linspace(0, len(images) - 1, min(CURVE_SAMPLES, len(images))).round().long() if curves else everything
+    plan: list[tuple[str, int | None]] = [(method, None) for method in methods]
+    plan += [(method, steps) for method in methods if curves for steps in _curve_steps(method)]
+    runs: dict[tuple[str, int | None], Run] = {}
+    # Nothing of the bar is to be seen while the first search may still refuse what it is given.
+    with tqdm(plan, disable=not progress, leave=False, unit="search", delay=0.5) as bar:
+        for method, steps in bar:
+            bar.set_description(method if steps is None else f"{method}, {steps} steps", refresh=bool(runs))
+            path = None if out is None else Path(out) / _file(method, steps)
+            how = {"method": method, "steps": steps, "out": path, "progress": progress, **asdict(common)}
+            runs[method, steps] = _search(model, images, labels, everything if steps is None else some, how)
+    unmoved = torch.stack([runs[method, None].result.distance.cpu() == 0 for method in methods]).any(0)
+    counted = right & ~unmoved
+    points = {key: _point(*key, run, counted, some) for key, run in runs.items()}
+    return Searches(
+        images=images,
+        labels=labels.cpu(),
+        ids=everything if ids is None else ids,
+        counted=counted,
+        runs={method: runs[method, None] for method in methods},
+        curves={
+            method: sorted((points[key] for key in plan if key[0] == method), key=lambda point: point.gradients)
+            for method in methods
+        },
+        common=common,
+        classes=classes,
+        facts={**(facts or {}), "threads": torch.get_num_threads(), "versions": versions()},
+    )
+
+
+def write(searches: Searches, folder: Path) -> None:
+    """searches.json and searches.html into `folder`."""
+    from amun_ext.experiments import searches_page  # here, because matplotlib takes a second to import
+
+    page = searches_page.render(searches)
+    write_json(folder / "searches.json", searches.to_dict())
+    write_text(folder / "searches.html", page)
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """InputError for names that are not in METHODS, named twice, or none at all."""
+    unknown = [method for method in methods if method not in METHODS]
+    got = ", ".join(map(repr, unknown)) or "none"
+    require(bool(methods) and not unknown, "methods", f"some of {', '.join(METHODS)}", got)
+    require(len(set(methods)) == len(methods), "methods", "different from each other", ", ".join(methods))
+
+
+def explanations() -> dict[str, str]:
+    """Of the columns, by name."""
+    return {name: about for name, (_, about) in COLUMNS.items()}
+
+
+def own_steps(method: str) -> int | None:
+    """How many the method makes unless told otherwise."""
+    steps = METHODS[method].options.get("steps")
+    return None if steps is None else int(steps)
+
+
+def _curve_steps(method: str) -> list[int]:
+    own = own_steps(method)
+    return [] if own is None else [steps for steps in CURVE_STEPS.get(method, OTHER_CURVES) if steps != own]
+
+
+def _file(method: str, steps: int | None) -> str:
+    return f"{method}.safetensors" if steps is None else f"curves/{method}-{steps}.safetensors"
+
+
+def _search(model: nn.Module, images: Tensor, labels: Tensor, rows: Tensor, how: dict[str, Any]) -> Run:
+    if len(rows) < len(images):
+        images, labels = images[rows], labels[rows]
+    path: Path | None = how["out"]
+    fresh = path is None or not [*path.parent.glob(f"{path.name}*")]  # also .partial, of a search that was stopped
+    start = time.perf_counter()
+    result = find_min_adversarial(model, images, labels, **how)
+    seconds = time.perf_counter() - start
+    if not fresh:
+        require(_belongs(result, images, labels), "out", "a folder for searches of these samples", f"others in {path}")
+    return Run(rows, result, seconds if fresh else math.nan)
+
+
+def _belongs(result: AdversarialSet, images: Tensor, labels: Tensor) -> bool:
+    """Whether the examples are of these images: a file is known by the first of its samples only."""
+    if not torch.equal(result.true_labels, labels.to(result.true_labels)):
+        return False
+    chunks = zip(result.images.split(1024), images.split(1024), strict=True)
+    moved = torch.cat(
+        [(found.float() - given.to(found.device).float()).flatten(1).norm(dim=1) for found, given in chunks]
+    )
+    close = torch.isclose(moved, result.distance.float(), rtol=1e-3, atol=1e-4)
+    return bool((close | ~result.found).all())
+
+
+def _distances(run: Run, counted: Tensor) -> NDArray[np.float64]:
+    distances: NDArray[np.float64] = run.result.distance.cpu()[counted[run.rows]].double().numpy()
+    return distances
+
+
+def _gradients(run: Run, counted: Tensor) -> float:
+    return float(run.result.grad_evals.cpu()[counted[run.rows]].double().mean())
+
+
+def _quantile(distances: NDArray[np.float64], part: float) -> float:
+    """One of the distances: between finite and infinite ones there is nothing."""
+    return float(np.quantile(distances, part, method="inverted_cdf")) if len(distances) else math.nan
+
+
+def _statistics(run: Run, counted: Tensor) -> dict[str, float]:
+    distances = _distances(run, counted)
+    found = distances[np.isfinite(distances)]
+    return {
+        "n": len(distances),
+        "found": len(found),
+        "mean": float(found.mean()) if len(found) else math.nan,
+        "median": _quantile(distances, 0.5),
+        "p95": _quantile(distances, 0.95),
+        "gradients": _gradients(run, counted),
+        "seconds": run.seconds,
+    }
+
+
+def _point(method: str, steps: int | None, run: Run, counted: Tensor, some: Tensor) -> Point:
+    """Of the rows `some` [S], as all points of the curves."""
+    counted = torch.zeros_like(counted).index_fill(0, some, True) & counted
+    median = _quantile(_distances(run, counted), 0.5)
+    return Point(own_steps(method) if steps is None else steps, _gradients(run, counted), median)

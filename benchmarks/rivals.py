@@ -1,4 +1,4 @@
-"""The searches that find_min_adversarial is measured against, written for this purpose in plain PyTorch."""
+"""What the searches and the step are measured against, written for this purpose in plain PyTorch."""
 
 import math
 
@@ -71,3 +71,40 @@ class PlainPGD:
             moved = self.step(x.detach(), x0, grad, eps, 0.1, (0.0, 1.0))
             x = torch.where(found.view(-1, *[1] * (x.dim() - 1)), x.detach(), moved)
         return x.detach(), eps.masked_fill(~found, math.inf)
+
+
+def ddn_step(
+    x: Tensor,  # [B, ...]
+    eps: Tensor,  # [B]
+    best: Tensor,  # [B] distance of the closest example so far
+    images: Tensor,  # [B, ...] that example
+    found_labels: Tensor,  # [B] its label
+    x0: Tensor,  # [B, ...]
+    grad: Tensor,  # [B, ...]
+    adversarial: Tensor,  # [B]
+    predicted: Tensor,  # [B]
+    margin: Tensor,  # [B]
+    step_fraction: float,
+    change: float,
+    overshoot: float,
+    eps_max: float,
+    bounds: tuple[float, float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rule "ddn" of search_step_ as a careful user writes it for whole batches: the first five arguments anew."""
+    per_sample = (-1, *[1] * (x.dim() - 1))
+    delta = x - x0
+    distance = delta.flatten(1).norm(dim=1)
+    closer = adversarial & (distance < best)
+    best = torch.where(closer, distance, best)
+    images = torch.where(closer.view(per_sample), x, images)
+    found_labels = torch.where(closer, predicted, found_labels)
+
+    grad = grad.masked_fill((x <= bounds[0]) & (grad < 0) | (x >= bounds[1]) & (grad > 0), 0)
+    delta_ahead = delta + (step_fraction * eps / grad.flatten(1).norm(dim=1)).view(per_sample) * grad
+    direction = delta_ahead / delta_ahead.flatten(1).norm(dim=1).view(per_sample)
+    slope, gained = (grad * direction).flatten(1).sum(1), (grad * delta).flatten(1).sum(1)
+    tightest = torch.minimum(eps, best)
+    crossing = torch.where(slope > 0, overshoot * (margin + gained) / slope, eps)
+    shrunk = crossing.clamp(tightest * (1 - 2 * change), tightest * (1 - change))
+    eps = torch.where(adversarial, shrunk, eps * (1 + change)).clamp(max=eps_max)
+    return (x0 + eps.view(per_sample) * direction).clamp(*bounds), eps, best, images, found_labels

@@ -1,6 +1,7 @@
 """The tables of both README.md, from results/*.json: between <!-- name --> and <!-- end -->."""
 
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,94 @@ def search_step(result: dict[str, Any]) -> str:
     return f"{markdown(header, rows)}\n\n{note}"
 
 
+def cell(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
 def search(result: dict[str, Any]) -> str:
-    columns = ("found", "median", "p95", "forwards", "backwards", "cpu ratio", "wall ratio", "cpu", "peak MiB")
+    """Every row of every network."""
+    columns = (
+        "found",
+        "mean",
+        "median",
+        "p95",
+        "forwards",
+        "backwards",
+        "mean ratio",
+        "median ratio",
+        "cpu ratio",
+        "cpu",
+    )
     parts = []
     for name, table in result["tables"].items():
         rows = [
-            [row, *("-" if values[key] is None else f"{values[key]:.3g}" for key in columns)]
-            for row, values in table.items()
+            [row, *(cell(values.get(key)) for key in columns)] if "failed" not in values else [row, values["failed"]]
+            for row, values in table["rows"].items()
         ]
-        parts.append(f"{name}\n\n{markdown(['search', *columns], rows)}")
-    settings = f"{result['model']}, {result['samples']} images each, batch {result['batch_size']}"
-    return "\n\n".join([*parts, f"{settings}. cpu in seconds. {measured_on(result)}."])
+        about = f"{name}, median logit gap {table['median logit gap']}"
+        parts.append(f"<details><summary>{about}</summary>\n\n{markdown(['search', *columns], rows)}\n\n</details>")
+    return "\n\n".join([*parts, f"{result['samples']} images each. cpu in seconds. {measured_on(result)}."])
+
+
+def search_summary(result: dict[str, Any]) -> str:
+    """Median distance and CPU time as ratios to the published loop, mean of training and test images."""
+    tables = {name: table["rows"] for name, table in result["tables"].items()}
+    networks = list(dict.fromkeys(name.split(",")[0] for name in tables))
+
+    def over(network: str, row: str, key: str) -> float | None:
+        values = [rows[row].get(key) for name, rows in tables.items() if name.split(",")[0] == network]
+        return None if None in values else statistics.mean(values)  # type: ignore[type-var]
+
+    lines = []
+    for row in next(iter(tables.values())):
+        every = [rows[row] for rows in tables.values() if row in rows and "failed" not in rows[row]]
+        if len(every) < len(tables):
+            continue
+        gradients = [values["backwards"] for values in every]
+        found, evaluations = min(values["found"] for values in every), cell(statistics.mean(gradients))
+        medians = [cell(over(network, row, "median ratio")) for network in networks]
+        cpu = cell(over("resnet18", row, "cpu ratio"), 2) if "resnet18" in networks else "-"
+        lines.append([row, cell(found), evaluations, *medians, cpu])
+    header = ["search", "found", "gradients", *(f"median, {network}" for network in networks), "CPU, resnet18"]
+    note = (
+        f"Ratios to the published loop; {result['samples']} training and as many test images a network, their mean. "
+        f"A median over fewer than all found says little. {measured_on(result)}."
+    )
+    return f"{markdown(header, lines)}\n\n{note}"
+
+
+def forget(result: dict[str, Any]) -> str:
+    """AMUN after each search: distance from retraining over seeds."""
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "UA from retrain", "TA from retrain", "FT AUC from retrain")
+    parts = []
+    for data in ("fashion-mnist-mini", "fashion-mnist"):
+        if data not in result:
+            continue
+        rows = [
+            [
+                row,
+                *(f"{values[key]['mean']:.1f} ± {values[key]['std']:.1f}" if key in values else "-" for key in columns),
+            ]
+            for row, values in result[data]["table"].items()
+        ]
+        searches = [
+            [name, *(cell(values[key]) for key in ("median distance", "gradients", "cpu"))]
+            for name, values in result[data]["searches"].items()
+        ]
+        parts += [
+            f"{result[data]['images']} images of {data}, {result[data]['seeds']} seeds:",
+            markdown(["examples and form", *columns], rows),
+            markdown(["search", "median distance", "gradients", "CPU s"], searches),
+        ]
+    return "\n\n".join([*parts, f"Mean ± standard deviation over seeds. {measured_on(result)}."])
+
+
+def memory(result: dict[str, Any]) -> str:
+    names = [name for name in result if isinstance(result[name], dict) and "MiB at most" in result[name]]
+    rows = [[name, *(str(result[name][key]) for key in ("MiB before", "MiB at most", "seconds"))] for name in names]
+    shape = "x".join(map(str, result["shape"]))
+    note = f"{result['samples']:,} images of {shape}, anonymous memory of the process. {measured_on(result)}."
+    return f"{markdown(['results', 'MiB before', 'MiB at most', 'seconds'], rows)}\n\n{note}"
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -79,11 +157,45 @@ def demo_once(result: dict[str, Any]) -> str:
     return f"{markdown(['model', *columns], rows)}\n\n200 images forgotten of 2,000. {measured_on(result)}."
 
 
+def search_in_short(result: dict[str, Any]) -> str:
+    """The rows that a reader of the main page chooses from, on the ResNet-18."""
+    wanted = {
+        "published loop": "the published loop",
+        "amun_ext pgd": 'method="pgd", the same search',
+        "amun_ext deepfool": 'method="deepfool"',
+        "amun_ext ddn, 10 steps": 'method="ddn", steps=10',
+        "amun_ext ddn": 'method="ddn"',
+        "adv-lib DDN, 20 steps, tuned, not rounded": "adv-lib DDN, 20 steps, tuned",
+        "adv-lib DDN, 100 steps": "adv-lib DDN, 100 steps",
+        "foolbox DDN, 100 steps": "foolbox DDN, 100 steps",
+        "torchattacks PGDL2, eps doubled": "torchattacks PGDL2, radius doubled",
+    }
+    parts = [table["rows"] for name, table in result["tables"].items() if name.startswith("resnet18")]
+    lines = []
+    for row, label in wanted.items():
+        ratios = [cell(rows[row]["median ratio"]) for rows in parts]
+        gradients, cpu = (statistics.mean(rows[row][key] for rows in parts) for key in ("backwards", "cpu ratio"))
+        lines.append([label, cell(gradients), *ratios, cell(cpu, 2)])
+    header = ["search", "gradients a sample", "median distance, training", "test images", "CPU time"]
+    note = (
+        f"ResNet-18 of width 16 on Fashion-MNIST, {result['samples']} training and as many test images, all found; "
+        f"distances and time as ratios to the published loop. {measured_on(result)}."
+    )
+    return f"{markdown(header, lines)}\n\n{note}"
+
+
 HERE = Path(__file__).parent
 # page -> name of the block and of the result -> its table
 PAGES = {
-    HERE / "README.md": {"search_step": search_step, "search": search, "demo": demo},
-    HERE.parent / "README.md": {"demo": demo_once},
+    HERE / "README.md": {
+        "search_step": search_step,
+        "search": search,
+        "search summary": search_summary,
+        "forget": forget,
+        "memory": memory,
+        "demo": demo,
+    },
+    HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }
 
 
@@ -91,7 +203,7 @@ def write_pages() -> None:
     for page, blocks in PAGES.items():
         text = page.read_text()
         for name, table in blocks.items():
-            if not (result := read(name)):
+            if not (result := read(name.removesuffix(" summary").removesuffix(" in short"))):
                 continue
             new = f"<!-- {name} -->\n{table(result)}\n<!-- end -->"
             text, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, new=new: new, text, flags=re.S)

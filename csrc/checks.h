@@ -71,16 +71,13 @@ inline Rule rule_of(const std::string& name) {
   STD_TORCH_CHECK(false, "rule must be \"pgd\", \"ddn\", \"deepfool\" or \"given\", got \"", name, "\"");
 }
 
-inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, const Tensor& slot_labels,
-                                        const Tensor& grad, const Tensor& adversarial, const Tensor& predicted,
-                                        const Tensor& margin, const Tensor& inputs, const Tensor& labels,
-                                        const Tensor& images, const Tensor& found_labels, const Tensor& eps,
-                                        const Tensor& distance, const Tensor& round_step, const Tensor& grad_evals,
-                                        const Tensor& status, const Tensor& queue, const Tensor& cursor,
-                                        const std::string& rule, int64_t steps, double step_fraction,
-                                        double last_step_fraction, double eps_growth, double last_eps_growth,
-                                        double eps_max, double start, double overshoot, double pull_back, double low,
-                                        double high) {
+inline SearchStepArgs check_search_step(
+    const Tensor& x, const Tensor& slots, const Tensor& slot_labels, const Tensor& grad, const Tensor& adversarial,
+    const Tensor& predicted, const Tensor& margin, const Tensor& inputs, const Tensor& labels, const Tensor& images,
+    const Tensor& found_labels, const Tensor& eps, const Tensor& distance, const Tensor& round_step,
+    const Tensor& grad_evals, const Tensor& status, const Tensor& queue, const Tensor& cursor, const std::string& rule,
+    int64_t steps, double step_fraction, double last_step_fraction, double eps_growth, double last_eps_growth,
+    double eps_max, double start, double overshoot, double pull_back, double low, double high) {
   STD_TORCH_CHECK(x.dim() >= 1, "x must have a batch dimension, got a scalar");
   STD_TORCH_CHECK(is_float(x.scalar_type()), "x must be float32, float64, float16 or bfloat16, got ",
                   toString(x.scalar_type()));
@@ -99,8 +96,11 @@ inline SearchStepArgs check_search_step(const Tensor& x, const Tensor& slots, co
   const struct {
     const char* name;
     double value;
-  } positive[] = {{"step_fraction", step_fraction}, {"last_step_fraction", last_step_fraction}, {"eps_max", eps_max},
-                  {"start", start},                 {"overshoot", overshoot}};
+  } positive[] = {{"step_fraction", step_fraction},
+                  {"last_step_fraction", last_step_fraction},
+                  {"eps_max", eps_max},
+                  {"start", start},
+                  {"overshoot", overshoot}};
   constexpr double infinity = std::numeric_limits<double>::infinity();
   for (const auto& [name, value] : positive)
     STD_TORCH_CHECK(value > 0 && value < infinity, name, " must be positive and finite, got ", value);

@@ -14,7 +14,7 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
-from test_ops import DTYPES, Feedback, Search, check_attack_loss, check_whole_search, draw_logits
+from test_ops import DTYPES, SCHEDULES, Feedback, Search, check_attack_loss, check_whole_search, draw_logits
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
@@ -71,7 +71,7 @@ class EmulatedOps:
     def __init__(self, module, threads: int = 64) -> None:
         self.module, self.threads = module, threads
 
-    def attack_loss(self, logits: Tensor, labels: Tensor, loss: str) -> AttackLoss:
+    def attack_loss(self, logits: Tensor, labels: Tensor, loss: str, gap: float = 0.0) -> AttackLoss:
         rows, real = len(logits), accumulate_dtype(logits.dtype)
         result = AttackLoss(
             torch.empty(rows, dtype=torch.bool),
@@ -79,8 +79,8 @@ class EmulatedOps:
             torch.empty(rows, dtype=real),
             torch.empty_like(logits),
         )
-        arrays = [raw(tensor) for tensor in result]
-        self.module.attack_loss(name(logits.dtype), self.threads, raw(logits), raw(labels), loss == "margin", *arrays)
+        settings = (raw(logits), raw(labels), loss == "margin", gap)
+        self.module.attack_loss(name(logits.dtype), self.threads, *settings, *map(raw, result))
         return result
 
     def search_step_(
@@ -92,11 +92,13 @@ class EmulatedOps:
         grad: Tensor,
         adversarial: Tensor,
         predicted: Tensor,
+        margin: Tensor,
         schedule: Schedule,
         bounds: tuple[float, float],
     ) -> None:
-        tensors = (*pool, grad, adversarial, predicted, *book, queue, cursor)
-        self.module.search_step_(name(pool.x.dtype), self.threads, *map(raw, tensors), *schedule, *bounds)
+        tensors = (*pool, grad, adversarial, predicted, margin, *book, queue, cursor)
+        rule = ops.RULES.index(schedule.rule)
+        self.module.search_step_(name(pool.x.dtype), self.threads, *map(raw, tensors), rule, *schedule[1:], *bounds)
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +135,10 @@ class TestAttackLossKernel:
     def test_many_classes(self, emulator, dtype, loss):
         check_attack_loss(EmulatedOps(emulator).attack_loss, *draw_logits(2, 3000, dtype=dtype), loss)
 
-    def test_ties(self, emulator, dtype, loss):
-        logits = torch.randint(2, (24, 70)).to(dtype)
-        check_attack_loss(EmulatedOps(emulator).attack_loss, logits, torch.randint(70, (24,)), loss)
+    @pytest.mark.parametrize("gap", [0.0, 1.0])
+    def test_ties(self, emulator, dtype, loss, gap):
+        logits = torch.randint(3, (24, 70)).to(dtype)
+        check_attack_loss(EmulatedOps(emulator).attack_loss, logits, torch.randint(70, (24,)), loss, gap)
 
     def test_logits_that_are_not_finite(self, emulator, dtype, loss):
         logits, labels = draw_logits(40, 40, dtype=dtype)
@@ -154,25 +157,26 @@ class TestAttackLossKernel:
         assert (result.grad_logits == 0).all()
 
 
+@pytest.mark.parametrize("rule", ops.RULES)
 class TestSearchStepKernel:
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("shape", [(1,), (31,), (33,), (3, 7, 7)], ids=str)
-    def test_whole_search_matches_the_reference(self, emulator, dtype, shape):
-        check_whole_search(EmulatedOps(emulator).search_step_, Search.begin(5, 12, shape, dtype=dtype))
+    @pytest.mark.parametrize("shape", [(1,), (33,), (3, 7, 7)], ids=str)
+    def test_whole_search_matches_the_reference(self, emulator, dtype, shape, rule):
+        check_whole_search(EmulatedOps(emulator).search_step_, Search.begin(5, 12, shape, dtype=dtype), rule)
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize(("threads", "length"), [(256, 3 * 32 * 32 + 1), (32, 1000), (96, 1000), (256, 3)])
-    def test_blocks_of_any_size(self, emulator, dtype, threads, length):
-        check_whole_search(EmulatedOps(emulator, threads).search_step_, Search.begin(2, 3, (length,), dtype=dtype))
+    @pytest.mark.parametrize(("threads", "length"), [(256, 3 * 32 * 32 + 1), (32, 1000), (96, 31), (256, 3)])
+    def test_blocks_of_any_size(self, emulator, dtype, threads, length, rule):
+        step = EmulatedOps(emulator, threads).search_step_
+        check_whole_search(step, Search.begin(2, 3, (length,), dtype=dtype), rule)
 
     @pytest.mark.parametrize(("slots", "queue"), [(3, []), (0, [0]), (6, [4, 1]), (1, [2, 0, 1])], ids=str)
-    def test_pools_and_queues(self, emulator, slots, queue):
+    def test_pools_and_queues(self, emulator, slots, queue, rule):
         search = Search.begin(slots, 5, (7,), queue=queue)
         if slots:
-            check_whole_search(EmulatedOps(emulator).search_step_, search)
+            check_whole_search(EmulatedOps(emulator).search_step_, search, rule)
         else:
-            step = EmulatedOps(emulator).search_step_
-            search.step(step, Feedback.random(search.pool.x), Schedule(1, 0.5, 2.0, 1.0))
+            search.step(EmulatedOps(emulator).search_step_, Feedback.random(search.pool.x), SCHEDULES[rule])
             assert search.cursor == 0
 
 
@@ -193,6 +197,13 @@ def find_races(kernels: Path, folder: Path) -> str:
     return checked.stderr
 
 
+def planted(kernel: Path, text: str, folder: Path) -> Path:
+    """A copy of csrc in which the kernel reads `text`."""
+    csrc = Path(shutil.copytree(ROOT / "csrc", folder / "csrc"))
+    (csrc / kernel).write_text(text)
+    return csrc
+
+
 BARRIERS = [
     pytest.param(kernel.relative_to(ROOT / "csrc"), place, id=f"{kernel.name}-{place}")
     for kernel in sorted((ROOT / "csrc/cuda").glob("*.cuh"))
@@ -207,11 +218,18 @@ class TestRaces:
     @pytest.mark.parametrize(("kernel", "place"), BARRIERS)
     def test_every_barrier_is_needed(self, tmp_path, kernel, place):
         """And a race is found where there is one, or the test above says nothing."""
-        csrc = Path(shutil.copytree(ROOT / "csrc", tmp_path / "csrc"))
-        pieces = (csrc / kernel).read_text().split("__syncthreads();")
+        pieces = (ROOT / "csrc" / kernel).read_text().split("__syncthreads();")
         pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
-        (csrc / kernel).write_text("__syncthreads();".join(pieces))
-        assert "data race" in find_races(csrc, tmp_path)
+        assert "data race" in find_races(planted(kernel, "__syncthreads();".join(pieces), tmp_path), tmp_path)
+
+    def test_an_example_is_kept_before_its_iterate_moves(self, tmp_path):
+        """By the thread that moves it: no barrier stands between the two."""
+        kernel = Path("cuda/search_step.cuh")
+        text = (ROOT / "csrc" / kernel).read_text()
+        copied = "to[i] = from[i];"
+        assert text.count(copied) == 1
+        text = text.replace(copied, "to[length - 1 - i] = from[length - 1 - i];")
+        assert "data race" in find_races(planted(kernel, text, tmp_path), tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- CUDA build

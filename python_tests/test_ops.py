@@ -27,13 +27,13 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 # -------------------------------------------------------------------------------------------------------- attack_loss
 
 
-def check_attack_loss(op, logits: Tensor, labels: Tensor, loss: str) -> AttackLoss:
+def check_attack_loss(op, logits: Tensor, labels: Tensor, loss: str, gap: float = 0.0) -> AttackLoss:
     """`op` gives what the twin gives in the same dtype and in float64, and what the op itself gives on the CPU."""
-    result = op(logits, labels, loss)
+    result = op(logits, labels, loss, gap)
     for expected in (
-        reference.attack_loss(logits, labels, loss),
-        reference.attack_loss(logits.double(), labels, loss),
-        ops.attack_loss(logits.cpu(), labels.cpu(), loss),
+        reference.attack_loss(logits, labels, loss, gap),
+        reference.attack_loss(logits.double(), labels, loss, gap),
+        ops.attack_loss(logits.cpu(), labels.cpu(), loss, gap),
     ):
         assert torch.equal(result.adversarial, expected.adversarial.to(logits.device))
         assert torch.equal(result.predicted, expected.predicted.to(logits.device))
@@ -128,7 +128,7 @@ class TestAttackLoss:
 
     def test_compiles_without_a_graph_break(self, device, loss):
         def attacked(images: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-            result = ops.attack_loss(images @ weight, labels, loss)
+            result = ops.attack_loss(images @ weight, labels, loss, 0.5)
             return torch.where(result.adversarial[:, None], 0.0, result.grad_logits @ weight.t())
 
         arguments = torch.randn(6, 8).to(device), torch.randn(8, 5).to(device), torch.randint(5, (6,)).to(device)
@@ -181,7 +181,70 @@ class TestAttackLossDirection:
             ops.attack_loss(torch.zeros(3, 2, device=device), torch.zeros(3, dtype=torch.int64, device=device), "hinge")
 
 
+class TestGap:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("gap", [1e-3, 0.5, 3.0])
+    def test_matches_the_reference(self, device, dtype, gap):
+        logits, labels = draw_logits(200, 7, device=device, dtype=dtype)
+        drawn = torch.rand(logits.shape, device=device)
+        logits[drawn < 0.02], logits[drawn > 0.98] = -torch.inf, torch.inf
+        logits[::9, 3] = torch.nan
+        check_attack_loss(ops.attack_loss, logits, labels, "margin", gap)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("gap", [0, 1, 2])
+    def test_a_row_is_adversarial_when_another_class_is_ahead_by_the_gap(self, device, dtype, gap):
+        """In whole numbers, where nothing is rounded and leads are often the gap itself."""
+        logits, labels = torch.randint(4, (400, 5), device=device), torch.randint(5, (400,), device=device)
+        own = logits.gather(1, labels[:, None])
+        lead = (logits.scatter(1, labels[:, None], -1).amax(1, keepdim=True) - own)[:, 0]
+        result = ops.attack_loss(logits.to(dtype), labels, "margin", gap)
+        assert torch.equal(result.adversarial, (logits.argmax(1) != labels) & (lead >= gap))
+        assert torch.equal(result.margin, (gap - lead).to(result.margin))
+        if gap:
+            assert result.adversarial[lead == gap].all()
+            assert ((result.predicted != labels) & ~result.adversarial).any()  # ahead, but by too little
+
+    @pytest.mark.parametrize("loss", ops.LOSSES)
+    def test_changes_neither_prediction_nor_gradient(self, device, loss):
+        logits, labels = draw_logits(200, 5, device=device)
+        without, result = ops.attack_loss(logits, labels, loss), ops.attack_loss(logits, labels, loss, 2.0)
+        assert torch.equal(result.predicted, logits.argmax(1))
+        assert torch.equal(result.grad_logits, without.grad_logits)
+        assert_close(result.margin, without.margin + 2, logits.dtype)
+        assert (without.adversarial & ~result.adversarial).any()
+        assert not (result.adversarial & ~without.adversarial).any()
+
+    @pytest.mark.parametrize("gap", [-1e-9, -1.0, math.nan, math.inf])
+    def test_wrong_gaps(self, device, gap):
+        with pytest.raises(RuntimeError, match="gap must be finite and not negative, got"):
+            ops.attack_loss(*draw_logits(3, 2, device=device), "margin", gap)
+
+
 # -------------------------------------------------------------------------------------------------------- search_step_
+
+# Few steps and long ones. Those of ddn are longer than d: where the two could cancel, float32 and float64 would differ.
+PGD = Schedule(
+    rule="pgd",
+    steps=2,
+    step_fraction=0.6,
+    last_step_fraction=0.6,
+    eps_growth=1.7,
+    last_eps_growth=1.7,
+    eps_max=0.5,
+    start=1.5,
+    overshoot=1.1,
+    pull_back=0.8,
+)
+DDN = PGD._replace(rule="ddn", steps=6, step_fraction=1.5, last_step_fraction=1.2, eps_growth=1.3, last_eps_growth=1.05)
+SCHEDULES = {
+    "pgd": PGD,
+    "ddn": DDN,
+    "deepfool": PGD._replace(rule="deepfool", steps=6),
+    "given": PGD._replace(rule="given", steps=6),
+}
+KEEPING = [rule for rule in ops.RULES if rule != "pgd"]  # make all their steps, and keep the closest example
+UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass
@@ -250,42 +313,82 @@ class Feedback:
     grad: Tensor
     adversarial: Tensor
     predicted: Tensor
+    margin: Tensor
 
     @classmethod
-    def random(cls, x: Tensor) -> "Feedback":
-        """Of images none of which is adversarial."""
+    def random(cls, x: Tensor, adversarial: Tensor | bool = False) -> "Feedback":
+        """Of images none of which is adversarial, unless told otherwise."""
+        flags = torch.zeros(len(x), dtype=torch.bool, device=x.device) | adversarial
+        margin = torch.rand(len(x), dtype=torch.float64).to(x.device) + 0.05
         return cls(
             torch.randn(x.shape, dtype=torch.float64).to(x),
-            torch.zeros(len(x), dtype=torch.bool, device=x.device),
+            flags,
             torch.randint(10, (len(x),), device=x.device),
+            torch.where(flags, -margin, margin).to(accumulate_dtype(x.dtype)),
         )
 
-    def like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.grad.to(x), self.adversarial.to(x.device), self.predicted.to(x.device)
+    def like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        margin = self.margin.to(x.device, accumulate_dtype(x.dtype))
+        return self.grad.to(x), self.adversarial.to(x.device), self.predicted.to(x.device), margin
 
 
 class Plan:
-    """A pretended model: says for each sample as what its search ends, and at which evaluation."""
+    """A pretended model: says for each sample as what its search ends, and at which evaluation.
 
-    def __init__(self, search: Search) -> None:
+    What is found is adversarial at that evaluation, not at the next, and so on by turns.
+    """
+
+    def __init__(self, search: Search, rule: str) -> None:
         samples = len(search.book.inputs)
         sample = torch.arange(samples, device=search.book.inputs.device)
         self.ends_as = 1 + sample % 3  # FOUND, EXHAUSTED, NO_GRADIENT
         self.ends_at = 1 + sample // 3 % 4
-        self.no_gradient = torch.tensor([0.0, torch.nan, torch.inf, -torch.inf]).to(search.book.inputs)[sample // 3 % 4]
+        self.rule = rule
+        none = [torch.nan if rule == "given" else 0.0, torch.nan, torch.inf, -torch.inf]  # an iterate may be all zero
+        self.no_gradient = torch.tensor(none).to(search.book.inputs)[sample // 3 % 4]
 
     def feedback(self, search: Search) -> Feedback:
         # Drawn per sample and not per slot, because which slot gets which sample is open on a GPU.
         table = Feedback.random(search.book.inputs)
         slots, idle = search.pool.slots.clamp(min=0), search.pool.slots < 0
-        ending = search.book.grad_evals[slots] + 1 >= self.ends_at[slots]
+        beyond = search.book.grad_evals[slots] + 1 - self.ends_at[slots]
         grad = table.grad[slots]
-        spoilt = ending & (self.ends_as[slots] == Status.NO_GRADIENT)
+        if self.rule == "given":  # an iterate, of which a few elements are to be clamped
+            grad = (1.2 * torch.rand(table.grad.shape, dtype=torch.float64) - 0.1).to(grad)[slots]
+        # One element at least must point into the box, or the gradient counts as zero against the plan.
+        first, x = grad.flatten(1)[:, :1], search.pool.x.flatten(1)[:, :1]
+        first.copy_(torch.where(x <= 0, first.abs(), torch.where(x >= 1, -first.abs(), first)))
+        spoilt = (beyond >= 0) & (self.ends_as[slots] == Status.NO_GRADIENT)
         grad[spoilt] = 0
         grad.flatten(1)[spoilt, -1] = self.no_gradient[slots][spoilt]
-        grad[idle] = torch.nan  # nobody may look at an idle slot
-        adversarial = ending & (self.ends_as[slots] == Status.FOUND) | idle
-        return Feedback(grad, adversarial, table.predicted[slots])
+        adversarial = (beyond >= 0) & (beyond % 2 == 0) & (self.ends_as[slots] == Status.FOUND)
+        # In few dimensions clamping can lead to the same point again, and rounding would decide whether it is closer.
+        again = (search.pool.x == search.book.images[slots]).flatten(1).all(1) & search.book.distance[slots].isfinite()
+        adversarial = adversarial & ~again | idle
+        margin = torch.where(adversarial, -table.margin[slots], table.margin[slots])
+        grad[idle], margin[idle] = torch.nan, torch.nan  # nobody may look at an idle slot
+        return Feedback(grad, adversarial, table.predicted[slots], margin)
+
+
+class Closest:
+    """The closest adversarial iterate of each sample, in float64, seen from outside the op."""
+
+    def __init__(self, search: Search) -> None:
+        self.images, self.labels = search.book.images.clone(), search.book.found_labels.clone()
+        self.distance = torch.full_like(search.book.distance, torch.inf, dtype=torch.float64)
+        self.at_once = torch.zeros_like(search.book.grad_evals)  # gradients until an example at distance 0 was seen
+
+    def look(self, search: Search, feedback: Feedback) -> None:
+        for slot, sample in enumerate(search.pool.slots.tolist()):
+            if sample < 0 or not feedback.adversarial[slot]:
+                continue
+            x = search.pool.x[slot]
+            distance = (x.double() - search.book.inputs[sample].double()).norm()
+            if distance < self.distance[sample]:
+                self.images[sample], self.labels[sample] = x, feedback.predicted[slot]
+                self.distance[sample] = distance
+                if distance == 0:
+                    self.at_once[sample] = search.book.grad_evals[sample] + 1
 
 
 def assert_same_search(actual: Search, expected: Search, dtype: torch.dtype) -> None:
@@ -307,7 +410,7 @@ def assert_same_search(actual: Search, expected: Search, dtype: torch.dtype) -> 
 def check_search_step(op, search: Search, feedback: Feedback, schedule: Schedule, bounds=(0.0, 1.0)) -> None:
     """`op` does what the twin does in the same dtype and in float64 and what the op does on the CPU, and no more."""
     dtype, before = search.pool.x.dtype, search.copy()
-    kept = [tensor.clone() for tensor in (feedback.grad, feedback.adversarial, feedback.predicted)]
+    kept = [tensor.clone() for tensor in vars(feedback).values()]
     search.step(op, feedback, schedule, bounds)
 
     for twin, kind in (
@@ -328,32 +431,40 @@ def check_search_step(op, search: Search, feedback: Feedback, schedule: Schedule
     for table in ("inputs", "labels"):
         assert torch.equal(getattr(search.book, table), getattr(before.book, table))
     assert torch.equal(search.queue, before.queue)
-    for tensor, tensor_before in zip((feedback.grad, feedback.adversarial, feedback.predicted), kept, strict=True):
+    for tensor, tensor_before in zip(vars(feedback).values(), kept, strict=True):
         torch.testing.assert_close(tensor, tensor_before, rtol=0, atol=0, equal_nan=True)
 
 
-def check_whole_search(op, search: Search) -> None:
+def check_whole_search(op, search: Search, rule: str) -> None:
     """From the first refill to the last harvest: every step as the twin makes it, every sample's end as planned."""
-    schedule, plan = Schedule(steps=2, step_fraction=0.6, eps_growth=1.7, eps_max=0.5), Plan(search)
+    schedule, plan, closest = SCHEDULES[rule], Plan(search, rule), Closest(search)
+    if rule != "pgd":
+        search.book.eps[::2] = 0  # to be estimated; for pgd the number of radii would depend on it
     queued = torch.zeros(len(search.book.inputs), dtype=torch.bool, device=search.queue.device)
     queued[search.queue] = True
     for step in range(100):
         if step and (search.pool.slots < 0).all():
             break
-        check_search_step(op, search, plan.feedback(search), schedule)
+        feedback = plan.feedback(search)
+        closest.look(search, feedback)
+        check_search_step(op, search, feedback, schedule)
     assert (search.pool.slots < 0).all()
 
     book, found = search.book, queued & (plan.ends_as == Status.FOUND)
     assert torch.equal(book.status, torch.where(queued, plan.ends_as, Status.PENDING).to(torch.int8))
-    exhausted = plan.ends_as == Status.EXHAUSTED
-    # Radii 0.25, 0.425 and 0.5 of two steps each, and the evaluation that shows the last step to be in vain.
-    assert torch.equal(book.grad_evals, torch.where(exhausted, 7, plan.ends_at).to(torch.int32) * queued)
+    # Radii 0.25, 0.425 and 0.5 of two steps each, and the evaluation that shows the last step to be in vain. The other
+    # rules take no gradient at the last evaluation.
+    all_steps = 7 if rule == "pgd" else schedule.steps
+    ends_early = plan.ends_as == Status.NO_GRADIENT if rule != "pgd" else plan.ends_as != Status.EXHAUSTED
+    evaluations = torch.where(ends_early, plan.ends_at, all_steps).to(torch.int32)
+    evaluations = torch.where(closest.at_once > 0, closest.at_once, evaluations)
+    assert torch.equal(book.grad_evals, evaluations * queued)
+    assert torch.equal(book.images, closest.images)
+    assert torch.equal(book.found_labels, closest.labels)
+    assert_close(book.distance, closest.distance, accumulate_dtype(book.inputs.dtype))
+    assert book.distance.isfinite().equal(found)
     # A sample that is misclassified to begin with is its own example.
-    clean = found & (plan.ends_at == 1)
-    assert (book.distance[clean] == 0).all()
-    assert torch.equal(book.images[clean], book.inputs[clean])
-    distance = (book.images.double() - book.inputs.double()).flatten(1).norm(dim=1)
-    assert_close(book.distance[found], distance[found], accumulate_dtype(book.inputs.dtype))
+    assert (book.distance[found & (plan.ends_at == 1)] == 0).all()
 
 
 def fields(search: Search, feedback: Feedback) -> dict[str, Tensor]:
@@ -368,50 +479,53 @@ def fields(search: Search, feedback: Feedback) -> dict[str, Tensor]:
 
 
 class TestSearchStep:
-    SCHEDULE = Schedule(steps=3, step_fraction=0.75, eps_growth=2.0, eps_max=1.0)
-    UNBOUNDED = (-math.inf, math.inf)
-
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(
         "shape", [(1,), (3,), (31,), (33,), (1000,), (3, 5, 7), (3 * 32 * 32 + 1,)], ids=lambda shape: f"{shape}"
     )
-    def test_whole_search_matches_the_reference(self, device, dtype, shape):
-        check_whole_search(ops.search_step_, Search.begin(5, 14, shape, device=device, dtype=dtype))
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_whole_search_matches_the_reference(self, device, dtype, shape, rule):
+        # From 2**15 elements on eager PyTorch takes two threads, which wait for each other where the cores are busy.
+        samples = min(14, 2**15 // math.prod(shape))
+        check_whole_search(ops.search_step_, Search.begin(5, samples, shape, device=device, dtype=dtype), rule)
 
     @pytest.mark.parametrize(
         ("slots", "queue"),
         [(4, []), (0, [0, 1]), (7, [5, 2]), (1, [3, 0, 4, 1]), (6, [0, 1, 2, 3, 4, 5])],
         ids=["nothing queued", "no slots", "queue shorter than the pool", "one slot", "queue as long as the pool"],
     )
-    def test_pools_and_queues(self, device, slots, queue):
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_pools_and_queues(self, device, slots, queue, rule):
         search = Search.begin(slots, 7, (2, 3), queue=queue, device=device)
         if slots:
-            check_whole_search(ops.search_step_, search)
+            check_whole_search(ops.search_step_, search, rule)
         else:
-            check_search_step(ops.search_step_, search, Feedback.random(search.pool.x), self.SCHEDULE)
+            check_search_step(ops.search_step_, search, Feedback.random(search.pool.x), SCHEDULES[rule])
             assert search.cursor == 0
 
-    def test_book_without_samples(self, device):
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_book_without_samples(self, device, rule):
         search = Search.begin(3, 0, (4,), device=device)
-        check_search_step(ops.search_step_, search, Feedback.random(search.pool.x), self.SCHEDULE)
+        check_search_step(ops.search_step_, search, Feedback.random(search.pool.x), SCHEDULES[rule])
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_more_slots_than_a_grid_dimension_might_hold(self, device, dtype):
         search = Search.running(2**16 + 3, (3,), device=device, dtype=dtype)
         feedback, x, eps = Feedback.random(search.pool.x), search.pool.x.clone(), search.book.eps.clone()
-        search.step(ops.search_step_, feedback, self.SCHEDULE)
-        assert_close(search.pool.x, reference.pgd_step(x, x, feedback.grad, eps, 0.75, (0, 1)), dtype)
+        search.step(ops.search_step_, feedback, PGD)
+        assert_close(search.pool.x, reference.pgd_step(x, x, feedback.grad, eps, 0.6, (0, 1)), dtype)
         assert (search.book.grad_evals == 1).all()
 
         feedback.adversarial.fill_(True)
-        search.step(ops.search_step_, feedback, self.SCHEDULE)
+        search.step(ops.search_step_, feedback, PGD)
         assert (search.book.status == Status.FOUND).all()
         assert (search.pool.slots == -1).all()
         assert torch.equal(search.book.images, search.pool.x)
         assert torch.equal(search.book.found_labels, feedback.predicted)
 
     @pytest.mark.parametrize("layout", ["channels_last", "transposed", "every second", "expanded"])
-    def test_any_layout_of_the_gradient(self, device, layout):
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_any_layout_of_the_gradient(self, device, layout, rule):
         search = Search.running(4, (3, 6, 6), device=device)
         feedback = Feedback.random(search.pool.x)
         grad = feedback.grad
@@ -426,92 +540,91 @@ class TestSearchStep:
         assert not grad.is_contiguous()
         feedback.grad = grad.contiguous()
         expected = search.copy()
-        expected.step(ops.search_step_, feedback, self.SCHEDULE)
+        expected.step(ops.search_step_, feedback, SCHEDULES[rule])
 
         feedback.grad = grad
-        check_search_step(ops.search_step_, search, feedback, self.SCHEDULE)
+        check_search_step(ops.search_step_, search, feedback, SCHEDULES[rule])
         assert torch.equal(search.pool.x, expected.pool.x)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_one_step_has_the_length_of_the_step(self, device, dtype):
-        search = Search.running(9, (3, 7, 7), eps=0.5, device=device, dtype=dtype)
-        feedback = Feedback.random(search.pool.x)
-        search.step(ops.search_step_, feedback, self.SCHEDULE, self.UNBOUNDED)
-        moved = (search.pool.x - search.book.inputs).flatten(1)
-        assert_close(moved, 0.75 * 0.5 * directions(feedback.grad.flatten(1)), dtype)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_the_second_step_ends_on_the_radius(self, device, dtype):
-        search = Search.running(9, (3, 7, 7), eps=0.5, device=device, dtype=dtype)
-        feedback = Feedback.random(search.pool.x)
-        for _ in range(2):
-            search.step(ops.search_step_, feedback, self.SCHEDULE, self.UNBOUNDED)
-        moved = (search.pool.x - search.book.inputs).flatten(1)
-        assert_close(moved, 0.5 * directions(feedback.grad.flatten(1)), dtype)
-
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_the_length_of_the_gradient_is_free(self, device, dtype):
+    @pytest.mark.parametrize("rule", ["pgd", "ddn"])
+    def test_the_length_of_the_gradient_is_free(self, device, rule, dtype):
         search = Search.running(3, (40,), device=device, dtype=dtype)
         longer, feedback = search.copy(), Feedback.random(search.pool.x)
-        search.step(ops.search_step_, feedback, self.SCHEDULE)
+        search.step(ops.search_step_, feedback, SCHEDULES[rule])
         feedback.grad = feedback.grad * 2.0**8  # a power of two: nothing is rounded
-        longer.step(ops.search_step_, feedback, self.SCHEDULE)
+        longer.step(ops.search_step_, feedback, SCHEDULES[rule])
         assert_close(longer.pool.x, search.pool.x, dtype)
 
-    def test_the_radius_grows_up_to_the_last(self, device):
-        search = Search.running(1, (5,), eps=0.1, device=device)
-        schedule, radii = Schedule(steps=3, step_fraction=0.5, eps_growth=2.0, eps_max=0.7), []
-        while search.book.status == Status.PENDING:
-            search.step(ops.search_step_, Feedback.random(search.pool.x), schedule)
-            radii.append(round(search.book.eps.item(), 6))
-        # The last evaluation finds that no radius is left.
-        assert radii == [0.1] * 3 + [0.2] * 3 + [0.4] * 3 + [0.7] * 4
-        assert search.book.status == Status.EXHAUSTED
-        assert search.book.grad_evals == 13
-
-    @settings(max_examples=40, deadline=None)
+    @pytest.mark.parametrize("rule", ops.RULES)
+    @settings(max_examples=20, deadline=None)
     @given(data=st.data())
-    def test_invariants(self, device, data):
+    def test_invariants(self, device, rule, data):
         torch.manual_seed(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         samples = data.draw(st.integers(1, 8), label="samples")
         queue = data.draw(st.lists(st.integers(0, samples - 1), unique=True), label="queue")
         dtype = data.draw(st.sampled_from([torch.float32, torch.float64]), label="dtype")
         length = data.draw(st.integers(1, 40), label="length")
         search = Search.begin(
-            data.draw(st.integers(1, 6), label="slots"), samples, (length,), queue=queue, device=device, dtype=dtype
+            data.draw(st.integers(1, 6), label="slots"),
+            samples,
+            (length,),
+            queue=queue,
+            eps=data.draw(st.sampled_from([0.0, 0.1]), label="eps"),
+            device=device,
+            dtype=dtype,
         )
+        fraction = st.floats(1.1, 3) if rule == "ddn" else st.floats(0.01, 3)
+        growth = st.floats(1.01, 1.49) if rule == "ddn" else st.floats(1.2, 4)
         schedule = Schedule(
+            rule=rule,
             steps=data.draw(st.integers(1, 3), label="steps"),
-            step_fraction=data.draw(st.floats(0.01, 3), label="step_fraction"),
-            eps_growth=data.draw(st.floats(1.2, 4), label="eps_growth"),
+            step_fraction=data.draw(fraction, label="step_fraction"),
+            last_step_fraction=data.draw(fraction, label="last_step_fraction"),
+            eps_growth=data.draw(growth, label="eps_growth"),
+            last_eps_growth=data.draw(growth, label="last_eps_growth"),
             eps_max=data.draw(st.floats(0.1, 2), label="eps_max"),
+            start=data.draw(st.floats(0.1, 3), label="start"),
+            overshoot=data.draw(st.floats(0.5, 2), label="overshoot"),
+            pull_back=data.draw(st.floats(0.1, 1), label="pull_back"),
         )
-        plan, handed_out, evaluations, rounding = Plan(search), [], 0, torch.finfo(dtype).eps
+        plan, handed_out, rounding = Plan(search, rule), [], torch.finfo(dtype).eps
+        evaluations, best = torch.zeros_like(search.book.grad_evals), search.book.distance.clone()
         for _ in range(400):
-            before = search.pool.slots.tolist()
-            evaluations += sum(sample >= 0 for sample in before)
+            before = search.pool.slots[search.pool.slots >= 0]
+            # The last look of a search with a fixed number of steps takes no gradient.
+            evaluations[before] += (search.book.round_step[before] < schedule.steps) | torch.tensor(rule == "pgd")
             search.step(ops.search_step_, plan.feedback(search), schedule)
             after = search.pool.slots.tolist()
-            handed_out += [sample for sample in after if sample >= 0 and sample not in before]
+            handed_out += [sample for sample in after if sample >= 0 and sample not in before.tolist()]
             running = search.pool.slots >= 0
             x, sample = search.pool.x[running].double(), search.pool.slots[running]
             assert ((x >= 0) & (x <= 1)).all()
-            distance = (x - search.book.inputs[sample].double()).norm(dim=1)
-            assert (distance <= search.book.eps[sample] * (1 + 100 * rounding) + math.sqrt(length) * rounding).all()
+            if rule in ("pgd", "ddn"):
+                distance = (x - search.book.inputs[sample].double()).norm(dim=1)
+                assert (distance <= search.book.eps[sample] * (1 + 100 * rounding) + math.sqrt(length) * rounding).all()
+                assert (search.book.eps <= max(0.1, schedule.eps_max * (1 + rounding))).all()
+            assert (search.book.distance <= best).all()
+            best.copy_(search.book.distance)
             if not running.any():
                 break
         assert sorted(handed_out) == sorted(queue)
-        assert search.book.grad_evals.sum() == evaluations
+        assert torch.equal(search.book.grad_evals, evaluations)
         assert (search.book.status != Status.PENDING).nonzero().flatten().tolist() == sorted(queue)
+        found = search.book.status == Status.FOUND
+        assert torch.equal(search.book.distance.isfinite(), found)
+        distance = (search.book.images.double() - search.book.inputs.double()).norm(dim=1)
+        assert_close(search.book.distance[found], distance[found], dtype)
 
-    def test_compiles_without_a_graph_break(self, device):
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_compiles_without_a_graph_break(self, device, rule):
         def move(pool: Pool, book: Book, queue: Tensor, cursor: Tensor, *feedback: Tensor) -> Tensor:
-            ops.search_step_(pool, book, queue, cursor, *feedback, self.SCHEDULE, (0.0, 1.0))
+            ops.search_step_(pool, book, queue, cursor, *feedback, SCHEDULES[rule], (0.0, 1.0))
             return pool.x * 2
 
         search = Search.begin(3, 5, (2, 4), device=device)
-        for _ in range(2):  # a refill, then a step
-            expected, feedback = search.copy(), Feedback.random(search.pool.x)
+        for step in range(3):  # a refill, a step, and one with examples
+            expected, feedback = search.copy(), Feedback.random(search.pool.x, step == 2)
             arguments = feedback.like(search.pool.x)
             compiled = torch.compile(move, backend="aot_eager", fullgraph=True)
             doubled = compiled(search.pool, search.book, search.queue, search.cursor, *arguments)
@@ -523,7 +636,7 @@ class TestSearchStep:
         search = Search.running(2, (3,), device=device)
         feedback = Feedback.random(search.pool.x)
         feedback.grad.requires_grad_()
-        search.step(ops.search_step_, feedback, self.SCHEDULE)
+        search.step(ops.search_step_, feedback, PGD)
         assert not search.pool.x.requires_grad
 
     @pytest.mark.parametrize(
@@ -547,6 +660,9 @@ class TestSearchStep:
             ("slot_labels", lambda labels: labels[:, None], r"slot_labels must have shape \[4\], got \[4, 1\]"),
             ("adversarial", lambda flags: flags.to(torch.uint8), "adversarial must have dtype Bool, got Byte"),
             ("predicted", lambda predicted: predicted[:2], r"predicted must have shape \[4\], got \[2\]"),
+            ("margin", lambda margin: margin.half(), "margin must have dtype Float, got Half"),
+            ("margin", lambda margin: margin[1:], r"margin must have shape \[4\], got \[3\]"),
+            ("margin", lambda margin: margin.repeat_interleave(2)[::2], "margin must be contiguous"),
             ("labels", lambda labels: labels.float(), "labels must have dtype Long, got Float"),
             ("found_labels", lambda labels: labels[:1], r"found_labels must have shape \[6\], got \[1\]"),
             ("eps", lambda eps: eps.double(), "eps must have dtype Float, got Double"),
@@ -568,7 +684,7 @@ class TestSearchStep:
                 Pool(*(tensors.pop(field) for field in Pool._fields)),
                 Book(*(tensors.pop(field) for field in Book._fields)),
                 **tensors,
-                schedule=self.SCHEDULE,
+                schedule=PGD,
                 bounds=(0.0, 1.0),
             )
 
@@ -577,10 +693,20 @@ class TestSearchStep:
         [
             ({"steps": 0}, (0, 1), r"steps must be in \[1, 2\^31\), got 0"),
             ({"steps": 2**31}, (0, 1), r"steps must be in \[1, 2\^31\), got 2147483648"),
-            ({"step_fraction": 0.0}, (0, 1), "step_fraction must be positive, got 0"),
-            ({"step_fraction": math.nan}, (0, 1), "step_fraction must be positive, got nan"),
-            ({"eps_growth": 1.0}, (0, 1), "eps_growth must be greater than 1, got 1"),
-            ({"eps_max": 0.0}, (0, 1), "eps_max must be positive, got 0"),
+            ({"eps_growth": 1.0}, (0, 1), "eps_growth must be greater than 1 and finite, got 1"),
+            ({"last_eps_growth": 1.0}, (0, 1), "last_eps_growth must be greater than 1 and finite, got 1"),
+            ({"eps_growth": math.nan}, (0, 1), "eps_growth must be greater than 1 and finite, got nan"),
+            ({"last_eps_growth": math.inf}, (0, 1), "last_eps_growth must be greater than 1 and finite, got inf"),
+            (
+                {"rule": "ddn", "eps_growth": 1.5},
+                (0, 1),
+                "eps_growth must be greater than 1 and less than 1.5, got 1.5",
+            ),
+            ({"pull_back": 0.0}, (0, 1), r"pull_back must be in \(0, 1\], got 0"),
+            ({"pull_back": 1.01}, (0, 1), r"pull_back must be in \(0, 1\], got 1.01"),
+            ({"pull_back": math.nan}, (0, 1), r"pull_back must be in \(0, 1\], got nan"),
+            ({"rule": "PGD"}, (0, 1), 'rule must be "pgd", "ddn", "deepfool" or "given", got "PGD"'),
+            ({"rule": ""}, (0, 1), 'rule must be "pgd", "ddn", "deepfool" or "given", got ""'),
             ({}, (1, 1), "low must be less than high, got 1 and 1"),
             ({}, (0, math.nan), "low must be less than high, got 0 and nan"),
         ],
@@ -588,13 +714,22 @@ class TestSearchStep:
     def test_wrong_schedules_are_named(self, device, change, bounds, message):
         search = Search.begin(4, 6, (2, 3), device=device)
         with pytest.raises(RuntimeError, match=message):
-            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE._replace(**change), bounds)
+            search.step(ops.search_step_, Feedback.random(search.pool.x), PGD._replace(**change), bounds)
+
+    @pytest.mark.parametrize("rule", ops.RULES)
+    @pytest.mark.parametrize("field", ["step_fraction", "last_step_fraction", "eps_max", "start", "overshoot"])
+    @pytest.mark.parametrize(("value", "said"), [(0.0, "0"), (-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")])
+    def test_what_must_be_positive(self, device, rule, field, value, said):
+        search = Search.begin(4, 6, (2, 3), device=device)
+        schedule = SCHEDULES[rule]._replace(**{field: value})
+        with pytest.raises(RuntimeError, match=f"{field} must be positive and finite, got {said}"):
+            search.step(ops.search_step_, Feedback.random(search.pool.x), schedule)
 
     @pytest.mark.parametrize("slot", [-2, 7, 10**12])
     def test_slots_that_name_no_sample_are_idle(self, device, slot):
         search = Search.begin(4, 6, (5,), queue=[3, 1], device=device)
         search.pool.slots.fill_(slot)
-        search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+        search.step(ops.search_step_, Feedback.random(search.pool.x), PGD)
         assert sorted(search.pool.slots[search.pool.slots >= 0].tolist())[:2] == [1, 3]
         assert (search.book.grad_evals == 0).all()
 
@@ -603,31 +738,445 @@ class TestSearchStep:
         """On a CPU; a GPU kernel cannot raise, and passes them over."""
         search = Search.begin(4, 6, (5,), queue=[2, entry])
         with pytest.raises(RuntimeError, match=r"queue must hold rows of the book, \[0, 6\), got"):
-            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+            search.step(ops.search_step_, Feedback.random(search.pool.x), PGD)
         search.cursor.fill_(-1)
         with pytest.raises(RuntimeError, match="cursor must not be negative"):
-            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+            search.step(ops.search_step_, Feedback.random(search.pool.x), PGD)
 
     def test_arguments_that_share_memory_are_refused(self, device):
         search = Search.running(4, (5,), device=device)
         search.book = search.book._replace(images=search.book.inputs)
         with pytest.raises(RuntimeError, match="must not share memory"):
-            search.step(ops.search_step_, Feedback.random(search.pool.x), self.SCHEDULE)
+            search.step(ops.search_step_, Feedback.random(search.pool.x), PGD)
 
     def test_x_that_requires_grad_is_refused(self, device):
         search = Search.running(4, (5,), device=device)
         search.pool.x.requires_grad_()
         with pytest.raises(RuntimeError, match="x must not require grad"):
-            search.step(ops.search_step_, Feedback.random(search.pool.x.detach()), self.SCHEDULE)
+            search.step(ops.search_step_, Feedback.random(search.pool.x.detach()), PGD)
+
+
+class TestPgd:
+    SCHEDULE = PGD._replace(steps=3, step_fraction=0.75, eps_growth=2.0, eps_max=1.0)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_one_step_has_the_length_of_the_step(self, device, dtype):
+        search = Search.running(9, (3, 7, 7), eps=0.5, device=device, dtype=dtype)
+        feedback = Feedback.random(search.pool.x)
+        search.step(ops.search_step_, feedback, self.SCHEDULE, UNBOUNDED)
+        moved = (search.pool.x - search.book.inputs).flatten(1)
+        assert_close(moved, 0.75 * 0.5 * directions(feedback.grad.flatten(1)), dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_the_second_step_ends_on_the_radius(self, device, dtype):
+        search = Search.running(9, (3, 7, 7), eps=0.5, device=device, dtype=dtype)
+        feedback = Feedback.random(search.pool.x)
+        for _ in range(2):
+            search.step(ops.search_step_, feedback, self.SCHEDULE, UNBOUNDED)
+        moved = (search.pool.x - search.book.inputs).flatten(1)
+        assert_close(moved, 0.5 * directions(feedback.grad.flatten(1)), dtype)
+
+    def test_the_radius_grows_up_to_the_last(self, device):
+        search = Search.running(1, (5,), eps=0.1, device=device)
+        schedule, radii = self.SCHEDULE._replace(step_fraction=0.5, eps_max=0.7), []
+        while search.book.status == Status.PENDING:
+            search.step(ops.search_step_, Feedback.random(search.pool.x), schedule)
+            radii.append(round(search.book.eps.item(), 6))
+        # The last evaluation finds that no radius is left.
+        assert radii == [0.1] * 3 + [0.2] * 3 + [0.4] * 3 + [0.7] * 4
+        assert search.book.status == Status.EXHAUSTED
+        assert search.book.grad_evals == 13
 
     @pytest.mark.parametrize("eps", [0.0, 0.25])
     def test_a_radius_that_rounding_keeps_from_growing_is_the_last(self, device, eps):
-        search, schedule = Search.running(3, (5,), device=device, eps=eps), Schedule(2, 0.1, 1 + 1e-9, 1.0)
+        search = Search.running(3, (5,), device=device, eps=eps)
+        schedule = PGD._replace(steps=2, step_fraction=0.1, eps_growth=1 + 1e-9)
         for _ in range(3):
-            feedback = Feedback.random(search.pool.x)
-            feedback.adversarial.fill_(False)
-            search.step(ops.search_step_, feedback, schedule)
+            search.step(ops.search_step_, Feedback.random(search.pool.x), schedule)
         assert (search.book.status == Status.EXHAUSTED).all()
+
+
+class Plane:
+    """A model of two classes with a flat boundary, one for each image [B, D]: margin(x) = left - <normal, x - x0>."""
+
+    def __init__(self, search: Search) -> None:
+        self.x0 = search.book.inputs.double()
+        self.normal, self.left = torch.randn_like(self.x0), 0.1 + torch.rand_like(self.x0[:, 0])
+
+    def margin(self, x: Tensor) -> Tensor:
+        return self.left - ((x.double() - self.x0) * self.normal).sum(1)
+
+    def feedback(self, x: Tensor) -> Feedback:
+        margin = self.margin(x)
+        return Feedback(self.normal.to(x), margin <= 0, (margin <= 0).long(), margin.to(accumulate_dtype(x.dtype)))
+
+
+def on_the_bounds(search: Search, grad: Tensor, bounds=(0.0, 1.0)) -> Tensor:
+    """Puts two thirds of the iterates' elements on the bounds; those of them at which `grad` points out of the box."""
+    x, drawn = search.pool.x, torch.rand(search.pool.x.shape, device=grad.device)
+    x[drawn < 1 / 3], x[drawn > 2 / 3] = bounds[0], bounds[1]
+    low, high = torch.tensor(bounds).to(x)
+    return (x == low) & (grad < 0) | (x == high) & (grad > 0)
+
+
+class TestClosestExample:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("rule", KEEPING)
+    def test_of_the_adversarial_iterates_the_closest_is_kept(self, device, rule, dtype):
+        """The iterates are set from outside, far and near by turns."""
+        schedule, samples = SCHEDULES[rule], 200
+        search = Search.running(samples, (20,), device=device, dtype=dtype)
+        looks, row = schedule.steps + 1, torch.arange(samples, device=device)
+        radius = 0.05 * (1 + torch.rand(looks, samples, device=device).argsort(0))
+        x = search.book.inputs + radius[..., None] * F.normalize(torch.randn(looks, samples, 20, device=device), dim=2)
+        x, adversarial = x.to(dtype), torch.rand(looks, samples, device=device) < 0.5
+        feedback = [Feedback.random(x[look], adversarial[look]) for look in range(looks)]
+        for look in range(looks):
+            search.pool.x.copy_(x[look])
+            search.step(ops.search_step_, feedback[look], schedule, UNBOUNDED)
+
+        distance = (x.double() - search.book.inputs.double()).norm(dim=2).masked_fill(~adversarial, torch.inf)
+        distance, at = distance.min(0)
+        found = distance.isfinite()
+        assert at[found].unique().tolist() == list(range(looks))  # also neither the first nor the last of several
+        expected = torch.where(found[:, None], x[at, row], search.book.inputs)
+        assert torch.equal(search.book.images, expected)
+        predicted = torch.stack([answer.predicted for answer in feedback])[at, row]
+        assert torch.equal(search.book.found_labels, torch.where(found, predicted, -1))
+        assert_close(search.book.distance, distance, accumulate_dtype(dtype))
+        assert torch.equal(search.book.status, torch.where(found, Status.FOUND, Status.EXHAUSTED).to(torch.int8))
+        assert (search.book.grad_evals == schedule.steps).all()
+
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_a_farther_one_replaces_nothing(self, device, rule):
+        search = Search.running(6, (5,), device=device)
+        search.book.images.fill_(0.5)
+        search.book.distance.fill_(0.1)
+        search.pool.x.copy_(search.book.inputs + 0.2)
+        search.step(ops.search_step_, Feedback.random(search.pool.x, True), SCHEDULES[rule], UNBOUNDED)
+        assert (search.book.images == 0.5).all()
+        assert (search.book.distance == 0.1).all()
+        assert (search.book.found_labels == -1).all()
+        assert (search.book.status == (Status.FOUND if rule == "pgd" else Status.PENDING)).all()
+
+    @pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf, 1.0])
+    @pytest.mark.parametrize("rule", KEEPING)
+    def test_the_last_evaluation_only_looks(self, device, rule, value):
+        search, schedule = Search.running(6, (5,), device=device), SCHEDULES[rule]
+        search.book.round_step.fill_(schedule.steps)
+        search.pool.x.copy_(search.book.inputs + 0.1)
+        x, adversarial = search.pool.x.clone(), torch.arange(6, device=device) % 2 == 1
+        feedback = Feedback.random(search.pool.x, adversarial)
+        feedback.grad.fill_(value)
+        feedback.margin.fill_(value)
+        search.step(ops.search_step_, feedback, schedule)
+        assert torch.equal(search.book.status == Status.FOUND, adversarial)
+        assert torch.equal(search.book.status == Status.EXHAUSTED, ~adversarial)
+        assert torch.equal(search.book.images[adversarial], x[adversarial])
+        assert torch.equal(search.pool.x, x)
+        assert (search.book.grad_evals == 0).all()
+        assert (search.book.round_step == schedule.steps).all()
+        assert (search.pool.slots == -1).all()
+
+    @pytest.mark.parametrize(
+        ("rule", "spoilt"),
+        [(rule, value) for rule in KEEPING for value in (0.0, torch.nan, torch.inf) if value or rule != "given"],
+    )
+    def test_outlives_its_gradient(self, device, rule, spoilt):
+        search, schedule = Search.running(6, (5,), device=device), SCHEDULES[rule]
+        search.pool.x.copy_(search.book.inputs + 0.1)
+        x, adversarial = search.pool.x.clone(), torch.arange(6, device=device) % 2 == 1
+        search.step(ops.search_step_, Feedback.random(search.pool.x, adversarial), schedule, UNBOUNDED)
+        assert (search.book.status == Status.PENDING).all()
+        feedback = Feedback.random(search.pool.x)
+        feedback.grad.fill_(spoilt)
+        search.step(ops.search_step_, feedback, schedule, UNBOUNDED)
+        assert torch.equal(search.book.status == Status.FOUND, adversarial)
+        assert torch.equal(search.book.status == Status.NO_GRADIENT, ~adversarial)
+        assert torch.equal(search.book.images[adversarial], x[adversarial])
+        assert (search.book.grad_evals == 2).all()
+
+    @pytest.mark.parametrize("eps", [0.0, 0.25])
+    @pytest.mark.parametrize("rule", ops.RULES)
+    def test_a_margin_that_is_no_number(self, device, rule, eps):
+        """No gradient, but to "given", which does not look at it."""
+        search = Search.running(6, (5,), device=device, eps=eps)
+        feedback = Feedback.random(search.pool.x)
+        feedback.margin[2:4] = torch.nan
+        check_search_step(ops.search_step_, search, feedback, SCHEDULES[rule])
+        expected = torch.full((6,), Status.PENDING)
+        expected[2:4] = Status.PENDING if rule == "given" else Status.NO_GRADIENT
+        assert search.book.status.tolist() == expected.tolist()
+        assert search.pool.x.isfinite().all()
+
+
+class TestFirstRadius:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("rule", ["pgd", "ddn", "deepfool"])
+    def test_is_estimated_from_margin_and_gradient(self, device, rule, dtype):
+        search, schedule = Search.running(200, (30,), device=device, dtype=dtype, eps=0), SCHEDULES[rule]
+        feedback = Feedback.random(search.pool.x)
+        feedback.margin.copy_(10 ** (12 * torch.rand(200, device=device) - 9))
+        feedback.margin[0], feedback.margin[1] = 0, -1
+        grad, outward = feedback.grad.double(), on_the_bounds(search, feedback.grad)
+        assert outward.any()
+        if rule != "pgd":
+            grad[outward] = 0
+        search.step(ops.search_step_, feedback, schedule)
+        expected = (1.5 * feedback.margin.double() / grad.norm(dim=1)).clamp(0.5e-6, 0.5)
+        assert_close(search.book.eps / expected, torch.ones(200), accumulate_dtype(dtype))
+        assert (search.book.eps[:2] / 0.5e-6 - 1 < 1e-5).all()
+        for end in (0.5e-6, 0.5):
+            assert (expected == end).any()
+
+        search.step(ops.search_step_, Feedback.random(search.pool.x), schedule)  # and once only
+        change = 1 + 0.3 * (0.05 / 0.3) ** (1 / 5) if rule == "ddn" else 1
+        assert_close(search.book.eps, (expected * change).clamp(max=0.5), accumulate_dtype(dtype))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("rule", ["pgd", "ddn", "deepfool"])
+    def test_a_tie_that_the_label_wins_still_moves(self, device, rule, dtype):
+        search = Search.running(1, (20,), device=device, dtype=dtype, eps=0)
+        search.book.inputs.zero_()  # where the shortest move is not rounded away
+        search.pool.x.zero_()
+        attack = ops.attack_loss(torch.ones(1, 3, device=device, dtype=dtype), torch.zeros_like(search.cursor))
+        assert (attack.margin, attack.predicted, attack.adversarial) == (0, 0, False)
+        feedback = Feedback(torch.randn_like(search.pool.x), attack.adversarial, attack.predicted, attack.margin)
+        search.step(ops.search_step_, feedback, SCHEDULES[rule], (-1.0, 1.0))
+        length = 0.5e-6 * (0.6 if rule == "pgd" else 1)
+        assert_close(search.pool.x / length, directions(feedback.grad), dtype)
+
+
+class TestDdn:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_every_iterate_lies_on_its_radius(self, device, dtype):
+        search = Search.running(30, (3, 5, 5), device=device, dtype=dtype)
+        schedule = DDN._replace(steps=9, step_fraction=1.0, last_step_fraction=0.1)
+        for step in range(9):
+            feedback = Feedback.random(search.pool.x, torch.rand(30, device=device) < min(step, 0.5))
+            search.step(ops.search_step_, feedback, schedule, UNBOUNDED)
+            distance = (search.pool.x - search.book.inputs).flatten(1).norm(dim=1)
+            assert_close(distance / search.book.eps, torch.ones(30), dtype)
+            assert (search.book.eps <= 0.5).all()
+        assert (search.book.eps < 0.1).any()
+
+    def test_radius_and_step_follow_their_schedules(self, device):
+        """Of samples that never become adversarial."""
+        search = Search.running(5, (30,), eps=0.1, device=device, dtype=torch.float64)
+        schedule = DDN._replace(steps=7, step_fraction=0.8, last_step_fraction=0.05, last_eps_growth=1.02, eps_max=0.15)
+        for step in range(7):
+            d, eps = search.pool.x - search.book.inputs, search.book.eps.clone()
+            feedback = Feedback.random(search.pool.x)
+            search.step(ops.search_step_, feedback, schedule, UNBOUNDED)
+            fraction = math.exp(math.log(0.8) + step / 6 * math.log(0.05 / 0.8))
+            change = math.exp(math.log(0.3) + step / 6 * math.log(0.02 / 0.3)) if step else 0
+            aimed = d + fraction * eps[:, None] * directions(feedback.grad)
+            expected = (eps * (1 + change)).clamp(max=0.15)
+            assert_close(search.book.eps, expected, torch.float64)
+            assert_close(search.pool.x - search.book.inputs, expected[:, None] * directions(aimed), torch.float64)
+        assert (search.book.eps == 0.15).all()
+
+    @pytest.mark.parametrize("closer", [1.0, 0.7], ids=["best so far", "a closer one is known"])
+    def test_from_an_example_the_radius_shrinks_to_the_boundary(self, device, closer):
+        search, step = Search.running(300, (30,), eps=0.2, device=device, dtype=torch.float64), 2
+        plane, schedule = Plane(search), DDN._replace(step_fraction=0.8, last_step_fraction=0.1, overshoot=1.0)
+        search.book.round_step.fill_(step)
+        d = 0.2 * directions(directions(plane.normal) + 0.1 * torch.randn_like(plane.normal))
+        search.pool.x.copy_(search.book.inputs + d)
+        if closer < 1:
+            search.book.distance.fill_(closer * 0.2)
+
+        fraction, change = 0.8 * (0.1 / 0.8) ** (step / 5), 0.3 * (0.05 / 0.3) ** (step / 5)
+        ahead = directions(d + fraction * 0.2 * directions(plane.normal))
+        # Where the boundary is met on the way, from well before the range that is trusted to well after it.
+        crossing = closer * 0.2 * (1 - 4 * change * torch.rand(300, device=device, dtype=torch.float64))
+        plane.left = crossing * (ahead * plane.normal).sum(1)
+        feedback = plane.feedback(search.pool.x)
+        feedback.adversarial.fill_(True)
+        search.step(ops.search_step_, feedback, schedule, UNBOUNDED)
+
+        least, most = closer * 0.2 * (1 - 2 * change), closer * 0.2 * (1 - change)
+        assert_close(search.book.eps, crossing.clamp(least, most), torch.float64)
+        assert_close(search.pool.x - search.book.inputs, search.book.eps[:, None] * ahead, torch.float64)
+        exact = (crossing > least) & (crossing < most)
+        assert exact.any()
+        assert ((crossing < least).any(), (crossing > most).any()) == (True, True)
+        assert_close(plane.margin(search.pool.x)[exact], torch.zeros(int(exact.sum())), torch.float64)
+
+    def test_from_an_example_with_the_boundary_behind_it_the_radius_shrinks_a_little(self, device):
+        search = Search.running(5, (30,), eps=0.2, device=device, dtype=torch.float64)
+        search.book.round_step.fill_(5)
+        feedback = Feedback.random(search.pool.x, True)
+        search.pool.x.copy_(search.book.inputs - 0.2 * directions(feedback.grad))
+        search.step(ops.search_step_, feedback, DDN._replace(last_step_fraction=0.1), UNBOUNDED)
+        assert_close(search.book.eps / (0.2 * 0.95), torch.ones(5), torch.float64)
+        expected = search.book.inputs - 0.2 * 0.95 * directions(feedback.grad)
+        assert_close(search.pool.x, expected, torch.float64)
+
+    def test_a_step_that_cancels_d(self, device):
+        """Then there is no direction to stretch: back to the original."""
+        for adversarial in (False, True):
+            search = Search.running(3, (4,), eps=0.25, device=device)
+            search.book.inputs.fill_(0.5)
+            search.book.round_step.fill_(1)
+            search.pool.x.fill_(0.5)[:, 1] = 0.25
+            feedback = Feedback.random(search.pool.x, adversarial)
+            feedback.grad.zero_()[:, 1] = 2.0
+            schedule = DDN._replace(step_fraction=1.0, last_step_fraction=1.0)
+            check_search_step(ops.search_step_, search, feedback, schedule)
+            assert torch.equal(search.pool.x, search.book.inputs)
+            assert ((search.book.eps > 0.1) & (search.book.eps < 0.4)).all()
+
+    def test_a_growth_that_rounding_swallows(self, device):
+        search = Search.running(3, (4,), eps=0.25, device=device)
+        schedule = DDN._replace(eps_growth=1 + 1e-9, last_eps_growth=1 + 1e-12)
+        for _ in range(6):
+            check_search_step(ops.search_step_, search, Feedback.random(search.pool.x), schedule)
+            assert (search.book.eps == 0.25).all()
+        assert (search.book.grad_evals == 6).all()
+
+
+class TestInward:
+    """What ddn and deepfool make of gradients that point out of the box."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("rule", ["ddn", "deepfool"])
+    @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.3, 0.7)], ids=str)
+    def test_elements_that_point_outwards_count_as_zero(self, device, rule, dtype, bounds):
+        """Also where the bounds are no numbers of the dtype, and the iterates beside them."""
+        search = Search.running(40, (30,), device=device, dtype=dtype)
+        search.book.inputs.clamp_(*bounds)
+        search.pool.x.copy_((search.book.inputs + 0.1 * torch.randn_like(search.pool.x)).clamp(*bounds))
+        search.book.round_step.fill_(1)
+        feedback = Feedback.random(search.pool.x, torch.arange(40, device=device) % 2 == 1)
+        outward = on_the_bounds(search, feedback.grad, bounds)
+        expected, zeroed = search.copy(), Feedback(**vars(feedback))
+        search.step(ops.search_step_, feedback, SCHEDULES[rule], bounds)
+        zeroed.grad = feedback.grad.masked_fill(outward, 0)
+        expected.step(ops.search_step_, zeroed, SCHEDULES[rule], bounds)
+        assert torch.equal(search.pool.x, expected.pool.x)
+        assert torch.equal(search.book.eps, expected.book.eps)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("rule", ["ddn", "deepfool"])
+    @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.3, 0.7)], ids=str)
+    def test_with_nowhere_to_go_there_is_no_gradient(self, device, rule, dtype, bounds):
+        search = Search.running(2, (30,), device=device, dtype=dtype)
+        search.pool.x[0], search.pool.x[1] = bounds
+        feedback = Feedback.random(search.pool.x)
+        feedback.grad = feedback.grad.abs() * torch.tensor([[-1.0], [1.0]]).to(feedback.grad)
+        check_search_step(ops.search_step_, search.copy(), feedback, SCHEDULES[rule], search.pool.x[:, 0].tolist())
+        search.step(ops.search_step_, feedback, SCHEDULES[rule], bounds)
+        assert (search.book.status == Status.NO_GRADIENT).all()
+
+    @pytest.mark.parametrize("rule", ["pgd", "given"])
+    def test_the_others_take_it_as_it_is(self, device, rule):
+        search = Search.running(2, (30,), device=device)
+        search.pool.x[0], search.pool.x[1] = 0, 1
+        feedback = Feedback.random(search.pool.x)
+        feedback.grad = feedback.grad.abs() * torch.tensor([[-1.0], [1.0]]).to(feedback.grad)
+        search.step(ops.search_step_, feedback, SCHEDULES[rule])
+        assert (search.book.status == Status.PENDING).all()
+
+
+class TestDeepfool:
+    @pytest.mark.parametrize("overshoot", [1.0, 1.3])
+    @pytest.mark.parametrize("where", ["the original", "before the boundary", "beyond the boundary"])
+    def test_one_step_leads_to_a_flat_boundary(self, device, where, overshoot):
+        search = Search.running(50, (30,), device=device, dtype=torch.float64)
+        plane = Plane(search)
+        schedule = SCHEDULES["deepfool"]._replace(overshoot=overshoot, pull_back=0.6)
+        if where != "the original":
+            search.pool.x.add_(0.1 * torch.randn_like(search.pool.x))
+            plane.left += plane.left - plane.margin(search.pool.x)  # so that x is as far from it as x0 was
+            plane.left -= 0.0 if where == "before the boundary" else 2.0
+        feedback = plane.feedback(search.pool.x)
+        assert (feedback.adversarial == (where == "beyond the boundary")).all()
+        d = search.pool.x - search.book.inputs
+        pulled = search.book.inputs + (0.6 if where == "beyond the boundary" else 1) * d
+        search.step(ops.search_step_, feedback, schedule, UNBOUNDED)
+
+        moved = search.pool.x - pulled
+        assert_close(plane.margin(search.pool.x), (1 - overshoot) * plane.margin(pulled), torch.float64)
+        # Along the normal, which is the shortest way.
+        along = plane.margin(pulled) / plane.normal.norm(dim=1) * overshoot
+        assert_close(moved, along[:, None] * directions(plane.normal), torch.float64)
+
+    def test_in_a_box_that_binds(self, device):
+        search = Search.running(50, (30,), device=device, dtype=torch.float64)
+        plane = Plane(search)
+        outward = on_the_bounds(search, plane.normal)
+        search.book.inputs.copy_(search.pool.x)
+        plane.x0 = search.pool.x.clone()
+        inwards = plane.normal.masked_fill(outward, 0).norm(dim=1)
+        inside = (plane.x0 > 0) & (plane.x0 < 1)
+        search.pool.x[inside] = search.book.inputs[inside] = plane.x0[inside] = 0.5  # so that nothing is clamped
+        plane.left = 0.4 * torch.rand_like(plane.left) * inwards**2 / plane.normal.abs().amax(1)
+        search.step(ops.search_step_, plane.feedback(search.pool.x), SCHEDULES["deepfool"]._replace(overshoot=1.0))
+        assert_close(plane.margin(search.pool.x), torch.zeros(50), torch.float64)
+        assert torch.equal(search.pool.x[outward], search.book.inputs[outward])
+        distance = (search.pool.x - search.book.inputs).norm(dim=1)
+        assert_close(distance, plane.left / inwards, torch.float64)
+
+    @pytest.mark.parametrize("adversarial", [False, True])
+    @pytest.mark.parametrize(("grad", "margin"), [(1e-21, 1.0), (1.0, torch.inf), (1.0, 1e38), (3e-22, 1e-3)], ids=str)
+    def test_a_boundary_that_is_out_of_sight(self, device, grad, margin, adversarial):
+        """The corner of the box, and no NaN where the gradient is 0."""
+        search = Search.running(4, (6,), device=device)
+        feedback = Feedback.random(search.pool.x, adversarial)
+        feedback.margin.fill_(-margin if adversarial else margin)
+        search.pool.x.copy_(x := torch.full_like(search.pool.x, 0.5))
+        search.book.inputs.copy_(x - 0.25)
+        feedback.grad.copy_(grad * torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, 0.0]))
+        search.step(ops.search_step_, feedback, SCHEDULES["deepfool"]._replace(pull_back=1.0))
+        ends = torch.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 0.5], device=device)
+        assert torch.equal(search.pool.x, (1 - ends if adversarial else ends).expand(4, 6))
+
+    def test_a_sample_that_is_not_adversarial_never_goes_back(self, device):
+        """By what a caller calls so: attack_loss has no negative margin there."""
+        search = Search.running(4, (6,), device=device, dtype=torch.float64)
+        feedback = Feedback.random(search.pool.x)
+        feedback.margin.fill_(-1.0)
+        check_search_step(ops.search_step_, search, feedback, SCHEDULES["deepfool"], UNBOUNDED)
+        ahead = ((search.pool.x - search.book.inputs) * feedback.grad).sum(1)
+        assert (ahead > 0).all()
+
+
+class TestGiven:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-0.3, 0.4)], ids=str)
+    def test_is_the_next_iterate(self, device, dtype, bounds):
+        search, schedule = Search.running(7, (3, 4), device=device, dtype=dtype), SCHEDULES["given"]
+        for step in range(schedule.steps):
+            feedback = Feedback.random(search.pool.x, torch.arange(7, device=device) % 2 == step % 2)
+            feedback.grad[0] = 0  # a black image is an iterate like any other
+            feedback.adversarial[0] = False
+            # None of the originals, at which a search ends.
+            search.pool.x[1:] = torch.where(search.pool.x == search.book.inputs, 2, search.pool.x)[1:]
+            search.step(ops.search_step_, feedback, schedule, bounds)
+            assert torch.equal(search.pool.x, feedback.grad.clamp(*bounds))
+            assert (search.book.round_step == step + 1).all()
+            assert (search.book.grad_evals == step + 1).all()
+            assert (search.book.status == Status.PENDING).all()
+        assert (search.book.eps == 0.25).all()
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    def test_an_iterate_that_is_not_finite_is_refused(self, device, value):
+        search = Search.running(7, (3, 4), device=device)
+        feedback, x = Feedback.random(search.pool.x), search.pool.x.clone()
+        feedback.grad[::2, 1, 2] = value
+        search.step(ops.search_step_, feedback, SCHEDULES["given"], UNBOUNDED)
+        assert (search.book.status[::2] == Status.NO_GRADIENT).all()
+        assert (search.book.status[1::2] == Status.PENDING).all()
+        assert torch.equal(search.pool.x[::2], x[::2])
+        assert torch.equal(search.pool.x[1::2], feedback.grad[1::2])
+        assert (search.pool.slots[::2] == -1).all()
+        assert (search.book.grad_evals == 1).all()
+
+    def test_the_radius_is_the_callers(self, device):
+        search = Search.running(3, (4,), device=device, eps=0)
+        search.step(ops.search_step_, Feedback.random(search.pool.x), SCHEDULES["given"])
+        assert (search.book.eps == 0).all()
 
 
 # -------------------------------------------------------------------------------------------------------- registration
@@ -636,16 +1185,17 @@ class TestSearchStep:
 def opcheck_attack_loss(device: str):
     logits, labels = draw_logits(5, 4, device=device, dtype=torch.float32)
     for loss in ops.LOSSES:
-        yield (logits, labels, loss), {}
+        yield (logits, labels, loss, 0.5), {}
 
 
 def opcheck_search_step(device: str):
-    for search in (Search.running(3, (2, 4), device=device), Search.begin(3, 5, (2, 4), device=device)):
-        tensors = fields(search, Feedback.random(search.pool.x))
+    running, idle = Search.running(3, (2, 4), device=device), Search.begin(3, 5, (2, 4), device=device)
+    for search, rule in [(idle, "pgd"), *((running, rule) for rule in ops.RULES)]:
+        flags = torch.arange(3, device=device) == 1
+        tensors = fields(search, Feedback.random(search.pool.x, flags))
         pool = [tensors.pop(field) for field in Pool._fields]
-        feedback = [tensors.pop(field) for field in ("grad", "adversarial", "predicted")]
-        rule = {**TestSearchStep.SCHEDULE._asdict(), "low": 0.0, "high": 1.0}
-        yield (*pool, *feedback, *tensors.values()), rule
+        feedback = [tensors.pop(field) for field in vars(Feedback.random(search.pool.x))]
+        yield (*pool, *feedback, *tensors.values()), {**SCHEDULES[rule]._asdict(), "low": 0.0, "high": 1.0}
 
 
 OPCHECK = {"attack_loss": opcheck_attack_loss, "search_step_": opcheck_search_step}

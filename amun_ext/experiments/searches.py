@@ -110,7 +110,8 @@ class Searches:
         """The method's own, and those of all."""
         row = METHODS[method]
         own = {name: "estimate" if value is None else value for name, value in row.options.items()}
-        return {"loss": row.loss, **own, **asdict(self.common)}
+        loss = row.loss if row.loss == row.last_loss else f"{row.loss}, then {row.last_loss}"
+        return {"loss": loss, **own, **asdict(self.common)}
 
     def cells(self) -> list[list[str]]:
         """The heading and one line per method, as strings."""

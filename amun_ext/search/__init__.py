@@ -167,7 +167,8 @@ def find_min_adversarial(
             batch_size=fitting(twin, probe) if batch_size is None else batch_size,
             precision=PRECISIONS[precision],
         )
-        chunk = CHUNK_BATCHES * settings.batch_size if out is not None else CHUNK_BYTES // like[0].nbytes
+        chunk = CHUNK_BYTES // like[0].nbytes
+        chunk = chunk if out is None else min(chunk, CHUNK_BATCHES * settings.batch_size)
         chunk = max(chunk, settings.batch_size)
         finish = {"refine": refine, "quantize": quantize}
         about = {} if out is None else _told(method, settings, model=_fingerprint(model), **finish)
@@ -190,6 +191,7 @@ def find_min_adversarial(
                     without_gradient += int((search.book.status == ops.Status.NO_GRADIENT).sum())
                     _write(rows, part, search)
                     flush()
+                    del search, images, true_labels  # or they would be there beside the next
     if without_gradient:
         warnings.warn(
             f"{without_gradient} of {len(samples)} samples were not found for want of a gradient: it is zero or NaN, "

@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
-from amun_ext.files import atomic_path
 from amun_ext.ops import accumulate_dtype
 from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
 
@@ -33,6 +33,7 @@ SAFETENSORS = {  # its names of the types that results can have
     torch.bool: "BOOL",
 }
 Rows = dict[str, Tensor]  # a tensor for each field of AdversarialSet
+PART_BYTES = 2**24
 PENDING = -1  # in grad_evals: this row has not been searched
 
 
@@ -78,7 +79,8 @@ class Samples:
     def _check(self, inputs: Tensor, labels: Tensor | None, rows: range, classes: int | None = None) -> None:
         assert labels is not None
         try:
-            check_images("inputs", inputs, self.bounds)
+            for part in parts(inputs):
+                check_images("inputs", part, self.bounds)
             check_labels("labels", labels, len(inputs), classes)
         except InputError:
             if not isinstance(self.inputs, Tensor):  # which item of the Dataset?
@@ -96,9 +98,17 @@ class Samples:
 def digest(tensors: list[Tensor], text: str = "") -> str:
     """SHA-256 of the bytes of tensors and of a text."""
     made = hashlib.sha256(text.encode())
-    for tensor in tensors:
-        made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for part in chain.from_iterable(parts(tensor.detach()) for tensor in tensors):
+        made.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return made.hexdigest()
+
+
+def parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """`tensor` by its rows, some at a time: a memory map whose order is not its own is not to be copied as a whole."""
+    if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.numel() == 0:
+        return (tensor,)
+    split: tuple[Tensor, ...] = tensor.split(max(1, PART_BYTES // tensor[:1].nbytes))
+    return split
 
 
 def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -141,23 +151,22 @@ def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tup
     about = FORMAT | about | {"samples": samples.fingerprint()}
     partial = path.with_name(f"{path.name}.partial")
     header, places, size = _header(samples, about)
-    if path.exists():
-        _same(path, path, about)
-        partial = path
-    elif partial.exists():
-        _same(path, partial, about)
-    else:
-        with atomic_path(partial) as new, open(new, "wb") as file:
-            file.write(header)
-            os.posix_fallocate(file.fileno(), 0, size)
-            start, length = places["grad_evals"][2:]
-            file.seek(start)
-            file.write(length * PENDING.to_bytes(4, "little", signed=True))
-    with open(partial, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"out must be no other search's, got {path}, at which another process is") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existing = path if path.exists() else partial
+    with open(os.open(existing, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+        _lock(file.fileno(), existing, path)
+        if existing == partial and file.read(8) in (b"", bytes(8)):
+            try:
+                file.truncate(0)
+                os.posix_fallocate(file.fileno(), 0, size)
+                start, length = places["grad_evals"][2:]
+                os.pwrite(file.fileno(), length * PENDING.to_bytes(4, "little", signed=True), start)
+                os.pwrite(file.fileno(), header, 0)  # last: without it the file counts as new
+            except OSError:
+                partial.unlink()
+                raise
+        else:
+            _same(path, existing, about)
         memory = mmap.mmap(file.fileno(), size)
         rows = {
             name: torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
@@ -166,10 +175,26 @@ def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tup
         try:
             yield rows, memory.flush
             memory.flush()
-            if partial != path and not (rows["grad_evals"] == PENDING).any():
+            if existing == partial and not (rows["grad_evals"] == PENDING).any():
                 partial.replace(path)
         finally:  # `memory` holds the file open, and may itself be held by the traceback of an error
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock(file: int, existing: Path, path: Path) -> None:
+    """InputError when another process is at the file, or was between our look for it and now."""
+    message = f"out must be no other search's, got {path}, at which another process is"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(file), existing.stat())
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise InputError(message) from error
+    if existing != path and path.exists():  # finished meanwhile
+        if ours and os.fstat(file).st_size == 0:
+            existing.unlink()
+        ours = False
+    if not ours:
+        raise InputError(message)
 
 
 def _header(samples: Samples, about: dict[str, str]) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:

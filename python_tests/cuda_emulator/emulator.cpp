@@ -31,11 +31,12 @@ E* data(py::array& array) {
 }
 
 void attack_loss(const std::string& dtype, unsigned threads, py::array logits, py::array labels, bool margin_loss,
-                 py::array adversarial, py::array predicted, py::array margin, py::array grad_logits) {
+                 double gap, py::array adversarial, py::array predicted, py::array margin, py::array grad_logits) {
   amun::AttackLossArgs args;
   args.rows = logits.shape(0);
   args.classes = logits.shape(1);
   args.loss = margin_loss ? amun::Loss::margin : amun::Loss::cross_entropy;
+  args.gap = gap;
   args.logits = data<void>(logits);
   args.labels = data<int64_t>(labels);
   args.adversarial = data<bool>(adversarial);
@@ -50,11 +51,14 @@ void attack_loss(const std::string& dtype, unsigned threads, py::array logits, p
   });
 }
 
+// `rule` as its place in amun_ext.ops.RULES.
 void search_step(const std::string& dtype, unsigned threads, py::array x, py::array slots, py::array slot_labels,
-                 py::array grad, py::array adversarial, py::array predicted, py::array inputs, py::array labels,
-                 py::array images, py::array found_labels, py::array eps, py::array distance, py::array round_step,
-                 py::array grad_evals, py::array status, py::array queue, py::array cursor, int32_t steps,
-                 double step_fraction, double eps_growth, double eps_max, double low, double high) {
+                 py::array grad, py::array adversarial, py::array predicted, py::array margin, py::array inputs,
+                 py::array labels, py::array images, py::array found_labels, py::array eps, py::array distance,
+                 py::array round_step, py::array grad_evals, py::array status, py::array queue, py::array cursor,
+                 int32_t rule, int32_t steps, double step_fraction, double last_step_fraction, double eps_growth,
+                 double last_eps_growth, double eps_max, double start, double overshoot, double pull_back, double low,
+                 double high) {
   amun::SearchStepArgs args;
   args.pool_size = x.shape(0);
   args.book_size = inputs.shape(0);
@@ -67,6 +71,7 @@ void search_step(const std::string& dtype, unsigned threads, py::array x, py::ar
   args.grad = data<void>(grad);
   args.adversarial = data<bool>(adversarial);
   args.predicted = data<int64_t>(predicted);
+  args.margin = data<void>(margin);
   args.inputs = data<void>(inputs);
   args.labels = data<int64_t>(labels);
   args.images = data<void>(images);
@@ -78,12 +83,18 @@ void search_step(const std::string& dtype, unsigned threads, py::array x, py::ar
   args.status = data<int8_t>(status);
   args.queue = data<int64_t>(queue);
   args.cursor = data<int64_t>(cursor);
+  args.rule = static_cast<amun::Rule>(rule);
+  args.steps = steps;
   args.step_fraction = step_fraction;
+  args.last_step_fraction = last_step_fraction;
   args.eps_growth = eps_growth;
+  args.last_eps_growth = last_eps_growth;
   args.eps_max = eps_max;
+  args.start = start;
+  args.overshoot = overshoot;
+  args.pull_back = pull_back;
   args.low = low;
   args.high = high;
-  args.steps = steps;
   const py::gil_scoped_release release;
   amun::dispatch(scalar_type(dtype), [&](auto zero) {
     cuda_emulator::launch(args.pool_size, threads, [&] { amun::search_step_kernel<decltype(zero)>(args); });

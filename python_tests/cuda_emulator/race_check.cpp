@@ -17,23 +17,17 @@ void run_attack_loss() {
   for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
   std::vector<int64_t> labels{0, 1, 36, -1, 5}, predicted(rows);
   bool adversarial[rows];
-  amun::AttackLossArgs args{rows,
-                            classes,
-                            amun::Loss::cross_entropy,
-                            logits.data(),
-                            labels.data(),
-                            adversarial,
-                            predicted.data(),
-                            margin.data(),
-                            grad_logits.data()};
+  amun::AttackLossArgs args{rows,          classes,     amun::Loss::cross_entropy, 0.5,           logits.data(),
+                            labels.data(), adversarial, predicted.data(),          margin.data(), grad_logits.data()};
   cuda_emulator::launch(3, threads, [&] { amun::attack_loss_kernel<float>(args); });
 }
 
 // Slots by turns running, adversarial, without a gradient and idle; the queue has a sample for most of those that free.
-void run_search_step() {
+// What is adversarial ends with pgd; with ddn it is kept, and goes on in the same step.
+void run_search_step(amun::Rule rule) {
   constexpr int64_t pool = 8, samples = 16, length = 131;
   std::vector<float> x(pool * length, 0.5f), grad(pool * length, 1.0f), inputs(samples * length, 0.25f),
-      images = inputs, eps(samples, 1.0f), distance(samples, inf);
+      images = inputs, eps(samples, 1.0f), distance(samples, inf), margin(pool, 0.5f);
   std::vector<int64_t> slots(pool), slot_labels(pool), predicted(pool, 3), labels(samples, 1), found_labels(samples),
       queue{8, 9, 10, 11, 12}, cursor{0};
   std::vector<int32_t> round_step(samples), grad_evals(samples);
@@ -41,18 +35,21 @@ void run_search_step() {
   bool adversarial[pool];
   for (int64_t slot = 0; slot < pool; ++slot) {
     adversarial[slot] = slot % 4 == 1;
+    if (adversarial[slot]) margin[slot] = -0.5f;
     slots[slot] = slot % 4 == 3 ? -1 : slot;
     if (slot % 4 == 2) std::fill_n(grad.begin() + slot * length, length, 0.0f);
   }
   amun::SearchStepArgs args{};
   args.pool_size = pool, args.book_size = samples, args.row_length = length, args.queue_length = int64_t(queue.size());
   args.x = x.data(), args.slots = slots.data(), args.slot_labels = slot_labels.data(), args.grad = grad.data();
-  args.adversarial = adversarial, args.predicted = predicted.data();
+  args.adversarial = adversarial, args.predicted = predicted.data(), args.margin = margin.data();
   args.inputs = inputs.data(), args.labels = labels.data(), args.images = images.data();
   args.found_labels = found_labels.data(), args.eps = eps.data(), args.distance = distance.data();
   args.round_step = round_step.data(), args.grad_evals = grad_evals.data(), args.status = status.data();
   args.queue = queue.data(), args.cursor = cursor.data();
-  args.step_fraction = 0.5, args.eps_growth = 2, args.eps_max = 4, args.low = 0, args.high = 1, args.steps = 2;
+  args.rule = rule, args.steps = 2, args.step_fraction = args.last_step_fraction = 0.5, args.eps_max = 4;
+  args.eps_growth = args.last_eps_growth = 1.25, args.start = args.overshoot = args.pull_back = 1;
+  args.low = 0, args.high = 1;
   for (int step = 0; step < 3; ++step)
     cuda_emulator::launch(pool, threads, [&] { amun::search_step_kernel<float>(args); });
 }
@@ -61,5 +58,6 @@ void run_search_step() {
 
 int main() {
   run_attack_loss();
-  run_search_step();
+  run_search_step(amun::Rule::pgd);
+  run_search_step(amun::Rule::ddn);
 }

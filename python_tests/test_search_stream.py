@@ -1,0 +1,557 @@
+"""find_min_adversarial with out=: results in a file, a search that goes on after a kill, memory, a full disk."""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_search import Linear, Pairs, check_alike, check_guarantees, every_method, may_run_out, plain_ddn
+from torch import Tensor, nn
+
+from amun_ext import AdversarialSet, InputError, find_min_adversarial
+from amun_ext import search as search_module
+from amun_ext.search import Iterate, stream
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), may_run_out]
+
+COUNT, CHUNK = 72, 16
+
+
+class Rows(nn.Module):
+    """Two layers that look at all elements of an image but the last, which is its row / COUNT and so never moves."""
+
+    def __init__(self, features: int = 12, seen: Path | None = None, pause: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features - 1, 16, bias=False), nn.Tanh(), nn.Linear(16, 4, bias=False)
+        )  # odd: opposite to an image there is another class
+        self.register_buffer("mean", torch.full((features - 1,), 0.5), persistent=False)
+        self.seen, self.pause = seen, pause
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.seen is not None:
+            with self.seen.open("a") as file:
+                file.write(" ".join(str(round(float(row) * COUNT)) for row in x[:, -1]) + "\n")
+        time.sleep(self.pause)
+        logits: Tensor = 8 * self.layers(x[:, :-1] - self.mean)
+        return logits
+
+
+def rows_seen(path: Path) -> set[int]:
+    return {int(row) for row in path.read_text().split()}
+
+
+def problem(seed: int | None = None, **options: object) -> tuple[Rows, Tensor, Tensor]:
+    """A model, COUNT images that it is right about, and their labels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(torch.initial_seed() if seed is None else seed)
+        model = Rows(**options)
+        images = torch.rand(COUNT, 3, 4)
+    images[:, -1, -1] = torch.arange(COUNT) / COUNT
+    quiet, model.seen = model.seen, None
+    labels = model(images).argmax(1)
+    model.seen = quiet
+    return model, images, labels
+
+
+@pytest.fixture
+def task(monkeypatch) -> tuple[Rows, Tensor, Tensor]:
+    model, images, labels = problem()
+    monkeypatch.setattr(search_module, "CHUNK_BATCHES", 1)  # of a file
+    monkeypatch.setattr(search_module, "CHUNK_BYTES", CHUNK * images[0].nbytes)  # in memory
+    return model, images, labels
+
+
+def quick(method) -> dict[str, object]:
+    options = {"method": method, "batch_size": CHUNK}
+    return options | ({"steps": 10, "eps_init": 0.2} if method == "pgd" else {})
+
+
+def equal(one: AdversarialSet, other: AdversarialSet) -> bool:
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one)]
+    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def rows_done(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return int((file.get_tensor("grad_evals") >= 0).sum())
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.fixture
+def interrupt(monkeypatch) -> Callable[[int], None]:
+    """Let the search end at its n-th chunk from now on, before the results of that are written; 0: never."""
+    write, left = search_module._write, [0]
+
+    def interrupting(*arguments: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Interrupted
+        write(*arguments)
+
+    monkeypatch.setattr(search_module, "_write", interrupting)
+    return lambda chunks: left.__setitem__(0, chunks)
+
+
+class TestFile:
+    @every_method
+    def test_holds_what_is_found_in_memory(self, task, method, tmp_path) -> None:
+        model, images, labels = task
+        options = quick(method) | {"refine": 2, "eps_max": 1.0}
+        memory = find_min_adversarial(model, images, labels, **options)
+        out = tmp_path / "new" / "set.safetensors"
+        file = find_min_adversarial(model, images, labels, out=out, **options)
+        check_guarantees(model, images, labels, file)
+        assert equal(memory, file)
+        assert equal(memory, AdversarialSet.load(out))
+        assert equal(memory, AdversarialSet(**load_file(out)))  # as any reader has it
+        assert [path.name for path in out.parent.iterdir()] == ["set.safetensors"]
+        assert out.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+    @pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 3, 3)])
+    def test_any_type_and_shape(self, dtype: torch.dtype, shape: tuple[int, ...], tmp_path) -> None:
+        model, x = Linear(3, math.prod(shape)).to(dtype), torch.rand(5, *shape).to(dtype)
+        labels = model(x).argmax(1)
+        for name in (str(tmp_path / "set"), tmp_path / "set of another name"):
+            file = find_min_adversarial(model, x, labels, method="ddn", out=name)
+            assert equal(find_min_adversarial(model, x, labels, method="ddn"), file)
+
+    def test_any_source(self, task, tmp_path) -> None:
+        model, images, labels = task
+        options = {"method": "ddn", "batch_size": CHUNK}
+        expected = find_min_adversarial(model, images, labels, **options)
+        pixels = np.memmap(tmp_path / "pixels", np.float32, "w+", shape=tuple(images.shape))
+        pixels[:] = images.numpy()
+        pairs = Pairs(*zip(images, labels.tolist(), strict=True))
+        for number, source in enumerate(
+            [(torch.from_numpy(pixels), labels), (pairs,), (images.mT.contiguous().mT, labels)]
+        ):
+            for out in (None, tmp_path / f"{number}"):
+                assert equal(expected, find_min_adversarial(model, *source, out=out, **options))
+
+    def test_a_finished_file_is_not_searched_again(self, task, tmp_path) -> None:
+        model, images, labels = task
+        options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
+        first = find_min_adversarial(model, images, labels, **options)
+        written = (tmp_path / "set").stat().st_mtime_ns
+        model.seen = tmp_path / "seen"
+        again = find_min_adversarial(model, images, labels, **options)
+        assert equal(first, again)
+        assert rows_seen(model.seen) <= set(range(8))  # what a look at the model takes
+        assert len(model.seen.read_text().splitlines()) <= 8
+        assert (tmp_path / "set").stat().st_mtime_ns == written
+
+    def test_rows_without_an_example(self, task, tmp_path) -> None:
+        model, images, labels = task
+        options = {"method": "ddn", "batch_size": CHUNK, "eps_max": 0.2, "margin": 0.1}
+        file = find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
+        assert not file.found.all()
+        assert equal(find_min_adversarial(model, images, labels, **options), file)
+        assert equal(find_min_adversarial(model, images, labels, out=tmp_path / "set", **options), file)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class TestResume:
+    @every_method
+    def test_goes_on_where_it_was(self, task, method, tmp_path, interrupt) -> None:
+        model, images, labels = task
+        options = quick(method) | {"refine": 2, "quantize": 255}
+        whole = find_min_adversarial(model, images, labels, **options)
+        out, partial = tmp_path / "set", tmp_path / "set.partial"
+        done = 0
+        for chunks in (3, 2, 0):
+            interrupt(chunks)
+            model.seen = tmp_path / f"seen{chunks}"
+            if chunks:
+                with pytest.raises(Interrupted):
+                    find_min_adversarial(model, images, labels, out=out, **options)
+                assert not out.exists()
+                seen, done = rows_seen(model.seen), done + CHUNK * (chunks - 1)
+                assert rows_done(partial) == done
+                assert seen <= set(range(8)) | set(range(done - CHUNK * (chunks - 1), done + CHUNK))
+            else:
+                result = find_min_adversarial(model, images, labels, out=out, **options)
+                assert method == "ffgsm" or rows_seen(model.seen) <= set(range(8)) | set(range(done, COUNT))
+        assert not partial.exists()
+        assert equal(whole, result)
+
+    def test_with_another_batch_size(self, task, tmp_path, interrupt) -> None:
+        """Which may follow from the machine; results do not depend on it."""
+        model, images, labels = task
+        whole = find_min_adversarial(model, images, labels, method="ddn", batch_size=CHUNK)
+        interrupt(3)
+        with pytest.raises(Interrupted):
+            find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set", batch_size=CHUNK)
+        result = find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set")
+        check_alike(whole, result)
+        check_guarantees(model, images, labels, result)
+
+    def test_with_the_same_rule_made_anew(self, task, tmp_path, interrupt) -> None:
+        """As in another process: its address is another one."""
+        model, images, labels = task
+
+        def made() -> Callable[[Iterate], Tensor]:
+            return lambda step: plain_ddn(step)
+
+        rules = [made(), made()]
+        interrupt(3)
+        with pytest.raises(Interrupted):
+            find_min_adversarial(model, images, labels, method=rules[0], out=tmp_path / "set", batch_size=CHUNK)
+        result = find_min_adversarial(model, images, labels, method=rules[1], out=tmp_path / "set", batch_size=CHUNK)
+        assert equal(find_min_adversarial(model, images, labels, method=plain_ddn, batch_size=CHUNK), result)
+
+    def test_while_the_error_is_still_at_hand(self, task, tmp_path, interrupt) -> None:
+        """A notebook keeps the last traceback, and with it all that its frames hold."""
+        model, images, labels = task
+        options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
+        interrupt(2)
+        kept = None
+        try:
+            find_min_adversarial(model, images, labels, **options)
+        except Interrupted as error:
+            kept = error
+        assert kept is not None
+        assert find_min_adversarial(model, images, labels, **options).found.all()
+
+    @pytest.mark.parametrize("size", [0, 8, 100_000])
+    def test_a_file_without_a_beginning_is_a_new_one(self, task, tmp_path, size: int) -> None:
+        """What a kill at the very beginning leaves."""
+        model, images, labels = task
+        (tmp_path / "set.partial").write_bytes(bytes(size))
+        options = {"method": "ddn", "batch_size": CHUNK}
+        result = find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
+        assert equal(find_min_adversarial(model, images, labels, **options), result)
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+    def test_after_a_bad_item(self, task, tmp_path) -> None:
+        """Beyond what is looked at before the search."""
+        model, images, labels = task
+        bad = 70
+        pairs = Pairs(*zip(images, labels.tolist(), strict=True))
+        whole = find_min_adversarial(model, pairs, method="ddn", batch_size=CHUNK)
+        items = pairs.items
+        pairs.items = (*items[:bad], (images[bad] + 2, 0), *items[bad + 1 :])
+        options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
+        with pytest.raises(InputError, match=rf"inputs\[{bad}\] must be inside bounds"):
+            find_min_adversarial(model, pairs, **options)
+        assert rows_done(tmp_path / "set.partial") == 64
+        pairs.items = items
+        model.seen = tmp_path / "seen"
+        assert equal(whole, find_min_adversarial(model, pairs, **options))
+        assert rows_seen(model.seen) <= set(range(8)) | set(range(64, COUNT))
+
+
+OTHER_SETTINGS = {
+    "method": ("method", {"method": "pgd"}),
+    "a rule": ("method", {"method": plain_ddn}),
+    "steps": ("steps", {"steps": 19}),
+    "loss": ("loss", {"loss": "margin"}),
+    "eps_growth": ("eps_growth", {"eps_growth": 1.2}),
+    "eps_init": ("eps_init", {"eps_init": 0.1}),
+    "eps_max": ("eps_max", {"eps_max": 1.0}),
+    "step_fraction": ("step_fraction", {"step_fraction": 0.9}),
+    "refine": ("refine", {"refine": 1}),
+    "margin": ("margin", {"margin": 0.1}),
+    "quantize": ("quantize", {"quantize": 255}),
+    "bounds": ("bounds", {"bounds": (0.0, 2.0)}),
+    "precision": ("precision", {"precision": "bfloat16"}),
+}
+
+
+class TestAnotherSearch:
+    """The file of one search is never mixed with the results of another, and never lost to it."""
+
+    @pytest.fixture(params=["unfinished", "finished"])
+    def file(self, request, task, tmp_path, interrupt) -> Path:
+        model, images, labels = task
+        interrupt(3 if request.param == "unfinished" else 0)
+        options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
+        if request.param == "finished":
+            find_min_adversarial(model, images, labels, **options)
+            return tmp_path / "set"
+        with pytest.raises(Interrupted):
+            find_min_adversarial(model, images, labels, **options)
+        return tmp_path / "set.partial"
+
+    def refused(self, file: Path, differs: str, *arguments: object, **options: object) -> None:
+        before = file.read_bytes()
+        with pytest.raises(
+            InputError, match=rf"out must be a new file or one of this search, got .*other .*'{differs}'"
+        ):
+            find_min_adversarial(
+                *arguments, **{"method": "ddn", "batch_size": CHUNK, "out": file.parent / "set"} | options
+            )
+        assert file.read_bytes() == before
+        assert len([*file.parent.iterdir()]) == 1
+
+    @pytest.mark.parametrize(("differs", "options"), OTHER_SETTINGS.values(), ids=OTHER_SETTINGS.keys())
+    def test_other_settings(self, task, file: Path, differs: str, options: dict) -> None:
+        self.refused(file, differs, *task, **options)
+
+    @pytest.mark.parametrize("what", ["weight", "buffer", "activation", "keys"])
+    def test_another_model(self, task, file: Path, what: str) -> None:
+        model, images, labels = task
+        with torch.no_grad():
+            if what == "weight":
+                model.layers[0].weight[0, 0] += 1e-3
+            elif what == "buffer":  # that a state_dict() has not
+                model.mean[0] += 1e-3
+            elif what == "activation":
+                model.layers[1] = nn.ReLU()
+            else:
+                model.layers = nn.Sequential(model.layers)
+        self.refused(file, "model", model, images, labels)
+
+    @pytest.mark.parametrize("what", ["pixel", "label", "fewer", "dtype"])
+    def test_other_data(self, task, file: Path, what: str) -> None:
+        model, images, labels = task
+        if what == "pixel":
+            images[3, 0, 0] = (images[3, 0, 0] + 0.5) % 1
+        elif what == "label":
+            labels[5] = (labels[5] + 1) % 4
+        elif what == "fewer":
+            images, labels = images[:-1], labels[:-1]
+        else:
+            images = images.double()
+        self.refused(file, "samples", model, images, labels)
+
+    @pytest.mark.parametrize("name", ["set", "set.partial"])
+    @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "saved", "of others"])
+    def test_other_files(self, task, tmp_path, name: str, kind: str) -> None:
+        model, images, labels = task
+        path, options = tmp_path / name, {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
+        if kind == "truncated":
+            find_min_adversarial(model, images, labels, **options)
+            content = options["out"].read_bytes()[:-100]
+            options["out"].unlink()
+            path.write_bytes(content)
+        elif kind == "saved":
+            find_min_adversarial(model, images, labels, method="ddn").save(path)
+        elif kind == "empty" and name == "set.partial":
+            pytest.skip("as a kill at the very beginning leaves it")
+        elif kind == "of others":
+            from safetensors.torch import save_file
+
+            save_file({"x": torch.zeros(3)}, path)
+        else:
+            path.write_text("a short text" if kind == "text" else "")
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="out must be a new file or one of this search"):
+            find_min_adversarial(model, images, labels, **options)
+        assert path.read_bytes() == before
+
+    def test_one_at_the_same_time(self, task, tmp_path) -> None:
+        model, images, labels = task
+        options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
+        tried = []
+
+        def meanwhile(step: Iterate) -> Tensor:
+            if not tried:
+                tried.append(True)
+                with pytest.raises(InputError, match=r"out must be no other search's, .* another process"):
+                    find_min_adversarial(model, images, labels, **options | {"method": meanwhile})
+            return plain_ddn(step)
+
+        result = find_min_adversarial(model, images, labels, **options | {"method": meanwhile})
+        assert tried
+        assert result.found.all()
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_one_that_finishes_while_this_one_begins(self, task, tmp_path, monkeypatch, when: str) -> None:
+        """Before this one opens the file, or after."""
+        model, images, labels = task
+        out, partial = tmp_path / "set", tmp_path / "set.partial"
+        first = find_min_adversarial(model, images, labels, method="ddn", out=out)
+        out.rename(partial)
+        opened = os.open
+
+        def opening(path: Path, *arguments: int) -> int:
+            handle = None if when == "before" else opened(path, *arguments)
+            partial.rename(out)
+            return opened(path, *arguments) if handle is None else handle
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stream.os, "open", opening)
+            with pytest.raises(InputError, match="another process"):
+                find_min_adversarial(model, images, labels, method="ddn", out=out)
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
+        assert equal(first, find_min_adversarial(model, images, labels, method="ddn", out=out))
+
+
+class TestDisk:
+    def test_full(self, task, tmp_path, monkeypatch) -> None:
+        model, images, labels = task
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", full)
+            with pytest.raises(OSError, match="No space left on device"):
+                find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set")
+        assert not [*tmp_path.iterdir()]
+        assert model.training
+        assert find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set").found.all()
+
+    def test_no_file_may_be_so_large(self, task, tmp_path) -> None:
+        model, images, labels = task
+        images, labels = images.repeat(200, 1, 1), labels.repeat(200)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not [*tmp_path.iterdir()]
+
+    def test_its_room_is_taken_at_once(self, task, tmp_path, interrupt) -> None:
+        model, images, labels = task
+        interrupt(1)
+        with pytest.raises(Interrupted):
+            find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set", batch_size=CHUNK)
+        taken = (tmp_path / "set.partial").stat()
+        assert taken.st_blocks * 512 >= taken.st_size
+        assert rows_done(tmp_path / "set.partial") == 0
+
+
+def child(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
+    """`function` of this module in a process of its own."""
+    here = Path(__file__).parent
+    command = f"import test_search_stream as t; t.{function.__name__}(*{[str(argument) for argument in arguments]!r})"
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"  # freed blocks go back to the system, so that they can be counted
+    return subprocess.Popen([sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def search_slowly(folder: str, seed: str) -> None:
+    torch.set_num_threads(1)
+    search_module.CHUNK_BATCHES = 1
+    model, images, labels = problem(int(seed), pause=0.02)
+    find_min_adversarial(model, images, labels, method=plain_ddn, batch_size=4, out=Path(folder) / "set")
+
+
+def test_a_killed_process(tmp_path, monkeypatch) -> None:
+    seed = int(torch.randint(2**31, ()))
+    model, images, labels = problem(seed, seen=tmp_path / "seen")
+    monkeypatch.setattr(search_module, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(search_module, "CHUNK_BYTES", 4 * images[0].nbytes)
+    options = {"method": plain_ddn, "batch_size": 4}
+    partial = tmp_path / "set.partial"
+    process = child(search_slowly, tmp_path, seed)
+    try:
+        deadline = time.monotonic() + 120
+        while not partial.exists() or rows_done(partial) < 8:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(InputError, match="another process"):
+            find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = rows_done(partial)
+    assert 8 <= done < COUNT
+    model.seen.unlink()
+    result = find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
+    assert rows_seen(model.seen) == set(range(8)) | set(range(done, COUNT))
+    assert {path.name for path in tmp_path.iterdir()} == {"seen", "set"}
+    check_guarantees(model, images, labels, result)
+    check_alike(find_min_adversarial(model, images, labels, **options), result)
+
+
+def anonymous() -> int:
+    """Bytes of this process that no file stands behind."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def measure_memory(folder: str) -> None:
+    torch.set_num_threads(1)
+    pixels = np.memmap(Path(folder) / "pixels", np.float32, "w+", shape=(10_000, 32, 32, 3))
+    images, labels = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.arange(10_000) % 4
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 4))
+    find_min_adversarial(model, images[:100], labels[:100], method="deepfool")  # what is loaded at first use
+    before, peak, over = anonymous(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            peak[0] = max(peak[0], anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out = Path(folder) / "set"
+    result = find_min_adversarial(model, images, labels, method="deepfool", steps=1, out=out)
+    over.set()
+    watcher.join()
+    del result
+    loading = anonymous()
+    loaded = AdversarialSet.load(out)
+    total = float(loaded.images.sum())
+    grown = {"search": peak[0] - before, "load": anonymous() - loading}
+    print(json.dumps(grown | {"images": loaded.images.nbytes, "total": total}))
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path) -> None:
+    """123 MB of images are searched and 123 MB of results are read, at the price of a few chunks."""
+    process = child(measure_memory, tmp_path)
+    answer = json.loads(process.communicate(timeout=300)[0])
+    assert process.returncode == 0
+    assert answer["images"] > 1.2e8
+    assert 0 < answer["search"] < 6e7
+    assert answer["load"] < 1e7
+
+
+class TestChecksOfTheFirstItems:
+    def test_a_dataset_is_not_read_before_its_turn(self, task, tmp_path, interrupt) -> None:
+        model, images, labels = task
+        read = []
+
+        class Reading(Pairs):
+            def __getitem__(self, index: int):
+                read.append(index)
+                return super().__getitem__(index)
+
+        pairs = Reading(*zip(images, labels.tolist(), strict=True))
+        interrupt(5)
+        with pytest.raises(Interrupted):
+            find_min_adversarial(model, pairs, method="ddn", batch_size=CHUNK, out=tmp_path / "set")
+        read.clear()
+        find_min_adversarial(model, pairs, method="ddn", batch_size=CHUNK, out=tmp_path / "set")
+        assert read == [*range(8), *range(64), *range(64, COUNT)]  # to check, to compare, to search
+
+    def test_digest_sees_every_byte(self) -> None:
+        tensors = [torch.rand(3, 2), torch.arange(4), torch.zeros((), dtype=torch.bool), torch.rand(0, 3)]
+        known = {stream.digest(tensors), stream.digest(tensors, "text"), stream.digest(tensors[:2])}
+        for tensor in tensors[:3]:
+            changed = tensor.clone()
+            changed.view(-1)[-1] = 1 - changed.view(-1)[-1].int()
+            known.add(stream.digest([changed if other is tensor else other for other in tensors]))
+        assert len(known) == 6
+        transposed = torch.rand(4, 3).T
+        assert stream.digest([transposed]) == stream.digest([transposed.contiguous()])
+        assert stream.digest([torch.rand(2).bfloat16()]) != stream.digest([torch.rand(2).bfloat16()])

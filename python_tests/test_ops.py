@@ -815,7 +815,7 @@ def on_the_bounds(search: Search, grad: Tensor, bounds=(0.0, 1.0)) -> Tensor:
     """Puts two thirds of the iterates' elements on the bounds; those of them at which `grad` points out of the box."""
     x, drawn = search.pool.x, torch.rand(search.pool.x.shape, device=grad.device)
     x[drawn < 1 / 3], x[drawn > 2 / 3] = bounds[0], bounds[1]
-    low, high = torch.tensor(bounds).to(x)
+    low, high = torch.tensor(bounds, dtype=x.dtype, device=x.device)
     return (x == low) & (grad < 0) | (x == high) & (grad > 0)
 
 
@@ -1050,6 +1050,7 @@ class TestInward:
         search.book.round_step.fill_(1)
         feedback = Feedback.random(search.pool.x, torch.arange(40, device=device) % 2 == 1)
         outward = on_the_bounds(search, feedback.grad, bounds)
+        assert outward.any()
         expected, zeroed = search.copy(), Feedback(**vars(feedback))
         search.step(ops.search_step_, feedback, SCHEDULES[rule], bounds)
         zeroed.grad = feedback.grad.masked_fill(outward, 0)

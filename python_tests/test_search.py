@@ -658,9 +658,9 @@ class TestQuantize:
     @may_run_out
     def test_answers_that_change(self) -> None:
         torch.manual_seed(0)
-        model, x = Restless(3, 4), torch.rand(200, 4)
-        result = find_min_adversarial(model, x, torch.zeros(200, dtype=torch.long), method="ddn", quantize=255)
-        assert 0 < result.found.sum() < 200
+        model, x = Restless(3, 4), torch.rand(2000, 4)
+        result = find_min_adversarial(model, x, torch.zeros(2000, dtype=torch.long), method="ddn", quantize=255)
+        assert 0 < result.found.sum() < 2000
         assert torch.equal(result.images[result.found], as_saved(result.images[result.found]))
 
     def test_misclassified_inputs_on_the_grid_stay(self, few: Task) -> None:
@@ -1160,6 +1160,23 @@ class TestHostileModels:
         torch.testing.assert_close(result.distance[others], clean.distance[others])
 
     @every_method
+    @may_run_out
+    def test_a_model_that_is_deaf_to_nan(self, method) -> None:
+        """Nothing but numbers comes out, also where a step as long as can be meets an element without a gradient."""
+
+        class Deaf(Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(torch.nan_to_num(x))
+
+        model, x = Deaf(3, 6), torch.rand(20, 6)
+        with torch.no_grad():
+            model.weight[:, 2] = 0
+        labels = model(x).argmax(1)
+        options = {"eps_growth": 1e300, "eps_init": 1e-6} if method in ("pgd", "ffgsm") else {}
+        result = find_min_adversarial(model, x, labels, method=method, **options)
+        check_guarantees(model, x, labels, result)
+
+    @every_method
     def test_all_logits_nan(self, method) -> None:
         class Nan(Linear):
             def forward(self, x: Tensor) -> Tensor:
@@ -1543,17 +1560,24 @@ class TestBatchSize:
         assert batch.fitting(model, torch.rand(8, 4)) in range(8, 33)
 
     def test_leaves_no_trace(self) -> None:
-        class Failing(Around):
-            def forward(self, x: Tensor) -> Tensor:
-                self.inner(x)
-                raise RuntimeError("no")
+        class Counting(Around):
+            def __init__(self, inner: nn.Module, fails: bool) -> None:
+                super().__init__(inner)
+                self.register_buffer("calls", torch.zeros(()))
+                self.fails = fails
 
-        inner = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-        for model in (inner, Failing(inner).eval()):
+            def forward(self, x: Tensor) -> Tensor:
+                self.calls += 1
+                if self.fails:
+                    raise RuntimeError("no")
+                return self.inner(x)
+
+        for fails in (False, True):
+            model = Counting(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), fails)
             with contextlib.suppress(RuntimeError):
-                batch.fitting(model.eval(), torch.rand(8, 4))
+                batch.fitting(model, torch.rand(8, 4))
             assert not any(module._forward_hooks for module in model.modules())
-            assert inner[1].num_batches_tracked == 0
+            assert model.calls == model.inner[1].num_batches_tracked == 0
 
     def test_the_cache_of_this_machine(self, monkeypatch, tmp_path) -> None:
         assert batch.last_level_cache() >= 2**10

@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Callable
 from itertools import chain
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,15 @@ from amun_ext.models.state import count_classes, evaluating, placement
 from amun_ext.search import stream
 from amun_ext.search.adversarial_set import AdversarialSet, Transfer
 from amun_ext.search.batch import fitting
-from amun_ext.search.engine import Search, Settings
+from amun_ext.search.engine import Search
 from amun_ext.search.ffgsm import ffgsm
 from amun_ext.search.finish import quantize as put_on_grid
 from amun_ext.search.finish import refine as bring_closer
-from amun_ext.search.methods import METHODS, PYTHON, Iterate, Method, PythonRule
+from amun_ext.search.methods import METHODS, Iterate, PythonRule
+from amun_ext.search.settings import checked
 
 __all__ = ["METHODS", "AdversarialSet", "Iterate", "PythonRule", "Transfer", "find_min_adversarial"]
 
-PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
 CHUNK_BYTES = 2**26  # of images that are searched at once in memory
 CHUNK_BATCHES = 16  # of a chunk whose results go to a file: what a kill can cost
 
@@ -120,28 +119,21 @@ def find_min_adversarial(
     samples = stream.Samples(inputs, labels, bounds)
     like = samples.like
     low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
-    diagonal = (high - low) * math.sqrt(like[0].numel())
-    eps_max = diagonal if eps_max is None else eps_max
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-    known = method in METHODS if isinstance(method, str) else callable(method)
-    require(known, "method", f"one of {tuple(METHODS)} or a function", repr(method))
-    row = PYTHON if not isinstance(method, str) else METHODS[method]
-    loss, last_loss = (row.loss, row.last_loss) if loss is None else (loss, loss)
-    require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
-    given = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
-    options = _options(str(method), row, given)
-    radius = options.get("eps_init")
-    require(radius is None or radius >= 1e-20, "eps_init", "from 1e-20 on", radius)
-    least = radius or 1e-20
-    _number("eps_max", eps_max)
-    require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
-    eps_max = min(eps_max, max(diagonal, least))  # nothing is farther, and the least steps are parts of eps_max
-    whole("refine", refine, 0)
-    _number("margin", margin)
-    require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
-    if quantize is not None:
-        whole("quantize", quantize, 1)
-    require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
+    chosen = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
+    diagonal = (high - low) * math.sqrt(like[0].numel())
+    settings = checked(
+        method,
+        chosen,
+        loss=loss,
+        eps_max=eps_max,
+        diagonal=diagonal,
+        bounds=(low, high),
+        margin=margin,
+        refine=refine,
+        quantize=quantize,
+        precision=precision,
+    )
     require(isinstance(prepare, bool), "prepare", "True or False", repr(prepare))
     require(prepare or precision is None, "precision", "None with prepare=False", repr(precision))
     if batch_size is not None:
@@ -156,22 +148,10 @@ def find_min_adversarial(
     with evaluating(model), torch.inference_mode(False):
         probe = like[:8].detach().to(device, dtype, copy=True)
         twin = prepared(model, probe) if prepare else model
-        settings = Settings(
-            schedule=_schedule(method, row, options, eps_max),
-            rule=None if isinstance(method, str) else method,
-            loss=loss,
-            last_loss=last_loss,
-            margin=float(margin),
-            eps_init=radius or 0.0,
-            bounds=(low, high),
-            batch_size=fitting(twin, probe) if batch_size is None else batch_size,
-            precision=PRECISIONS[precision],
-        )
+        batch_size = fitting(twin, probe) if batch_size is None else batch_size
         chunk = CHUNK_BYTES // like[0].nbytes
-        chunk = chunk if out is None else min(chunk, CHUNK_BATCHES * settings.batch_size)
-        chunk = max(chunk, settings.batch_size)
-        finish = {"refine": refine, "quantize": quantize}
-        about = {} if out is None else _told(method, settings, model=_fingerprint(model), **finish)
+        chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))
+        about = {} if out is None else {**settings.told(), "model": _fingerprint(model)}
         without_gradient = 0
         with stream.results(out, samples, about) as (rows, flush):
             done = int((rows["grad_evals"] != stream.PENDING).sum())
@@ -182,12 +162,12 @@ def find_min_adversarial(
                 for start in range(done, len(samples), chunk):
                     part = range(start, min(start + chunk, len(samples)))
                     images, true_labels = samples.read(part, classes)
-                    search = Search(model, twin, images, true_labels, settings, start)
+                    search = Search(model, twin, images, true_labels, settings, batch_size, start)
                     _find(search, ffgsm if method == "ffgsm" else Search.run, bar)
                     bring_closer(search, refine)
                     if quantize is not None:
                         search.give_up(put_on_grid(search, quantize))
-                    search.give_up(search.beyond(eps_max))
+                    search.give_up(search.beyond(settings.schedule.eps_max))
                     without_gradient += int((search.book.status == ops.Status.NO_GRADIENT).sum())
                     _write(rows, part, search)
                     flush()
@@ -200,46 +180,6 @@ def find_min_adversarial(
             stacklevel=2,
         )
     return AdversarialSet(**rows) if out is None else AdversarialSet.load(out)
-
-
-def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
-    """The method's own settings, with what the caller has given in their place."""
-    for name, value in given.items():
-        if value is None:
-            continue
-        require(name in row.options, name, f"left out: method {method} has no such setting", value)
-        if name == "steps":
-            whole("steps", value, 1)
-        elif name == "eps_init" and isinstance(value, str):
-            require(value == "estimate", name, 'a radius or "estimate"', repr(value))
-        else:
-            _number(name, value)
-        if name == "eps_growth":
-            require(1 + 1e-6 <= value < math.inf, name, "at least 1.000001, finite", value)
-            require(method != "ddn" or value < 1.5, name, "below 1.5 with method ddn", value)
-        elif name == "step_fraction":
-            require(1e-6 <= value <= 2, name, "in [1e-6, 2], a part of the radius", value)
-    options = row.options | {name: value for name, value in given.items() if value is not None}
-    return options | ({"eps_init": None} if options.get("eps_init") == "estimate" else {})
-
-
-def _number(name: str, value: object) -> None:
-    require(isinstance(value, Real) and not isinstance(value, bool), name, "a number", repr(value))
-
-
-def _schedule(method: str | PythonRule, row: Method, options: dict[str, Any], eps_max: float) -> ops.Schedule:
-    unused = {  # by this method: valid, and without effect
-        "step_fraction": 1.0,
-        "last_step_fraction": 1.0,
-        "eps_growth": 2.0,
-        "last_eps_growth": 2.0,
-        "start": 1.0,
-        "overshoot": 1.0,
-        "pull_back": 1.0,
-    }
-    named = unused | row.constants | {name: value for name, value in options.items() if name != "eps_init"}
-    rule = method if isinstance(method, str) and method in ops.RULES else "given"
-    return ops.Schedule(rule=rule, eps_max=eps_max, **named)
 
 
 def _find(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], bar: "tqdm[Any]") -> None:
@@ -281,17 +221,6 @@ def _write(rows: stream.Rows, part: range, search: Search) -> None:
     }
     for name, column in columns.items():
         rows[name][part.start : part.start + count] = column
-
-
-def _told(method: str | PythonRule, settings: Settings, **others: object) -> dict[str, str]:
-    """What makes a search the one that it is, by name. Not the batch size, which may follow from the machine."""
-    if not isinstance(method, str):  # by name: what str() gives has its address, which changes
-        method = f"{method.__module__}.{getattr(method, '__qualname__', type(method).__qualname__)}"
-    told = {
-        name: getattr(settings, name) for name in ("loss", "last_loss", "margin", "eps_init", "bounds", "precision")
-    }
-    told |= settings.schedule._asdict() | others | {"method": method}
-    return {name: str(value) for name, value in told.items()}
 
 
 def _fingerprint(model: nn.Module) -> str:

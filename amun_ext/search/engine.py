@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,34 +13,28 @@ from amun_ext.checks import require
 from amun_ext.models.state import placement
 from amun_ext.search.graph import repeated
 from amun_ext.search.methods import Iterate, PythonRule
+from amun_ext.search.settings import Settings
 
 HOST_CHECK_EVERY = 16  # iterations between two looks at a CUDA queue: a look waits for the device
 REDUCED_PART = 0.7  # of the steps of a search of fixed length are made in the reduced precision
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a search is told, checked."""
-
-    schedule: ops.Schedule
-    rule: PythonRule | None  # where schedule.rule is "given"
-    loss: str
-    last_loss: str  # of the second half of a search of fixed length
-    margin: float
-    eps_init: float  # 0: estimated
-    bounds: tuple[float, float]
-    batch_size: int
-    precision: torch.dtype | None  # of most of the iterations; None: the caller's
 
 
 class Search:
     """The samples of one chunk, from row `first_row` of the whole on: how far each is, and what it found."""
 
     def __init__(
-        self, model: nn.Module, twin: nn.Module, inputs: Tensor, labels: Tensor, settings: Settings, first_row: int = 0
+        self,
+        model: nn.Module,
+        twin: nn.Module,
+        inputs: Tensor,
+        labels: Tensor,
+        settings: Settings,
+        batch_size: int,
+        first_row: int = 0,
     ) -> None:
-        self.model, self.twin, self.settings, self.first_row = model, twin, settings, first_row
-        self.schedule, self.bounds, self.batch_size = settings.schedule, settings.bounds, settings.batch_size
+        self.model, self.twin, self.settings = model, twin, settings
+        self.batch_size, self.first_row = batch_size, first_row
+        self.schedule, self.bounds = settings.schedule, settings.bounds
         self.loss = settings.loss
         self.cheaply = True  # on the twin, and in the reduced precision; else on the caller's model as it is
         self.given_dtype = inputs.dtype

@@ -1,0 +1,126 @@
+"""What a search is told, checked: the arguments of find_min_adversarial that have no tensors in them."""
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+import torch
+
+from amun_ext import ops
+from amun_ext.checks import require, whole
+from amun_ext.search.methods import METHODS, PYTHON, Method, PythonRule
+
+PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    method: str  # of a rule in Python its module and name: what str() gives has its address, which changes
+    schedule: ops.Schedule
+    rule: PythonRule | None  # where schedule.rule is "given"
+    loss: str
+    last_loss: str  # of the second half of a search of fixed length
+    margin: float
+    eps_init: float  # 0: estimated
+    bounds: tuple[float, float]
+    precision: torch.dtype | None  # of most of the iterations; None: the caller's
+    refine: int
+    quantize: int | None
+
+    def told(self) -> dict[str, str]:
+        """What makes a search the one that it is, by name. Not the batch size, which may follow from the machine."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)} | self.schedule._asdict()
+        return {name: str(value) for name, value in own.items() if name != "schedule"}
+
+
+def checked(
+    method: str | PythonRule,
+    chosen: dict[str, Any],
+    *,
+    loss: str | None,
+    eps_max: float | None,
+    diagonal: float,
+    bounds: tuple[float, float],
+    margin: float,
+    refine: int,
+    quantize: int | None,
+    precision: str | None,
+) -> Settings:
+    """The settings; `chosen` has those of the method's own that the caller named. InputError as the docstring says."""
+    known = method in METHODS if isinstance(method, str) else callable(method)
+    require(known, "method", f"one of {tuple(METHODS)} or a function", repr(method))
+    if isinstance(method, str):
+        row, rule, name = METHODS[method], None, method
+    else:
+        row, rule, name = PYTHON, method, getattr(method, "__qualname__", type(method).__qualname__)
+        name = f"{method.__module__}.{name}"
+    loss, last_loss = (row.loss, row.last_loss) if loss is None else (loss, loss)
+    require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
+    options = _options(name, row, chosen)
+    radius = options.get("eps_init")
+    require(radius is None or radius >= 1e-20, "eps_init", "from 1e-20 on", radius)
+    least = radius or 1e-20
+    eps_max = diagonal if eps_max is None else eps_max
+    _number("eps_max", eps_max)
+    require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
+    eps_max = min(eps_max, max(diagonal, least))  # nothing is farther, and the least steps are parts of eps_max
+    whole("refine", refine, 0)
+    _number("margin", margin)
+    require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
+    if quantize is not None:
+        whole("quantize", quantize, 1)
+    require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
+    return Settings(
+        method=name,
+        schedule=_schedule(name, row, options, eps_max),
+        rule=rule,
+        loss=loss,
+        last_loss=last_loss,
+        margin=float(margin),
+        eps_init=radius or 0.0,
+        bounds=bounds,
+        precision=PRECISIONS[precision],
+        refine=refine,
+        quantize=quantize,
+    )
+
+
+def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
+    """The method's own settings, with what the caller has given in their place."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        require(name in row.options, name, f"left out: method {method} has no such setting", value)
+        if name == "steps":
+            whole("steps", value, 1)
+        elif name == "eps_init" and isinstance(value, str):
+            require(value == "estimate", name, 'a radius or "estimate"', repr(value))
+        else:
+            _number(name, value)
+        if name == "eps_growth":
+            require(1 + 1e-6 <= value < math.inf, name, "at least 1.000001, finite", value)
+            require(method != "ddn" or value < 1.5, name, "below 1.5 with method ddn", value)
+        elif name == "step_fraction":
+            require(1e-6 <= value <= 2, name, "in [1e-6, 2], a part of the radius", value)
+    options = row.options | {name: value for name, value in given.items() if value is not None}
+    return options | ({"eps_init": None} if options.get("eps_init") == "estimate" else {})
+
+
+def _number(name: str, value: object) -> None:
+    require(isinstance(value, Real) and not isinstance(value, bool), name, "a number", repr(value))
+
+
+def _schedule(method: str, row: Method, options: dict[str, Any], eps_max: float) -> ops.Schedule:
+    unused = {  # by this method: valid, and without effect
+        "step_fraction": 1.0,
+        "last_step_fraction": 1.0,
+        "eps_growth": 2.0,
+        "last_eps_growth": 2.0,
+        "start": 1.0,
+        "overshoot": 1.0,
+        "pull_back": 1.0,
+    }
+    named = unused | row.constants | {name: value for name, value in options.items() if name != "eps_init"}
+    rule = method if method in ops.RULES else "given"
+    return ops.Schedule(rule=rule, eps_max=eps_max, **named)

@@ -20,7 +20,7 @@ from amun_ext.search import find_min_adversarial
 from amun_ext.training import Part, Recipe, fit
 from amun_ext.unlearning import unlearn
 
-DATA, MODEL, FRACTION = "fashion-mnist-mini", "small-cnn", 0.1
+DATA, MODEL, FRACTION, SEARCH = "fashion-mnist-mini", "small-cnn", 0.1, "ddn"
 TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)
 FINE_TUNING = Recipe(epochs=10, lr=0.03, schedule="cosine")
 ORIGINAL, HEADLINE, WITH_FORGET, RETRAIN = "no-op (original)", "AMUN (D_R + D_A)", "AMUN (D_R + D_F + D_A)", "retrain"
@@ -47,7 +47,9 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
 
     ids = forget_ids(len(splits.train), fraction=FRACTION, seed=seed)
     forget, retain = split(splits.train, ids)
-    adversarial = timed("search", lambda: find_min_adversarial(original, *forget.tensors, progress=progress))
+    adversarial = timed(
+        "search", lambda: find_min_adversarial(original, *forget.tensors, method=SEARCH, progress=progress)
+    )
 
     def amun(include_forget: bool) -> nn.Module:
         return unlearn(
@@ -90,6 +92,7 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
             "model": MODEL,
             "seed": seed,
             "training": asdict(TRAINING),
+            "search": SEARCH,
             "seconds to train the original": round(training_seconds, 1),
             "fine-tuning": asdict(FINE_TUNING),
             "versions": versions(),

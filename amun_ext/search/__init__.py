@@ -114,7 +114,7 @@ def find_min_adversarial(
             Dataset that is read later, what was found before it is in the file `out`.
         OSError: no room for `out`.
     """
-    pair = len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
+    pair = isinstance(bounds, tuple | list) and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
     require(pair, "bounds", "(low, high), finite, with low < high", bounds)
     samples = stream.Samples(inputs, labels, bounds)
     like = samples.like
@@ -208,7 +208,9 @@ def _write(rows: stream.Rows, part: range, search: Search) -> None:
     found = book.status == ops.Status.FOUND
     images = torch.where(found.view(search.per_sample), book.images, book.inputs).to(search.given_dtype)
     distance = (images.to(book.inputs.dtype) - book.inputs).flatten(1).norm(dim=1)  # as the caller's dtype has them
-    eps = book.eps if search.schedule.rule == "pgd" else distance
+    # Only pgd has a radius of its own, and an example that was put onto the grid may be beyond it.
+    within = distance <= book.eps * (1 + 1e-4)
+    eps = torch.where(within, book.eps, distance) if search.schedule.rule == "pgd" else distance
     columns = {
         "images": images,
         "labels": torch.where(found, book.found_labels, book.labels),

@@ -173,10 +173,12 @@ def search_in_short(result: dict[str, Any]) -> str:
     parts = [table["rows"] for name, table in result["tables"].items() if name.startswith("resnet18")]
     lines = []
     for row, label in wanted.items():
-        ratios = [cell(rows[row]["median ratio"]) for rows in parts]
+        if any("failed" in rows[row] for rows in parts):
+            continue
+        ratios = [cell(rows[row][f"{key} ratio"]) for key in ("mean", "median") for rows in parts]
         gradients, cpu = (statistics.mean(rows[row][key] for rows in parts) for key in ("backwards", "cpu ratio"))
         lines.append([label, cell(gradients), *ratios, cell(cpu, 2)])
-    header = ["search", "gradients a sample", "median distance, training", "test images", "CPU time"]
+    header = ["search", "gradients", "mean distance, training", "test", "median, training", "test", "CPU time"]
     note = (
         f"ResNet-18 of width 16 on Fashion-MNIST, {result['samples']} training and as many test images, all found; "
         f"distances and time as ratios to the published loop. {measured_on(result)}."

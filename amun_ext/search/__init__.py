@@ -30,7 +30,7 @@ from amun_ext.search.settings import checked
 __all__ = ["METHODS", "AdversarialSet", "Iterate", "PythonRule", "Transfer", "find_min_adversarial"]
 
 CHUNK_BYTES = 2**26  # of images that are searched at once in memory
-CHUNK_BATCHES = 16  # of a chunk whose results go to a file: what a kill can cost
+CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
 
 
 def find_min_adversarial(

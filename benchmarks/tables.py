@@ -92,6 +92,17 @@ def search_summary(result: dict[str, Any]) -> str:
     return f"{markdown(header, lines)}\n\n{note}"
 
 
+def distances(result: dict[str, Any]) -> str:
+    keys = ("found", "gradients", "mean ratio", "median ratio", "p95 ratio", "closer")
+    lines = [
+        [name, row, *(cell(values[key]) for key in keys)]
+        for name, table in result["tables"].items()
+        for row, values in table["rows"].items()
+    ]
+    note = f"{result['samples']} images each; `closer`: share of them on which it is. {measured_on(result)}."
+    return f"{markdown(['network and images', 'search', *keys], lines)}\n\n{note}"
+
+
 def forget(result: dict[str, Any]) -> str:
     """AMUN after each search: distance from retraining over seeds."""
     columns = ("UA", "RA", "TA", "FT AUC", "gap", "UA from retrain", "TA from retrain", "FT AUC from retrain")
@@ -193,6 +204,7 @@ PAGES = {
         "search_step": search_step,
         "search": search,
         "search summary": search_summary,
+        "distances": distances,
         "forget": forget,
         "memory": memory,
         "demo": demo,

@@ -1,10 +1,12 @@
 """What every test gets: the devices there are, and random inputs that are new in each run and can be had again."""
 
+import copy
 import hashlib
 import os
 
 import pytest
 import torch
+from search_tools import Task, trained_net
 
 SEED = int(os.environ.get("AMUN_TEST_SEED") or int.from_bytes(os.urandom(4)))
 REQUIRE_CUDA = os.environ.get("AMUN_REQUIRE_CUDA") == "1"
@@ -47,3 +49,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Task:
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        images, labels = torch.rand(100, 1, 6, 6), torch.randint(0, 4, (100,))
+        return trained_net(images, labels), images, labels
+
+
+@pytest.fixture
+def task(trained: Task) -> Task:
+    """A net that is right about 100 images, and these."""
+    net, images, labels = trained
+    right = net(images).argmax(1) == labels
+    assert right.sum() > 80
+    return copy.deepcopy(net), images[right], labels[right]
+
+
+@pytest.fixture
+def few(task: Task) -> Task:
+    model, images, labels = task
+    return model, images[:30], labels[:30]

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_search import Linear, Pairs, check_alike, check_guarantees, every_method, may_run_out, plain_ddn
+from search_tools import Linear, Pairs, check_alike, check_guarantees, every_method, may_run_out, plain_ddn
 from torch import Tensor, nn
 
 from amun_ext import AdversarialSet, InputError, find_min_adversarial

@@ -184,7 +184,7 @@ def search_in_short(result: dict[str, Any]) -> str:
     parts = [table["rows"] for name, table in result["tables"].items() if name.startswith("resnet18")]
     lines = []
     for row, label in wanted.items():
-        if any("failed" in rows[row] for rows in parts):
+        if any("failed" in rows[row] or rows[row]["found"] < 1 for rows in parts):
             continue
         ratios = [cell(rows[row][f"{key} ratio"]) for key in ("mean", "median") for rows in parts]
         gradients, cpu = (statistics.mean(rows[row][key] for rows in parts) for key in ("backwards", "cpu ratio"))

@@ -3,8 +3,8 @@
 The appendix describes it in words: one gradient, then steps along its sign, the step growing until the sample is
 misclassified; if that takes too long, from the start again at a slightly perturbed image with a new gradient. What it
 leaves open is decided here: lengths are L2 norms, the first step is `eps_init` long and each further one `eps_growth`
-times as long, `steps` of them make a try, and each of TRIES tries after the first starts at a point `eps_init` away
-from the image in a random direction.
+times as long, `steps` of them make a try, there are TRIES tries, and each but the first starts at a point `eps_init`
+away from the image in a random direction.
 """
 
 from typing import Any

@@ -13,6 +13,7 @@ from amun_ext import find_min_adversarial
 SEARCHES = {
     "ddn, 10 steps": {"method": "ddn", "steps": 10},
     "ddn": {"method": "ddn"},
+    "ddn, 20 steps": {"method": "ddn", "steps": 20},
     "ddn, 40 steps": {"method": "ddn", "steps": 40},
     "deepfool": {"method": "deepfool"},
 }

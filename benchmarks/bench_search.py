@@ -40,6 +40,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ddn, bfloat16": {"method": "ddn", "precision": "bfloat16"},
     "ddn, 8 bisections": {"method": "ddn", "refine": 8},
     "ddn, 8 bit": {"method": "ddn", "quantize": 255},
+    "ddn, 20 steps": {"method": "ddn", "steps": 20},
     "ddn, 40 steps": {"method": "ddn", "steps": 40},
     "ddn, 100 steps": {"method": "ddn", "steps": 100},
     "deepfool, 5 steps": {"method": "deepfool", "steps": 5},

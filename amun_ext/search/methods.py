@@ -52,7 +52,7 @@ METHODS: dict[str, Method] = {
     "ddn": Method(
         loss="cross_entropy",
         last_loss="margin",
-        options={"eps_init": None, "eps_growth": 1.3, "steps": 20, "step_fraction": 1.0},
+        options={"eps_init": None, "eps_growth": 1.3, "steps": 14, "step_fraction": 1.0},
         constants={"last_eps_growth": 1.02, "last_step_fraction": 0.2, "start": 1.5, "overshoot": 1.01},
     ),
     # Boundary projection with one gradient a step, that of the strongest competitor's margin (DeepFool,

@@ -1,5 +1,6 @@
 """The ops of the extension: a thin wrapper and a fake kernel each. The only file that says `torch.ops`."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from amun_ext import extension
 extension.load()
 _attack_loss = torch.ops.amun_ext.attack_loss.default
 _search_step_ = torch.ops.amun_ext.search_step_.default
+_masked_sgd_ = torch.ops.amun_ext.masked_sgd_.default
 
 LOSSES = ("cross_entropy", "margin")
 RULES = ("pgd", "ddn", "deepfool", "given")
@@ -174,6 +176,90 @@ def _(
     torch._check(
         images.shape == inputs.shape, lambda: f"images must be {tuple(inputs.shape)}, got {tuple(images.shape)}"
     )
+
+
+@torch.no_grad()
+def masked_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],  # of the parameters' shapes and dtypes
+    momentum_buffers: Sequence[Tensor],  # the same, or float32 beside a half type; none where momentum is 0
+    masks: Sequence[Tensor],  # bool, of the parameters' shapes; none: everything is updated
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first: bool = False,
+    gradient_only: bool = False,
+) -> None:
+    """One step of SGD over a list of parameters, in place; where a mask is False, nothing changes by a single bit.
+
+    That holds for parameter and momentum alike, whatever the gradient is there. `first` takes the momentum as zero and
+    makes it, whatever the buffers hold; `gradient_only` is the older rule, by which a mask stops the gradient and
+    neither weight decay nor momentum. Half types are computed in float32. All tensors are on one device; their dtypes
+    and layouts may differ from parameter to parameter. Those that lie in memory otherwise than their parameter are
+    copied, and so are parameters with gaps.
+
+    Equivalent to, for every parameter:
+        g = where(mask, grad, 0) if gradient_only else grad
+        g = (-g if maximize else g) + weight_decay * param
+        b = g if first else momentum * buffer + (1 - dampening) * g                     # where momentum is not 0
+        step = g if momentum == 0 else g + momentum * b if nesterov else b
+        moves = mask | gradient_only
+        buffer = where(moves, b, 0 if first else buffer);  param = where(moves, param - lr * step, param)
+
+    Raises:
+        RuntimeError: lists of unequal length, a tensor of the wrong shape, dtype or device, shared memory, or a number
+            out of range (not finite; but for dampening, negative; nesterov without momentum or with dampening).
+    """
+    if not params:
+        return
+    laid_out = [param if _is_dense(param) else param.clone(memory_format=torch.contiguous_format) for param in params]
+
+    def beside(tensors: Sequence[Tensor]) -> list[Tensor]:
+        if len(tensors) != len(params):
+            return list(tensors)  # for the op to refuse
+        return [beside_param(tensor, param) for tensor, param in zip(tensors, laid_out, strict=True)]
+
+    buffers = beside(momentum_buffers)
+    rule = (lr, momentum, dampening, weight_decay, nesterov, maximize, first, gradient_only)
+    _masked_sgd_(laid_out, beside(grads), buffers, beside(masks), *rule)
+    written = [*params, *momentum_buffers]
+    for tensor, result in zip(written, [*laid_out, *buffers], strict=True):
+        if result is not tensor:
+            tensor.copy_(result)
+    if not torch.compiler.is_compiling():  # which sees from the op's schema what it writes
+        torch.autograd.graph.increment_version(written)
+
+
+@torch.library.register_fake("amun_ext::masked_sgd_")
+def _(
+    params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], masks: list[Tensor], *_: float | bool
+) -> None:
+    expected = [tuple(param.shape) for param in params]
+    for name, tensors in {"grads": grads, "momentum_buffers": momentum_buffers, "masks": masks}.items():
+        got = [tuple(tensor.shape) for tensor in tensors]
+        fits = got == expected or (not got and name != "grads")
+        torch._check(fits, lambda name=name, got=got: f"{name} must have the shapes {expected}, got {got}")
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Without gaps or overlap: then, and only then, an empty twin has the same strides."""
+    return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def beside_param(tensor: Tensor, param: Tensor) -> Tensor:
+    """`tensor` itself where its elements lie in memory as those of the dense `param` do, else a copy for which they do.
+
+    One of another shape is given back as it is.
+    """
+    if tensor.shape != param.shape or tensor.stride() == param.stride():
+        return tensor
+    strides = zip(param.shape, tensor.stride(), param.stride(), strict=True)
+    if all(size == 1 or own == like for size, own, like in strides):
+        return tensor
+    return torch.empty_like(param, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

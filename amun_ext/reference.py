@@ -1,5 +1,7 @@
 """The ops in plain PyTorch: the oracle of tests and benchmarks, never a fallback. Same names, same signatures."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -184,3 +186,33 @@ def search_step_(
             sample = int(queue[cursor])
             pool.slots[slot], pool.slot_labels[slot], pool.x[slot] = sample, book.labels[sample], book.images[sample]
             cursor += 1
+
+
+@torch.no_grad()
+def masked_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first: bool = False,
+    gradient_only: bool = False,
+) -> None:
+    """Twin of csrc/masked_sgd: parameter after parameter, as the op's docstring has it."""
+    for i, param in enumerate(params):
+        wide, grad = param.to(accumulate_dtype(param.dtype)), grads[i]
+        mask = masks[i] if masks else torch.ones_like(param, dtype=torch.bool)
+        grad = grad.where(mask, 0.0) if gradient_only else grad
+        step = (-grad if maximize else grad).to(wide.dtype) + (weight_decay * wide if weight_decay else 0.0)
+        moves = mask | gradient_only
+        if momentum:
+            before = torch.zeros_like(momentum_buffers[i]) if first else momentum_buffers[i].clone()
+            moved = step if first else momentum * before.to(wide.dtype) + (1 - dampening) * step
+            momentum_buffers[i].copy_(moved.to(before.dtype).where(moves, before))
+            step = step + momentum * moved if nesterov else moved
+        param.copy_((wide - lr * step).to(param.dtype).where(moves, param))

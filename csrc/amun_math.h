@@ -169,4 +169,34 @@ AMUN_HD A loss_gradient(Loss loss, A logit, int64_t index, int64_t label, const 
   return exponential(logit - rival.logit) / others;
 }
 
+// ------------------------------------------------------------------------------------------------------- masked_sgd_
+
+// The options of torch.optim.SGD, and those of the mask.
+template <typename A>
+struct SgdRule {
+  A lr, momentum, fresh, weight_decay;  // fresh: what a gradient counts in the momentum, 1 - dampening but at first
+  bool nesterov, maximize;
+  bool first;          // the momentum is taken as zero, whatever its memory holds
+  bool gradient_only;  // where the mask is false, the gradient is zero and all else goes on
+
+  template <typename B>
+  AMUN_HD SgdRule<B> as() const {
+    return {B(lr), B(momentum), B(fresh), B(weight_decay), nesterov, maximize, first, gradient_only};
+  }
+};
+
+template <typename A>
+struct SgdStep {
+  A param, momentum;
+};
+
+template <typename A>
+AMUN_HD SgdStep<A> sgd_step(A param, A momentum, A grad, const SgdRule<A>& rule) {
+  const A towards = rule.maximize ? -grad : grad;
+  const A g = rule.weight_decay != A(0) ? towards + rule.weight_decay * param : towards;
+  const A moved = rule.momentum * momentum + rule.fresh * g;
+  const A step = rule.nesterov ? g + rule.momentum * moved : moved;
+  return {param - rule.lr * step, moved};
+}
+
 }  // namespace amun

@@ -6,11 +6,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "attack_loss.h"
 #include "dispatch.h"
+#include "masked_sgd.h"
 #include "search_step.h"
 
 namespace amun {
@@ -187,6 +191,110 @@ inline AttackLossOutputs allocate(AttackLossArgs& args, const Tensor& logits) {
   args.margin = std::get<2>(out).mutable_data_ptr();
   args.grad_logits = std::get<3>(out).mutable_data_ptr();
   return out;
+}
+
+// Those parameters of the list that one kernel takes: of one dtype, with momentum in the same or in a wider one.
+struct MaskedSgdGroup {
+  ScalarType dtype;
+  bool wide;
+  int64_t blocks = 0;
+  std::vector<MaskedSgdTensor> tensors = {};
+};
+
+inline bool is_dense(const Tensor& tensor) {
+  if (tensor.is_contiguous() || tensor.numel() == 0) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    if (tensor.size(i) != 1) dims.emplace_back(tensor.stride(i), tensor.size(i));
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// What belongs to a parameter lies in memory as it does.
+inline void check_beside(const std::string& name, const Tensor& tensor, const Tensor& param) {
+  bool shape = tensor.dim() == param.dim(), strides = true;
+  for (int64_t i = 0; shape && i < param.dim(); ++i) {
+    shape = tensor.size(i) == param.size(i);
+    strides = strides && (param.size(i) == 1 || tensor.stride(i) == param.stride(i));
+  }
+  STD_TORCH_CHECK(shape, name, " must have the shape of its parameter, ", text(param.sizes()), ", got ",
+                  text(tensor.sizes()));
+  STD_TORCH_CHECK(strides || param.numel() == 0, name, " must have the strides of its parameter, ",
+                  text(param.strides()), ", got ", text(tensor.strides()));
+  check_device(name.c_str(), tensor, param);
+}
+
+inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
+    const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& momentum_buffers,
+    const std::vector<Tensor>& masks, double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+    bool maximize, bool first, bool gradient_only) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const struct {
+    const char* name;
+    double value, least;
+  } numbers[] = {
+      {"lr", lr, 0}, {"momentum", momentum, 0}, {"dampening", dampening, -infinity}, {"weight_decay", weight_decay, 0}};
+  for (const auto& [name, value, least] : numbers)
+    STD_TORCH_CHECK(value >= least && value - value == 0, name, " must be finite",
+                    least == 0 ? " and not negative" : "", ", got ", value);
+  STD_TORCH_CHECK(!nesterov || (momentum > 0 && dampening == 0),
+                  "nesterov must come with momentum and without dampening, got ", momentum, " and ", dampening);
+  const size_t count = params.size(), remembered = momentum == 0 ? 0 : count;
+  STD_TORCH_CHECK(grads.size() == count, "grads must be as many as params, ", count, ", got ", grads.size());
+  STD_TORCH_CHECK(momentum_buffers.size() == remembered, "momentum_buffers must be ", remembered, " with momentum ",
+                  momentum, ", got ", momentum_buffers.size());
+  STD_TORCH_CHECK(masks.empty() || masks.size() == count, "masks must be none or as many as params, ", count, ", got ",
+                  masks.size());
+
+  std::vector<MaskedSgdGroup> groups;
+  std::vector<const void*> written;
+  for (size_t i = 0; i < count; ++i) {
+    const auto name = [i](const char* list) { return list + ("[" + std::to_string(i) + "]"); };
+    const Tensor& param = params[i];
+    const ScalarType dtype = param.scalar_type();
+    STD_TORCH_CHECK(is_float(dtype), name("params"), " must be float32, float64, float16 or bfloat16, got ",
+                    toString(dtype));
+    STD_TORCH_CHECK(is_dense(param), name("params"), " must be dense and without overlap, got strides ",
+                    text(param.strides()), " for ", text(param.sizes()));
+    check_device(name("params").c_str(), param, params[0]);
+    check_beside(name("grads"), grads[i], param);
+    check_dtype(name("grads").c_str(), grads[i], dtype);
+    MaskedSgdTensor tensor{param.mutable_data_ptr(), grads[i].const_data_ptr(), nullptr, nullptr, param.numel(), 0};
+    bool wide = false;
+    if (remembered) {
+      const Tensor& buffer = momentum_buffers[i];
+      check_beside(name("momentum_buffers"), buffer, param);
+      wide = buffer.scalar_type() != dtype;
+      if (wide) check_dtype(name("momentum_buffers").c_str(), buffer, accumulate_dtype(dtype));
+      tensor.momentum = buffer.mutable_data_ptr();
+    }
+    if (!masks.empty()) {
+      check_beside(name("masks"), masks[i], param);
+      check_dtype(name("masks").c_str(), masks[i], ScalarType::Bool);
+      tensor.mask = static_cast<const uint8_t*>(masks[i].const_data_ptr());
+    }
+    if (!tensor.length) continue;
+    for (const void* pointer : {static_cast<const void*>(tensor.param), static_cast<const void*>(tensor.momentum)})
+      if (pointer) written.push_back(pointer);
+    STD_TORCH_CHECK(tensor.grad != tensor.param && tensor.grad != tensor.momentum, name("grads"),
+                    " must not share memory with what is written");
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const auto& other) { return other.dtype == dtype && other.wide == wide; });
+    if (group == groups.end()) group = groups.insert(group, {dtype, wide});
+    tensor.first_block = group->blocks;
+    group->blocks += (tensor.length + sgd_block - 1) / sgd_block;
+    group->tensors.push_back(tensor);
+  }
+  std::sort(written.begin(), written.end());
+  STD_TORCH_CHECK(std::adjacent_find(written.begin(), written.end()) == written.end(),
+                  "params and momentum_buffers must not share memory");
+  const double fresh = first || momentum == 0 ? 1 : 1 - dampening;
+  return {{lr, momentum, fresh, weight_decay, nesterov, maximize, first, gradient_only}, std::move(groups)};
 }
 
 }  // namespace amun

@@ -27,4 +27,10 @@ STABLE_TORCH_LIBRARY(amun_ext, m) {
       "Tensor(h!) round_step, Tensor(i!) grad_evals, Tensor(j!) status, Tensor queue, Tensor(k!) cursor, "
       "str rule, int steps, float step_fraction, float last_step_fraction, float eps_growth, float last_eps_growth, "
       "float eps_max, float start, float overshoot, float pull_back, float low, float high) -> ()");
+
+  // One step of SGD over a list of parameters; where a mask is False, neither parameter nor momentum changes a bit.
+  m.def(
+      "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] masks, "
+      "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first, "
+      "bool gradient_only) -> ()");
 }

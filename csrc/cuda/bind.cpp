@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+
 #include "../checks.h"
 #include "launch.h"
 
@@ -50,11 +52,38 @@ void search_step_cuda(Tensor x, Tensor slots, Tensor slot_labels, const Tensor& 
   check_launch("search_step_", launch_search_step(x.scalar_type(), args, current_stream(x)));
 }
 
+void masked_sgd_cuda(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
+                     std::vector<Tensor> masks, double lr, double momentum, double dampening, double weight_decay,
+                     bool nesterov, bool maximize, bool first, bool gradient_only) {
+  const auto [rule, groups] = check_masked_sgd(params, grads, momentum_buffers, masks, lr, momentum, dampening,
+                                               weight_decay, nesterov, maximize, first, gradient_only);
+  if (groups.empty()) return;
+  const auto guard = device_of(params[0]);
+  for (const MaskedSgdGroup& group : groups) {
+    MaskedSgdTable table{rule, static_cast<int64_t>(group.tensors.size()), nullptr, {}};
+    Tensor far;  // may go before the kernel has run: its memory is handed on in the order of the stream
+    if (table.count <= MaskedSgdTable::room) {
+      std::copy(group.tensors.begin(), group.tensors.end(), table.near);
+    } else {
+      const int64_t bytes = table.count * static_cast<int64_t>(sizeof(MaskedSgdTensor));
+      const Tensor host =
+          torch::stable::from_blob(const_cast<MaskedSgdTensor*>(group.tensors.data()), {bytes}, {1},
+                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte);
+      far = torch::stable::new_empty(params[0], {bytes}, ScalarType::Byte);
+      torch::stable::copy_(far, host, true);  // from pageable memory: it is read before the call returns
+      table.far = static_cast<const MaskedSgdTensor*>(far.const_data_ptr());
+    }
+    check_launch("masked_sgd_",
+                 launch_masked_sgd(group.dtype, group.wide, table, group.blocks, current_stream(params[0])));
+  }
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(amun_ext, CUDA, m) {
   m.impl("attack_loss", TORCH_BOX(&attack_loss_cuda));
   m.impl("search_step_", TORCH_BOX(&search_step_cuda));
+  m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_cuda));
 }
 
 }  // namespace amun

@@ -3,6 +3,7 @@
 
 #include "../attack_loss.h"
 #include "../dispatch.h"
+#include "../masked_sgd.h"
 #include "../search_step.h"
 
 struct CUstream_st;
@@ -12,6 +13,7 @@ namespace amun {
 // Each returns a cudaError_t as int; 0 is success.
 int launch_attack_loss(ScalarType dtype, const AttackLossArgs& args, CUstream_st* stream);
 int launch_search_step(ScalarType dtype, const SearchStepArgs& args, CUstream_st* stream);
+int launch_masked_sgd(ScalarType dtype, bool wide, const MaskedSgdTable& table, int64_t blocks, CUstream_st* stream);
 const char* cuda_error_text(int error);
 
 }  // namespace amun

@@ -1,0 +1,216 @@
+"""SGD that moves what a mask selects of the parameters, and leaves the rest as it is, to the bit."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from numbers import Real
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from amun_ext.checks import InputError, require
+from amun_ext.ops import beside_param, masked_sgd_
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class MaskedSGD(torch.optim.Optimizer):
+    """torch.optim.SGD with a mask: the optimiser of SalUn (Fan et al. 2024, ICLR), and of AMUN with it (appendix D).
+
+    Where a mask is False, neither the parameter nor its momentum changes a bit: weight decay and momentum are stopped
+    along with the gradient. The published code multiplied the gradient by the mask and no more, by which weight decay
+    shrinks the "frozen" weights and the momentum of earlier steps moves them on (OPTML-Group/Unlearn-Saliency, issue 32
+    and pull request 33). `gradient_only=True` does as it did, to reproduce numbers that were made so.
+
+    Where masks are True everywhere, or None, each step is that of torch.optim.SGD up to rounding; parameters of half
+    precision are computed in float32, as by its fused form.
+
+    Args:
+        params: as for every optimiser; with masks, `model.named_parameters()`, or groups of such pairs. A group may
+            have its own lr, momentum, dampening, weight_decay, nesterov, maximize and masks.
+        lr: not negative; a tensor of one element is read anew at every step.
+        momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        masks: from the name of every parameter to a bool tensor of its shape; None updates all. They are no part of the
+            state dict; a copy and a pickle of the optimiser have them.
+        gradient_only: the mask stops the gradient and nothing else.
+        state_dtype: torch.float32 keeps the momentum of float16 and bfloat16 parameters in float32; None, in their own.
+
+    Between two steps a model may be moved, cast or laid out anew: masks and momentum follow.
+
+    Raises:
+        InputError: a mask that is missing, that no parameter has the name of or that does not fit it; parameters
+            without names beside masks, or that are not floating point; options out of range. At a step, before anything
+            moves: options that have become so, and sparse gradients.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        masks: Mapping[str, Tensor] | None = None,
+        gradient_only: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        require(state_dtype in (None, torch.float32), "state_dtype", "None or torch.float32", state_dtype)
+        self.gradient_only, self.state_dtype = gradient_only, state_dtype
+        self._masks: dict[Tensor, Tensor] = {}
+        self._default_masks = masks
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize})
+        if masks is not None:
+            _refuse_unknown(masks, self.param_groups)
+            self._default_masks = {}  # all of them are taken
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group with options of its own. `masks` may be one, for its parameters; a late group has no other."""
+        group = dict(param_group)
+        own = group.pop("masks", None)
+        check_options({**self.defaults, **group})
+        super().add_param_group(group)
+        try:
+            for name, param in _named(group):
+                require(param.dtype in (torch.float32, torch.float64, *HALF), name, "floating point", param.dtype)
+            if own is not None:
+                _refuse_unknown(own, [group])
+            masks = self._default_masks if own is None else own
+            if masks is not None:
+                self._masks |= _masks_of(group, masks)
+        except InputError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move the parameters that have a gradient; returns what `closure` does, which is called first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        calls = []
+        for group in self.param_groups:
+            check_options(group)
+            together = defaultdict(list)  # what one call of the op can take
+            for name, param in _named(group):
+                if param.grad is not None:
+                    require(param.grad.layout == torch.strided, f"the gradient of {name}", "dense", param.grad.layout)
+                    first = group["momentum"] != 0 and self.state[param].get("momentum_buffer") is None
+                    together[param.device, first].append(param)
+            calls += [(group, first, params) for (_, first), params in together.items()]
+        for call in calls:
+            self._update(*call)
+        return loss
+
+    def _update(self, group: dict[str, Any], first: bool, params: list[Tensor]) -> None:
+        grads = [param.grad for param in params if param.grad is not None]
+        buffers = [self._momentum(param) for param in params] if group["momentum"] != 0 else []
+        masks = [self._mask(param) for param in params] if params[0] in self._masks else []
+        masked_sgd_(
+            params,
+            grads,
+            buffers,
+            masks,
+            lr=float(group["lr"]),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=float(group["weight_decay"]),
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            first=first,
+            gradient_only=self.gradient_only,
+        )
+        for param, buffer in zip(params, buffers, strict=False):  # no buffers without momentum
+            self.state[param]["momentum_buffer"] = buffer
+
+    def _mask(self, param: Tensor) -> Tensor:
+        """Where the parameter is now, and laid out as it is now."""
+        self._masks[param] = beside_param(self._masks[param].to(param.device), param)
+        return self._masks[param]
+
+    def _momentum(self, param: Tensor) -> Tensor:
+        """The same of its momentum; at first without values."""
+        buffer = self.state[param].get("momentum_buffer")
+        if buffer is None:
+            return torch.empty_like(param, dtype=self._momentum_dtype(param, None))
+        return beside_param(buffer.to(param.device, self._momentum_dtype(param, buffer.dtype)), param)
+
+    def _momentum_dtype(self, param: Tensor, kept: torch.dtype | None) -> torch.dtype:
+        return torch.float32 if param.dtype in HALF and torch.float32 in (self.state_dtype, kept) else param.dtype
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimiser's, but momentum that was kept in float32 comes back as it was, bit by bit."""
+        buffers: dict[Tensor, Tensor] = {}
+
+        def keep(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            saved = chain.from_iterable(group["params"] for group in given["param_groups"])
+            for index, param in zip(saved, self._params(), strict=False):  # of unequal counts torch says what is wrong
+                buffer = given["state"].get(index, {}).get("momentum_buffer")
+                if buffer is not None:
+                    must_be = f"of shape {tuple(param.shape)}"
+                    require(buffer.shape == param.shape, f"momentum_buffer {index}", must_be, tuple(buffer.shape))
+                    buffers[param] = buffer.to(param.device, self._momentum_dtype(param, buffer.dtype), copy=True)
+
+        hook = self.register_load_state_dict_pre_hook(keep)  # after all others: what they make of it is what is loaded
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        for param, buffer in buffers.items():
+            self.state[param]["momentum_buffer"] = buffer
+
+    def _params(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("gradient_only", "state_dtype", "_masks", "_default_masks")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Refuse a learning rate and the like out of range."""
+    for name, least in (("lr", 0.0), ("momentum", 0.0), ("dampening", -math.inf), ("weight_decay", 0.0)):
+        value = group[name]
+        number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        must_be = "a finite number" if least else "a finite number, not negative"
+        require(number and math.isfinite(value) and value >= least, name, must_be, repr(value))
+    momentum, dampening = group["momentum"], group["dampening"]
+    fits = not group["nesterov"] or (momentum > 0 and dampening == 0)
+    require(fits, "nesterov", "with momentum and without dampening", f"momentum {momentum}, dampening {dampening}")
+
+
+def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    params = group["params"]
+    names = group.get("param_names") or [f"params[{index}]" for index in range(len(params))]
+    return zip(names, params, strict=True)
+
+
+def _refuse_unknown(masks: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    unknown = set(masks) - {name for group in groups for name, _ in _named(group)}
+    require(not unknown, "masks", "for these parameters and no others", f"masks for {sorted(unknown)}")
+
+
+def _masks_of(group: Mapping[str, Any], masks: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+    """The group's masks by parameter, looked at."""
+    require("param_names" in group, "params", "(name, parameter) pairs, as masks go by name", "parameters alone")
+    missing = [name for name in group["param_names"] if name not in masks]
+    require(not missing, "masks", "there for every parameter", f"none for {missing}")
+    for name, param in _named(group):
+        mask, argument = masks[name], f"masks[{name!r}]"
+        require(isinstance(mask, Tensor), argument, "a tensor", type(mask).__name__)
+        require(mask.layout == torch.strided, argument, "dense", mask.layout)
+        require(mask.dtype == torch.bool, argument, "bool", mask.dtype)
+        require(mask.shape == param.shape, argument, f"of shape {tuple(param.shape)}", tuple(mask.shape))
+    return {param: masks[name] for name, param in _named(group)}

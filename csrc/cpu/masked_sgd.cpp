@@ -1,0 +1,59 @@
+#include "../masked_sgd.h"
+
+#include <algorithm>
+
+#include "../checks.h"
+#include "clones.h"
+
+namespace amun {
+namespace {
+
+template <bool masked, bool remembers, typename T, typename M>
+AMUN_CLONES void update_run(T* __restrict param, const T* __restrict grad, M* __restrict momentum,
+                            const uint8_t* __restrict mask, int64_t length, SgdRule<Accumulate<T>> rule) {
+#pragma omp simd
+  for (int64_t i = 0; i < length; ++i) {
+    M none(0);
+    update(param[i], remembers ? momentum[i] : none, grad[i], masked ? mask[i] != 0 : true, rule);
+  }
+}
+
+template <typename T, typename M>
+void update_block(const MaskedSgdTensor& tensor, int64_t block, const SgdRule<Accumulate<T>>& rule) {
+  const int64_t begin = (block - tensor.first_block) * sgd_block, length = std::min(sgd_block, tensor.length - begin);
+  T* const param = static_cast<T*>(tensor.param) + begin;
+  const T* const grad = static_cast<const T*>(tensor.grad) + begin;
+  M* const momentum = tensor.momentum ? static_cast<M*>(tensor.momentum) + begin : nullptr;
+  const uint8_t* const mask = tensor.mask ? tensor.mask + begin : nullptr;
+  const auto masked = momentum ? update_run<true, true, T, M> : update_run<true, false, T, M>;
+  const auto whole = momentum ? update_run<false, true, T, M> : update_run<false, false, T, M>;
+  (mask ? masked : whole)(param, grad, momentum, mask, length, rule);
+}
+
+template <typename T, typename M>
+void update_group(const MaskedSgdGroup& group, const SgdRule<double>& rule) {
+  constexpr int64_t grain = 8;
+  const int64_t count = group.tensors.size();
+  torch::stable::parallel_for(0, group.blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block)
+      update_block<T, M>(tensor_of(group.tensors.data(), count, block), block, rule.as<Accumulate<T>>());
+  });
+}
+
+void masked_sgd_cpu(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
+                    std::vector<Tensor> masks, double lr, double momentum, double dampening, double weight_decay,
+                    bool nesterov, bool maximize, bool first, bool gradient_only) {
+  const auto checked = check_masked_sgd(params, grads, momentum_buffers, masks, lr, momentum, dampening, weight_decay,
+                                        nesterov, maximize, first, gradient_only);
+  for (const MaskedSgdGroup& group : checked.second)
+    dispatch(group.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      group.wide ? update_group<T, Accumulate<T>>(group, checked.first) : update_group<T, T>(group, checked.first);
+    });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_cpu)); }
+
+}  // namespace amun

@@ -1,0 +1,52 @@
+// What masked_sgd_ works on, and what becomes of one element. Shared by both backends; no torch.
+#pragma once
+
+#include "amun_math.h"
+
+namespace amun {
+
+// The list is cut into blocks of so many elements, so that one large tensor and many small ones keep every thread busy.
+constexpr int64_t sgd_block = 4096;
+
+// A parameter that has elements, with what belongs to it. T is its dtype, M that of its momentum.
+struct MaskedSgdTensor {
+  void* param;          // T [length]
+  const void* grad;     // T [length]
+  void* momentum;       // M [length]; null: none
+  const uint8_t* mask;  // [length]; null: every element is updated
+  int64_t length;
+  int64_t first_block;  // the number of its first block among those of the list
+};
+
+// The whole of a launch on a GPU, whose argument space has 4 KB.
+struct MaskedSgdTable {
+  static constexpr int64_t room = 80;
+  SgdRule<double> rule;
+  int64_t count;
+  const MaskedSgdTensor* far;  // in device memory, where there are more than have room here; else null
+  MaskedSgdTensor near[room];
+};
+static_assert(sizeof(MaskedSgdTable) <= 4096);
+
+// The last one that begins at the block or before it.
+AMUN_HD const MaskedSgdTensor& tensor_of(const MaskedSgdTensor* tensors, int64_t count, int64_t block) {
+  int64_t low = 0;
+  for (int64_t high = count; high - low > 1;) {
+    const int64_t middle = low + (high - low) / 2;
+    (tensors[middle].first_block <= block ? low : high) = middle;
+  }
+  return tensors[low];
+}
+
+// Selected and never multiplied: 0 times NaN is NaN. And selected as T and M, since widening changes the bits of a NaN.
+template <typename T, typename M>
+AMUN_HD void update(T& param, M& momentum, T grad, bool chosen, const SgdRule<Accumulate<T>>& rule) {
+  using A = Accumulate<T>;
+  const M before = rule.first ? M(0) : momentum;
+  const SgdStep<A> next = sgd_step(A(param), A(before), chosen ? A(grad) : A(0), rule);
+  const bool moves = chosen | rule.gradient_only;
+  param = moves ? T(next.param) : param;
+  momentum = moves ? M(next.momentum) : before;
+}
+
+}  // namespace amun

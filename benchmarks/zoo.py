@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from tqdm.auto import trange
 
 from amun_ext.checks import InputError
 from amun_ext.data import load
 from amun_ext.experiments import demo
 from amun_ext.models import build, load_checkpoint, save_checkpoint
-from amun_ext.training import Part, Recipe, fit
+from amun_ext.training import Part, Pass, Recipe, Run, fit
 
 FOLDER = Path(__file__).parent.parent / "build/zoo"
 TRAINING_IMAGES = 10_000
@@ -44,7 +45,9 @@ def plain_cnn() -> nn.Module:
 
 
 def plainly(recipe: Recipe) -> Callable[[nn.Module, Tensor, Tensor, int], None]:
-    return lambda model, images, labels, seed: fit(model, [Part(images, labels)], recipe, seed=seed, progress=True)
+    return lambda model, images, labels, seed: fit(
+        model, [Pass([Part(TensorDataset(images, labels))])], recipe, Run(seed=seed, progress=True)
+    )
 
 
 def robustly(model: nn.Module, images: Tensor, labels: Tensor, seed: int, eps: float = 0.75, epochs: int = 12) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amun_ext import data, models
-from amun_ext.training import Part, Recipe, fit
+from amun_ext.training import Part, Pass, Recipe, fit
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md")
@@ -17,7 +17,7 @@ def test_readme_code_runs(tmp_path, monkeypatch, capsys) -> None:
     assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)
     model = models.build("small-cnn", num_classes=10, in_channels=1)
-    fit(model, [Part(*data.load("fashion-mnist-mini").train.tensors)], Recipe(epochs=6, lr=0.05, batch_size=64))
+    fit(model, [Pass([Part(data.load("fashion-mnist-mini").train)])], Recipe(epochs=6, lr=0.05, batch_size=64))
     models.save_checkpoint("amun-demo/original.safetensors", model, {})
     code = re.sub(r"epochs=\d+", "epochs=1", "\n".join(blocks))
     exec(compile(code, "README.md", "exec"), {})

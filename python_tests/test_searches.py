@@ -11,11 +11,12 @@ import pytest
 import torch
 from test_report import Page
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from amun_ext import AdversarialSet, InputError, cli, data, find_min_adversarial, models
 from amun_ext.experiments import searches, searches_page
 from amun_ext.search import METHODS
-from amun_ext.training import Part, Recipe, fit
+from amun_ext.training import Part, Pass, Recipe, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +34,7 @@ def checkpoints(tmp_path_factory, one_thread) -> dict[str, Path]:
         torch.manual_seed(0)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
         images, labels = data.load(name).train.tensors
-        fit(model, [Part(images[:800], labels[:800])], Recipe(epochs=3, lr=0.1, schedule="cosine", batch_size=32))
+        fit(model, [Pass([Part(TensorDataset(images[:800], labels[:800]))])], Recipe(epochs=3, lr=0.1, schedule="cosine", batch_size=32))
         paths[name] = tmp_path_factory.mktemp(name) / "model.safetensors"
         models.save_checkpoint(paths[name], model, {"arch": "small-cnn", "width": "4"})
     return paths

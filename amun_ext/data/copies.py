@@ -1,8 +1,9 @@
 """Equal images under different row numbers: forgetting one of them is forgetting none."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 
@@ -15,13 +16,14 @@ def fingerprint(dataset: TensorDataset) -> str:
     return digest.hexdigest()
 
 
-def copies(forget: TensorDataset, retain: TensorDataset) -> list[tuple[int, int]]:
+def copies(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
     """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
 
-    def digests(dataset: TensorDataset) -> Iterator[bytes]:
-        for row in dataset.tensors[0]:
+    def digests(inputs: Iterable[Tensor]) -> Iterator[bytes]:
+        for row in inputs:
             same = row.detach().cpu().float() + 0.0  # -0.0 becomes 0.0
             yield hashlib.blake2b(same.contiguous().numpy().tobytes(), digest_size=16).digest()
 
-    rows = {digest: row for row, digest in enumerate(digests(forget))}
-    return [(rows[digest], row) for row, digest in enumerate(digests(retain)) if digest in rows]
+    rows = {digest: row for row, digest in enumerate(digests(forget.tensors[0]))}
+    others = retain.tensors[0] if isinstance(retain, TensorDataset) else retain
+    return [(rows[digest], row) for row, digest in enumerate(digests(others)) if digest in rows]

@@ -17,7 +17,7 @@ from amun_ext.evaluation import Report, evaluate
 from amun_ext.info import versions
 from amun_ext.models import build, save_checkpoint
 from amun_ext.search import find_min_adversarial
-from amun_ext.training import Part, Recipe, fit
+from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning import unlearn
 
 DATA, MODEL, FRACTION, SEARCH = "fashion-mnist-mini", "small-cnn", 0.1, "ddn"
@@ -39,11 +39,12 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
         return result
 
     splits = load(DATA)
-    images, labels = splits.train.tensors
+    images, _ = splits.train.tensors
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         original = build(MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
-    timed("training", lambda: fit(original, [Part(images, labels)], TRAINING, seed=seed, progress=progress))
+    run_of_training = Run(seed=seed, progress=progress)
+    timed("training", lambda: fit(original, [Pass([Part(splits.train)])], TRAINING, run_of_training))
 
     ids = forget_ids(len(splits.train), fraction=FRACTION, seed=seed)
     forget, retain = split(splits.train, ids)

@@ -1,24 +1,67 @@
 """Unlearning methods: one file and one row of METHODS each, all through one loop (`amun_ext.training.fit`)."""
 
 import copy
+import inspect
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset, TensorDataset
 
-from amun_ext.checks import check_images, check_labels, require
+from amun_ext.checks import check_images, check_labels, require, whole
 from amun_ext.data import as_tensors, copies
 from amun_ext.models.state import count_classes
+from amun_ext.saliency import saliency_mask
+from amun_ext.search import find_min_adversarial
+from amun_ext.training import Epoch, Run
 from amun_ext.unlearning.amun import amun
+from amun_ext.unlearning.boundary_shrink import boundary_shrink
+from amun_ext.unlearning.finetune import finetune
+from amun_ext.unlearning.gradient_ascent import gradient_ascent
+from amun_ext.unlearning.l1_sparse import l1_sparse
+from amun_ext.unlearning.presets import PRESETS
+from amun_ext.unlearning.random_label import random_label
 from amun_ext.unlearning.retrain import retrain
 
-__all__ = ["METHODS", "amun", "retrain", "unlearn"]
+__all__ = ["METHODS", "PRESETS", "Method", "unlearn"]
 
-# name -> function(model, forget, retain, *, seed, progress, **options), which changes the model it is given
-METHODS: Mapping[str, Callable[..., None]] = {"amun": amun, "retrain": retrain}
+
+@dataclass(frozen=True)
+class Method:
+    """A row of METHODS: function(model, forget, retain, run, **options), which changes the model that it is given."""
+
+    function: Callable[..., None]
+    title: str
+    needs_retain: bool = False
+    keep: float | None = None  # of a saliency mask, for a method that is another one under a mask
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """What a caller may change, by name; those of the search where the method makes one."""
+        named = dict(inspect.signature(self.function).parameters)
+        searches = [name for name, each in named.items() if each.kind is each.VAR_KEYWORD]
+        if searches:
+            named |= inspect.signature(find_min_adversarial).parameters
+        taken = ("model", "forget", "retain", "run", "inputs", "labels", "method", "progress", *searches)
+        return {name: each for name, each in named.items() if name not in taken}
+
+
+METHODS: Mapping[str, Method] = {
+    "retrain": Method(retrain, "Retrain", needs_retain=True),
+    "ft": Method(finetune, "FT", needs_retain=True),
+    "rl": Method(random_label, "RL"),
+    "ga": Method(gradient_ascent, "GA"),
+    "bs": Method(boundary_shrink, "BS"),
+    "l1-sparse": Method(l1_sparse, "l1-Sparse", needs_retain=True),
+    "salun": Method(random_label, "SalUn", keep=0.5),
+    "amun": Method(amun, "AMUN"),
+    "amun+salun": Method(amun, "AMUN+SalUn", keep=0.5),
+}
 
 
 def unlearn(
@@ -27,7 +70,14 @@ def unlearn(
     retain: Dataset[Any] | None = None,
     *,
     method: str = "amun",
+    preset: str | None = None,
+    mask: Mapping[str, Tensor] | float | None = None,
+    gradient_only: bool | None = None,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    watch: Mapping[str, TensorDataset] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    workers: int = 0,
     progress: bool = False,
     **options: Any,
 ) -> nn.Module:
@@ -36,30 +86,58 @@ def unlearn(
     Args:
         model: the trained classifier, [N, ...] to logits [N, K].
         forget, retain: map-style datasets of (input, true label); of retain, all that the model was trained on but
-            `forget`, or None where that is no longer there.
-        method: a name in METHODS; `options` are its own (see `amun_ext.unlearning.amun.amun`).
+            `forget`, or None where that is no longer there. A TensorDataset, or a Subset of one, lives on the model's
+            device; any other retain set is read item by item once, to look for copies, and then through a DataLoader.
+        method: a name in METHODS; `options` are its own (see the function in `amun_ext.unlearning`), `recipe` of all.
+        preset: a name in PRESETS, for the options that others have published; options given beside it come first.
+        mask: only the weights where it is True may change: name -> bool tensor, or the fraction for `saliency_mask`.
+            "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5.
+        gradient_only: mask the gradient alone, as older code does: weight decay then moves the masked weights, too.
         seed: of all randomness.
+        checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
+        watch: sets of images and labels by name, whose accuracy every epoch tells.
+        on_epoch: called with an `Epoch` after each.
+        workers: processes that read a retain set through a DataLoader.
         progress: show bars.
 
     Raises:
-        InputError: unknown method, empty or overlapping sets, inputs and labels that do not fit, before any
-            work. A copy of a forget input in the retain set is an overlap, under whatever label: it would go on being
-            trained on.
+        InputError: unknown method, preset or option, a method that needs the retain set without one, empty or
+            overlapping sets, inputs and labels that do not fit, before any work. A copy of a forget input in the retain
+            set is an overlap, under whatever label: it would go on being trained on.
+        FloatingPointError: the loss diverges.
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
+    require(preset is None or preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
+    row = METHODS[method]
+    if preset is not None:
+        has = [name for name, methods in PRESETS.items() if method in methods]
+        require(preset in has, "preset", f"one that has method {method}, which are {has}", repr(preset))
+        told = PRESETS[preset][method]
+        options = {**{name: value for name, value in told.items() if name != "gradient_only"}, **options}
+        gradient_only = told.get("gradient_only", False) if gradient_only is None else gradient_only
+    for name, value in options.items():
+        require(name in row.options, name, f"left out: method {method} has the options {sorted(row.options)}", value)
+    must_be = f"given: method {method} trains on it"
+    require(retain is not None or not row.needs_retain, "retain", must_be, "None")
+    whole("workers", workers, 0)
     num_classes = count_classes(model, _checked("forget", forget).tensors[0])
     forget_tensors = _checked("forget", forget, num_classes)
-    retain_tensors = None if retain is None else _checked("retain", retain, num_classes)
-    if retain_tensors is not None:
-        shapes = tuple(tuple(part.tensors[0].shape[1:]) for part in (forget_tensors, retain_tensors))
-        require(shapes[0] == shapes[1], "retain", f"of the forget set's input shape {shapes[0]}", shapes[1])
-        shared = copies(forget_tensors, retain_tensors)
-        must_be = "free of the forget samples"
-        require(not shared, "retain", must_be, f"{len(shared)} of them (forget, retain): {shared[:5]}")
+    retain = None if retain is None else _checked_retain(retain, forget_tensors, num_classes)
     with torch.inference_mode(False):
         unlearned = copy.deepcopy(model)
-    METHODS[method](unlearned, forget_tensors, retain_tensors, seed=seed, progress=progress, **options)
+    mask = row.keep if mask is None else mask
+    run = Run(
+        seed=seed,
+        mask=mask if mask is None or isinstance(mask, Mapping) else saliency_mask(model, forget_tensors, keep=mask),
+        gradient_only=bool(gradient_only),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        watch={} if watch is None else watch,
+        on_epoch=on_epoch,
+        workers=workers,
+        progress=progress,
+    )
+    row.function(unlearned, forget_tensors, retain, run, **options)
     return unlearned
 
 
@@ -68,3 +146,34 @@ def _checked(name: str, dataset: Dataset[Any], num_classes: int | None = None) -
     check_images(name, inputs, (-math.inf, math.inf))
     check_labels(f"{name} labels", labels, len(inputs), num_classes)
     return TensorDataset(inputs, labels)
+
+
+def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: int) -> Dataset[Any]:
+    """`retain`, in memory where it is made of tensors. InputError also where it has copies of forget inputs."""
+    shape = tuple(forget.tensors[0].shape[1:])
+    base: Dataset[Any] = retain
+    while isinstance(base, Subset):
+        base = base.dataset
+    if isinstance(base, TensorDataset):
+        in_memory = _checked("retain", retain if base is retain else TensorDataset(*retain[:]), num_classes)
+        got = tuple(in_memory.tensors[0].shape[1:])
+        require(got == shape, "retain", f"of the forget set's input shape {shape}", got)
+        shared, retain = copies(forget, in_memory), in_memory
+    else:
+        with torch.random.fork_rng([]):  # an item may be drawn by a transform
+            shared = copies(forget, _items(retain, shape, num_classes))
+    must_be = "free of the forget samples"
+    require(not shared, "retain", must_be, f"{len(shared)} of them (forget, retain): {shared[:5]}")
+    return retain
+
+
+def _items(retain: Dataset[Any], shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:
+    """The inputs [...] of a dataset, one at a time, each checked like those in memory."""
+    whole("len(retain)", len(retain), 2)  # type: ignore[arg-type]
+    for index in range(len(retain)):  # type: ignore[arg-type]
+        images, labels = as_tensors(retain, "retain", range(index, index + 1))
+        check_images(f"retain[{index}]", images, (-math.inf, math.inf))
+        check_labels(f"retain[{index}] label", labels, 1, num_classes)
+        got = tuple(images.shape[1:])
+        require(got == shape, f"retain[{index}]", f"of the forget set's input shape {shape}", got)
+        yield images[0]

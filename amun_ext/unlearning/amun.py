@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.search import AdversarialSet, PythonRule, find_min_adversarial
-from amun_ext.training import Part, Recipe, fit
+from amun_ext.training import Part, Pass, Recipe, Run, fit
 
 # Ten epochs of SGD as in the paper's appendix C. It does not publish the learning rates it selected; 0.01, a tenth of
 # it every epoch, is the one that the authors' README uses, for 10 % of CIFAR-10 with the retain set.
@@ -19,14 +19,13 @@ RECIPE = Recipe(epochs=10, lr=0.01, schedule="step:1")
 def amun(
     model: nn.Module,
     forget: TensorDataset,
-    retain: TensorDataset | None,
+    retain: Dataset[Any] | None,
+    run: Run,
     *,
     include_forget: bool = True,
     adversarial: AdversarialSet | None = None,
     search: str | PythonRule = "ddn",
     recipe: Recipe = RECIPE,
-    seed: int = 0,
-    progress: bool = False,
     **settings: Any,
 ) -> None:
     """Fine-tune `model` in place on D_R + D_F + D_A, D_F + D_A without a retain set, or D_R + D_A, D_A.
@@ -44,7 +43,7 @@ def amun(
     """
     images, labels = forget.tensors
     if adversarial is None:
-        adversarial = find_min_adversarial(model, images, labels, method=search, progress=progress, **settings)
+        adversarial = find_min_adversarial(model, images, labels, method=search, progress=run.progress, **settings)
     else:
         require(not settings, "settings of the search", "absent when the examples are given", sorted(settings))
     adversarial = adversarial.to(images.device)
@@ -59,13 +58,12 @@ def amun(
             RuntimeWarning,
             stacklevel=3,
         )
-    parts = [Part(adversarial.images[rows], adversarial.labels[rows], augment=False)]
+    parts = [Part(TensorDataset(adversarial.images[rows], adversarial.labels[rows]), augment=False)]
     if include_forget:
-        parts.append(Part(images[rows], labels[rows]))
+        parts.append(Part(TensorDataset(images[rows], labels[rows])))
     if retain is not None:
-        retain_images, retain_labels = retain.tensors
-        parts.append(Part(retain_images, retain_labels))
-    fit(model, parts, recipe, seed=seed, progress=progress, description="AMUN")
+        parts.append(Part(retain))
+    fit(model, [Pass(parts)], recipe, run, description="AMUN")
 
 
 def _check_examples(adversarial: AdversarialSet, images: Tensor, labels: Tensor) -> None:

@@ -1,31 +1,27 @@
 """Retraining from scratch without the forget set: what every other method is measured against."""
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.training import PAPER_TRAINING, Part, Recipe, fit, reinitialised
+from amun_ext.models.fresh import reinitialised
+from amun_ext.training import PAPER_TRAINING, Part, Pass, Recipe, Run, fit
 
 
 def retrain(
-    model: nn.Module,
-    forget: TensorDataset,
-    retain: TensorDataset | None,
-    *,
-    recipe: Recipe = PAPER_TRAINING,
-    seed: int = 0,
-    progress: bool = False,
+    model: nn.Module, forget: TensorDataset, retain: Dataset[Any] | None, run: Run, *, recipe: Recipe = PAPER_TRAINING
 ) -> None:
     """Give `model` fresh weights, in place, and train it on `retain` alone with `recipe`, the original's.
 
-    Fresh weights come from every module's `reset_parameters()`; InputError for a module that has none.
+    Fresh weights come from every module's `reset_parameters()`; InputError for a module that has none, and for a mask.
     """
-    require(retain is not None, "retain", "given: retraining needs the retain set", "None")
     assert retain is not None
+    require(run.mask is None, "mask", "left out: retraining changes all weights", "one")
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.manual_seed(run.seed)
         fresh = reinitialised(model)
     model.load_state_dict(fresh.state_dict())
-    images, labels = retain.tensors
-    fit(model, [Part(images, labels)], recipe, seed=seed, progress=progress, description="retrain")
+    fit(model, [Pass([Part(retain)])], recipe, run, description="retrain")

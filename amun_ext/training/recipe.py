@@ -1,0 +1,60 @@
+"""How to train: the numbers that decide what a model becomes, whatever it is trained on."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from amun_ext.checks import require, whole
+
+BATCH_NORM = ("train", "frozen", "eval")
+PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with momentum, as in all the published experiments (paper, appendix C).
+
+    `batch_norm` is "train" (the published choice: batch statistics, and the running ones move), "frozen" (the running
+    statistics are used and stay; dropout stays on), or "eval" (the whole model in eval mode, dropout off as well).
+    `precision` is that of autocast, None for the model's own; "float16" scales the loss. A batch is computed in
+    `accumulate` pieces, which changes nothing but the memory it needs and what BatchNorm takes for a batch.
+    """
+
+    epochs: int
+    lr: float
+    schedule: str = "constant"  # "constant", "cosine", or "step:N": a tenth every N epochs
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: bool = False  # random crop (padding 4) and horizontal flip
+    batch_norm: str = "train"
+    precision: str | None = None
+    channels_last: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            whole(name, getattr(self, name), 1)
+        for name in ("lr", "weight_decay", "momentum"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, name, "finite and not negative", value)
+        require(self.momentum < 1, "momentum", "less than 1", self.momentum)
+        require(self.batch_norm in BATCH_NORM, "batch_norm", f"one of {BATCH_NORM}", repr(self.batch_norm))
+        require(self.precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
+        self.lr_factor(0)
+
+    def lr_factor(self, epoch: int) -> float:
+        """The learning rate of an epoch (from 0 on), as a fraction of `lr`."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        kind, _, every = str(self.schedule).partition(":")
+        known = kind == "step" and every.isascii() and every.isdecimal() and int(every) >= 1
+        require(known, "schedule", '"constant", "cosine" or "step:N"', repr(self.schedule))
+        return float(0.1 ** (epoch // int(every)))
+
+
+# The published recipe for a ResNet-18 on CIFAR-10 (paper, appendix C; authors' train_vanilla.py).
+PAPER_TRAINING = Recipe(epochs=200, lr=0.1, schedule="step:40", augment=True)

@@ -1,0 +1,111 @@
+"""A training that was stopped goes on from its last epoch: the file that holds what it needs for that."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext.checks import InputError, require
+from amun_ext.files import write_tensors
+from amun_ext.training.parts import Pass
+
+FORMAT = "amun_ext.training.1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that moves in a training, and the file at `path` where it is kept; none when `path` is None."""
+
+    path: Path | None
+    identity: str
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    order: torch.Generator
+
+    def write(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The state after an epoch, whole or not at all. OSError when it cannot be written."""
+        if self.path is None:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for number, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in slots.items() if value is not None}
+        tensors |= {"order": self.order.get_state(), "random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
+        told = {"history": list(history), "schedule": schedule, "scaler": self.scaler.state_dict()}
+        metadata = {"format": FORMAT, "identity": self.identity, "state": json.dumps(told)}
+        # cloned, because the format refuses tensors that share memory, as tied weights do
+        copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        write_tensors(self.path, copies, metadata)
+
+    def resume(self) -> list[dict[str, Any]]:
+        """Put back what the file has, if there is one. Returns what its epochs did.
+
+        InputError for a file that is not one of this very training; nothing is changed then.
+        """
+        if self.path is None or not self.path.exists():
+            return []
+        tensors, metadata = _read(self.path)
+        must_be = "a new file or one of this training (the same weights, data, recipe and seed)"
+        same = metadata.get("format") == FORMAT and metadata.get("identity") == self.identity
+        require(same, "checkpoint", must_be, f"another at {self.path}")
+        told = json.loads(metadata["state"])
+        self.model.load_state_dict(_under("model.", tensors))
+        state = self.optimizer.state_dict()
+        for name, value in _under("optimizer.", tensors).items():
+            number, _, slot = name.partition(".")
+            state["state"].setdefault(int(number), {})[slot] = value
+        self.optimizer.load_state_dict(state)
+        self.schedule.load_state_dict({**told["schedule"], "lr_lambdas": [None]})
+        for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = lr
+        self.scaler.load_state_dict(told["scaler"])
+        self.order.set_state(tensors["order"])
+        torch.set_rng_state(tensors["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        history: list[dict[str, Any]] = told["history"]
+        return history
+
+
+def identity(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor] | None, settings: object) -> str:
+    """What makes a training the one that it is: its first weights, its data, its mask and its settings."""
+    data = [(part.augment, each.ascend, _contents(part.data)) for each in passes for part in each.parts]
+    told = (settings, data, _digest(model.state_dict()), None if mask is None else _digest(mask))
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _contents(data: Any) -> object:
+    """Of tensors their values; of another Dataset, whose items may be random, its length."""
+    return _digest(dict(enumerate(data.tensors))) if isinstance(data, TensorDataset) else len(data)
+
+
+def _digest(tensors: Mapping[Any, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in tensors.items():
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint must be a new file or one of this training, got {path}: {error}") from error
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,41 @@
+"""Options of `unlearn` in a file: what a hyper-parameter search chose, for a comparison or a request to use."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from amun_ext.checks import InputError, require
+from amun_ext.files import write_json
+from amun_ext.training import Recipe
+
+# By method and by whether the retain set is there: keyword arguments of `unlearn`, with their `recipe`.
+Choices = Mapping[tuple[str, bool], Mapping[str, Any]]
+
+FORMAT = "amun_ext.choices.1"
+
+
+def save_choices(path: str | os.PathLike[str], choices: Choices, about: Mapping[str, Any]) -> None:
+    """Write the choices as JSON, beside what a reader should know `about` them."""
+    rows = [
+        {"method": method, "retain": retain, "options": {**options, "recipe": asdict(options["recipe"])}}
+        for (method, retain), options in choices.items()
+    ]
+    write_json(path, {"format": FORMAT, "choices": rows, "about": about})
+
+
+def load_choices(path: str | os.PathLike[str]) -> dict[tuple[str, bool], dict[str, Any]]:
+    """What `save_choices` wrote. InputError for another file, and for a recipe that is none."""
+    try:
+        read = json.loads(Path(path).read_text(encoding="utf-8"))
+        require(read.get("format") == FORMAT, str(path), "a file of choices, from amun tune", "another")
+        return {
+            (row["method"], row["retain"]): {**row["options"], "recipe": Recipe(**row["options"]["recipe"])}
+            for row in read["choices"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} must be a file of choices, from amun tune, got {error!r}") from error

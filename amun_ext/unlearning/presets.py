@@ -1,0 +1,60 @@
+"""What others have published, by the name of where it stands: preset -> method -> options of `unlearn`.
+
+The papers leave most learning rates open and tune them for every cell. Where a number below is not its authors', it
+says whose it is; what a preset does not name is the method's default. Tune before you compare (`amun tune`).
+"""
+
+from typing import Any
+
+from amun_ext.training import Recipe
+
+
+def _saliency(lr: float, epochs: int = 10) -> Recipe:
+    """Unlearn-Saliency's loop: constant for the first 91 epochs, batches of 256."""
+    return Recipe(epochs=epochs, lr=lr, batch_size=256, augment=True)
+
+
+# AMUN's loop: batches of 128, ten epochs, augmented. 0.01 and a tenth every epoch stand in its README; it tunes others.
+_AMUN = Recipe(epochs=10, lr=0.01, schedule="step:1", augment=True)
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # The text of the AMUN paper (arXiv 2503.00917), section 6.1 and appendix C, for a tenth of CIFAR-10.
+    "amun-paper": {
+        "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
+        "amun+salun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
+        "rl": {"recipe": _AMUN},
+        "salun": {"recipe": _AMUN},
+        "ft": {"recipe": _AMUN},
+        "l1-sparse": {"gamma": 5e-4, "recipe": _AMUN},
+    },
+    # The same for half of it: D_F is left out where it is very large.
+    "amun-paper-large": {
+        "amun": {"include_forget": False, "search": "pgd", "recipe": _AMUN},
+        "amun+salun": {"include_forget": False, "search": "pgd", "recipe": _AMUN},
+    },
+    # The code of its authors (commit 9e341a9), where it differs from the text: gradients alone are masked, the l1
+    # schedule compounds, boundary shrink has a new teacher every epoch and may teach the true label.
+    "amun-code": {
+        "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
+        "amun+salun": {"include_forget": True, "search": "pgd", "gradient_only": True, "recipe": _AMUN},
+        "rl": {"recipe": _AMUN},
+        "salun": {"gradient_only": True, "recipe": _AMUN},
+        "bs": {"teacher": "per_epoch", "require_wrong": False, "recipe": _AMUN},
+        "ft": {"recipe": _AMUN},
+        "l1-sparse": {"gamma": 5e-4, "gamma_schedule": "amun", "recipe": _AMUN},
+    },
+    # OPTML-Group/Unlearn-Saliency (commit a6e89fd) for a random tenth of CIFAR-10: random labels may be the true one,
+    # D_F comes before D_R. SalUn's 0.013 is its README's; the other learning rates were selected by third parties.
+    "unlearn-saliency": {
+        "rl": {"true_label": True, "order": "sequential", "recipe": _saliency(0.001)},
+        "salun": {"true_label": True, "order": "sequential", "recipe": _saliency(0.013)},
+        "ga": {"recipe": _saliency(1e-5, epochs=5)},
+        "bs": {"require_wrong": False, "recipe": _saliency(1e-6)},
+        "ft": {"recipe": _saliency(0.01)},
+        "l1-sparse": {"gamma": 1e-4, "gamma_schedule": "unlearn-sparse", "recipe": _saliency(0.01)},
+    },
+    # The same before its pull request 33, as its published tables were made: weight decay moves what is masked.
+    "unlearn-saliency-2023": {
+        "salun": {"true_label": True, "order": "sequential", "gradient_only": True, "recipe": _saliency(0.013)},
+    },
+}

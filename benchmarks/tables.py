@@ -176,6 +176,7 @@ def search_in_short(result: dict[str, Any]) -> str:
         "amun_ext deepfool": 'method="deepfool"',
         "amun_ext ddn, 10 steps": 'method="ddn", steps=10',
         "amun_ext ddn": 'method="ddn"',
+        "amun_ext ddn, 20 steps": 'method="ddn", steps=20',
         "adv-lib DDN, 20 steps, tuned, not rounded": "adv-lib DDN, 20 steps, tuned",
         "adv-lib DDN, 100 steps": "adv-lib DDN, 100 steps",
         "foolbox DDN, 100 steps": "foolbox DDN, 100 steps",

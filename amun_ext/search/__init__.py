@@ -62,7 +62,7 @@ def find_min_adversarial(
     - "pgd", the paper's Algorithm 1: `steps` (50) steps of length step_fraction * eps (0.1) are made inside the ball of
       radius eps (at first 0.04) and the box; the search ends at the first misclassified point. If none was met, eps
       grows by eps_growth (2) and the ascent goes on from where it is. A freed place of the batch is refilled at once.
-    - "ddn", decoupled direction and norm: `steps` (20) gradients, the radius growing or shrinking after each, the
+    - "ddn", decoupled direction and norm: `steps` (14) gradients, the radius growing or shrinking after each, the
       closest example kept. Smaller distances at a fraction of the gradients.
     - "deepfool": `steps` (10) projections onto the linearised boundary, the closest example kept.
     - "ffgsm", the weak attack of the paper's appendix E.5: one gradient, `steps` (8) growing steps along its sign.

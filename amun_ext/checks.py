@@ -6,6 +6,8 @@ import pkgutil
 import torch
 from torch import Tensor
 
+SHOWN = 3  # names in one message
+
 
 class InputError(ValueError):
     """An argument is not what it must be. Raised before any work starts; the command line prints it as one line."""
@@ -15,6 +17,11 @@ def require(condition: bool, argument: str, must_be: str, got: object) -> None:
     """Raise `InputError("<argument> must be <must_be>, got <got>")` unless `condition` holds."""
     if not condition:
         raise InputError(f"{argument} must be {must_be}, got {got}")
+
+
+def listed(names: list[str]) -> str:
+    """The first of `names`, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:

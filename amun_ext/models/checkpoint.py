@@ -9,10 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import InputError, listed, require
 from amun_ext.files import write_tensors
-
-SHOWN = 3  # keys named in one message
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -49,7 +47,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
             if key in state and not _fits(state[key], own)
         ],
     }
-    found = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
+    found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
     require(not found, str(path), "a checkpoint of this architecture", f"one with keys that do not fit: {found}")
     model.load_state_dict(state)
     return metadata
@@ -83,9 +81,9 @@ def _read(path: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, s
 
 def _check_tensors(name: str, state: Mapping[str, Any]) -> None:
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
-    require(not others, name, "a state dict of tensors", f"other things at {_first(others)}")
+    require(not others, name, "a state dict of tensors", f"other things at {listed(others)}")
     nan = [key for key, value in state.items() if value.is_floating_point() and value.float().isnan().any()]
-    require(not nan, name, "free of NaN", f"NaN in {_first(nan)}")
+    require(not nan, name, "free of NaN", f"NaN in {listed(nan)}")
 
 
 def _fits(stored: Tensor, own: Tensor) -> bool:
@@ -95,7 +93,3 @@ def _fits(stored: Tensor, own: Tensor) -> bool:
 
 def _describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _first(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

@@ -6,7 +6,17 @@ from amun_ext import ops  # first: it loads the extension, or says why it cannot
 from amun_ext.checks import InputError
 from amun_ext.evaluation import evaluate
 from amun_ext.optim import MaskedSGD
+from amun_ext.saliency import saliency_mask
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import unlearn
 
-__all__ = ["AdversarialSet", "InputError", "MaskedSGD", "evaluate", "find_min_adversarial", "ops", "unlearn"]
+__all__ = [
+    "AdversarialSet",
+    "InputError",
+    "MaskedSGD",
+    "evaluate",
+    "find_min_adversarial",
+    "ops",
+    "saliency_mask",
+    "unlearn",
+]

@@ -1,0 +1,182 @@
+"""The SalUn mask: the parameters that matter most for the forget set, and their file of one bit each."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
+from amun_ext.data import as_tensors
+from amun_ext.files import write_tensors
+from amun_ext.models.state import count_classes, evaluating, placement
+
+SCORES = ("abs_sum", "sum_abs")
+FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}
+
+
+def saliency_mask(
+    model: nn.Module,
+    forget: Dataset[Any],
+    keep: float = 0.5,
+    *,
+    score: str = "abs_sum",
+    batch_size: int = 256,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """True for the parameters whose change alters the loss of the forget set most; only they are to be trained.
+
+    The mask of SalUn (Fan et al., ICLR 2024, equation 4; AMUN paper, appendix D), 1(|grad L(D_F)| >= gamma) with the
+    cross-entropy of the true labels for L, and with gamma such that the fraction `keep` of all parameters passes. All
+    parameters are in one ranking, BatchNorm's and biases as well.
+
+    The model runs in eval mode and is left as it was: training flags, gradients, buffers and the random state.
+    Gradients in half precision are summed in float32.
+
+    Args:
+        model: maps [N, ...] to logits [N, K].
+        forget: a map-style dataset of (input, true label), taken as it is, without augmentation.
+        keep: fraction of the parameters that are True, in (0, 1]: int(keep * n) of n. Equal scores go by the order of
+            `named_parameters()`, then of elements.
+        score: "abs_sum", the published |sum over samples of the gradient|; or "sum_abs", the sum over batches of
+            |gradient of the batch|, as SalUn's code had it until December 2023 and as others still have it.
+        batch_size: with "abs_sum" of no influence beyond rounding; with "sum_abs" part of the definition. Both sum over
+            samples, where SalUn's code sums means of batches: there those of a smaller last batch weigh more.
+        progress: show a bar.
+
+    Returns:
+        name -> bool tensor of the parameter's shape and device, for each parameter that requires a gradient. One that
+        the logits do not depend on has score 0.
+
+    Raises:
+        InputError: an argument is not what it must be; `keep` leaves no parameter.
+        FloatingPointError: a gradient is NaN or infinite.
+    """
+    require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+    require(isinstance(keep, float | int) and 0 < keep <= 1, "keep", "a fraction in (0, 1]", repr(keep))
+    require(score in SCORES, "score", f"one of {SCORES}", repr(score))
+    whole("batch_size", batch_size, 1)
+    parameters = _trainable(model)
+    count = sum(parameter.numel() for parameter in parameters.values())
+    require(keep * count >= 1, "keep", f"at least one of the {count} parameters", keep)
+    inputs, labels = as_tensors(forget, "forget")
+    check_images("forget", inputs, (-math.inf, math.inf))
+    check_labels("forget labels", labels, len(inputs), count_classes(model, inputs))
+
+    with torch.inference_mode(False):  # what is made here takes part in training
+        scores = _scores(model, parameters, inputs, labels, score, batch_size, progress)
+        chosen = _largest(torch.cat([part.flatten().cpu() for part in scores]), int(keep * count))
+        parts = chosen.split([parameter.numel() for parameter in parameters.values()])
+        return {
+            name: part.view(parameter.shape).to(parameter.device, copy=True)  # each with memory of its own
+            for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+        }
+
+
+def save_mask(path: str | os.PathLike[str], mask: Mapping[str, Tensor]) -> None:
+    """Write a mask to a safetensors file, eight parameters a byte, whole or not at all.
+
+    The file tells something about the forget set, and is to be deleted with it.
+    """
+    by_name = isinstance(mask, Mapping) and len(mask) > 0
+    bools = by_name and all(isinstance(part, Tensor) and part.dtype == torch.bool for part in mask.values())
+    require(bools, "mask", "bool tensors by name, as saliency_mask returns them", type(mask).__name__)
+    bits = {name: torch.from_numpy(np.packbits(part.cpu().flatten().numpy())) for name, part in mask.items()}
+    shapes = json.dumps({name: list(part.shape) for name, part in mask.items()})
+    write_tensors(path, bits, FORMAT | {"shapes": shapes})
+
+
+def load_mask(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Tensor]:
+    """Read what `save_mask` wrote, onto the devices of the parameters of `model`.
+
+    InputError for any other file, and unless names and shapes are those of the model's trainable parameters.
+    """
+    require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+    parameters = _trainable(model)
+    bits, shapes = _read(path)
+    problems = {
+        "missing": [name for name in parameters if name not in shapes],
+        "unexpected": [name for name in shapes if name not in parameters],
+        "other shape": [
+            f"{name} ({shapes[name]} in the file, {list(parameter.shape)} in the model)"
+            for name, parameter in parameters.items()
+            if name in shapes and shapes[name] != list(parameter.shape)
+        ],
+    }
+    found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
+    require(not found, "path", "a mask of the model's trainable parameters", f"{os.fspath(path)}, {found}")
+    return {
+        name: torch.from_numpy(np.unpackbits(bits[name].numpy(), count=parameter.numel()).view(np.bool_))
+        .view(parameter.shape)
+        .to(parameter.device)
+        for name, parameter in parameters.items()
+    }
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    require(bool(parameters), "model", "trainable in some parameter", "all frozen")
+    return parameters
+
+
+def _scores(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    inputs: Tensor,
+    labels: Tensor,
+    score: str,
+    batch_size: int,
+    progress: bool,
+) -> list[Tensor]:
+    """The score of every element of each parameter."""
+    weights = [*parameters.values()]
+    sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
+    device, dtype = placement(model, inputs)
+    batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
+    with evaluating(model), torch.enable_grad():
+        for x, y in tqdm(batches, "saliency", unit="batch", disable=not progress):
+            # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
+            logits = model(x.to(device, dtype, copy=True))
+            loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
+            require(loss.requires_grad, "model", "a map to logits that depend on its trainable parameters", "others")
+            grads = torch.autograd.grad(loss, weights, allow_unused=True)
+            for total, grad in zip(sums, grads, strict=True):
+                if grad is not None:
+                    total += grad.abs() if score == "sum_abs" else grad
+    broken = [name for name, total in zip(parameters, sums, strict=True) if not total.isfinite().all()]
+    if broken:
+        raise FloatingPointError(f"saliency: the gradient is NaN or infinite in {listed(broken)}")
+    return [total.abs() for total in sums]
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """True for the `count` largest of `scores` [n], among equal ones for the first."""
+    least = scores.kthvalue(len(scores) - count + 1).values
+    chosen = scores > least
+    equal = (scores == least).nonzero()[:, 0]
+    chosen[equal[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about, names = file.metadata() or {}, file.keys()
+            bits = {name: file.get_tensor(name) for name in names}
+        shapes = json.loads(about.get("shapes", "{}"))
+        sizes = {name: ((math.prod(shape) + 7) // 8,) for name, shape in shapes.items()}
+        whole_bytes = all(part.dtype == torch.uint8 for part in bits.values())
+        ours = FORMAT.items() <= about.items() and whole_bytes
+        ours = ours and sizes == {name: tuple(part.shape) for name, part in bits.items()}
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"path must be a file that save_mask wrote, got {os.fspath(path)}: {error}") from error
+    require(ours, "path", "a file that save_mask wrote", os.fspath(path))
+    return bits, shapes

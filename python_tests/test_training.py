@@ -133,8 +133,6 @@ class TestFit:
         assert sum(image in originals for image in others) < 10
 
     def test_bad_parts(self) -> None:
-        with pytest.raises(InputError, match="parts must be at least two"):
-            fit(net(), [Pass([part(1)])], Recipe(1, 0.1))
         flat = Part(TensorDataset(torch.rand(4, 12), torch.zeros(4, dtype=torch.long)))
         with pytest.raises(InputError, match="parts must be at least one"):
             fit(net(), [], Recipe(1, 0.1))

@@ -1,9 +1,11 @@
 """The loop itself: epochs of passes of batches, with everything that may be on or around a step."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,13 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from amun_ext.checks import require
+from amun_ext.checks import check_images, check_labels, require, whole
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.models.state import placement
 from amun_ext.optim import MaskedSGD
-from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip
+from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
-from amun_ext.training.resume import Checkpoint, identity
+from amun_ext.training.resume import Checkpoint, check_place, identity
+
+Mask = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,31 @@ class Run:
     """How a training is run, beside its recipe.
 
     seed: of shuffling, augmentation, dropout and random labels. mask: name -> bool tensor of the parameters that may
-    change, see MaskedSGD; `gradient_only` masks as older code does. checkpoint: a file that is written after every
-    epoch, and from which the same training goes on after it was stopped. watch: sets whose accuracy each epoch tells.
-    on_epoch: called after each. workers: processes that read a Dataset. progress: show a bar.
+    change, see MaskedSGD, or a function that makes it when the training begins; `gradient_only` masks as older code
+    does. checkpoint: a file that is written after every epoch, and from which the same training goes on after it was
+    stopped. watch: sets whose accuracy each epoch tells. on_epoch: called after each; what it draws from the random
+    state changes nothing in the training. workers: processes that read a Dataset. progress: show a bar.
     """
 
     seed: int = 0
-    mask: Mapping[str, Tensor] | None = None
+    mask: Mask | Callable[[], Mask] | None = None
     gradient_only: bool = False
     checkpoint: Path | None = None
     watch: Mapping[str, TensorDataset] = field(default_factory=dict)
     on_epoch: Callable[[Epoch], None] | None = None
     workers: int = 0
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        whole("seed", self.seed, 0)
+        whole("workers", self.workers, 0)
+        require(not self.gradient_only or self.mask is not None, "gradient_only", "False without a mask", "True")
+        require(self.on_epoch is None or callable(self.on_epoch), "on_epoch", "a function", self.on_epoch)
+        for name, data in self.watch.items():
+            pair = isinstance(data, TensorDataset) and len(data.tensors) == 2
+            require(pair, f"watch[{name!r}]", "a TensorDataset of images and labels", type(data).__name__)
+            check_images(f"watch[{name!r}]", data.tensors[0], (-math.inf, math.inf))
+            check_labels(f"watch[{name!r}] labels", data.tensors[1], len(data.tensors[0]))
 
 
 def fit(
@@ -59,29 +75,31 @@ def fit(
     run: Run = Run(),
     *,
     penalty: Callable[[nn.Module, int], Tensor] | None = None,
+    about: object = None,
     description: str = "train",
 ) -> list[Epoch]:
     """Minimise cross-entropy over `passes`, one after the other in every epoch, in place. Returns what epochs did.
 
     penalty: from the model and the number of the epoch (from 0 on) to a scalar that is added to the loss of each batch.
-    Shuffling, augmentation and dropout follow from the seed; the caller's random state and the modules' training flags
-    are put back. Raises InputError for parts that do not fit together and for a checkpoint of another training,
-    FloatingPointError when the loss diverges.
+    about: the settings of penalty and of the parts' labels, which a checkpoint is told from others by; of plain values.
+    Shuffling, augmentation and dropout follow from the seed; the caller's random state, the modules' training flags and
+    the layout of weights in memory are put back. Raises InputError for what `check` refuses, for parts that do not fit
+    together and for a checkpoint of another training, FloatingPointError when the loss diverges.
     """
-    like = check_parts(passes, recipe.augment)
-    require(any(p.requires_grad for p in model.parameters()), "model", "trainable in some parameter", "all frozen")
+    batch_statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
+    like = check_parts(passes, least=2 if batch_statistics else 1)
+    check(model, recipe, run, like)
+    mask = run.mask() if callable(run.mask) else run.mask
     device, dtype = placement(model, like)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     feeds = [Feed(each.parts, device, dtype, run.workers) for each in passes]
-    optimizer = _optimizer(model, recipe, run)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
+    optimizer = _optimizer(model, recipe, mask, run.gradient_only)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     order = torch.Generator().manual_seed(run.seed)
-    settings = description, recipe, run.seed, run.gradient_only
-    name = "" if run.checkpoint is None else identity(model, passes, run.mask, settings)
-    checkpoint = Checkpoint(run.checkpoint, name, device, model, optimizer, schedule, scaler, order)
+    settings = description, about, recipe, run.seed, run.gradient_only
+    name = "" if run.checkpoint is None else identity(model, passes, mask, settings)
+    checkpoint = Checkpoint(run.checkpoint, name, device, model, optimizer, scaler, order)
     training = [(module, module.training) for module in model.modules()]
+    devices = [device] if device.type == "cuda" else []
 
     def one_pass(each: Pass, feed: Feed, epoch: int) -> Tensor:
         """The summed cross-entropy of the pass."""
@@ -92,10 +110,13 @@ def fit(
             if recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
-            size = -(-len(x) // recipe.accumulate)
-            for some, theirs in zip(x.split(size), labels.split(size), strict=True):
+            sizes = split_sizes(len(x), -(-len(x) // recipe.accumulate))
+            for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
-                    loss = F.cross_entropy(model(some), theirs, reduction="sum")
+                    logits = model(some)
+                # a sum over a batch is beyond what half precision tells apart
+                wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                loss = F.cross_entropy(wide, theirs, reduction="sum")
                 total += loss.detach()
                 scaler.scale((-loss if each.ascend else loss) / len(x)).backward()
             if penalty is not None:
@@ -105,44 +126,76 @@ def fit(
         return total
 
     try:
-        random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with random_state, torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(run.seed)
+        random_state, layout = torch.random.fork_rng(devices), _channels_last(model, recipe.channels_last)
+        with random_state, layout, torch.inference_mode(False), torch.enable_grad():
+            _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
             done = {"initial": len(history), "total": recipe.epochs}
             with tqdm(desc=description, unit="epoch", disable=not run.progress, **done) as bar:
                 for number in range(len(history), recipe.epochs):
                     start = time.perf_counter()
+                    lr = recipe.lr * recipe.lr_factor(number)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
                     _mode(model, recipe.batch_norm)
                     totals = [one_pass(each, feed, number) for each, feed in zip(passes, feeds, strict=True)]
                     loss = float(torch.stack(totals).sum()) / sum(map(len, feeds))
-                    if not math.isfinite(loss):
-                        raise FloatingPointError(f"{description}: the loss is {loss}; lower lr (now {recipe.lr})")
+                    if not (math.isfinite(loss) and _finite(optimizer)):
+                        got = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
+                        raise FloatingPointError(f"{description}: {got}; lower lr (now {recipe.lr})")
                     watched = {name: _accuracy(model, data) for name, data in run.watch.items()}
-                    lr = float(schedule.get_last_lr()[0])
                     epoch = Epoch(number + 1, lr, loss, time.perf_counter() - start, watched)
-                    schedule.step()
                     history.append(epoch)
                     checkpoint.write([asdict(each) for each in history])
-                    bar.set_postfix(loss=f"{loss:.4f}", **{name: f"{percent:.1f}" for name, percent in watched.items()})
+                    shown = {name: f"{percent:.1f}" for name, percent in watched.items()}
+                    bar.set_postfix({"loss": f"{loss:.4f}", **shown})
                     bar.update()
                     if run.on_epoch is not None:
-                        run.on_epoch(epoch)
+                        with torch.random.fork_rng(devices):
+                            run.on_epoch(epoch)
     finally:
         optimizer.zero_grad()  # the last batch's gradient is a trace of its samples
         for module, flag in training:
             module.training = flag
-        if recipe.channels_last:
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return history
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, run: Run) -> torch.optim.Optimizer:
+def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
+    """InputError for a model, recipe and run that do not fit together, for inputs like this one [...]."""
+    require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    require(len(trainable) > 0, "model", "trainable in some parameter", "all frozen")
+    require(not recipe.augment or like.dim() == 3, "augment", "off for inputs other than [N, C, H, W]", like.dim() + 1)
+    scaled = recipe.precision == "float16" and any(weight.dtype == torch.float16 for weight in trainable)
+    require(
+        not scaled, "precision", "None or bfloat16 for a model of float16, whose gradients cannot be scaled", "float16"
+    )
+    if run.mask is not None and not callable(run.mask):
+        _optimizer(model, recipe, run.mask, run.gradient_only)  # which refuses masks that do not fit
+    if run.checkpoint is not None:
+        check_place(run.checkpoint)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, mask: Mask | None, gradient_only: bool) -> torch.optim.Optimizer:
     settings = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    if run.mask is None:
+    if mask is None:
         return torch.optim.SGD([weight for _, weight in trainable], **settings)  # type: ignore[arg-type]
-    return MaskedSGD(trainable, masks=run.mask, gradient_only=run.gradient_only, **settings)  # type: ignore[arg-type]
+    return MaskedSGD(trainable, masks=mask, gradient_only=gradient_only, **settings)  # type: ignore[arg-type]
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """The generators that a forward draws from, and no others: those of other devices are the caller's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def _finite(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the weights are; the loss is that before the last step."""
+    weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
 
 def _accuracy(model: nn.Module, data: TensorDataset) -> float:
@@ -150,9 +203,27 @@ def _accuracy(model: nn.Module, data: TensorDataset) -> float:
     return accuracy(predict(model, images), labels.cpu())
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
 def _mode(model: nn.Module, batch_norm: str) -> None:
     model.train(batch_norm != "eval")
     if batch_norm == "frozen":
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.eval()
+        for module in filter(_is_batch_norm, model.modules()):
+            module.eval()
+
+
+@contextlib.contextmanager
+def _channels_last(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Weights and buffers [A, B, C, D] in that layout inside, if `wanted`, and afterwards in their own."""
+    tensors = [each for each in chain(model.parameters(), model.buffers()) if wanted and each.dim() == 4]
+    strides = [each.stride() for each in tensors]
+    try:
+        for each in tensors:
+            each.data = each.data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for each, stride in zip(tensors, strides, strict=True):
+            like = torch.empty_strided(each.shape, stride, dtype=each.dtype, device=each.device)
+            each.data = like.copy_(each.data)

@@ -1,8 +1,10 @@
 """What to train on: parts of the data, shuffled together into passes, and how their batches are made."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,8 @@ class Part:
     """Some of the data to train on, and whether the recipe's augmentation applies.
 
     `data` is a map-style dataset of (input, label). A TensorDataset lives on the device; any other is read through a
-    DataLoader, every item anew in every epoch. `labels`, from the number of the epoch (from 0 on) to a tensor [N], take
+    DataLoader, every item anew in every epoch: what its transforms draw from torch follows from the seed and from the
+    number of workers. `labels`, from the number of the epoch (from 0 on) to a tensor [N], take
     the place of the data's own; they are asked for when the pass begins.
     """
 
@@ -43,10 +46,10 @@ class Feed:
         augment = [torch.full((size,), part.augment) for size, part in zip(self.sizes, parts, strict=True)]
         self.augment = torch.cat(augment).to(device)  # [N]
         self.tensors: tuple[Tensor, Tensor] | None = None
-        sets = [part.data for part in parts]
-        if all(isinstance(data, TensorDataset) for data in sets):
-            images = [data.tensors[0].to(device, dtype) for data in sets]  # type: ignore[attr-defined]
-            labels = [data.tensors[1].to(device, torch.int64) for data in sets]  # type: ignore[attr-defined]
+        sets = [part.data for part in parts if in_memory(part.data)]
+        if len(sets) == len(parts):
+            images = [data.tensors[0].to(device, dtype) for data in sets]
+            labels = [data.tensors[1].to(device, torch.int64) for data in sets]
             self.tensors = _joined(images), _joined(labels)
 
     def __len__(self) -> int:
@@ -54,7 +57,7 @@ class Feed:
 
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`."""
-        rows = _batches(torch.randperm(len(self), generator=order), size)
+        rows = torch.randperm(len(self), generator=order).split(split_sizes(len(self), size))
         told = self._told(epoch)
         for batch, (x, own) in zip(rows, self._read(rows, order), strict=True):
             batch = batch.to(self.device)
@@ -68,12 +71,20 @@ class Feed:
                 batch = batch.to(self.device)
                 yield images[batch], labels[batch]
             return
-        union: ConcatDataset[Any] = ConcatDataset([part.data for part in self.parts])
-        batches = [batch.tolist() for batch in rows]
+        # on the CPU, because a forked worker can use no GPU
+        sets = [part.data for part in self.parts]
+        sets = [TensorDataset(*(each.cpu() for each in data.tensors)) if in_memory(data) else data for data in sets]
+        union: ConcatDataset[Any] = ConcatDataset(sets)
         # The workers' seeds follow from `order`: transforms of torch are the same when a killed run goes on.
-        loader = DataLoader(union, batch_sampler=batches, num_workers=self.workers, generator=order)
+        loader = DataLoader(
+            union,
+            batch_sampler=[batch.tolist() for batch in rows],
+            num_workers=self.workers,
+            collate_fn=partial(_stacked, dtype=self.dtype),
+            generator=order,
+        )
         for x, labels in loader:
-            yield x.to(self.device, self.dtype), torch.as_tensor(labels).to(self.device, torch.int64)
+            yield x.to(self.device), labels.to(self.device)
 
     def _told(self, epoch: int) -> Tensor | None:
         """Labels [N] in place of the data's own, -1 where there are none; None where no part has any."""
@@ -88,20 +99,35 @@ class Feed:
         return torch.cat(told)
 
 
-def check_parts(passes: Sequence[Pass], augment: bool) -> Tensor:
+def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
+    """Whether its tensors are all there is; a class of the user's may transform them when an item is read."""
+    return isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
+
+
+def check_parts(passes: Sequence[Pass], least: int) -> Tensor:
     """The first input [...] of the first pass. InputError for passes that cannot be trained on."""
     require(len(passes) > 0 and all(len(each.parts) > 0 for each in passes), "parts", "at least one", "none")
     for each in passes:
         for part in each.parts:
             if isinstance(part.data, TensorDataset):
+                got = f"{len(part.data.tensors)} tensors"
+                require(len(part.data.tensors) == 2, "parts", "of inputs and labels", got)
                 check_labels("labels", part.data.tensors[1], len(part.data.tensors[0]))
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
-        require(count >= 2, "parts", "at least two samples", count)
-    filled = next(part.data for part in passes[0].parts if len(part.data) > 0)  # type: ignore[arg-type]
+        why = "" if least == 1 else ", for BatchNorm has no variance of one"
+        require(count >= least, "parts", f"at least {'one sample' if least == 1 else 'two samples'}{why}", count)
+    filled = [part.data for each in passes for part in each.parts if len(part.data) > 0]  # type: ignore[arg-type]
     with torch.random.fork_rng([]):  # an item may be drawn by a transform
-        first = torch.as_tensor(filled[0][0])
-    require(not augment or first.dim() == 3, "augment", "off for inputs other than [N, C, H, W]", first.dim() + 1)
-    return first
+        firsts = [torch.as_tensor(data.tensors[0][0] if in_memory(data) else data[0][0]) for data in filled]
+    shapes = {tuple(first.shape) for first in firsts}
+    require(len(shapes) == 1, "parts", "of inputs of one shape", sorted(shapes))
+    return firsts[0]
+
+
+def _stacked(items: Sequence[tuple[Any, Any]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Inputs [B, ...] and labels [B], each item cast for itself: parts of several types may meet in a batch."""
+    images = [torch.as_tensor(image).to("cpu", dtype) for image, _ in items]
+    return torch.stack(images), torch.tensor([operator.index(label) for _, label in items])
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -122,9 +148,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _batches(order: Tensor, size: int) -> Sequence[Tensor]:
-    """`order` in batches; a last batch of one joins its neighbour, because BatchNorm has no variance of one."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+def split_sizes(count: int, size: int) -> list[int]:
+    """`count` in batches of `size`; a last one of one joins its neighbour, because BatchNorm has no variance of one."""
+    full, rest = divmod(count, size)
+    if rest == 1 and full > 0:
+        return [size] * (full - 1) + [size + 1]
+    return [size] * full + [rest] * (rest > 0)

@@ -38,10 +38,13 @@ class Recipe:
             whole(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value >= 0, name, "finite and not negative", value)
+            fits = isinstance(value, float | int) and math.isfinite(value) and value >= 0
+            require(fits, name, "a finite number, not negative", repr(value))
+        for name in ("augment", "channels_last"):
+            require(isinstance(getattr(self, name), bool), name, "True or False", repr(getattr(self, name)))
         require(self.momentum < 1, "momentum", "less than 1", self.momentum)
         require(self.batch_norm in BATCH_NORM, "batch_norm", f"one of {BATCH_NORM}", repr(self.batch_norm))
-        require(self.precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
+        require(self.precision in tuple(PRECISIONS), "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
         self.lr_factor(0)
 
     def lr_factor(self, epoch: int) -> float:

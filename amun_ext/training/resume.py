@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ class Checkpoint:
     device: torch.device
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     order: torch.Generator
 
@@ -42,11 +42,10 @@ class Checkpoint:
         tensors |= {"order": self.order.get_state(), "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
-        told = {"history": list(history), "schedule": schedule, "scaler": self.scaler.state_dict()}
-        metadata = {"format": FORMAT, "identity": self.identity, "state": json.dumps(told)}
         # cloned, because the format refuses tensors that share memory, as tied weights do
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        told = json.dumps({"history": list(history), "scaler": self.scaler.state_dict()})
+        metadata = {"format": FORMAT, "identity": self.identity, "state": told, "digest": _whole(copies, told)}
         write_tensors(self.path, copies, metadata)
 
     def resume(self) -> list[dict[str, Any]]:
@@ -57,9 +56,11 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return []
         tensors, metadata = _read(self.path)
-        must_be = "a new file or one of this training (the same weights, data, recipe and seed)"
+        must_be = "a new file or one of this training (the same weights, data, options and seed)"
         same = metadata.get("format") == FORMAT and metadata.get("identity") == self.identity
         require(same, "checkpoint", must_be, f"another at {self.path}")
+        intact = metadata["digest"] == _whole(tensors, metadata["state"])
+        require(intact, "checkpoint", "as it was written", f"a damaged file, {self.path}")
         told = json.loads(metadata["state"])
         self.model.load_state_dict(_under("model.", tensors))
         state = self.optimizer.state_dict()
@@ -67,9 +68,6 @@ class Checkpoint:
             number, _, slot = name.partition(".")
             state["state"].setdefault(int(number), {})[slot] = value
         self.optimizer.load_state_dict(state)
-        self.schedule.load_state_dict({**told["schedule"], "lr_lambdas": [None]})
-        for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-            group["lr"] = lr
         self.scaler.load_state_dict(told["scaler"])
         self.order.set_state(tensors["order"])
         torch.set_rng_state(tensors["random"])
@@ -81,22 +79,37 @@ class Checkpoint:
 
 def identity(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor] | None, settings: object) -> str:
     """What makes a training the one that it is: its first weights, its data, its mask and its settings."""
-    data = [(part.augment, each.ascend, _contents(part.data)) for each in passes for part in each.parts]
-    told = (settings, data, _digest(model.state_dict()), None if mask is None else _digest(mask))
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    parts = [[(part.augment, part.labels is None, _contents(part.data)) for part in each.parts] for each in passes]
+    data = [(each.ascend, some) for each, some in zip(passes, parts, strict=True)]
+    told = (settings, data, digest(model.state_dict()), trainable, None if mask is None else digest(mask))
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def _contents(data: Any) -> object:
     """Of tensors their values; of another Dataset, whose items may be random, its length."""
-    return _digest(dict(enumerate(data.tensors))) if isinstance(data, TensorDataset) else len(data)
+    return digest(dict(enumerate(data.tensors))) if isinstance(data, TensorDataset) else len(data)
 
 
-def _digest(tensors: Mapping[Any, Tensor]) -> str:
+def digest(tensors: Mapping[Any, Tensor]) -> str:
+    """Of names, shapes, types and contents."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in tensors.items():
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_place(path: Path) -> None:
+    """InputError where no file can be made under this name; missing folders are made when it is written."""
+    folder = next(each for each in path.absolute().parents if each.exists())
+    fits = not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    require(fits, "checkpoint", "a file in a folder that can be written to", path)
+
+
+def _whole(tensors: Mapping[str, Tensor], told: str) -> str:
+    """Of all that a file holds; safetensors looks at its outlines only."""
+    return hashlib.sha256(f"{told}{digest(dict(sorted(tensors.items())))}".encode()).hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

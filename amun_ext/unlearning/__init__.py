@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from amun_ext.checks import check_images, check_labels, require, whole
+from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors, copies
 from amun_ext.models.state import count_classes
 from amun_ext.saliency import saliency_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Epoch, Run
+from amun_ext.training.loop import check
+from amun_ext.training.parts import in_memory
 from amun_ext.unlearning.amun import amun
 from amun_ext.unlearning.boundary_shrink import boundary_shrink
 from amun_ext.unlearning.finetune import finetune
@@ -87,15 +89,17 @@ def unlearn(
         model: the trained classifier, [N, ...] to logits [N, K].
         forget, retain: map-style datasets of (input, true label); of retain, all that the model was trained on but
             `forget`, or None where that is no longer there. A TensorDataset, or a Subset of one, lives on the model's
-            device; any other retain set is read item by item once, to look for copies, and then through a DataLoader.
+            device. Of another forget set every item is read once, so that a random transform is applied once and stays;
+            another retain set is read once to look for copies, and then in every epoch through a DataLoader.
         method: a name in METHODS; `options` are its own (see the function in `amun_ext.unlearning`), `recipe` of all.
         preset: a name in PRESETS, for the options that others have published; options given beside it come first.
         mask: only the weights where it is True may change: name -> bool tensor, or the fraction for `saliency_mask`.
             "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5.
         gradient_only: mask the gradient alone, as older code does: weight decay then moves the masked weights, too.
+            None is False, or as the preset has it.
         seed: of all randomness.
         checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
-        watch: sets of images and labels by name, whose accuracy every epoch tells.
+        watch: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
         on_epoch: called with an `Epoch` after each.
         workers: processes that read a retain set through a DataLoader.
         progress: show bars.
@@ -120,16 +124,15 @@ def unlearn(
         require(name in row.options, name, f"left out: method {method} has the options {sorted(row.options)}", value)
     must_be = f"given: method {method} trains on it"
     require(retain is not None or not row.needs_retain, "retain", must_be, "None")
-    whole("workers", workers, 0)
-    num_classes = count_classes(model, _checked("forget", forget).tensors[0])
-    forget_tensors = _checked("forget", forget, num_classes)
-    retain = None if retain is None else _checked_retain(retain, forget_tensors, num_classes)
-    with torch.inference_mode(False):
-        unlearned = copy.deepcopy(model)
     mask = row.keep if mask is None else mask
+    named = mask if isinstance(mask, Mapping) else None
+    keep = float(mask) if isinstance(mask, float | int) and not isinstance(mask, bool) else math.nan
+    must_be = "bool tensors by name, or a fraction in (0, 1]"
+    require(mask is None or named is not None or 0 < keep <= 1, "mask", must_be, repr(mask))
     run = Run(
         seed=seed,
-        mask=mask if mask is None or isinstance(mask, Mapping) else saliency_mask(model, forget_tensors, keep=mask),
+        # a fraction becomes a mask when all else has been found right
+        mask=named if math.isnan(keep) else lambda: saliency_mask(model, forget_tensors, keep, progress=progress),
         gradient_only=bool(gradient_only),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         watch={} if watch is None else watch,
@@ -137,39 +140,68 @@ def unlearn(
         workers=workers,
         progress=progress,
     )
-    row.function(unlearned, forget_tensors, retain, run, **options)
+
+    with torch.random.fork_rng([]):  # an item may be drawn by a transform
+        inputs, labels = as_tensors(forget, "forget")
+        check_images("forget", inputs, (-math.inf, math.inf))
+        num_classes = count_classes(model, inputs)
+        forget_tensors = _checked("forget", TensorDataset(inputs, labels), inputs, num_classes)
+        retain = None if retain is None else _checked_retain(retain, forget_tensors, num_classes)
+    for name, data in run.watch.items():
+        _checked(f"watch[{name!r}]", data, inputs, num_classes)
+    check(model, options.get("recipe", row.options["recipe"].default), run, inputs[0])
+    with torch.inference_mode(False):
+        unlearned = _copied(model)
+        row.function(unlearned, forget_tensors, retain, run, **options)
     return unlearned
 
 
-def _checked(name: str, dataset: Dataset[Any], num_classes: int | None = None) -> TensorDataset:
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # it is the user's, and may raise anything
+        raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
+
+
+def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> TensorDataset:
+    """Inputs of the shape of `like` [N, ...], and labels beside them."""
     inputs, labels = as_tensors(dataset, name)
     check_images(name, inputs, (-math.inf, math.inf))
     check_labels(f"{name} labels", labels, len(inputs), num_classes)
-    return TensorDataset(inputs, labels)
+    shape, got = tuple(like.shape[1:]), tuple(inputs.shape[1:])
+    require(got == shape, name, f"of the forget set's input shape {shape}", got)
+    return TensorDataset(inputs, labels.to(inputs.device))
 
 
 def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: int) -> Dataset[Any]:
     """`retain`, in memory where it is made of tensors. InputError also where it has copies of forget inputs."""
-    shape = tuple(forget.tensors[0].shape[1:])
-    base: Dataset[Any] = retain
-    while isinstance(base, Subset):
-        base = base.dataset
-    if isinstance(base, TensorDataset):
-        in_memory = _checked("retain", retain if base is retain else TensorDataset(*retain[:]), num_classes)
-        got = tuple(in_memory.tensors[0].shape[1:])
-        require(got == shape, "retain", f"of the forget set's input shape {shape}", got)
-        shared, retain = copies(forget, in_memory), in_memory
+    tensors, like = _tensors_of(retain), forget.tensors[0]
+    if tensors is not None:
+        retain = _checked("retain", tensors, like, num_classes)
+        shared = copies(forget, retain)
     else:
-        with torch.random.fork_rng([]):  # an item may be drawn by a transform
-            shared = copies(forget, _items(retain, shape, num_classes))
+        shared = copies(forget, _items(retain, tuple(like.shape[1:]), num_classes))
     must_be = "free of the forget samples"
     require(not shared, "retain", must_be, f"{len(shared)} of them (forget, retain): {shared[:5]}")
     return retain
 
 
+def _tensors_of(dataset: Dataset[Any]) -> TensorDataset | None:
+    """What is in memory already: a TensorDataset, or a Subset of one; None of all others."""
+    if in_memory(dataset):
+        return dataset
+    whole_set = _tensors_of(dataset.dataset) if type(dataset) is Subset else None
+    if whole_set is None:
+        return None
+    rows = torch.tensor([int(index) for index in dataset.indices], dtype=torch.int64)  # type: ignore[attr-defined]
+    return TensorDataset(*(tensor[rows] for tensor in whole_set.tensors))
+
+
 def _items(retain: Dataset[Any], shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:
     """The inputs [...] of a dataset, one at a time, each checked like those in memory."""
-    whole("len(retain)", len(retain), 2)  # type: ignore[arg-type]
+    map_style = hasattr(retain, "__len__") and hasattr(retain, "__getitem__")
+    require(map_style, "retain", "a map-style dataset (__len__ and __getitem__)", type(retain).__name__)
+    require(len(retain) > 0, "retain", "non-empty", "no items")  # type: ignore[arg-type]
     for index in range(len(retain)):  # type: ignore[arg-type]
         images, labels = as_tensors(retain, "retain", range(index, index + 1))
         check_images(f"retain[{index}]", images, (-math.inf, math.inf))

@@ -1,6 +1,6 @@
 """Boundary shrink (BS): move the forget set over its nearest boundary (Chen et al. 2023)."""
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,18 +41,22 @@ def boundary_shrink(
     """
     images, labels = forget.tensors
     check_images("forget", images, bounds)
-    require(0 < eps < float("inf"), "eps", "positive and finite", eps)
+    require(isinstance(eps, float | int) and 0 < eps < float("inf"), "eps", "a positive, finite number", repr(eps))
     require(teacher in TEACHERS, "teacher", f"one of {TEACHERS}", repr(teacher))
 
-    def nearest(net: nn.Module) -> Tensor:
-        with evaluating(net):
+    def nearest(epoch: int) -> Tensor:
+        with evaluating(model):
             batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
-            return torch.cat([_neighbour(net, x, y, eps, bounds, require_wrong) for x, y in batches])
+            return torch.cat([_neighbour(model, x, y, eps, bounds, require_wrong) for x, y in batches])
 
-    at_first = nearest(copy.deepcopy(model))
-    part = Part(forget, labels=lambda epoch: at_first if teacher == "frozen" else nearest(model))
+    def at_first() -> Callable[[int], Tensor]:
+        found = nearest(0)
+        return lambda epoch: found
+
+    part = Part(forget, labels=at_first() if teacher == "frozen" else nearest)
     passes = [] if retain is None else [Pass([Part(retain)])]
-    fit(model, [*passes, Pass([part])], recipe, run, description="BS")
+    about = eps, teacher, require_wrong, bounds
+    fit(model, [*passes, Pass([part])], recipe, run, about=about, description="BS")
 
 
 def _neighbour(

@@ -53,7 +53,8 @@ def l1_sparse(
         epochs_without: so many epochs at the end go without the penalty; the schedule ends before them.
     """
     assert retain is not None
-    require(0 <= gamma < float("inf"), "gamma", "finite and not negative", gamma)
+    number = isinstance(gamma, float | int) and 0 <= gamma < float("inf")
+    require(number, "gamma", "a finite number, not negative", repr(gamma))
     require(gamma_schedule in SCHEDULES, "gamma_schedule", f"one of {tuple(SCHEDULES)}", repr(gamma_schedule))
     whole("epochs_without", epochs_without, 0)
     epochs = recipe.epochs - epochs_without
@@ -63,4 +64,5 @@ def l1_sparse(
         weight = gamma * SCHEDULES[gamma_schedule](epoch, epochs) if epoch < epochs else 0.0
         return weight * torch.stack([p.abs().sum() for p in model.parameters() if p.requires_grad]).sum()
 
-    fit(model, [Pass([Part(retain)])], recipe, run, penalty=penalty, description="l1-sparse")
+    about = gamma, gamma_schedule, epochs_without
+    fit(model, [Pass([Part(retain)])], recipe, run, penalty=penalty, about=about, description="l1-sparse")

@@ -20,8 +20,13 @@ def retrain(
     """
     assert retain is not None
     require(run.mask is None, "mask", "left out: retraining changes all weights", "one")
-    with torch.random.fork_rng([]):
+    devices = {tensor.device.index for tensor in model.state_dict().values() if tensor.is_cuda}
+    with torch.random.fork_rng(sorted(devices)):
         torch.manual_seed(run.seed)
         fresh = reinitialised(model)
     model.load_state_dict(fresh.state_dict())
+    buffers = dict(fresh.named_buffers())  # among them some that are in no state dict, and have learned all the same
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     fit(model, [Pass([Part(retain)])], recipe, run, description="retrain")

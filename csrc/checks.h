@@ -287,7 +287,7 @@ inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
                               [&](const auto& other) { return other.dtype == dtype && other.wide == wide; });
     if (group == groups.end()) group = groups.insert(group, {dtype, wide});
     tensor.first_block = group->blocks;
-    group->blocks += (tensor.length + sgd_block - 1) / sgd_block;
+    group->blocks += blocks_of(tensor.length);
     group->tensors.push_back(tensor);
   }
   std::sort(written.begin(), written.end());

@@ -8,6 +8,8 @@ namespace amun {
 // The list is cut into blocks of so many elements, so that one large tensor and many small ones keep every thread busy.
 constexpr int64_t sgd_block = 4096;
 
+AMUN_HD int64_t blocks_of(int64_t length) { return (length + sgd_block - 1) / sgd_block; }
+
 // A parameter that has elements, with what belongs to it. T is its dtype, M that of its momentum.
 struct MaskedSgdTensor {
   void* param;          // T [length]

@@ -14,11 +14,12 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
+from test_masked_sgd import BLOCK, KEEPS, RULES, SHAPES, Lists, check_masked_sgd
 from test_ops import DTYPES, SCHEDULES, Feedback, Search, check_attack_loss, check_whole_search, draw_logits
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
-from amun_ext import ops
+from amun_ext import extension, ops
 from amun_ext.ops import AttackLoss, Book, Pool, Schedule, accumulate_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,29 @@ class EmulatedOps:
         rule = ops.RULES.index(schedule.rule)
         self.module.search_step_(name(pool.x.dtype), self.threads, *map(raw, tensors), rule, *schedule[1:], *bounds)
 
+    def masked_sgd_(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        momentum_buffers: list[Tensor],
+        masks: list[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        first: bool = False,
+        gradient_only: bool = False,
+    ) -> None:
+        lists = [
+            [raw(each) for each in tensors if each.numel()] for tensors in (params, grads, momentum_buffers, masks)
+        ]
+        wide = any(buffer.dtype != param.dtype for param, buffer in zip(params, momentum_buffers, strict=False))
+        fresh = 1.0 if first or not momentum else 1 - dampening
+        rule = (lr, momentum, fresh, weight_decay, nesterov, maximize, first, gradient_only)
+        self.module.masked_sgd_(name(params[0].dtype), wide, self.threads, *lists, *rule)
+
 
 @pytest.fixture(scope="session")
 def emulator():
@@ -180,6 +204,35 @@ class TestSearchStepKernel:
             assert search.cursor == 0
 
 
+class TestMaskedSgdKernel:
+    @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
+    @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+    def test_matches_the_reference(self, emulator, dtype, keep, rule):
+        for lists in (Lists.draw(SHAPES, dtype, keep=keep), Lists.draw([(5,), (BLOCK + 3,)], dtype, keep=keep)):
+            check_masked_sgd(EmulatedOps(emulator).masked_sgd_, lists, **rule)
+            lists.masks = []
+            check_masked_sgd(EmulatedOps(emulator).masked_sgd_, lists, **rule)
+
+    @pytest.mark.parametrize(("threads", "size"), [(32, 31), (256, 2 * BLOCK), (256, BLOCK - 1), (96, BLOCK + 1)])
+    @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
+    def test_blocks_of_any_size(self, emulator, dtype, keep, threads, size):
+        lists = Lists.draw([(size,), (3,), (size + 1,)], dtype, keep=keep)
+        check_masked_sgd(EmulatedOps(emulator, threads).masked_sgd_, lists, momentum=0.9, weight_decay=0.1)
+
+    @pytest.mark.parametrize("count", [1, 79, 80, 81, 200])
+    def test_lists_that_fit_a_launch_and_longer_ones(self, emulator, count):
+        lists = Lists.draw([(1 + i % 9,) for i in range(count)])
+        check_masked_sgd(EmulatedOps(emulator, 32).masked_sgd_, lists, momentum=0.9)
+
+    @pytest.mark.parametrize("moved", ["params", "grads", "momentum_buffers", "masks"])
+    @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
+    def test_data_that_is_not_aligned(self, emulator, dtype, keep, moved):
+        lists = Lists.draw([(301,)], dtype, keep=keep)
+        (tensor,) = getattr(lists, moved)
+        getattr(lists, moved)[0] = torch.cat([tensor[:1], tensor])[1:]
+        check_masked_sgd(EmulatedOps(emulator).masked_sgd_, lists, momentum=0.9)
+
+
 # -------------------------------------------------------------------------------------------------------------- races
 
 
@@ -231,6 +284,16 @@ class TestRaces:
         text = text.replace(copied, "to[length - 1 - i] = from[length - 1 - i];")
         assert "data race" in find_races(planted(kernel, text, tmp_path), tmp_path)
 
+    def test_no_two_threads_update_the_same_parameter(self, tmp_path):
+        kernel = Path("cuda/masked_sgd.cuh")
+        text = (ROOT / "csrc" / kernel).read_text()
+        for own in ("begin + threadIdx.x * width", "packed + threadIdx.x"):
+            assert text.count(own) == 1
+            folder = tmp_path / own.split()[0]
+            folder.mkdir()
+            spoilt = text.replace(own, own.split()[0])
+            assert "data race" in find_races(planted(kernel, spoilt, folder), folder)
+
 
 # --------------------------------------------------------------------------------------------------------- CUDA build
 
@@ -253,7 +316,7 @@ class TestCudaBuild:
         script = f"""
 import torch
 torch.ops.load_library({str(cuda_library)!r})
-for name in ("attack_loss", "search_step_"):
+for name in {extension.OPS!r}:
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("amun_ext::" + name, key), (name, key)
 assert not torch.cuda.is_initialized()

@@ -1199,7 +1199,16 @@ def opcheck_search_step(device: str):
         yield (*pool, *feedback, *tensors.values()), {**SCHEDULES[rule]._asdict(), "low": 0.0, "high": 1.0}
 
 
-OPCHECK = {"attack_loss": opcheck_attack_loss, "search_step_": opcheck_search_step}
+def opcheck_masked_sgd(device: str):
+    params = [torch.randn(shape).to(device) for shape in ((3, 4), (5,), ())]
+    masks = [torch.rand(param.shape, device=device) < 0.5 for param in params]
+    grads, buffers = ([torch.randn_like(param) for param in params] for _ in range(2))
+    flags = dict.fromkeys(("maximize", "first", "gradient_only"), False)
+    yield (params, grads, buffers, masks, 0.1, 0.9, 0.0, 0.1), {"nesterov": True, **flags}
+    yield (params, grads, [], [], 0.1, 0.0, 0.0, 0.1), {"nesterov": False, **flags}
+
+
+OPCHECK = {"attack_loss": opcheck_attack_loss, "search_step_": opcheck_search_step, "masked_sgd_": opcheck_masked_sgd}
 REGISTERED = sorted(
     name.removeprefix("amun_ext::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("amun_ext::")
 )

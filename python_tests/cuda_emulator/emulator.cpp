@@ -5,8 +5,10 @@
 // Then the kernels.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "cuda/attack_loss.cuh"
+#include "cuda/masked_sgd.cuh"
 #include "cuda/search_step.cuh"
 #include "dispatch.h"
 
@@ -101,6 +103,36 @@ void search_step(const std::string& dtype, unsigned threads, py::array x, py::ar
   });
 }
 
+// The lists without their empty tensors. `fresh` is what a gradient counts in the momentum.
+void masked_sgd(const std::string& dtype, bool wide, unsigned threads, std::vector<py::array> params,
+                std::vector<py::array> grads, std::vector<py::array> momentum_buffers, std::vector<py::array> masks,
+                double lr, double momentum, double fresh, double weight_decay, bool nesterov, bool maximize, bool first,
+                bool gradient_only) {
+  std::vector<amun::MaskedSgdTensor> tensors;
+  int64_t blocks = 0;
+  for (size_t i = 0; i < params.size(); ++i) {
+    tensors.push_back({data<void>(params[i]), data<void>(grads[i]),
+                       momentum_buffers.empty() ? nullptr : data<void>(momentum_buffers[i]),
+                       masks.empty() ? nullptr : data<uint8_t>(masks[i]), params[i].size(), blocks});
+    blocks += amun::blocks_of(params[i].size());
+  }
+  amun::MaskedSgdTable table{{lr, momentum, fresh, weight_decay, nesterov, maximize, first, gradient_only},
+                             static_cast<int64_t>(tensors.size()),
+                             tensors.data(),
+                             {}};
+  if (table.count <= amun::MaskedSgdTable::room) {
+    std::copy(tensors.begin(), tensors.end(), table.near);
+    table.far = nullptr;
+  }
+  const py::gil_scoped_release release;
+  amun::dispatch(scalar_type(dtype), [&](auto zero) {
+    using T = decltype(zero);
+    cuda_emulator::launch(blocks, threads, [&] {
+      wide ? amun::masked_sgd_kernel<T, amun::Accumulate<T>>(table) : amun::masked_sgd_kernel<T, T>(table);
+    });
+  });
+}
+
 // Kernels that test the emulator: in each, the threads from `leave` on have returned when the others meet.
 
 py::array_t<int64_t> block_after_exit(unsigned threads, unsigned leave) {
@@ -127,6 +159,7 @@ void shuffle_after_exit(unsigned threads, unsigned leave) {
 PYBIND11_MODULE(amun_cuda_emulator, m) {
   m.def("attack_loss", &attack_loss);
   m.def("search_step_", &search_step);
+  m.def("masked_sgd_", &masked_sgd);
   m.def("block_after_exit", &block_after_exit);
   m.def("shuffle_after_exit", &shuffle_after_exit);
 }

@@ -4,6 +4,7 @@
 #include "cuda_emulator.h"
 // Then the kernels.
 #include "cuda/attack_loss.cuh"
+#include "cuda/masked_sgd.cuh"
 #include "cuda/search_step.cuh"
 
 namespace {
@@ -54,10 +55,23 @@ void run_search_step(amun::Rule rule) {
     cuda_emulator::launch(pool, threads, [&] { amun::search_step_kernel<float>(args); });
 }
 
+// Two tensors, the first of them a block and a bit long; neither bit nor second are whole vectors.
+void run_masked_sgd() {
+  constexpr int64_t small = 5, large = amun::sgd_block + 7;
+  std::vector<float> param(small + large, 1.0f), grad(small + large, 0.5f), momentum(small + large);
+  std::vector<uint8_t> mask(small + large);
+  for (size_t i = 0; i < mask.size(); ++i) mask[i] = i % 3 == 0;
+  amun::MaskedSgdTable table{{0.5, 0.5, 1, 0, true, false, false, false}, 2, nullptr, {}};
+  table.near[0] = {param.data(), grad.data(), momentum.data(), mask.data(), large, 0};
+  table.near[1] = {&param[large], &grad[large], &momentum[large], &mask[large], small, 2};
+  cuda_emulator::launch(3, threads, [&] { amun::masked_sgd_kernel<float, float>(table); });
+}
+
 }  // namespace
 
 int main() {
   run_attack_loss();
   run_search_step(amun::Rule::pgd);
   run_search_step(amun::Rule::ddn);
+  run_masked_sgd();
 }

@@ -6,7 +6,7 @@ says whose it is; what a preset does not name is the method's default. Tune befo
 
 from typing import Any
 
-from amun_ext.training import Recipe
+from amun_ext.training import PAPER_TRAINING, Recipe
 
 
 def _saliency(lr: float, epochs: int = 10) -> Recipe:
@@ -20,6 +20,7 @@ _AMUN = Recipe(epochs=10, lr=0.01, schedule="step:1", augment=True)
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The text of the AMUN paper (arXiv 2503.00917), section 6.1 and appendix C, for a tenth of CIFAR-10.
     "amun-paper": {
+        "retrain": {"recipe": PAPER_TRAINING},
         "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
         "amun+salun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
         "rl": {"recipe": _AMUN},
@@ -33,8 +34,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "amun+salun": {"include_forget": False, "search": "pgd", "recipe": _AMUN},
     },
     # The code of its authors (commit 9e341a9), where it differs from the text: gradients alone are masked, the l1
-    # schedule compounds, boundary shrink has a new teacher every epoch and may teach the true label.
+    # schedule compounds, boundary shrink has a new teacher every epoch and may teach the true label. It goes through
+    # D_R in a fixed order there, and here in a random one. GA is not in it: this learning rate would destroy the model.
     "amun-code": {
+        "retrain": {"recipe": PAPER_TRAINING},
         "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
         "amun+salun": {"include_forget": True, "search": "pgd", "gradient_only": True, "recipe": _AMUN},
         "rl": {"recipe": _AMUN},
@@ -44,7 +47,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "l1-sparse": {"gamma": 5e-4, "gamma_schedule": "amun", "recipe": _AMUN},
     },
     # OPTML-Group/Unlearn-Saliency (commit a6e89fd) for a random tenth of CIFAR-10: random labels may be the true one,
-    # D_F comes before D_R. SalUn's 0.013 is its README's; the other learning rates were selected by third parties.
+    # D_F comes before D_R. SalUn's 0.013 is its README's; the other learning rates were selected by third parties. Its
+    # ga and bs know no D_R: give them no retain set.
     "unlearn-saliency": {
         "rl": {"true_label": True, "order": "sequential", "recipe": _saliency(0.001)},
         "salun": {"true_label": True, "order": "sequential", "recipe": _saliency(0.013)},

@@ -6,8 +6,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,16 @@ from amun_ext.checks import InputError, require
 from amun_ext.data import DATASETS, Splits, fingerprint, load
 from amun_ext.deletion import Request, forget_ids
 from amun_ext.deletion.ids import some_ids
-from amun_ext.deletion.request import write
+from amun_ext.deletion.request import retraining, write
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo, searches
 from amun_ext.models.state import count_classes
 from amun_ext.search import METHODS
-from amun_ext.training import Part, Recipe, fit
+from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.unlearning import METHODS as UNLEARNING
+from amun_ext.unlearning import PRESETS
+from amun_ext.unlearning.choices import load_choices
+from amun_ext.unlearning.plan import Plan, plan
 
 DATA_HELP = (
     f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with train_images, "
@@ -95,15 +100,15 @@ def parser() -> argparse.ArgumentParser:
     forget = command(
         "forget",
         run_forget,
-        "unlearn some training samples with AMUN and report on it",
+        "unlearn some training samples, with AMUN unless told otherwise, and report on it",
         "examples:\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"
         "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more.\n"
-        "A command that was stopped leaves examples.safetensors there, and goes on with it when called again.\n"
+        "A command that was stopped leaves what it has there, and goes on with it when called again.\n"
         "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told)",
     )
-    forget.set_defaults(stopped="the same command goes on with what its search has found")
+    forget.set_defaults(stopped="the same command goes on where it was")
     add_data(forget)
     add_checkpoint(forget)
     add_ids(forget, required=True)
@@ -112,14 +117,23 @@ def parser() -> argparse.ArgumentParser:
     forget.add_argument(
         "--without-retain", action="store_true", help="fine-tune without the rest of the data (which is still measured)"
     )
+    forget.add_argument("--method", choices=UNLEARNING, default="amun", help="(default: %(default)s)")
+    add_settings(forget)
     forget.add_argument(
-        "--with-forget", action="store_true", help="fine-tune on the forget samples too (D_F), the paper's main form"
+        "--keep", type=float, metavar="RATIO", help="change only this fraction of the weights, by a saliency mask"
     )
     forget.add_argument(
-        "--search", choices=METHODS, default="ddn", help="of the adversarial examples (default: %(default)s)"
+        "--with-forget",
+        dest="include_forget",
+        action=argparse.BooleanOptionalAction,
+        help="fine-tune on the forget samples too (D_F), the main form of AMUN's paper (default: no)",
     )
+    forget.add_argument("--search", choices=METHODS, help="of the adversarial examples (default: ddn)")
     forget.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
-    add_recipe(forget, "fine-tuning; the learning rate decides most, see the report", demo.FINE_TUNING)
+    title = (
+        "fine-tuning; the learning rate decides most, see the report (presets, files and other methods have their own)"
+    )
+    add_recipe(forget, title, demo.FINE_TUNING)
 
     search = command(
         "search",
@@ -199,22 +213,35 @@ def add_searches(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recipe(command: argparse.ArgumentParser, title: str, default: Recipe) -> None:
+def add_settings(command: argparse.ArgumentParser) -> None:
+    group = command.add_mutually_exclusive_group()
+    group.add_argument("--preset", choices=PRESETS, help="options that others have published")
+    group.add_argument("--tuned", type=Path, metavar="FILE", help="options that amun tune has chosen")
+
+
+def add_recipe(command: argparse.ArgumentParser, title: str, default: Recipe | None = None) -> None:
+    """Nothing is there unless it was given: `recipe` fills in the rest."""
+
+    def told(name: str) -> str:
+        return "" if default is None else f" (default: {getattr(default, name)})"
+
     group = command.add_argument_group(title)
-    group.add_argument("--epochs", type=int, default=default.epochs, help="(default: %(default)s)")
-    group.add_argument("--lr", type=float, default=default.lr, help="learning rate (default: %(default)s)")
+    group.add_argument("--epochs", type=int, help=f"how often to go through the data{told('epochs')}")
+    group.add_argument("--lr", type=float, help=f"learning rate{told('lr')}")
+    group.add_argument("--schedule", help=f"constant, cosine or step:N, a tenth every N epochs{told('schedule')}")
+    group.add_argument("--batch-size", type=int, help=f"samples of a step{told('batch_size')}")
     group.add_argument(
-        "--schedule",
-        default=default.schedule,
-        help="constant, cosine or step:N, a tenth every N epochs (default: %(default)s)",
+        "--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip of true images"
     )
-    group.add_argument("--batch-size", type=int, default=default.batch_size, help="(default: %(default)s)")
-    group.add_argument("--augment", action="store_true", help="random crop and horizontal flip of true images")
 
 
-def recipe(options: argparse.Namespace) -> Recipe:
-    names = ("epochs", "lr", "schedule", "batch_size", "augment")
-    return Recipe(**{name: getattr(options, name) for name in names})
+def recipe(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `Recipe` that were given."""
+    return given(options, "epochs", "lr", "schedule", "batch_size", "augment")
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -226,18 +253,22 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    plan = recipe(options)
+    training = replace(demo.TRAINING, **recipe(options))
     check_folder(options.out.parent)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
     require(not options.out.is_dir(), "--out", "a file", f"the folder {options.out}")
     splits = load(options.data, options.root, options.download)
-    images, labels = splits.train.tensors
+    images, _ = splits.train.tensors
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}
     torch.manual_seed(options.seed)
     model = models.build(options.model, **shape, width=options.width).to(options.device)
     count_classes(model, images)
-    fit(model, [Part(images, labels)], plan, seed=options.seed, progress=True)
-    metadata = {"arch": options.model, "training_data": fingerprint(splits.train), "recipe": json.dumps(asdict(plan))}
+    fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, progress=True))
+    metadata = {
+        "arch": options.model,
+        "training_data": fingerprint(splits.train),
+        "recipe": json.dumps(asdict(training)),
+    }
     metadata |= {} if options.width is None else {"width": str(options.width)}
     models.save_checkpoint(options.out, model, metadata)
     sets = {"training": splits.train.tensors, "test": splits.test.tensors}
@@ -247,10 +278,9 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_forget(options: argparse.Namespace) -> int:
-    plan = recipe(options)
     check_folder(options.out)
-    for name in ("model.safetensors", "report.json", "report.html"):
-        require(not (options.out / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
+    chosen = forget_plan(options)
+    check_free(options.out, "model.safetensors", "report.json", "report.html")
     splits = load(options.data, options.root, options.download)
     total = len(splits.train)
     ids = forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
@@ -258,18 +288,13 @@ def run_forget(options: argparse.Namespace) -> int:
     request = Request(
         ids=ids,
         with_copies=options.with_copies,
-        with_retain=not options.without_retain,
-        with_forget=options.with_forget,
-        retrain=options.retrain,
-        search=options.search,
-        recipe=plan,
+        plan=retraining(original, metadata, recipe(options)) if options.method == "retrain" else chosen,
+        retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
         metadata=metadata,
     )
-    examples = options.out / "examples.safetensors"
-    outcome = deletion.forget(original, splits, request, examples=examples, progress=True)
+    outcome = deletion.forget(original, splits, request, folder=options.out, progress=True)
     write(outcome, options.out)
-    examples.unlink()
     print(f"{outcome.report.to_text()}\n\nwrote model.safetensors, report.json and report.html into {options.out}")
     if outcome.not_forgotten:
         shown = ", ".join(map(str, outcome.not_forgotten))
@@ -278,10 +303,29 @@ def run_forget(options: argparse.Namespace) -> int:
     return 0
 
 
+def forget_plan(options: argparse.Namespace) -> Plan:
+    """How to unlearn, but for the recipe of retraining, which the checkpoint knows."""
+    method = UNLEARNING[options.method]
+    default = {"include_forget": False, "recipe": demo.FINE_TUNING} if "include_forget" in method.options else {}
+    return plan(
+        options.method,
+        not options.without_retain,
+        **chosen_options(options),
+        default=default,
+        keep=options.keep,
+        recipe=recipe(options),
+        **given(options, "include_forget", "search"),
+    )
+
+
+def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What add_settings says, as `plan` takes it."""
+    return {"preset": options.preset, "choices": None if options.tuned is None else load_choices(options.tuned)}
+
+
 def run_search(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    for name in ("searches.json", "searches.html"):
-        require(not (options.out / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
+    check_free(options.out, "searches.json", "searches.html")
     require(options.part in ("train", "test"), "--part", "train or test", options.part)
     methods = [method.strip() for method in options.methods.split(",")]
     searches.check_methods(methods)
@@ -289,8 +333,6 @@ def run_search(options: argparse.Namespace) -> int:
     images, labels = getattr(splits, options.part).tensors
     ids = chosen_ids(options, len(images))
     model, metadata = rebuilt(options, splits)
-    data = Path(options.data).name  # no more of where things are on this machine
-    facts = {"model": options.model.name, "arch": metadata["arch"], "data": data, "part": options.part}
     found = searches.compare(
         model,
         images[ids],
@@ -301,7 +343,7 @@ def run_search(options: argparse.Namespace) -> int:
         ids=ids,
         classes=splits.classes,
         out=options.out,
-        facts=facts | {"seed": options.seed, "device": str(options.device)},
+        facts=about(options, metadata) | {"part": options.part, "seed": options.seed},
         progress=True,
     )
     searches.write(found, options.out)
@@ -316,6 +358,12 @@ def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:
     ways = {"ids": options.ids, "file": options.ids_file, "fraction": options.fraction, "count": options.count}
     given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, total)}
     return some_ids(total, **given, seed=options.seed)
+
+
+def about(options: argparse.Namespace, metadata: dict[str, str]) -> dict[str, object]:
+    """Facts of a page, with no more of where things are on this machine than their names."""
+    data = Path(options.data).name
+    return {"model": options.model.name, "arch": metadata["arch"], "data": data, "device": str(options.device)}
 
 
 def rebuilt(options: argparse.Namespace, splits: Splits) -> tuple[nn.Module, dict[str, str]]:
@@ -356,6 +404,11 @@ def check_folder(folder: Path) -> None:
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)
+
+
+def check_free(folder: Path, *names: str) -> None:
+    for name in names:
+        require(not (folder / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,14 @@ from safetensors import safe_open
 from amun_ext import cli, data, find_min_adversarial, models
 from amun_ext.experiments import demo
 from amun_ext.training import Recipe
+from amun_ext.unlearning import METHODS, PRESETS
+from amun_ext.unlearning.choices import save_choices
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory) -> Path:
+def original(tmp_path_factory, one_thread) -> Path:
     path = tmp_path_factory.mktemp("original") / "model.safetensors"
     arguments = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
     assert cli.main([*arguments.split(), "--out", str(path)]) == 0
@@ -28,6 +35,10 @@ def original(tmp_path_factory) -> Path:
 def models_forgotten(path: Path) -> list[int]:
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["forgotten"])
+
+
+def told(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
 
 
 def forget(original: Path, out: Path, *more: str) -> int:
@@ -135,6 +146,131 @@ class TestForget:
         assert Path("out/model.safetensors").exists()
 
 
+class TestMethods:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method(self, original: Path, tmp_path: Path, method: str) -> None:
+        assert forget(original, tmp_path / "out", "--ids", "40-60", "--method", method, "--epochs", "1") == 0
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "model.safetensors",
+            "report.html",
+            "report.json",
+        }
+        report, row = told(tmp_path / "out"), METHODS[method]
+        title = "retrain" if method == "retrain" else row.title
+        assert list(report["rows"]) == ["no-op (original)", title]
+        assert report["headline"] == title
+        assert report["baseline"] == ("retrain" if method == "retrain" else None)
+        assert report["rows"][title]["seconds"] > 0
+        facts = report["facts"]
+        assert (facts["method"], facts["recipe"]["epochs"], facts["options from"]) == (method, 1, "defaults")
+        assert facts.get("mask") == row.keep
+        assert (report["search"] is not None) == ("amun" in method)
+        assert models_forgotten(tmp_path / "out/model.safetensors") == [*range(40, 61)]
+
+    def test_amun_forgets_as_ever_and_others_with_their_own_recipe(self, original: Path, tmp_path: Path) -> None:
+        for method in ("amun", "ga"):
+            assert forget(original, tmp_path / method, "--ids", "40-60", "--method", method) == 0
+        amun, ga = (told(tmp_path / method)["facts"] for method in ("amun", "ga"))
+        assert amun["recipe"] == dataclasses.asdict(demo.FINE_TUNING)
+        assert (amun["include_forget"], amun["search"]) == (False, "ddn")
+        assert ga["recipe"] == dataclasses.asdict(METHODS["ga"].options["recipe"].default)
+
+    def test_a_preset_and_what_is_given_beside_it(self, original: Path, tmp_path: Path) -> None:
+        preset = ("--method", "salun", "--preset", "unlearn-saliency-2023", "--epochs", "1", "--no-augment")
+        assert forget(original, tmp_path / "out", "--ids", "40-60", *preset) == 0
+        facts = told(tmp_path / "out")["facts"]
+        assert facts["options from"] == "preset unlearn-saliency-2023"
+        assert (facts["mask"], facts["gradient only"]) == (0.5, True)
+        assert (facts["true_label"], facts["order"]) == (True, "sequential")
+        recipe = PRESETS["unlearn-saliency-2023"]["salun"]["recipe"]
+        assert facts["recipe"] == dataclasses.asdict(recipe) | {"epochs": 1, "augment": False}
+
+    def test_a_preset_has_the_last_word_on_the_forget_set_but_for_the_flag(self, original, tmp_path) -> None:
+        flags = ("--ids", "40-60", "--preset", "amun-paper", "--search", "ddn", "--epochs", "1", "--no-augment")
+        assert forget(original, tmp_path / "a", *flags) == 0
+        assert told(tmp_path / "a")["facts"]["fine-tuned on"] == "D_R + D_F + D_A"
+        assert forget(original, tmp_path / "b", *flags, "--no-with-forget") == 0
+        assert told(tmp_path / "b")["facts"]["fine-tuned on"] == "D_R + D_A"
+
+    def test_options_from_a_file_by_method_and_retain_set(self, original: Path, tmp_path: Path, capsys) -> None:
+        choices = {
+            ("ga", True): {"recipe": Recipe(epochs=2, lr=1e-4)},
+            ("ga", False): {"recipe": Recipe(epochs=1, lr=1e-5), "mask": 0.25},
+        }
+        save_choices(tmp_path / "tuned.json", choices, {})
+        flags = ("--ids", "40-60", "--tuned", str(tmp_path / "tuned.json"))
+        assert forget(original, tmp_path / "with", *flags, "--method", "ga") == 0
+        assert forget(original, tmp_path / "without", *flags, "--method", "ga", "--without-retain") == 0
+        first, second = (told(tmp_path / name)["facts"] for name in ("with", "without"))
+        assert (first["recipe"]["lr"], first.get("mask"), first["retain set"]) == (1e-4, None, "used")
+        assert (second["recipe"]["lr"], second["mask"], second["retain set"]) == (1e-5, 0.25, "not used")
+        assert second["options from"] == "tuned"
+        assert forget(original, tmp_path / "none", *flags, "--method", "rl") == 2
+        assert "method must be one of ['ga'], which the file of choices has with" in capsys.readouterr().err
+
+    def test_a_mask_keeps_the_other_weights(self, original: Path, tmp_path: Path) -> None:
+        flags = ("--ids", "40-60", "--keep", "0.1", "--epochs", "1", "--lr", "0.05")
+        assert forget(original, tmp_path / "out", *flags) == 0
+        assert told(tmp_path / "out")["facts"]["mask"] == 0.1
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        names = [name for name, _ in model.named_parameters()]
+        before, after = (safe_open(path, "pt") for path in (original, tmp_path / "out/model.safetensors"))
+        changed = torch.cat([(before.get_tensor(name) != after.get_tensor(name)).flatten() for name in names])
+        assert 0.05 < changed.float().mean() <= 0.1
+
+    def test_retrain_goes_by_the_recipe_of_the_checkpoint(self, original: Path, tmp_path: Path, capsys) -> None:
+        assert forget(original, tmp_path / "method", "--ids", "40-60", "--method", "retrain") == 0
+        recipe = told(tmp_path / "method")["facts"]["recipe"]
+        assert (recipe["epochs"], recipe["lr"], recipe["batch_size"]) == (3, 0.1, 64)
+        assert forget(original, tmp_path / "beside", "--ids", "40-60", "--retrain", "--epochs", "1") == 0
+        retrained, beside = (told(tmp_path / name)["rows"]["retrain"] for name in ("method", "beside"))
+        assert retrained["UA"] == beside["UA"]
+        assert retrained["FT AUC"] == beside["FT AUC"]
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        models.load_checkpoint(original, model)
+        torch.save(model.state_dict(), foreign := tmp_path / "net.pt")
+        arch = ("--arch", "small-cnn", "--width", "8", "--ids", "40-60", "--method", "retrain")
+        assert forget(foreign, tmp_path / "foreign", *arch) == 2
+        assert "retraining must be of a checkpoint that knows its recipe" in capsys.readouterr().err
+        assert forget(foreign, tmp_path / "foreign", *arch, "--epochs", "1", "--lr", "0.1") == 0
+
+
+@pytest.mark.parametrize(("kept", "more"), [("fine-tuning", ()), ("retraining", ("--retrain",))])
+def test_a_killed_command_goes_on_with_its_training(original, tmp_path, kept, more) -> None:
+    """Killed outright in the middle; called again it ends where one that was left alone ends."""
+    flags = ["--ids", "40-60", "--method", "amun+salun", "--seed", "3", *more]
+    flags += ["--epochs", "100" if kept == "fine-tuning" else "1"]
+    if kept == "retraining":  # of a model that takes long to train
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        metadata = models.load_checkpoint(original, model)
+        metadata["recipe"] = json.dumps(json.loads(metadata["recipe"]) | {"epochs": 100})
+        models.save_checkpoint(original := tmp_path / "long.safetensors", model, metadata)
+    command = ["forget", "--model", str(original), "--data", "digits", "--out", str(tmp_path / "out"), *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "amun_ext.cli", *command], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    file = tmp_path / f"out/{kept}.safetensors"
+    while not file.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    left = safe_open(file, "pt").metadata()["state"]
+    assert 0 < len(json.loads(left)["history"]) < 100
+    assert not (tmp_path / "out/model.safetensors").exists()
+    assert cli.main(command) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "report.html", "report.json"}
+    assert forget(original, tmp_path / "alone", *flags) == 0
+    resumed, alone = (safe_open(tmp_path / f"{name}/model.safetensors", "pt") for name in ("out", "alone"))
+    assert all(torch.equal(resumed.get_tensor(key), alone.get_tensor(key)) for key in alone.keys())  # noqa: SIM118
+    row = "AMUN+SalUn" if kept == "fine-tuning" else "retrain"
+    resumed, alone = (told(tmp_path / name)["rows"][row] for name in ("out", "alone"))
+    assert alone.pop("seconds") > 0
+    assert resumed.pop("seconds") is None  # an earlier try did a part of it
+    assert {key: resumed[key] for key in ("UA", "RA", "TA", "FT AUC")} == {
+        key: alone[key] for key in ("UA", "RA", "TA", "FT AUC")
+    }
+
+
 ERRORS = {
     "unknown id": (["--ids", "5,99999"], r"ids in \[0, 1\d\d\d\), got .*99999"),
     "repeated id": (["--ids", "5,5"], "repeated"),
@@ -147,6 +283,21 @@ ERRORS = {
     "other width": (["--ids", "5", "--width", "16"], "a checkpoint of this architecture"),
     "epochs": (["--ids", "5", "--epochs", "0"], "epochs must be"),
     "schedule": (["--ids", "5", "--schedule", "often"], "schedule must be"),
+    "method without its set": (
+        ["--ids", "5", "--method", "ft", "--without-retain", "--data", "no/such/folder"],
+        "the retain set must be used: method ft trains on it, got left out",
+    ),
+    "preset of other methods": (
+        ["--ids", "5", "--method", "ga", "--preset", "amun-paper"],
+        "preset must be one that has",
+    ),
+    "no file of choices": (["--ids", "5", "--tuned", "absent.json"], "absent.json must be a file of choices"),
+    "option of another method": (
+        ["--ids", "5", "--method", "ga", "--search", "pgd"],
+        "search must be left out: method ga",
+    ),
+    "keep": (["--ids", "5", "--keep", "1.5"], r"keep must be a fraction in \(0, 1\]"),
+    "mask of a retraining": (["--ids", "5", "--keep", "0.5", "--method", "retrain"], "keep must be left out"),
     "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be two at least"),
     "too little left": (["--ids", "0-1195"], "two samples at least are left"),
 }
@@ -183,7 +334,7 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amun_ext.deletion.request.unlearn", stop)
+    monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", stop)
     assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
     assert forget(original, tmp_path / "out", "--ids", "5,7") == 2

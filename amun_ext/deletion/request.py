@@ -6,11 +6,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.data import Splits, copies, fingerprint
@@ -18,12 +19,21 @@ from amun_ext.deletion.ids import split
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
+from amun_ext.models.fresh import reinitialised
+from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
-from amun_ext.training import Recipe, reinitialised
-from amun_ext.unlearning import unlearn
+from amun_ext.training import Recipe
+from amun_ext.training.resume import digest
+from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.plan import Plan, plan
 
-ORIGINAL, UNLEARNED, RETRAIN = "no-op (original)", "AMUN", "retrain"
+ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
+# What a request keeps while it works, for the same one to go on after a kill. All of it knows what is to be forgotten.
+EXAMPLES, MASKS = "examples.safetensors", "mask-*.safetensors"
+TUNING, TRAINING = "fine-tuning.safetensors", "retraining.safetensors"
+
+Mask = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,13 +42,21 @@ class Request:
 
     ids: Tensor
     with_copies: bool
-    with_retain: bool
-    with_forget: bool
+    plan: Plan
     retrain: bool
-    search: str  # a method of find_min_adversarial
-    recipe: Recipe
     seed: int
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The training data of a request. Samples of earlier ones are in neither: to retain them would bring them back."""
+
+    ids: Tensor  # of the forget set, in its order
+    before: list[int]  # ids of earlier requests
+    forget: TensorDataset
+    retain: TensorDataset
+    training_data: str  # their fingerprint
 
 
 @dataclass(frozen=True)
@@ -49,109 +67,165 @@ class Outcome:
     not_forgotten: list[int]  # ids without an adversarial example
 
 
-def forget(
-    original: nn.Module, splits: Splits, request: Request, *, examples: Path | None = None, progress: bool = False
-) -> Outcome:
-    """Unlearn `request.ids` with AMUN, beside all ids that the checkpoint has forgotten before, and measure it.
+def sets(splits: Splits, ids: Tensor, metadata: Mapping[str, str], *, with_copies: bool = False) -> Sets:
+    """What is to be forgotten by the checkpoint with this `metadata`, and what is left.
 
-    `examples` is a file for the search, which goes on from it after a kill. It holds near copies of what is to be
-    forgotten: the caller removes it when all is done.
-
-    Samples of earlier requests are in no set any more: to retain them would bring them back. Raises InputError, before
-    any work, for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies` adds
-    them), training data other than the checkpoint's, too little to train on, and a model that cannot be retrained.
+    InputError for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies`
+    adds them), training data other than the checkpoint's, and too little that is left.
     """
-    before = json.loads(request.metadata.get("forgotten", "[]"))
+    before = json.loads(metadata.get("forgotten", "[]"))
     print_of_data = fingerprint(splits.train)
-    known = request.metadata.get("training_data", print_of_data)
+    known = metadata.get("training_data", print_of_data)
     require(known == print_of_data, "data", "those that the checkpoint was trained on, in the same order", "others")
-    again = sorted(set(before) & set(request.ids.tolist()))
+    again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
-    ids = _with_copies(splits, request, before)
+    ids = _with_copies(splits, ids, before, with_copies)
     forget_set, retain_set = split(splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]))
-    forget_set = type(forget_set)(*(tensor[: len(ids)] for tensor in forget_set.tensors))
+    forget_set = TensorDataset(*(tensor[: len(ids)] for tensor in forget_set.tensors))
     require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
-    trained_on = len(ids) * (1 + request.with_forget) + len(retain_set) * request.with_retain
-    require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
-    if request.retrain:
-        require("recipe" in request.metadata, "retrain", "used with a checkpoint that knows its recipe", "one without")
-        reinitialised(original)  # refuses what cannot be
+    return Sets(ids, before, forget_set, retain_set, print_of_data)
 
+
+def retraining(original: nn.Module, metadata: Mapping[str, str], recipe: Mapping[str, object] | None = None) -> Plan:
+    """To train anew as the checkpoint says that it was trained, but for single fields of the `recipe`.
+
+    InputError where it does not say, and for a model that cannot be given fresh weights.
+    """
+    told = {**json.loads(metadata.get("recipe", "{}")), **(recipe or {})}
+    known = {"epochs", "lr"} <= told.keys()
+    require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
+    reinitialised(original)  # refuses what cannot be
+    return plan("retrain", default={"recipe": Recipe(**told)})
+
+
+def forget(
+    original: nn.Module, splits: Splits, request: Request, *, folder: Path | None = None, progress: bool = False
+) -> Outcome:
+    """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
+
+    In `folder` it keeps its examples, mask and fine-tuning, from which the same request goes on after a kill; `write`
+    removes them. Raises InputError, before any work, as `sets` and `retraining`, and for too little to train on.
+    """
+    chosen, asked = request.plan, sets(splits, request.ids, request.metadata, with_copies=request.with_copies)
+    if chosen.search is not None:
+        trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
+        require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
+    anew = retraining(original, request.metadata) if request.retrain else None
+    row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
+    seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
-    start = time.perf_counter()
-    adversarial = find_min_adversarial(
-        original, *forget_set.tensors, method=request.search, out=examples, progress=progress
-    )
+    warm_up()
+    examples, tuning, training = (None if folder is None else folder / name for name in (EXAMPLES, TUNING, TRAINING))
+
+    fresh, start = not _kept(folder, EXAMPLES, MASKS, TUNING), time.perf_counter()
+    adversarial = None
+    if chosen.search is not None:
+        told = {**chosen.search, "out": examples, "progress": progress}
+        adversarial = find_min_adversarial(original, *asked.forget.tensors, **told)
+    mask = None if chosen.mask is None else _mask(original, asked.forget, chosen.mask, folder, progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `not_forgotten` has them by id
-        models[UNLEARNED] = unlearn(
+        models[row] = chosen.unlearn(
             original,
-            forget_set,
-            retain_set if request.with_retain else None,
-            include_forget=request.with_forget,
+            asked.forget,
+            asked.retain,
             adversarial=adversarial,
-            recipe=request.recipe,
-            seed=request.seed,
+            mask=mask,
+            seed=seed,
+            checkpoint=tuning,
             progress=progress,
         )
-    seconds[UNLEARNED] = time.perf_counter() - start
-    if request.retrain:
-        start = time.perf_counter()
-        models[RETRAIN] = unlearn(
+    if fresh:  # else an earlier try has done a part of it
+        seconds[row] = time.perf_counter() - start
+    if anew is not None:
+        fresh, start = not _kept(folder, TRAINING), time.perf_counter()
+        models[RETRAIN] = anew.unlearn(
             original,
-            forget_set,
-            retain_set,
-            method="retrain",
-            recipe=Recipe(**json.loads(request.metadata["recipe"])),
+            asked.forget,
+            asked.retain,
             seed=request.seed + RETRAIN_SEED,
+            checkpoint=training,
             progress=progress,
         )
-        seconds[RETRAIN] = time.perf_counter() - start
+        if fresh:
+            seconds[RETRAIN] = time.perf_counter() - start
 
-    not_forgotten = ids[~adversarial.found.cpu()].tolist()
-    sets = {"D_R": request.with_retain, "D_F": request.with_forget, "D_A": True}
+    not_forgotten = [] if adversarial is None else asked.ids[~adversarial.found.cpu()].tolist()
     report = evaluate(
         models,
-        forget=forget_set,
-        retain=retain_set,
+        forget=asked.forget,
+        retain=asked.retain,
         test=splits.test,
         seconds=seconds,
-        baseline=RETRAIN if request.retrain else None,
-        headline=UNLEARNED,
+        baseline=RETRAIN if RETRAIN in models else None,
+        headline=row,
         adversarial=adversarial,
         classes=splits.classes,
         facts={
-            "ids": ids.tolist(),
+            "ids": asked.ids.tolist(),
             "ids not forgotten": not_forgotten,
-            "ids forgotten before": before,
-            "training data": print_of_data,
-            "search": request.search,
-            "fine-tuned on": " + ".join(name for name, used in sets.items() if used),
+            "ids forgotten before": asked.before,
+            "training data": asked.training_data,
+            **_told(chosen),
             "seed": request.seed,
-            "fine-tuning": asdict(request.recipe),
             "versions": versions(),
         },
     )
-    forgotten = sorted({*before, *ids.tolist()} - set(not_forgotten))
-    metadata = {**request.metadata, "training_data": print_of_data, "forgotten": json.dumps(forgotten)}
-    return Outcome(report, models[UNLEARNED], metadata, not_forgotten)
+    forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
+    metadata = {**request.metadata, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
+    return Outcome(report, models[row], metadata, not_forgotten)
 
 
-def _with_copies(splits: Splits, request: Request, before: list[int]) -> Tensor:
+def warm_up() -> None:
+    """The first optimiser of a process takes seconds, in which torch imports its compiler: they are no method's."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+
+
+def _told(chosen: Plan) -> dict[str, object]:
+    """The facts about a plan."""
+    sets = {"D_R": chosen.with_retain, "D_F": chosen.options.get("include_forget"), "D_A": True}
+    trained_on = {"fine-tuned on": " + ".join(name for name, used in sets.items() if used)}
+    return {
+        **chosen.to_dict(),
+        **(trained_on if chosen.search is not None else {}),
+        "retain set": "used" if chosen.with_retain else "not used",
+        "options from": chosen.source,
+    }
+
+
+def _mask(model: nn.Module, forget_set: TensorDataset, keep: float, folder: Path | None, progress: bool) -> Mask:
+    """Kept in a file of its own: gradients of a GPU may differ from one try to the next, and the mask with them."""
+    tensors = {**model.state_dict(), **dict(zip(("images", "labels"), forget_set.tensors, strict=True))}
+    path = None if folder is None else folder / MASKS.replace("*", f"{keep}-{digest(tensors)}")
+    if path is not None and path.exists():
+        return load_mask(path, model)
+    mask = saliency_mask(model, forget_set, keep, progress=progress)
+    if path is not None:
+        save_mask(path, mask)
+    return mask
+
+
+def _kept(folder: Path | None, *names: str) -> list[Path]:
+    """What is in the folder of these, and what a kill left of them half-written."""
+    patterns = [pattern for name in names for pattern in (f"{name}*", f".{name}.*")]
+    return [] if folder is None else [path for pattern in patterns for path in folder.glob(pattern)]
+
+
+def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bool) -> Tensor:
     """The ids, with those of equal images under other ids added, or refused."""
-    forget_set, others = split(splits.train, request.ids)
-    wanted = set(request.ids.tolist())
+    forget_set, others = split(splits.train, ids)
+    wanted = set(ids.tolist())
     kept = [number for number in range(len(splits.train)) if number not in wanted]
-    pairs = [(int(request.ids[row]), kept[other]) for row, other in copies(forget_set, others)]
+    pairs = [(int(ids[row]), kept[other]) for row, other in copies(forget_set, others)]
     pairs = [(asked, copy) for asked, copy in pairs if copy not in before]
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
     must_be = "complete (--with-copies adds what is missing): a copy would go on being trained on"
-    require(request.with_copies or not pairs, "ids", must_be, told)
-    return torch.cat([request.ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
+    require(with_copies or not pairs, "ids", must_be, told)
+    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
 
 
 def write(outcome: Outcome, folder: Path) -> None:
-    """model.safetensors, report.json and report.html, all three or none, into `folder`."""
+    """model.safetensors, report.json and report.html, all three or none, into `folder`, without what was kept there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         save_checkpoint(Path(made) / "model.safetensors", outcome.model, outcome.metadata)
@@ -160,3 +234,5 @@ def write(outcome: Outcome, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         for path in sorted(Path(made).iterdir()):
             os.replace(path, folder / path.name)
+    for path in _kept(folder, EXAMPLES, MASKS, TUNING, TRAINING):
+        path.unlink()

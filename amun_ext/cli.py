@@ -1,4 +1,4 @@
-"""The command line: amun demo | train | forget | search | info."""
+"""The command line: amun demo | train | forget | search | compare | info."""
 
 import argparse
 import json
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import amun_ext
 from amun_ext import deletion, info, models
-from amun_ext.checks import InputError, require
+from amun_ext.checks import InputError, require, whole
 from amun_ext.data import DATASETS, Splits, fingerprint, load
 from amun_ext.deletion import Request, forget_ids
 from amun_ext.deletion.ids import some_ids
-from amun_ext.deletion.request import retraining, write
+from amun_ext.deletion.request import retraining, sets, write
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.experiments import demo, searches
+from amun_ext.experiments import compare, demo, searches
 from amun_ext.models.state import count_classes
 from amun_ext.search import METHODS
 from amun_ext.training import Part, Pass, Recipe, Run, fit
@@ -158,6 +158,41 @@ def parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--out", type=Path, required=True, help="folder of the results")
     add_searches(search)
+
+    comparison = command(
+        "compare",
+        run_compare,
+        "unlearn the same samples with several methods and seeds, retrain, and set all of them beside each other",
+        "examples:\n"
+        "  amun compare --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --out compared\n"
+        "  amun compare --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --methods ft,amun,salun "
+        "--settings with --tuned tuned.json --out compared\n\n"
+        "writes compare.json and compare.html into the folder --out, and each result into its folder cells when it is\n"
+        "there: a command that was stopped goes on where it was, and a later one takes from there what is the same.\n"
+        "Rows for retraining and for the model as it is are always there. A method that --preset or --tuned has not\n"
+        "got has its own options. --seed draws a --fraction; the seeds from 0 on are those of methods and retraining.",
+    )
+    comparison.set_defaults(stopped="the same command goes on where it was")
+    add_data(comparison)
+    add_checkpoint(comparison)
+    add_ids(comparison, required=True)
+    comparison.add_argument("--out", type=Path, required=True, help="folder of the results")
+    comparison.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
+    comparison.add_argument(
+        "--methods",
+        default=",".join(compare.DEFAULT),
+        help=f"some of {', '.join(UNLEARNING)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
+        "%(default)s)",
+    )
+    comparison.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
+    comparison.add_argument(
+        "--settings",
+        choices=("both", *compare.SETTINGS),
+        default="both",
+        help="with the retain set, without, or both (default: %(default)s)",
+    )
+    add_settings(comparison)
+    add_recipe(comparison, "retraining (default: as the checkpoint says that it was trained)")
 
     command("info", lambda _: print(info.text()), "print versions, ops available per device, and build flags")
     return top
@@ -351,6 +386,33 @@ def run_search(options: argparse.Namespace) -> int:
     for method, missing in found.missing.items():
         print(f"amun: no adversarial example by {method}: ids {', '.join(map(str, missing))}", file=sys.stderr)
     return 3 if found.missing else 0
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    check_free(options.out, "compare.json", "compare.html")
+    names = [name.strip() for name in options.methods.split(",")]
+    settings = [*compare.SETTINGS] if options.settings == "both" else [options.settings]
+    chosen = chosen_options(options)
+    rows = {setting: compare.plans(names, setting == "with", **chosen) for setting in settings}
+    whole("seeds", options.seeds, 1)
+    splits = load(options.data, options.root, options.download)
+    total = len(splits.train)
+    ids = forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
+    original, metadata = rebuilt(options, splits)
+    compared = compare.compare(
+        original,
+        splits.test,
+        sets(splits, ids, metadata, with_copies=options.with_copies),
+        rows,
+        retraining(original, metadata, recipe(options)),
+        seeds=options.seeds,
+        out=options.out,
+        facts=about(options, metadata) | {"ids drawn by seed": None if options.fraction is None else options.seed},
+        progress=True,
+    )
+    compare.write(compared, options.out)
+    print(f"{compared.to_text()}\n\nwrote compare.json and compare.html into {options.out}")
 
 
 def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:

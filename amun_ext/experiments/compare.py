@@ -1,0 +1,407 @@
+"""Unlearning methods beside each other, on one request and over several seeds: the paper's table with its zeros."""
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from tqdm.auto import tqdm
+
+import amun_ext
+from amun_ext.checks import InputError, require, whole
+from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
+from amun_ext.evaluation import COMPARISONS, MEASURES, evaluate, gap
+from amun_ext.evaluation.metrics import Column, Row
+from amun_ext.evaluation.text import aligned, legend, number
+from amun_ext.files import plain, write_json, write_text
+from amun_ext.info import versions
+from amun_ext.search import AdversarialSet, find_min_adversarial
+from amun_ext.training.resume import digest
+from amun_ext.unlearning import METHODS, PRESETS
+from amun_ext.unlearning.choices import Choices
+from amun_ext.unlearning.plan import Plan, plan
+
+NOOP = "no-op"
+SETTINGS = {"with": "with D_R", "without": "D_F only"}  # name -> heading
+FORMS: dict[str, dict[str, Any]] = {  # of a row METHOD:FORM, for methods that have these options
+    "no-forget": {"include_forget": False},
+    "with-forget": {"include_forget": True},
+}
+DEFAULT = ("ft", "rl", "ga", "bs", "l1-sparse", "salun", "amun", "amun:no-forget", "amun+salun")
+
+NOTHING, NO_BETTER, TOO_MUCH, NEEDS = "like doing nothing", "worse than nothing", "forgets too much", "needs D_R"
+REMARKS = {
+    NOTHING: "its UA is the no-op's within a standard error, of the sample and of the seeds",
+    NO_BETTER: "its gap is no smaller than the no-op's",
+    TOO_MUCH: "an FT AUC more than two of its standard errors (DeLong) below retrain's",
+    NEEDS: "the method trains on D_R alone",
+}
+_BY_NAME = {column.name: column for column in MEASURES + COMPARISONS}
+COLUMNS: tuple[Column, ...] = (  # of a table
+    *(column for column in MEASURES if column.name not in ("FT SE", "seconds")),
+    _BY_NAME["gap"],
+    _BY_NAME["seconds"],
+)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Over seeds; NaN where there are none, or too few."""
+
+    mean: float
+    deviation: float
+    n: int
+
+    def told(self, digits: int) -> str:
+        return number(self.mean, digits) + (f" ± {number(self.deviation, digits)}" if self.n > 1 else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the model of one seed showed, by column, or why there is none."""
+
+    row: Row
+    failed: str = ""
+    left_out: int = 0  # forget samples without an adversarial example
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table. `plan` is None for the no-op, and where the method cannot be run in this setting."""
+
+    title: str
+    plan: Plan | None
+    cells: Mapping[int, Cell]  # by seed
+
+    @property
+    def rows(self) -> list[Row]:
+        return [cell.row for cell in self.cells.values() if not cell.failed]
+
+    def over_seeds(self, column: str) -> Statistic:
+        return _statistic([row[column] for row in self.rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` saw."""
+
+    tables: Mapping[str, Mapping[str, Line]]  # setting -> row -> line: retrain, no-op, and the methods
+    sizes: Mapping[str, int]  # forget, retain, test -> number of samples
+    seeds: int
+    ids: Sequence[int]  # of the forget set
+    facts: Mapping[str, object]
+
+    def statistics(self, setting: str, name: str) -> dict[str, Statistic]:
+        """Every measure, and the gap: that of each seed to the mean of retraining, as in the paper (section 3.3)."""
+        line, retrain = self.tables[setting][name], self.tables[setting][RETRAIN]
+        baseline = {column.name: retrain.over_seeds(column.name).mean for column in MEASURES}
+        measures = {column.name: line.over_seeds(column.name) for column in MEASURES}
+        return measures | {"gap": _statistic([gap(row, baseline) for row in line.rows])}
+
+    def remarks(self, setting: str, name: str) -> list[str]:
+        """What a reader must not overlook."""
+        line = self.tables[setting][name]
+        failed, left_out = sum(bool(cell.failed) for cell in line.cells.values()), _left_out(line)
+        said = [f"{failed} of {len(line.cells)} failed"] if failed else []
+        said += [f"{left_out} samples left out"] if left_out else []
+        if name in (RETRAIN, NOOP):
+            return said
+        if line.plan is None:
+            return [NEEDS]
+        own, noop, retrain = (self.statistics(setting, row) for row in (name, NOOP, RETRAIN))
+        share = own["UA"].mean / 100
+        of_sample = 100 * math.sqrt(share * (1 - share) / self.sizes["forget"]) if line.rows else math.nan
+        of_seeds = own["UA"].deviation / math.sqrt(own["UA"].n) if own["UA"].n > 1 else 0.0
+        unmoved = abs(own["UA"].mean - noop["UA"].mean) <= math.hypot(of_sample, of_seeds)
+        said += [NOTHING] if unmoved else [NO_BETTER] if own["gap"].mean >= noop["gap"].mean else []
+        below = retrain["FT AUC"].mean - own["FT AUC"].mean
+        return said + ([TOO_MUCH] if below > 2 * own["FT SE"].mean else [])
+
+    def cells(self, setting: str) -> list[list[str]]:
+        """The heading and one line per row, as strings."""
+        lines = []
+        for name, line in self.tables[setting].items():
+            seen = self.statistics(setting, name)
+            values = [seen[column.name].told(column.digits) for column in COLUMNS]
+            lines.append([line.title, *values, str(len(line.rows)), ", ".join(self.remarks(setting, name))])
+        return [["", *(column.name for column in COLUMNS), "n", "remark"], *lines]
+
+    def failures(self) -> dict[str, str]:
+        """Which cells have no model, and why."""
+        return {
+            f"{line.title}, {SETTINGS[setting]}, seed {seed}": cell.failed
+            for setting, lines in self.tables.items()
+            for line in lines.values()
+            for seed, cell in line.cells.items()
+            if cell.failed
+        }
+
+    def to_text(self) -> str:
+        """The tables and their legend, for a terminal."""
+        tables = [
+            line for setting in self.tables for line in (SETTINGS[setting], "", *aligned(self.cells(setting)), "")
+        ]
+        failures = [f"{where}: {why}" for where, why in self.failures().items()]
+        return "\n".join(
+            line.rstrip() for line in [*tables, *failures, *[""] * bool(failures), *legend(explanations())]
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values, with the cells of every seed."""
+        tables = {
+            setting: {name: self._line(setting, name) for name in lines} for setting, lines in self.tables.items()
+        }
+        common = {key: getattr(self, key) for key in ("sizes", "seeds", "facts", "ids")}
+        return {key: plain(value) for key, value in {"tables": tables, "columns": explanations(), **common}.items()}
+
+    def _line(self, setting: str, name: str) -> dict[str, object]:
+        line = self.tables[setting][name]
+        seen = self.statistics(setting, name)
+        return {
+            "title": line.title,
+            "options": None if line.plan is None else line.plan.to_dict(),
+            "options from": None if line.plan is None else line.plan.source,
+            **{key: {"mean": of.mean, "deviation": of.deviation, "n": of.n} for key, of in seen.items()},
+            "remarks": self.remarks(setting, name),
+            "cells": {
+                seed: {"row": cell.row, "failed": cell.failed or None, "left out": cell.left_out}
+                for seed, cell in line.cells.items()
+            },
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """What all cells have in common. `identity` is what a file has of it."""
+
+    original: nn.Module
+    test: TensorDataset
+    asked: Sets
+    out: Path
+    identity: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A cell to be filled."""
+
+    setting: str | None  # None where it is the same in all
+    name: str
+    seed: int
+    plan: Plan | None
+
+
+def plans(
+    names: Sequence[str], with_retain: bool, *, preset: str | None = None, choices: Choices | None = None
+) -> dict[str, Plan | None]:
+    """How to run each row, METHOD or METHOD:FORM; None for a method that cannot be run without the retain set.
+
+    Options are those of the preset or the choices where these have the method, else the method's own. InputError for
+    rows that are unknown or named twice, or none.
+    """
+    split = {name: name.partition(":") for name in names}
+    unknown = [
+        name
+        for name, (method, colon, form) in split.items()
+        if method not in METHODS
+        or (colon and (form not in FORMS or not FORMS[form].keys() <= METHODS[method].options.keys()))
+    ]
+    must_be = f"some of {', '.join(METHODS)}, and amun:{' or amun:'.join(FORMS)}"
+    require(bool(names) and not unknown, "methods", must_be, ", ".join(map(repr, unknown)) or "none")
+    require(len(split) == len(names), "methods", "different from each other", ", ".join(names))
+    require(preset is None or preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
+
+    def settled(method: str, form: str) -> Plan | None:
+        if METHODS[method].needs_retain and not with_retain:
+            return None
+        theirs = preset if preset is not None and method in PRESETS[preset] else None
+        chosen = choices if choices is not None and (method, with_retain) in choices else None
+        return plan(method, with_retain, preset=theirs, choices=chosen, **FORMS.get(form, {}))
+
+    return {name: settled(method, form) for name, (method, _, form) in split.items() if method != RETRAIN}
+
+
+def compare(
+    original: nn.Module,
+    test: TensorDataset,
+    asked: Sets,
+    rows: Mapping[str, Mapping[str, Plan | None]],
+    retraining: Plan,
+    *,
+    seeds: int,
+    out: Path,
+    facts: Mapping[str, object] | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Unlearn the same request with every row and seed, retrain with every seed, and measure all of the models.
+
+    rows: setting (a name in SETTINGS) -> row -> plan, as `plans` makes them. seeds: so many, from 0 on, for what the
+    methods draw and for the first weights of retraining. out: a folder, in which every cell is kept as soon as it is
+    done; one that has been made with the same models, data and options is taken from there. facts: what a reader should
+    know. A method whose loss diverges has a cell that says so.
+    """
+    whole("seeds", seeds, 1)
+    settings = [(setting, name, chosen) for setting, chosens in rows.items() for name, chosen in chosens.items()]
+    jobs = [_Job(None, NOOP, 0, None)]
+    for seed in range(seeds):
+        jobs.append(_Job(None, RETRAIN, seed, retraining))
+        jobs += [_Job(setting, name, seed, chosen) for setting, name, chosen in settings if chosen is not None]
+    ground = _Ground(original, test, asked, out, _identity(original, test, asked))
+    done: dict[tuple[str | None, str], dict[int, Cell]] = {}
+    warm_up()
+    with tqdm(jobs, "compare", unit="model", disable=not progress) as bar:
+        for job in bar:
+            bar.set_postfix_str(f"{job.name}, seed {job.seed}")
+            done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, ground)
+    for path in (out / "cells").glob("*examples.*"):
+        path.unlink()  # near copies of what is to be forgotten
+
+    def line(setting: str, name: str, chosen: Plan | None) -> Line:
+        title = _title(name, chosen)
+        same = [title == _title(*each) for each in rows[setting].items()].count(True) > 1
+        return Line(f"{title} ({name})" if same else title, chosen, done.get((setting, name), {}))
+
+    always = {
+        RETRAIN: Line(METHODS[RETRAIN].title, retraining, done[None, RETRAIN]),
+        NOOP: Line(ORIGINAL, None, done[None, NOOP]),
+    }
+    sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
+    return Comparison(
+        tables={
+            setting: always | {name: line(setting, name, chosen) for name, chosen in chosens.items()}
+            for setting, chosens in rows.items()
+        },
+        sizes={name: len(data) for name, data in sets.items()},
+        seeds=seeds,
+        ids=asked.ids.tolist(),
+        facts={**(facts or {}), "threads": torch.get_num_threads(), "versions": versions()},
+    )
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """compare.json and compare.html into `folder`."""
+    from amun_ext.experiments import compare_page  # here, because matplotlib takes a second to import
+
+    page = compare_page.render(comparison)
+    write_json(folder / "compare.json", comparison.to_dict())
+    write_text(folder / "compare.html", page)
+
+
+def explanations() -> dict[str, str]:
+    """Of the columns and remarks, by name."""
+    columns = {column.name: column.explanation for column in COLUMNS}
+    own = {
+        "gap": "mean distance of UA, RA, TA and FT AUC from retrain's means, points; retrain's own is the noise in it",
+        "n": "seeds, of which are the mean and, after ±, the standard deviation",
+    }
+    return columns | own | REMARKS
+
+
+def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str, object]:
+    sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
+    return {
+        "model": digest(original.state_dict()),
+        **{name: digest(dict(enumerate(data.tensors))) for name, data in sets.items()},
+        "device": str(next(original.parameters()).device),
+        "amun_ext": amun_ext.__version__,
+    }
+
+
+def _cell(job: _Job, ground: _Ground) -> Cell:
+    """From the folder, or made and put there."""
+    told = None if job.plan is None else {**job.plan.to_dict(), "retain": job.plan.with_retain}
+    identity = plain({**ground.identity, "plan": told, "seed": job.seed})
+    parts = (job.name.replace(":", "."), job.setting, str(job.seed))
+    path = _path(ground.out, ".".join(part for part in parts if part is not None), identity)
+    kept = _read(path, identity)
+    if kept is not None:
+        row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
+        return Cell(row, kept["failed"], kept["left out"])
+    made = _made(job, ground)
+    write_json(path, {"identity": identity, "row": plain(made.row), "failed": made.failed, "left out": made.left_out})
+    return made
+
+
+def _made(job: _Job, ground: _Ground) -> Cell:
+    asked = ground.asked
+    if job.plan is None:
+        return Cell(_seen(ground.original, math.nan, ground))
+    adversarial, seconds, left_out = None, 0.0, 0
+    if job.plan.search is not None:
+        adversarial, seconds = _examples(job.plan.search, ground)
+        left_out = int((~adversarial.found).sum())
+    seed = job.seed + RETRAIN_SEED if job.name == RETRAIN else job.seed
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the table has a remark
+            model = job.plan.unlearn(ground.original, asked.forget, asked.retain, adversarial=adversarial, seed=seed)
+    except FloatingPointError as error:
+        return Cell({}, str(error), left_out)
+    seconds += time.perf_counter() - start
+    try:
+        return Cell(_seen(model, seconds, ground), left_out=left_out)
+    except InputError as error:  # of the model: the original could be measured on the same data
+        return Cell({}, str(error), left_out)
+
+
+def _seen(model: nn.Module, seconds: float, ground: _Ground) -> Row:
+    report = evaluate(
+        {NOOP: model}, forget=ground.asked.forget, retain=ground.asked.retain, test=ground.test, baseline=None
+    )
+    return report.rows[NOOP] | {"seconds": seconds}
+
+
+def _examples(search: Mapping[str, Any], ground: _Ground) -> tuple[AdversarialSet, float]:
+    """The adversarial examples of the forget set, and the seconds of their search, which all cells of it share."""
+    identity = plain({**ground.identity, "search": search})
+    about = _path(ground.out, "examples", identity)
+    file = about.with_suffix(".safetensors")
+    kept = _read(about, identity)
+    if kept is not None and file.exists():
+        return AdversarialSet.load(file), kept["seconds"]
+    start = time.perf_counter()
+    found = find_min_adversarial(ground.original, *ground.asked.forget.tensors, **search)
+    seconds = time.perf_counter() - start
+    found.save(file)
+    write_json(about, {"identity": identity, "seconds": seconds})
+    return found, seconds
+
+
+def _path(out: Path, name: str, identity: object) -> Path:
+    """Of a cell: other settings have another file, so that none is ever taken for another."""
+    known_by = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return out / "cells" / f"{name}.{known_by}.json"
+
+
+def _read(path: Path, identity: object) -> dict[str, Any] | None:
+    """What the file has, if it is there, whole and of this identity."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if kept.get("identity") == identity else None
+
+
+def _statistic(values: Sequence[float]) -> Statistic:
+    mean = float(np.mean(values)) if values else math.nan
+    return Statistic(mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
+
+
+def _left_out(line: Line) -> int:
+    return max((cell.left_out for cell in line.cells.values()), default=0)
+
+
+def _title(name: str, chosen: Plan | None) -> str:
+    title = METHODS[name.partition(":")[0]].title
+    without = chosen is not None and chosen.options.get("include_forget") is False
+    return f"{title} without D_F" if without else title

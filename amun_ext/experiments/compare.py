@@ -40,9 +40,9 @@ DEFAULT = ("ft", "rl", "ga", "bs", "l1-sparse", "salun", "amun", "amun:no-forget
 
 NOTHING, NO_BETTER, TOO_MUCH, NEEDS = "like doing nothing", "worse than nothing", "forgets too much", "needs D_R"
 REMARKS = {
-    NOTHING: "its UA is the no-op's within a standard error, of the sample and of the seeds",
-    NO_BETTER: "its gap is no smaller than the no-op's",
-    TOO_MUCH: "an FT AUC more than two of its standard errors (DeLong) below retrain's",
+    NOTHING: "a UA within two standard errors (of the sample and of the seeds) of the no-op's",
+    NO_BETTER: "a gap no smaller than the no-op's",
+    TOO_MUCH: "an FT AUC more than two of its standard errors (DeLong's) below retrain's",
     NEEDS: "the method trains on D_R alone",
 }
 _BY_NAME = {column.name: column for column in MEASURES + COMPARISONS}
@@ -121,7 +121,7 @@ class Comparison:
         share = own["UA"].mean / 100
         of_sample = 100 * math.sqrt(share * (1 - share) / self.sizes["forget"]) if line.rows else math.nan
         of_seeds = own["UA"].deviation / math.sqrt(own["UA"].n) if own["UA"].n > 1 else 0.0
-        unmoved = abs(own["UA"].mean - noop["UA"].mean) <= math.hypot(of_sample, of_seeds)
+        unmoved = abs(own["UA"].mean - noop["UA"].mean) <= 2 * math.hypot(of_sample, of_seeds)
         said += [NOTHING] if unmoved else [NO_BETTER] if own["gap"].mean >= noop["gap"].mean else []
         below = retrain["FT AUC"].mean - own["FT AUC"].mean
         return said + ([TOO_MUCH] if below > 2 * own["FT SE"].mean else [])

@@ -1,4 +1,4 @@
-"""The command line: amun demo | train | forget | search | compare | info."""
+"""The command line: amun demo | train | forget | search | compare | tune | info."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import amun_ext
-from amun_ext import deletion, info, models
+from amun_ext import deletion, info, models, tuning
 from amun_ext.checks import InputError, require, whole
 from amun_ext.data import DATASETS, Splits, fingerprint, load
 from amun_ext.deletion import Request, forget_ids
@@ -194,6 +194,41 @@ def parser() -> argparse.ArgumentParser:
     add_settings(comparison)
     add_recipe(comparison, "retraining (default: as the checkpoint says that it was trained)")
 
+    tuner = command(
+        "tune",
+        run_tune,
+        "search the options to unlearn with, on other training samples that stand in for those to be forgotten",
+        "examples:\n"
+        "  amun tune --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --out tuned\n"
+        "  amun tune --model original.safetensors --data fashion-mnist-mini --ids-file ids.csv --methods amun,rl,ft "
+        "--by retrain --trials 50 --workers 4 --out tuned\n\n"
+        "writes tuned.json (for amun forget --tuned and amun compare --tuned), trials.json and tuning.html into the\n"
+        "folder --out, and keeps there what it goes on with: with the same arguments a command that was stopped does\n"
+        "nothing twice, and with more --trials it adds some. Half of the test set, drawn by --seed, is looked at.\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 a method has no trial that keeps the accuracy",
+    )
+    tuner.set_defaults(stopped="the same command goes on where it was")
+    add_data(tuner)
+    add_checkpoint(tuner)
+    add_ids(tuner, required=True)
+    tuner.add_argument("--out", type=Path, required=True, help="folder of the results")
+    tuner.add_argument(
+        "--methods", default="amun", help=f"some of {', '.join(tuning.tunable())} (default: %(default)s)"
+    )
+    tuner.add_argument("--trials", type=int, default=30, help="of each method (default: %(default)s)")
+    tuner.add_argument(
+        "--by",
+        choices=tuning.OBJECTIVES,
+        default="held-out",
+        help="likeness of the forget set's confidences to those of held-out data, or of all numbers to those of a "
+        "model that is retrained for this (default: %(default)s)",
+    )
+    told = "points of held-out accuracy that may be lost (default: %(default)s)"
+    tuner.add_argument("--max-drop", type=float, default=2.0, help=told)
+    tuner.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
+    tuner.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
+    add_recipe(tuner, "fine-tuning; lr and schedule are searched", tuning.RECIPE, searched=True)
+
     command("info", lambda _: print(info.text()), "print versions, ops available per device, and build flags")
     return top
 
@@ -254,16 +289,21 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     group.add_argument("--tuned", type=Path, metavar="FILE", help="options that amun tune has chosen")
 
 
-def add_recipe(command: argparse.ArgumentParser, title: str, default: Recipe | None = None) -> None:
-    """Nothing is there unless it was given: `recipe` fills in the rest."""
+def add_recipe(
+    command: argparse.ArgumentParser, title: str, default: Recipe | None = None, *, searched: bool = False
+) -> None:
+    """Nothing is there unless it was given: `recipe` fills in the rest. `searched`: without what amun tune chooses."""
 
     def told(name: str) -> str:
         return "" if default is None else f" (default: {getattr(default, name)})"
 
     group = command.add_argument_group(title)
     group.add_argument("--epochs", type=int, help=f"how often to go through the data{told('epochs')}")
-    group.add_argument("--lr", type=float, help=f"learning rate{told('lr')}")
-    group.add_argument("--schedule", help=f"constant, cosine or step:N, a tenth every N epochs{told('schedule')}")
+    if searched:
+        command.set_defaults(lr=None, schedule=None)
+    else:
+        group.add_argument("--lr", type=float, help=f"learning rate{told('lr')}")
+        group.add_argument("--schedule", help=f"constant, cosine or step:N, a tenth every N epochs{told('schedule')}")
     group.add_argument("--batch-size", type=int, help=f"samples of a step{told('batch_size')}")
     group.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip of true images"
@@ -413,6 +453,38 @@ def run_compare(options: argparse.Namespace) -> None:
     )
     compare.write(compared, options.out)
     print(f"{compared.to_text()}\n\nwrote compare.json and compare.html into {options.out}")
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    check_folder(options.out)
+    check_free(options.out, "tuned.json", "trials.json", "tuning.html")
+    splits = load(options.data, options.root, options.download)
+    total = len(splits.train)
+    ids = forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
+    original, metadata = rebuilt(options, splits)
+    tuned = tuning.tune(
+        original,
+        splits,
+        ids,
+        [name.strip() for name in options.methods.split(",")],
+        out=options.out,
+        trials=options.trials,
+        by=options.by,
+        with_retain=not options.without_retain,
+        recipe=replace(tuning.RECIPE, **recipe(options)),
+        max_drop=options.max_drop,
+        metadata=metadata,
+        workers=options.workers,
+        seed=options.seed,
+        facts=about(options, metadata),
+        progress=True,
+    )
+    tuning.write(tuned, options.out)
+    print(f"{tuned.to_text()}\n\nwrote tuned.json, trials.json and tuning.html into {options.out}")
+    missing = [method for method in tuned.trials if tuned.best(method) is None]
+    for method in missing:
+        print(f"amun: no trial of {method} keeps the accuracy (--max-drop, --trials)", file=sys.stderr)
+    return 3 if missing else 0
 
 
 def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:

@@ -1,0 +1,66 @@
+"""How a choice of options is judged, with a retrained model to compare with and without one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amun_ext.evaluation import MEASURES, gap
+from amun_ext.evaluation.metrics import Row
+
+COIN = 50.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    column: str  # of a trial's row; the least is the best
+    keeps_accuracy: bool  # trials that lose too much of it on held-out data are out of the question
+    explanation: str
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "held-out": Objective("KS", True, "the forget set's log-odds match those of held-out data; no retrained model"),
+    "retrain": Objective("gap", False, "accuracies and FT AUC match those of a retrained model"),
+}
+# The columns of a row, by name: what they say, and digits.
+COLUMNS: Mapping[str, tuple[str, int]] = {
+    **{
+        column.name: (column.explanation.replace("test", "held-out"), column.digits)
+        for column in MEASURES
+        if column.in_gap
+    },
+    "KS": ("largest distance between the distributions of log-odds of forget and held-out data, %; less is better", 1),
+    "expected gap": ("mean distance of UA, RA, TA and FT AUC from what retraining is expected to give, points", 2),
+    "gap": ("the same from what retraining gave, points; less is better", 2),
+}
+
+
+def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """The two-sample statistic: by how many points the empirical distribution functions differ at most, 0 to 100."""
+    at = np.concatenate([first, second])
+    shares = [np.searchsorted(np.sort(values), at, side="right") / len(values) for values in (first, second)]
+    return 100.0 * float(np.abs(shares[0] - shares[1]).max())
+
+
+def expected(original: Row) -> Row:
+    """What retraining should give, from the original's row: it is its like, but has not seen the forget set."""
+    return {"UA": original["TA"], "RA": original["RA"], "TA": original["TA"], "FT AUC": COIN}
+
+
+def judged(
+    row: Mapping[str, float],
+    log_odds: Mapping[str, NDArray[np.float64]],
+    original: Row | None,
+    retrained: Row | None,
+) -> Row:
+    """A row of COLUMNS from the report's, and the log-odds of the forget set and of the held-out data ("test")."""
+    made = {column.name: row[column.name] for column in MEASURES if column.in_gap}
+    made["KS"] = kolmogorov_smirnov(log_odds["forget"], log_odds["test"])
+    made["expected gap"] = gap(made, expected(made if original is None else original))
+    return made if retrained is None else {**made, "gap": gap(made, retrained)}
+
+
+def floor(by: str, original: Row, max_drop: float) -> float:
+    """The least accuracy on held-out data, in percent, that a trial may have."""
+    return original["TA"] - max_drop if OBJECTIVES[by].keeps_accuracy else 0.0

@@ -1,0 +1,149 @@
+"""What a search has found: every trial, the choice by each objective, and the files that hold them."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amun_ext.evaluation.text import aligned, legend, number
+from amun_ext.files import plain, write_json, write_text
+from amun_ext.training import Recipe
+from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
+from amun_ext.tuning.space import Parameters, options
+from amun_ext.tuning.stage import Seen
+from amun_ext.unlearning.choices import save_choices
+
+BEFORE, RETRAIN = "no-op (original)", "retrain"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of options, and what came of it: `seen`, or the reason of its `failure`."""
+
+    method: str
+    number: int
+    parameters: Parameters
+    seen: Seen | None
+    failure: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What `tune` did. The numbers are those of the set that stands in for the request's, not of the request's own."""
+
+    trials: Mapping[str, Sequence[Trial]]  # method -> by number
+    original: Seen
+    retrained: Seen | None
+    by: str
+    with_retain: bool
+    max_drop: float
+    recipe: Recipe
+    ids: Sequence[int]  # of the samples that stand in for the request's, in the training set
+    facts: Mapping[str, object]
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names of those that the trials can be judged by."""
+        return [name for name, each in OBJECTIVES.items() if each.column in self.original.row]
+
+    def feasible(self, trial: Trial, by: str | None = None) -> bool:
+        """Whether the trial came to an end, and keeps the accuracy that the objective asks for."""
+        least = floor(by or self.by, self.original.row, self.max_drop)
+        return trial.seen is not None and trial.seen.row["TA"] >= least
+
+    def best(self, method: str, by: str | None = None) -> Trial | None:
+        """The feasible trial that an objective prefers, the first of equal ones; None where none is feasible."""
+        column = OBJECTIVES[by or self.by].column
+        fit = [trial for trial in self.trials[method] if self.feasible(trial, by)]
+        return min(fit, key=lambda trial: trial.seen.row[column] if trial.seen else math.inf, default=None)
+
+    def choices(self, by: str | None = None) -> dict[tuple[str, bool], dict[str, Any]]:
+        """For each method that has a best trial: arguments of `unlearn`."""
+        found = {method: self.best(method, by) for method in self.trials}
+        return {
+            (method, self.with_retain): options(trial.parameters, self.recipe)
+            for method, trial in found.items()
+            if trial is not None
+        }
+
+    def cells(self) -> list[list[str]]:
+        """The heading and a line for each choice and for the models to compare with, as strings."""
+        models: dict[str, tuple[Seen | None, Parameters]] = {BEFORE: (self.original, {})}
+        for method in self.trials:
+            for by in self.objectives:
+                if (trial := self.best(method, by)) is not None:
+                    models[f"{method}, by {by}"] = trial.seen, trial.parameters
+        models[RETRAIN] = self.retrained, {}
+        columns = [name for name in COLUMNS if name in self.original.row]
+        searched = list(dict.fromkeys(name for _, parameters in models.values() for name in parameters))
+        lines = [
+            [
+                name,
+                *(number(seen.row[column], COLUMNS[column][1]) for column in columns),
+                *(_shown(parameters.get(each)) for each in searched),
+            ]
+            for name, (seen, parameters) in models.items()
+            if seen is not None
+        ]
+        return [["", *columns, *searched], *lines]
+
+    def counted(self) -> dict[str, str]:
+        """Method -> a sentence about its trials."""
+        told = {}
+        for method, trials in self.trials.items():
+            failed = sum(trial.seen is None for trial in trials)
+            lost = sum(not self.feasible(trial) for trial in trials) - failed
+            told[method] = f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
+        return told
+
+    def to_text(self) -> str:
+        """The table and its legend, for a terminal."""
+        explained = legend({name: COLUMNS[name][0] for name in COLUMNS if name in self.original.row})
+        counted = [f"{method}: {told}" for method, told in self.counted().items()]
+        return "\n".join(line.rstrip() for line in [*aligned(self.cells()), "", *counted, "", *explained])
+
+    def to_dict(self) -> dict[str, object]:
+        """All trials, as plain JSON values."""
+        chosen = {by: {method: self.best(method, by) for method in self.trials} for by in self.objectives}
+        made = {
+            "by": self.by,
+            "best": {
+                by: {method: None if trial is None else trial.number for method, trial in found.items()}
+                for by, found in chosen.items()
+            },
+            "original": self.original.row,
+            "retrained": None if self.retrained is None else self.retrained.row,
+            "trials": {method: [self._record(trial) for trial in trials] for method, trials in self.trials.items()},
+            "columns": {name: about for name, (about, _) in COLUMNS.items() if name in self.original.row},
+            "recipe": asdict(self.recipe),
+            "facts": self.facts,
+            "stand-in": self.ids,
+        }
+        return {key: plain(value) for key, value in made.items()}
+
+    def _record(self, trial: Trial) -> dict[str, object]:
+        seen = {} if trial.seen is None else {**trial.seen.row, "seconds": trial.seen.seconds}
+        return {
+            "number": trial.number,
+            **trial.parameters,
+            "failure": trial.failure,
+            "feasible": self.feasible(trial),
+            **seen,
+        }
+
+
+def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
+    """tuned.json with the choices by `tuning.by`, trials.json and tuning.html into `folder`."""
+    from amun_ext.tuning import page  # here, because matplotlib takes a second to import
+
+    folder, drawn = Path(folder), page.render(tuning)
+    about = {"by": tuning.by, "measured on": "a set that stands in for the request's", **tuning.facts}
+    save_choices(folder / "tuned.json", tuning.choices(), {key: plain(value) for key, value in about.items()})
+    write_json(folder / "trials.json", tuning.to_dict())
+    write_text(folder / "tuning.html", drawn)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)

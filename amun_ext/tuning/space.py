@@ -1,0 +1,59 @@
+"""What is searched: the learning rate, its schedule, and what a method has beside them (paper, appendix C)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+from amun_ext.training import Recipe
+from amun_ext.unlearning import METHODS, Method
+
+Parameters = Mapping[str, Any]  # by the names of SPACE
+
+
+class Draw(Protocol):
+    """Where the values come from: a trial of Optuna, which remembers what it has drawn."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float: ...
+    def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Between:
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, name: str, draw: Draw) -> float:
+        return draw.suggest_float(name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    values: tuple[Any, ...]
+
+    def suggest(self, name: str, draw: Draw) -> Any:
+        return draw.suggest_categorical(name, self.values)
+
+
+# A field of the recipe, or else an argument of `unlearn` -> its values, and which methods have it. AMUN's form is not
+# in the paper's search, which chooses it by the size of the request; it matters as much as the learning rate.
+SPACE: Mapping[str, tuple[Between | OneOf, Callable[[Method], bool]]] = {
+    "lr": (Between(1e-6, 1e-1, log=True), lambda method: True),
+    "schedule": (OneOf(("step:1", "step:5", "constant")), lambda method: True),
+    "mask": (Between(0.1, 0.9), lambda method: method.keep is not None),
+    "include_forget": (OneOf((True, False)), lambda method: "include_forget" in method.options),
+    "gamma": (Between(1e-5, 1e-3, log=True), lambda method: "gamma" in method.options),
+}
+
+
+def drawn(method: str, draw: Draw) -> dict[str, Any]:
+    """A value of each dimension that the method has, always in the same order."""
+    row = METHODS[method]
+    return {name: values.suggest(name, draw) for name, (values, has) in SPACE.items() if has(row)}
+
+
+def options(parameters: Parameters, recipe: Recipe) -> dict[str, Any]:
+    """Arguments of `unlearn`; what is not searched of its recipe is that of `recipe`."""
+    in_recipe = {field.name for field in fields(Recipe)} & parameters.keys()
+    others = {name: value for name, value in parameters.items() if name not in in_recipe}
+    return {**others, "recipe": replace(recipe, **{name: parameters[name] for name in in_recipe})}

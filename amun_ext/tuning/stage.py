@@ -1,0 +1,93 @@
+"""What all trials have in common: the sets that stand in for the request's, and how a trial is made and measured."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext.checks import InputError, require
+from amun_ext.data import copies
+from amun_ext.deletion.ids import some_ids, split
+from amun_ext.evaluation import evaluate
+from amun_ext.evaluation.metrics import Row
+from amun_ext.search import AdversarialSet
+from amun_ext.tuning.objectives import judged
+from amun_ext.unlearning.plan import plan
+
+QUANTILES = np.linspace(0.0, 1.0, 101)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model does on the sets."""
+
+    row: Row  # by the names of COLUMNS
+    log_odds: Mapping[str, list[float]]  # forget, test -> their quantiles at QUANTILES
+    seconds: float | None = None  # to make it
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """`rows` are all that a trial is compared with: those of the original and, where there is one, of the retrained."""
+
+    original: nn.Module
+    forget: TensorDataset  # the stand-in
+    retain: TensorDataset
+    held_out: TensorDataset
+    with_retain: bool
+    adversarial: AdversarialSet | None
+    seed: int
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+    def observe(self, model: nn.Module, seconds: float | None = None) -> Seen:
+        report = evaluate({"": model}, forget=self.forget, retain=self.retain, test=self.held_out, baseline=None)
+        log_odds = report.scores[""]
+        row = judged(report.rows[""], log_odds, self.rows.get("original"), self.rows.get("retrained"))
+        shown = {name: np.quantile(log_odds[name], QUANTILES).tolist() for name in ("forget", "test")}
+        return Seen(row, shown, seconds)
+
+
+def attempt(stage: Stage, method: str, options: Mapping[str, Any]) -> Seen | str:
+    """What these options give; or why they give nothing."""
+    start = time.perf_counter()
+    chosen = plan(method, stage.with_retain, default=options)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has told it once
+            model = chosen.unlearn(
+                stage.original, stage.forget, stage.retain, adversarial=stage.adversarial, seed=stage.seed
+            )
+    except FloatingPointError as error:
+        return str(error)
+    seconds = time.perf_counter() - start
+    try:
+        return stage.observe(model, seconds)
+    except InputError as error:  # the same sets with the original were none: this model's logits are not finite
+        return str(error)
+
+
+def halves(test: TensorDataset, seed: int) -> tuple[TensorDataset, TensorDataset]:
+    """A random half of the test set, held out to choose options with, and the other, to measure on what was chosen."""
+    require(len(test) >= 4, "test", "of four samples at least, to be split in two", len(test))
+    return split(test, some_ids(len(test), count=len(test) // 2, seed=seed))
+
+
+def stand_in(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDataset, TensorDataset, Tensor]:
+    """A random set to forget in place of the request, out of what the request retains; what is left; the rows drawn.
+
+    As many samples as the request's `count`, or half of all where that is less. Copies of what is drawn are in neither.
+    """
+    must_be = "such that four samples at least are left to tune on"
+    require(len(retain) >= 4, "ids", must_be, f"{len(retain)} left")
+    rows = some_ids(len(retain), count=min(count, len(retain) // 2), seed=seed)
+    forget, rest = split(retain, rows)
+    kept = torch.ones(len(rest), dtype=torch.bool)
+    kept[[row for _, row in copies(forget, rest)]] = False
+    require(int(kept.sum()) >= 2, "ids", must_be, f"copies of {len(forget)} samples")
+    return forget, TensorDataset(*(tensor[kept] for tensor in rest.tensors)), rows

@@ -1,0 +1,113 @@
+"""The trials in Optuna's hands: what to try next, and a journal that survives a kill."""
+
+import contextlib
+import fcntl
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amun_ext.checks import InputError, require
+from amun_ext.tuning.stage import Seen
+
+if TYPE_CHECKING:  # it takes a second to import, and may be absent
+    import optuna
+
+# Of a trial in the journal, beside Optuna's own. A finished one has a row or a failure.
+ROW, LOG_ODDS, SECONDS, FAILURE, ACCURACY = "row", "log odds", "seconds", "failure", "accuracy"
+
+
+def check_optuna() -> None:
+    installed = importlib.util.find_spec("optuna") is not None
+    require(installed, "amun tune", "used where Optuna is: pip install 'amun_ext[tune]'", "none")
+
+
+@contextlib.contextmanager
+def journal(path: Path) -> Iterator["optuna.storages.BaseStorage"]:
+    """The storage at `path`, ours alone inside. InputError when another process is at it, and for a broken file."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    with path.open("ab+") as file, _quietly(optuna):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"out must be no other process's, got {path}, at which one is") from error
+        # A kill can leave half a line, to which the next would be added, and a lock, for which it would wait.
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        try:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        except (ValueError, KeyError) as error:
+            raise InputError(f"out must have a journal that can be read, got {path}: {error!r}") from error
+        yield storage
+
+
+def opened(storage: "optuna.storages.BaseStorage", name: str) -> "optuna.Study":
+    import optuna
+
+    return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+
+
+def asked(study: "optuna.Study", count: int, seed: int, *, parallel: bool) -> Iterator["optuna.Trial"]:
+    """First the trials that a kill has stopped, then new ones, until there are `count` in all.
+
+    What is drawn for a trial follows from the seed, its number and the trials that are finished: where these come one
+    by one a study that was stopped goes on as if it had not been.
+    """
+    import optuna
+
+    stopped = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    for trial in stopped:
+        study.sampler = _sampler(seed, trial.number, parallel)
+        yield optuna.Trial(study, trial._trial_id)  # draws again what it drew, and no more
+    while (number := len(study.get_trials(deepcopy=False))) < count:
+        study.sampler = _sampler(seed, number, parallel)
+        yield study.ask()
+
+
+def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def tell(trial: "optuna.Trial", outcome: Seen | str, column: str, floor: float) -> None:
+    """`column` of the row is to be small; the trial is out of the question where the accuracy is below `floor`."""
+    import optuna
+
+    if isinstance(outcome, str):
+        trial.set_user_attr(FAILURE, outcome)
+        trial.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return
+    for name, entry in {ROW: outcome.row, LOG_ODDS: outcome.log_odds, SECONDS: outcome.seconds}.items():
+        trial.set_user_attr(name, entry)
+    if not trial.constraints:  # else a kill came between this line and the next
+        trial.set_constraint(ACCURACY, floor - outcome.row["TA"])
+    trial.study.tell(trial, outcome.row[column])
+
+
+def outcome(trial: "optuna.trial.FrozenTrial") -> Seen | str:
+    """Of a trial that `tell` has told."""
+    told = trial.user_attrs
+    return told[FAILURE] if FAILURE in told else Seen(told[ROW], told[LOG_ODDS], told[SECONDS])
+
+
+def _sampler(seed: int, number: int, parallel: bool) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    # multivariate: a rate that falls every epoch must begin higher than one that stays
+    return optuna.samplers.TPESampler(seed=own, multivariate=True, constant_liar=parallel)
+
+
+@contextlib.contextmanager
+def _quietly(optuna: Any) -> Iterator[None]:
+    """Without a line for each trial."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

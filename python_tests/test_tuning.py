@@ -1,0 +1,669 @@
+"""amun tune: what is searched and on which data, how trials are judged, kills, workers, failures, files."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from test_report import Page
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from amun_ext import InputError, cli, data, models, tuning
+from amun_ext.data import Splits, copies
+from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.tuning import objectives, space, stage, study, workers
+from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.choices import load_choices
+from amun_ext.unlearning.plan import plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=32)
+SHORT = Recipe(epochs=1, lr=0.1, batch_size=32)
+METADATA = {"recipe": json.dumps(asdict(TRAINING))}
+IDS = torch.arange(20)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    digits = data.load("digits")
+    return Splits(TensorDataset(*digits.train[:200]), TensorDataset(*digits.test[:160]), digits.classes)
+
+
+@pytest.fixture(scope="module")
+def original(splits, one_thread) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+    fit(model, [Pass([Part(splits.train)])], TRAINING, Run())
+    return model
+
+
+@pytest.fixture
+def tune(original, splits, tmp_path):
+    def tuned(methods=("ft",), out: Path = tmp_path / "out", **options) -> tuning.Tuning:
+        return tuning.tune(
+            original,
+            splits,
+            IDS,
+            list(methods),
+            out=out,
+            **{"trials": 3, "recipe": SHORT, "metadata": METADATA} | options,
+        )
+
+    return tuned
+
+
+def told(result: tuning.Tuning) -> dict[str, list[tuple]]:
+    """Everything of the trials but how long they took."""
+    return {
+        method: [
+            (trial.number, dict(trial.parameters), trial.seen and (trial.seen.row, trial.seen.log_odds), trial.failure)
+            for trial in trials
+        ]
+        for method, trials in result.trials.items()
+    }
+
+
+def rates(monkeypatch, low: float, high: float) -> None:
+    changed = {**space.SPACE, "lr": (space.Between(low, high, log=True), lambda method: True)}
+    monkeypatch.setattr(space, "SPACE", changed)
+
+
+class TestObjectives:
+    def test_kolmogorov_smirnov_in_closed_form(self) -> None:
+        low, high = np.arange(4.0), np.arange(4.0) + 10
+        assert objectives.kolmogorov_smirnov(low, low) == 0
+        assert objectives.kolmogorov_smirnov(low, high) == objectives.kolmogorov_smirnov(high, low) == 100
+        assert objectives.kolmogorov_smirnov(low, low[:2]) == 50
+        assert objectives.kolmogorov_smirnov(low, low[2:]) == 50
+
+    def test_kolmogorov_smirnov_as_scipy(self) -> None:
+        random = np.random.default_rng(torch.randint(2**31, ()).item())
+        for _ in range(20):
+            first, second = (random.integers(0, 30, random.integers(1, 50)) / 7 for _ in range(2))  # with ties
+            expected = 100 * ks_2samp(first, second, method="asymp").statistic
+            assert objectives.kolmogorov_smirnov(first, second) == pytest.approx(expected)
+
+    def test_row(self) -> None:
+        report = {"UA": 90.0, "RA": 98.0, "TA": 80.0, "FT AUC": 55.0, "seconds": 3.0}
+        log_odds = {"forget": np.array([1.0, 2.0]), "test": np.array([1.0, 9.0]), "retain": np.array([5.0])}
+        original = {"UA": 100.0, "RA": 100.0, "TA": 84.0, "FT AUC": 60.0}
+        retrained = {"UA": 84.0, "RA": 100.0, "TA": 82.0, "FT AUC": 51.0}
+        row = objectives.judged(report, log_odds, original, retrained)
+        assert row == {
+            **{"UA": 90.0, "RA": 98.0, "TA": 80.0, "FT AUC": 55.0, "KS": 50.0},
+            "expected gap": (6 + 2 + 4 + 5) / 4,
+            "gap": (6 + 2 + 2 + 4) / 4,
+        }
+        assert "gap" not in objectives.judged(report, log_odds, original, None)
+        alone = objectives.judged(report, log_odds, None, None)
+        assert alone["expected gap"] == (10 + 0 + 0 + 5) / 4
+
+    def test_floor(self) -> None:
+        original = {"TA": 84.0}
+        assert objectives.floor("held-out", original, 2.0) == 82.0
+        assert objectives.floor("retrain", original, 2.0) == 0.0
+
+
+class Noted:
+    """A draw that takes the least of everything, and notes it."""
+
+    def __init__(self) -> None:
+        self.floats: dict[str, tuple] = {}
+        self.choices: dict[str, tuple] = {}
+
+    def suggest_float(self, name, low, high, *, log):
+        self.floats[name] = (low, high, log)
+        return low
+
+    def suggest_categorical(self, name, choices):
+        self.choices[name] = choices
+        return choices[0]
+
+
+class TestSpace:
+    @pytest.mark.parametrize("method", [name for name in METHODS if name != "retrain"])
+    def test_each_method_has_its_dimensions(self, method: str) -> None:
+        draw = Noted()
+        values = space.drawn(method, draw)
+        own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"]}
+        own["amun+salun"] = ["mask", "include_forget"]
+        assert list(values) == ["lr", "schedule", *own.get(method, [])]
+        assert draw.floats["lr"] == (1e-6, 1e-1, True)
+        assert draw.choices["schedule"] == ("step:1", "step:5", "constant")
+        assert draw.floats.get("mask", (0.1, 0.9, False)) == (0.1, 0.9, False)
+        assert draw.floats.get("gamma", (1e-5, 1e-3, True)) == (1e-5, 1e-3, True)
+        # and these are options that the method takes
+        chosen = plan(method, default=space.options(values, SHORT))
+        assert chosen.recipe == replace(SHORT, lr=1e-6, schedule="step:1")
+        assert chosen.mask == values.get("mask")
+        assert {name: chosen.options[name] for name in values.keys() & {"include_forget", "gamma"}} == {
+            name: values[name] for name in values.keys() & {"include_forget", "gamma"}
+        }
+
+    def test_tunable(self) -> None:
+        assert tuning.tunable() == [name for name in METHODS if name != "retrain"]
+        assert tuning.tunable(with_retain=False) == ["rl", "ga", "bs", "salun", "amun", "amun+salun"]
+
+
+def rows(dataset: TensorDataset) -> set[bytes]:
+    return {image.numpy().tobytes() for image in dataset.tensors[0]}
+
+
+class TestSets:
+    def test_halves(self, splits) -> None:
+        first, second = tuning.halves(splits.test, 1)
+        assert (len(first), len(second)) == (80, 80)
+        assert rows(first) | rows(second) == rows(splits.test)
+        assert torch.equal(first.tensors[0], tuning.halves(splits.test, 1)[0].tensors[0])
+        assert not torch.equal(first.tensors[0], tuning.halves(splits.test, 2)[0].tensors[0])
+        with pytest.raises(InputError, match="test must be of four samples"):
+            tuning.halves(TensorDataset(*splits.test[:3]), 0)
+
+    def test_stand_in(self) -> None:
+        images = torch.rand(12, 4)
+        images[7] = images[3]
+        retain = TensorDataset(images, torch.arange(12))
+        with_copy = 0
+        for seed in range(20):
+            forget, rest, drawn = stage.stand_in(retain, 5, seed)
+            assert forget.tensors[1].tolist() == drawn.tolist()
+            assert not copies(forget, rest)
+            one = len({3, 7} & set(drawn.tolist())) == 1
+            with_copy += one
+            assert len(forget) == 5
+            assert len(rest) == 7 - one
+            assert torch.equal(rest.tensors[0], images[rest.tensors[1]])
+        assert 0 < with_copy < 20
+        assert len(stage.stand_in(retain, 9, 0)[0]) == 6  # half of all
+        with pytest.raises(InputError, match="four samples at least"):
+            stage.stand_in(TensorDataset(images[:3], torch.arange(3)), 1, 0)
+        same = TensorDataset(torch.zeros(6, 4), torch.arange(6))
+        with pytest.raises(InputError, match="copies of 3 samples"):
+            stage.stand_in(same, 3, 0)
+
+    def test_neither_the_request_nor_what_was_forgotten_is_looked_at(self, tune, splits, monkeypatch) -> None:
+        seen = []
+
+        def attempt(given: stage.Stage, method: str, options: dict) -> str:
+            seen.append(given)
+            return "not tried"
+
+        monkeypatch.setattr(workers, "attempt", attempt)
+        result = tune(trials=1, by="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
+        (given,) = seen
+        gone = rows(TensorDataset(*splits.train[:20])) | rows(TensorDataset(*splits.train[150:153]))
+        assert (len(given.forget), len(given.retain)) == (20, 200 - 20 - 3 - 20)
+        for dataset in (given.forget, given.retain):
+            assert not rows(dataset) & gone
+        assert not rows(given.forget) & rows(given.retain)
+        assert torch.equal(given.forget.tensors[0], splits.train.tensors[0][torch.tensor(result.ids)])
+        assert rows(given.held_out) == rows(tuning.halves(splits.test, 0)[0])
+
+
+class TestTune:
+    def test_trials_choices_and_files(self, tune, original, splits, tmp_path) -> None:
+        methods = ["amun", "salun"]
+        result = tune(methods, trials=4, by="retrain", facts={"data": "digits"})
+        assert {method: len(trials) for method, trials in result.trials.items()} == {"amun": 4, "salun": 4}
+        names = {"UA", "RA", "TA", "FT AUC", "KS", "expected gap", "gap"}
+        for method, trials in result.trials.items():
+            assert [trial.number for trial in trials] == [0, 1, 2, 3]
+            assert all(trial.seen.row.keys() == names and trial.seen.seconds > 0 for trial in trials)
+            gaps = [trial.seen.row["gap"] for trial in trials]
+            assert result.best(method) is trials[int(np.argmin(gaps))]
+            kept = [trial for trial in trials if trial.seen.row["TA"] >= result.original.row["TA"] - 2]
+            assert result.best(method, "held-out") is min(kept, key=lambda trial: trial.seen.row["KS"], default=None)
+        assert result.retrained.row["gap"] == 0
+        tuning.write(result, tmp_path / "out")
+        choices = load_choices(tmp_path / "out/tuned.json")
+        assert choices == result.choices() == result.choices("retrain")
+        best = result.best("salun")
+        assert choices["salun", True] == {
+            "mask": best.parameters["mask"],
+            "recipe": replace(SHORT, lr=best.parameters["lr"], schedule=best.parameters["schedule"]),
+        }
+        record = json.loads((tmp_path / "out/trials.json").read_text())
+        assert record["best"]["retrain"]["salun"] == best.number
+        assert record["trials"]["salun"][best.number]["gap"] == best.seen.row["gap"]
+        assert record["stand-in"] == result.ids
+        assert not {*result.ids} & {*range(20)}
+        page = (tmp_path / "out/tuning.html").read_text()
+        Page(page)
+        for word in (
+            "amun: gap by learning rate",
+            "salun: confidence, as chosen",
+            "salun: confidence, retrained",
+            "digits",
+        ):
+            assert word in page
+        files = {path.name for path in (tmp_path / "out").iterdir()}
+        kept = {"study.json", "journal.log", "examples.safetensors", "retrained.safetensors"}
+        assert files == {"tuned.json", "trials.json", "tuning.html", *kept}
+
+    def test_a_trial_is_what_unlearn_does(self, tune, original, splits) -> None:
+        result = tune(["l1-sparse"], trials=2)
+        held_out, _ = tuning.halves(splits.test, 0)
+        trial = result.trials["l1-sparse"][1]
+        gone = {*range(20), *result.ids}
+        left = torch.tensor([number for number in range(200) if number not in gone])
+        forget, retain = (TensorDataset(*splits.train[index]) for index in (torch.tensor(result.ids), left))
+        options = space.options(trial.parameters, SHORT)
+        model = plan("l1-sparse", default=options).unlearn(original, forget, retain, seed=0)
+        given = stage.Stage(original, forget, retain, held_out, True, None, 0, {"original": result.original.row})
+        assert given.observe(model).row == trial.seen.row
+
+    def test_without_the_retain_set(self, tune, tmp_path) -> None:
+        result = tune(["ga"], with_retain=False, trials=2)
+        assert list(result.choices()) == [("ga", False)]
+        assert told(result) != told(tune(["ga"], trials=2, out=tmp_path / "with"))
+
+    def test_seed_decides(self, tune, tmp_path) -> None:
+        first = tune(["amun"], trials=3)
+        assert told(tune(["amun"], trials=3, out=tmp_path / "again")) == told(first)
+        other = tune(["amun"], trials=3, out=tmp_path / "other", seed=1)
+        assert other.ids != first.ids
+        assert [trial.parameters for trial in other.trials["amun"]] != [
+            trial.parameters for trial in first.trials["amun"]
+        ]
+
+    def test_trials_differ_and_learn_from_those_before(self, tune, tmp_path) -> None:
+        """Ten at random; later ones follow what was found, which is another thing by another objective."""
+        by = {name: tune(["ft"], trials=14, by=name, out=tmp_path / name) for name in ("held-out", "retrain")}
+        drawn = {name: [trial.parameters["lr"] for trial in result.trials["ft"]] for name, result in by.items()}
+        assert len(set(drawn["retrain"])) == 14
+        assert drawn["held-out"][:10] == drawn["retrain"][:10]
+        assert drawn["held-out"][10:] != drawn["retrain"][10:]
+
+    def test_examples_and_retrained_model_are_made_once(self, tune, monkeypatch) -> None:
+        first = tune(["amun"], trials=2, by="retrain")
+
+        def again(*_: object, **__: object) -> None:
+            raise AssertionError("that was done")
+
+        monkeypatch.setattr("amun_ext.search.engine.Search.run", again)
+        monkeypatch.setattr(tuning, "save_checkpoint", again)
+        more = tune(["amun"], trials=4, by="retrain")
+        assert told(more)["amun"][:2] == told(first)["amun"]
+        assert more.retrained.row == first.retrained.row
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize("at", [0, 2, 11])
+    def test_as_if_it_had_not_been_stopped(self, tune, tmp_path, monkeypatch, at: int) -> None:
+        trials = 13
+        whole = told(tune(["amun"], trials=trials, out=tmp_path / "whole"))
+        made = []
+
+        def stops(*arguments) -> stage.Seen | str:
+            if len(made) == at:
+                raise KeyboardInterrupt
+            made.append(arguments)
+            return stage.attempt(*arguments)
+
+        monkeypatch.setattr(workers, "attempt", stops)
+        with pytest.raises(KeyboardInterrupt):
+            tune(["amun"], trials=trials)
+        monkeypatch.setattr(workers, "attempt", lambda *arguments: made.append(arguments) or stage.attempt(*arguments))
+        assert told(tune(["amun"], trials=trials)) == whole
+        assert len(made) == trials  # none twice
+        assert told(tune(["amun"], trials=trials)) == whole
+        assert len(made) == trials
+
+    def test_a_kill_in_the_middle_of_a_write(self, tune, tmp_path) -> None:
+        first = told(tune())
+        journal = tmp_path / "out/journal.log"
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])  # of the last trial
+        (tmp_path / "out/journal.log.lock").symlink_to(journal)  # Optuna would wait for it for half a minute
+        start = time.perf_counter()
+        assert told(tune()) == first
+        assert time.perf_counter() - start < 20
+
+    def test_every_cut_of_the_journal(self, tune, tmp_path, monkeypatch) -> None:
+        """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""
+        monkeypatch.setattr(workers, "attempt", lambda given, method, options: repr(sorted(options.items())))
+        first = told(tune(trials=3))["ft"]
+        journal = tmp_path / "out/journal.log"
+        whole, ends = journal.read_bytes(), set()
+        for end in range(0, len(whole), max(1, len(whole) // 60)):
+            journal.write_bytes(whole[:end])
+            before = finished(tmp_path / "out")
+            again = told(tune(trials=3))["ft"]
+            assert again[: len(before)] == first[: len(before)], end
+            assert [number for number, *_ in again] == [0, 1, 2]
+            assert {*before} <= finished(tmp_path / "out").keys()
+            ends.add(len(before))
+        assert ends == {0, 1, 2}
+
+    def test_a_broken_journal_is_refused(self, tune, tmp_path) -> None:
+        tune()
+        journal = tmp_path / "out/journal.log"
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(lines[0] + b"not JSON\n" + b"".join(lines[1:]))
+        with pytest.raises(InputError, match="out must have a journal that can be read"):
+            tune()
+
+    def test_two_at_once_are_refused(self, tune, tmp_path) -> None:
+        tune()
+        with study.journal(tmp_path / "out/journal.log"), pytest.raises(InputError, match="at which one is"):
+            tune()
+
+    CHANGES = {  # noqa: RUF012
+        "methods": {"methods": ["rl"]},
+        "by": {"by": "retrain"},
+        "with retain": {"methods": ["rl"], "with_retain": False},
+        "recipe": {"recipe": replace(SHORT, epochs=2)},
+        "max drop": {"max_drop": 3.0},
+        "seed": {"seed": 1},
+        "forgotten before": {"metadata": {**METADATA, "forgotten": "[30]"}},
+    }
+
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_another_study_is_refused(self, tune, name: str) -> None:
+        tune(trials=1)
+        with pytest.raises(InputError, match=f"out must be a new folder or one of this study.*other.*{name}"):
+            tune(trials=1, **self.CHANGES[name])
+
+    def test_another_model_or_other_data_are_refused(self, tune, original, splits, tmp_path) -> None:
+        tune(trials=1)
+        another = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+        less = Splits(splits.train, TensorDataset(*splits.test[:100]), splits.classes)
+        told = {"recipe": SHORT, "metadata": METADATA, "out": tmp_path / "out", "trials": 1}
+        with pytest.raises(InputError, match="with other model"):
+            tuning.tune(another, splits, IDS, ["ft"], **told)
+        with pytest.raises(InputError, match="with other test data"):
+            tuning.tune(original, less, IDS, ["ft"], **told)
+        with pytest.raises(InputError, match="with other ids"):
+            tuning.tune(original, splits, IDS + 1, ["ft"], **told)
+        (tmp_path / "out/study.json").write_text("[1]")
+        with pytest.raises(InputError, match=r"study\.json"):
+            tune(trials=1)
+        (tmp_path / "out/study.json").unlink()
+        with pytest.raises(InputError, match="a journal but no"):
+            tune(trials=1)
+
+    def test_lr_and_schedule_of_the_recipe_are_no_matter(self, tune) -> None:
+        first = tune(trials=2)
+        assert told(tune(trials=2, recipe=replace(SHORT, lr=0.5, schedule="cosine"))) == told(first)
+
+
+class TestWorkers:
+    def test_two_do_what_one_does(self, tune, tmp_path) -> None:
+        one = told(tune(["ft", "salun"], trials=5))
+        assert told(tune(["ft", "salun"], trials=5, workers=2, out=tmp_path / "two")) == one
+
+    def test_their_errors_are_told(self, tune, original, splits, tmp_path) -> None:
+        given = stage.Stage(original, splits.train, splits.train, splits.test, True, None, 0)
+        jobs = iter([(0, ("ft", {"recipe": SHORT}))])
+        with (
+            workers.started(given, 2) as ends,
+            pytest.raises(InputError, match="retain must be free of the forget samples"),
+        ):
+            list(workers.attempts(given, jobs, ends))
+
+    def test_a_worker_that_dies_is_told(self, tune, original, splits) -> None:
+        given = stage.Stage(original, splits.train, splits.train, splits.test, True, None, 0)
+        long = {"recipe": Recipe(epochs=10**6, lr=0.1)}
+        forget, rest = TensorDataset(*splits.train[:20]), TensorDataset(*splits.train[20:])
+        given = replace(given, forget=forget, retain=rest)
+        with workers.started(given, 2) as ends:
+            outcomes = workers.attempts(given, iter([(0, ("ft", long)), (1, ("ft", long))]), ends)
+            threading.Timer(2.0, multiprocessing.active_children()[0].kill).start()
+            with pytest.raises(OSError, match="a worker ended during a trial"):
+                next(outcomes)
+
+    def test_a_model_that_cannot_travel(self, tune, original, splits, tmp_path) -> None:
+        original = nn.Sequential(original)
+        original.hook = lambda: None
+        with pytest.raises(InputError, match="workers must be 1 for a model that cannot be pickled, got 2"):
+            tuning.tune(original, splits, IDS, ["ft"], out=tmp_path / "out", recipe=SHORT, trials=2, workers=2)
+
+
+class TestTrials:
+    def test_diverged_ones_count_and_say_why(self, tune, monkeypatch, tmp_path) -> None:
+        rates(monkeypatch, 1e20, 1e30)
+        result = tune(["ft", "ga"], trials=3)
+        for trials in result.trials.values():
+            assert len(trials) == 3
+            assert all(trial.seen is None for trial in trials)
+        assert "the loss is nan; lower lr (now" in result.trials["ft"][0].failure
+        assert result.choices() == {}
+        assert result.counted()["ft"] == "3 trials, of which 3 diverged and 0 lost too much accuracy"
+        tuning.write(result, tmp_path / "out")
+        page = (tmp_path / "out/tuning.html").read_text()
+        assert "What diverged" in page
+        assert "No trial keeps the accuracy" in page
+        record = json.loads((tmp_path / "out/trials.json").read_text())
+        assert record["best"]["held-out"] == {"ft": None, "ga": None}
+        assert "lower lr" in record["trials"]["ft"][2]["failure"]
+
+    def test_logits_that_are_not_finite_are_a_failure(self, original, splits, monkeypatch) -> None:
+        given = stage.Stage(
+            original, TensorDataset(*splits.train[:9]), TensorDataset(*splits.train[9:]), splits.test, True, None, 0
+        )
+
+        def broken(*_: object, **__: object) -> nn.Module:
+            model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+            model[-1].weight.data.fill_(torch.inf)
+            return model
+
+        monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", broken)
+        outcome = stage.attempt(given, "ft", {"recipe": SHORT})
+        assert isinstance(outcome, str)
+        assert "not finite" in outcome
+
+    def test_what_loses_too_much_accuracy_is_never_chosen(self, tune, monkeypatch) -> None:
+        """Rates that destroy the model match the confidences best, and are out of the question."""
+        rates(monkeypatch, 1e-4, 10.0)
+        result = tune(["rl"], trials=12, max_drop=5.0)
+        seen = [trial for trial in result.trials["rl"] if trial.seen is not None]
+        lost = [trial for trial in seen if trial.seen.row["TA"] < result.original.row["TA"] - 5]
+        best = result.best("rl")
+        assert lost
+        assert min(trial.seen.row["KS"] for trial in lost) < best.seen.row["KS"]
+        assert best not in lost
+        assert [trial for trial in seen if not result.feasible(trial)] == lost
+        assert all(result.feasible(trial, "retrain") for trial in seen)
+
+    def test_the_sampler_knows_what_is_lost(self, tune, monkeypatch, tmp_path) -> None:
+        rates(monkeypatch, 1e-4, 10.0)
+        result = tune(["rl"], trials=4, max_drop=5.0)
+        with study.journal(tmp_path / "out/journal.log") as storage:
+            kept = study.finished(study.opened(storage, "rl"))
+        floor = result.original.row["TA"] - 5
+        assert [trial.constraints["accuracy"] for trial in kept if trial.constraints] == pytest.approx(
+            [floor - trial.seen.row["TA"] for trial in result.trials["rl"] if trial.seen]
+        )
+        assert [trial.value for trial in kept] == [trial.seen and trial.seen.row["KS"] for trial in result.trials["rl"]]
+
+    def test_no_trial_keeps_the_accuracy(self, tune, monkeypatch, tmp_path) -> None:
+        rates(monkeypatch, 1.0, 2.0)
+        result = tune(["rl"], trials=2, max_drop=0.0)
+        assert result.best("rl") is None
+        tuning.write(result, tmp_path / "out")
+        assert load_choices(tmp_path / "out/tuned.json") == {}
+
+
+class TestInput:
+    BAD = {  # noqa: RUF012
+        "no method": ({"methods": []}, "methods must be some of .*, got none"),
+        "unknown method": ({"methods": ["ft", "magic"]}, "methods must be some of .*, got 'magic'"),
+        "retrain": ({"methods": ["retrain"]}, "methods must be some of .*, got 'retrain'"),
+        "twice": ({"methods": ["ft", "ft"]}, "methods must be different"),
+        "needs retain": ({"with_retain": False}, "without the retain set, got 'ft'"),
+        "objective": ({"by": "luck"}, "by must be one of .*'held-out', 'retrain'.*got 'luck'"),
+        "trials": ({"trials": 0}, "trials must be a whole number from 1 on"),
+        "workers": ({"workers": 0}, "workers must be a whole number from 1 on"),
+        "seed": ({"seed": -1}, "seed must be a whole number from 0 on"),
+        "drop": ({"max_drop": -1.0}, "max_drop must be points"),
+        "no number": ({"max_drop": math.nan}, "max_drop must be points"),
+        "no recipe": ({"by": "retrain", "metadata": {}}, "retraining must be of a checkpoint that knows its recipe"),
+        "other data": ({"metadata": {"training_data": "x"}}, "data must be those that the checkpoint was trained on"),
+        "forgotten": ({"metadata": {"forgotten": "[3]"}}, "ids must be not forgotten by an earlier request"),
+    }
+
+    @pytest.mark.parametrize("name", BAD)
+    def test_is_refused_before_any_work(self, tune, tmp_path, name: str) -> None:
+        options, message = self.BAD[name]
+        with pytest.raises(InputError, match=message):
+            tune(**options)
+        assert not (tmp_path / "out").exists()
+
+    def test_without_optuna(self, tune, monkeypatch, tmp_path) -> None:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else find(name))
+        with pytest.raises(InputError, match=re.escape("pip install 'amun_ext[tune]'")):
+            tune()
+        assert not (tmp_path / "out").exists()
+
+    def test_optuna_is_not_imported_before_it_is_used(self) -> None:
+        told = "import sys, amun_ext.cli; sys.exit('optuna' in sys.modules)"
+        subprocess.run([sys.executable, "-c", told], check=True, cwd=Path(cli.__file__).parents[1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, original, splits) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    about = {"arch": "small-cnn", "width": "4", **METADATA, "training_data": data.fingerprint(splits.train)}
+    models.save_checkpoint(folder / "model.safetensors", original, about)
+    parts = {
+        f"{part}_{name}": tensor.numpy()
+        for part in ("train", "test")
+        for name, tensor in zip(("images", "labels"), getattr(splits, part).tensors, strict=True)
+    }
+    np.savez(folder / "data.npz", **parts)
+    return folder / "model.safetensors"
+
+
+def arguments(checkpoint: Path, out: Path, *more: str) -> list[str]:
+    told = [
+        "--model",
+        str(checkpoint),
+        "--data",
+        str(checkpoint.with_name("data.npz")),
+        "--ids",
+        "0-19",
+        "--out",
+        str(out),
+    ]
+    return ["tune", *told, "--epochs", "1", "--batch-size", "32", *more]
+
+
+class TestCommand:
+    def test_what_it_writes_is_what_forget_takes(self, checkpoint, tmp_path, capsys) -> None:
+        out = tmp_path / "out"
+        assert cli.main(arguments(checkpoint, out, "--methods", "amun,ft", "--trials", "2", "--max-drop", "50")) == 0
+        printed = capsys.readouterr().out
+        assert "wrote tuned.json, trials.json and tuning.html" in printed
+        assert "amun, by held-out" in printed
+        choices = load_choices(out / "tuned.json")
+        assert list(choices) == [("amun", True), ("ft", True)]
+        assert choices["ft", True]["recipe"].batch_size == 32
+        about = json.loads((out / "tuned.json").read_text())["about"]
+        assert about["by"] == "held-out"
+        assert about["data"] == "data.npz"
+        assert "80 of 160 test samples" in about["held out"]
+        told = [
+            *arguments(checkpoint, tmp_path / "forgotten")[1:9],
+            "--method",
+            "ft",
+            "--tuned",
+            str(out / "tuned.json"),
+        ]
+        assert cli.main(["forget", *told]) == 0
+        facts = json.loads((tmp_path / "forgotten/report.json").read_text())["facts"]
+        assert json.dumps(asdict(choices["ft", True]["recipe"])) in json.dumps(facts)
+
+    def test_bad_input_is_one_line_status_2_and_no_file(self, checkpoint, tmp_path, capsys) -> None:
+        assert cli.main(arguments(checkpoint, tmp_path / "out", "--methods", "magic")) == 2
+        assert "amun: error: methods must be some of" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_a_method_without_a_choice_is_told_by_status(self, checkpoint, tmp_path, capsys, monkeypatch) -> None:
+        rates(monkeypatch, 1e20, 1e30)
+        assert cli.main(arguments(checkpoint, tmp_path / "out", "--methods", "ft", "--trials", "2")) == 3
+        assert "no trial of ft keeps the accuracy" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+    def test_a_stopped_command_goes_on(self, checkpoint, tmp_path, by: signal.Signals) -> None:
+        out = tmp_path / "out"
+        more = ("--methods", "ft,rl", "--trials", "6", "--workers", "2", "--max-drop", "50")
+        told = [sys.executable, "-m", "amun_ext.cli", *arguments(checkpoint, out, *more)]
+        folder = Path(cli.__file__).parents[1]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            told, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while done(out) < 2:
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            children = children_of(process.pid)
+            process.send_signal(by)
+            _, errors = process.communicate(timeout=60)
+            assert len(children) >= 2
+            while any(alive(child) for child in children):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if by == signal.SIGINT:
+            assert process.returncode == 130
+            assert errors.splitlines()[-1] == "amun: stopped; the same command goes on where it was"
+            assert "Traceback" not in errors
+        before = finished(out)
+        assert 2 <= len(before) < 12
+        assert cli.main(arguments(checkpoint, out, *more[:-4], "--workers", "1", "--max-drop", "50")) == 0
+        record = json.loads((out / "trials.json").read_text())["trials"]
+        assert {method: len(trials) for method, trials in record.items()} == {"ft": 6, "rl": 6}
+        after = finished(out)
+        assert {key: after[key] for key in before} == before  # none was done again
+
+
+def done(out: Path) -> int:
+    return len(finished(out)) if (out / "journal.log").exists() else 0
+
+
+def finished(out: Path) -> dict[int, str]:
+    """Trial -> what was said at its end. 6 is Optuna's number for a change of a trial's state."""
+    lines = (out / "journal.log").read_text(errors="replace").splitlines()
+    ends = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if entry["op_code"] == 6:
+                assert entry["trial_id"] not in ends
+                ends[entry["trial_id"]] = line
+    return ends
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

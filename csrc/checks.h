@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <ostream>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -27,6 +28,16 @@ inline std::string text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return out + "]";
 }
 
+// The name of an argument that is an entry of a list, put together only where an error has to be told.
+struct Entry {
+  const char* list;
+  size_t index;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Entry& entry) {
+  return out << entry.list << '[' << entry.index << ']';
+}
+
 inline bool is_float(ScalarType dtype) {
   return dispatch(dtype, [](auto) {});
 }
@@ -35,7 +46,8 @@ inline ScalarType accumulate_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+template <typename Name>
+void check_dtype(const Name& name, const Tensor& tensor, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " must have dtype ", toString(dtype), ", got ",
                   toString(tensor.scalar_type()));
 }
@@ -45,7 +57,8 @@ inline void check_rows(const char* name, const Tensor& tensor, int64_t rows) {
                   text(tensor.sizes()));
 }
 
-inline void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
+template <typename Name>
+void check_device(const Name& name, const Tensor& tensor, const Tensor& like) {
   STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the first argument");
 }
 
@@ -216,17 +229,17 @@ inline bool is_dense(const Tensor& tensor) {
 }
 
 // What belongs to a parameter lies in memory as it does.
-inline void check_beside(const std::string& name, const Tensor& tensor, const Tensor& param) {
-  bool shape = tensor.dim() == param.dim(), strides = true;
-  for (int64_t i = 0; shape && i < param.dim(); ++i) {
-    shape = tensor.size(i) == param.size(i);
-    strides = strides && (param.size(i) == 1 || tensor.stride(i) == param.stride(i));
-  }
-  STD_TORCH_CHECK(shape, name, " must have the shape of its parameter, ", text(param.sizes()), ", got ",
-                  text(tensor.sizes()));
-  STD_TORCH_CHECK(strides || param.numel() == 0, name, " must have the strides of its parameter, ",
-                  text(param.strides()), ", got ", text(tensor.strides()));
-  check_device(name.c_str(), tensor, param);
+inline void check_beside(const Entry& name, const Tensor& tensor, ScalarType dtype, const Tensor& param) {
+  const auto sizes = param.sizes(), own_sizes = tensor.sizes();
+  const bool shape = std::equal(sizes.begin(), sizes.end(), own_sizes.begin(), own_sizes.end());
+  STD_TORCH_CHECK(shape, name, " must have the shape of its parameter, ", text(sizes), ", got ", text(own_sizes));
+  const auto strides = param.strides(), own_strides = tensor.strides();
+  bool same = true;
+  for (size_t i = 0; i < sizes.size(); ++i) same = same && (sizes[i] == 1 || strides[i] == own_strides[i]);
+  same = same || param.numel() == 0;
+  STD_TORCH_CHECK(same, name, " must have the strides of its parameter, ", text(strides), ", got ", text(own_strides));
+  check_dtype(name, tensor, dtype);
+  check_device(name, tensor, param);
 }
 
 inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
@@ -254,35 +267,29 @@ inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
   std::vector<MaskedSgdGroup> groups;
   std::vector<const void*> written;
   for (size_t i = 0; i < count; ++i) {
-    const auto name = [i](const char* list) { return list + ("[" + std::to_string(i) + "]"); };
+    const Entry name{"params", i};
     const Tensor& param = params[i];
     const ScalarType dtype = param.scalar_type();
-    STD_TORCH_CHECK(is_float(dtype), name("params"), " must be float32, float64, float16 or bfloat16, got ",
-                    toString(dtype));
-    STD_TORCH_CHECK(is_dense(param), name("params"), " must be dense and without overlap, got strides ",
-                    text(param.strides()), " for ", text(param.sizes()));
-    check_device(name("params").c_str(), param, params[0]);
-    check_beside(name("grads"), grads[i], param);
-    check_dtype(name("grads").c_str(), grads[i], dtype);
+    STD_TORCH_CHECK(is_float(dtype), name, " must be float32, float64, float16 or bfloat16, got ", toString(dtype));
+    STD_TORCH_CHECK(is_dense(param), name, " must be dense and without overlap, got strides ", text(param.strides()),
+                    " for ", text(param.sizes()));
+    check_device(name, param, params[0]);
+    check_beside({"grads", i}, grads[i], dtype, param);
     MaskedSgdTensor tensor{param.mutable_data_ptr(), grads[i].const_data_ptr(), nullptr, nullptr, param.numel(), 0};
-    bool wide = false;
+    const bool wide = remembered && momentum_buffers[i].scalar_type() != dtype;
     if (remembered) {
-      const Tensor& buffer = momentum_buffers[i];
-      check_beside(name("momentum_buffers"), buffer, param);
-      wide = buffer.scalar_type() != dtype;
-      if (wide) check_dtype(name("momentum_buffers").c_str(), buffer, accumulate_dtype(dtype));
-      tensor.momentum = buffer.mutable_data_ptr();
+      check_beside({"momentum_buffers", i}, momentum_buffers[i], wide ? accumulate_dtype(dtype) : dtype, param);
+      tensor.momentum = momentum_buffers[i].mutable_data_ptr();
     }
     if (!masks.empty()) {
-      check_beside(name("masks"), masks[i], param);
-      check_dtype(name("masks").c_str(), masks[i], ScalarType::Bool);
+      check_beside({"masks", i}, masks[i], ScalarType::Bool, param);
       tensor.mask = static_cast<const uint8_t*>(masks[i].const_data_ptr());
     }
     if (!tensor.length) continue;
     for (const void* pointer : {static_cast<const void*>(tensor.param), static_cast<const void*>(tensor.momentum)})
       if (pointer) written.push_back(pointer);
-    STD_TORCH_CHECK(tensor.grad != tensor.param && tensor.grad != tensor.momentum, name("grads"),
-                    " must not share memory with what is written");
+    STD_TORCH_CHECK(tensor.grad != tensor.param && tensor.grad != tensor.momentum, "grads[", i,
+                    "] must not share memory with what is written");
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& other) { return other.dtype == dtype && other.wide == wide; });
     if (group == groups.end()) group = groups.insert(group, {dtype, wide});

@@ -2,13 +2,15 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, random_split
 
-from amun_ext import InputError, find_min_adversarial, unlearn
+from amun_ext import InputError, find_min_adversarial, saliency_mask, unlearn
 from amun_ext.data import copies
 from amun_ext.search import METHODS as SEARCHES
 from amun_ext.training import Recipe
@@ -123,7 +125,9 @@ class TestAmun:
         unlearn(model, forget, recipe=ONE_PASS, search="pgd", loss="margin", steps=20)
         with pytest.raises(InputError, match="settings of the search must be absent"):
             unlearn(model, forget, adversarial=find_min_adversarial(model, *forget.tensors), loss="margin")
-        with pytest.raises(InputError, match="nonsense must be left out: method amun has the options .*include_forget"):
+        with pytest.raises(
+            InputError, match=r"nonsense must be left out: method amun has the options .*include_forget"
+        ):
             unlearn(model, forget, nonsense=1)
 
     @pytest.mark.parametrize("search", SEARCHES)
@@ -228,3 +232,376 @@ class TestBadInput:
     def test_frozen_models(self, model: Recording) -> None:
         with pytest.raises(InputError, match="model must be trainable"):
             unlearn(model.requires_grad_(False), labelled(model, 5), recipe=ONE_PASS)
+
+    def test_options_of_another_method(self, model: Recording) -> None:
+        forget, retain = labelled(model, 5), labelled(model, 20)
+        for method, option in (
+            ("ft", "order"),
+            ("rl", "eps"),
+            ("bs", "true_label"),
+            ("ga", "gamma"),
+            ("salun", "steps"),
+        ):
+            with pytest.raises(InputError, match=rf"^{option} must be left out: method {method} has the options \["):
+                unlearn(model, forget, retain, method=method, **{option: 1})
+        for taken in ("inputs", "labels", "run"):  # of the search or the method, but not the caller's
+            with pytest.raises(InputError, match=f"^{taken} must be left out"):
+                unlearn(model, forget, retain, **{taken: 1})
+
+    def test_options_have_no_name_that_unlearn_has(self) -> None:
+        own = {"model", "forget", "retain", "method", "preset", "mask", "gradient_only", "seed", "checkpoint", "watch"}
+        own |= {"on_epoch", "workers", "progress"}
+        assert not any(own & row.options.keys() for row in METHODS.values())
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"seed": -1}, "seed must be a whole number from 0 on, got -1"),
+            ({"seed": 2**70}, "seed must be a whole number from 0 on, got 1180591620717411303424"),
+            ({"workers": -1}, "workers must be a whole number from 0 on, got -1"),
+            ({"mask": 0}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 0"),
+            ({"mask": 1.5}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 1\.5"),
+            ({"mask": float("nan")}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got nan"),
+            ({"mask": "half"}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 'half'"),
+            ({"mask": True}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got True"),
+            (
+                {"mask": {"linear.weight": torch.ones(3, 6) > 0}},
+                r"(masks must be there for every parameter|mask must be left)",
+            ),
+            ({"recipe": {"epochs": 1, "lr": 0.1}}, "recipe must be a Recipe, got dict"),
+            (
+                {"recipe": Recipe(1, 0.1, augment=True)},
+                r"augment must be off for inputs other than \[N, C, H, W\], got 2",
+            ),
+            ({"watch": {"test": 3}}, r"watch\['test'\] must be a TensorDataset of images and labels, got int"),
+            ({"on_epoch": "print"}, "on_epoch must be a function, got print"),
+            ({"checkpoint": "."}, r"checkpoint must be a file in a folder that can be written to, got \."),
+        ],
+    )
+    def test_is_refused_before_any_work(
+        self, model: Recording, monkeypatch, method: str, options: dict[str, object], message: str
+    ) -> None:
+        """Before the search, the mask and the first epoch, which may take long."""
+
+        def work(*_: object, **__: object) -> None:
+            raise AssertionError
+
+        for module in ("", ".amun"):
+            for name in ("saliency_mask", "find_min_adversarial"):
+                monkeypatch.setattr(sys.modules[f"amun_ext.unlearning{module}"], name, work, raising=False)
+        forget, retain = labelled(model, 5), labelled(model, 20)
+        Recording.seen.clear()
+        with pytest.raises(InputError, match=f"^{message}"):
+            unlearn(model, forget, retain, method=method, **{"recipe": ONE_PASS} | options)
+        assert not Recording.seen
+
+    def test_bad_options_come_before_the_mask(self, model: Recording, monkeypatch) -> None:
+        monkeypatch.setattr(sys.modules["amun_ext.unlearning"], "saliency_mask", None)
+        with pytest.raises(InputError, match=r"^order must be"):
+            unlearn(model, labelled(model, 5), method="salun", order="any")
+        with pytest.raises(InputError, match=r"^mask must be left out: retraining changes all weights"):
+            unlearn(model, labelled(model, 5), labelled(model, 20), method="retrain", mask=0.5, recipe=ONE_PASS)
+
+    def test_gradient_only_without_a_mask(self, model: Recording) -> None:
+        for method in ("rl", "amun"):
+            with pytest.raises(InputError, match=r"^gradient_only must be False without a mask, got True"):
+                unlearn(model, labelled(model, 5), method=method, gradient_only=True)
+        unlearn(model, labelled(model, 5), method="rl", gradient_only=True, mask=0.5, recipe=ONE_PASS)
+
+    def test_sets_to_watch(self, model: Recording) -> None:
+        forget = labelled(model, 5)
+        for images, labels, message in (
+            (torch.rand(4, 5), torch.zeros(4), r"watch\['test'\] labels must be integers"),
+            (
+                torch.rand(4, 5),
+                torch.zeros(4, dtype=torch.long),
+                r"watch\['test'\] must be of the forget set's input shape",
+            ),
+            (torch.rand(4, 6), torch.full((4,), 3), r"watch\['test'\] labels must be in \[0, 3\)"),
+        ):
+            with pytest.raises(InputError, match=f"^{message}"):
+                unlearn(model, forget, watch={"test": TensorDataset(images, labels)}, method="rl")
+
+    def test_models_that_cannot_be_copied(self, model: Recording) -> None:
+        model.grown = model.linear.weight * 2  # deepcopy refuses tensors that were computed
+        with pytest.raises(InputError, match=r"^model must be one that copy\.deepcopy can copy, got Only Tensors"):
+            unlearn(model, labelled(model, 5), recipe=ONE_PASS)
+
+
+class Items(Dataset):
+    """A dataset that is read item by item; `changed` has other items for some of them."""
+
+    def __init__(self, data: TensorDataset, changed: dict[int, object] | None = None) -> None:
+        self.data, self.changed = data, changed or {}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> object:
+        image, label = self.data[index]
+        return self.changed.get(index, (image, int(label)))
+
+
+class TestDatasets:
+    RECIPE = Recipe(2, 0.1, batch_size=8)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_are_as_good_as_tensors(self, model: Recording, method: str) -> None:
+        forget, retain = labelled(model, 6), labelled(model, 15)
+        options = {"method": method, "recipe": self.RECIPE}
+        expected = unlearn(model, forget, retain, **options)
+        given = unlearn(model, Items(forget), Items(retain), **options)
+        assert torch.equal(given.linear.weight, expected.linear.weight)
+
+    def test_are_read_by_workers(self, model: Recording) -> None:
+        forget, retain = labelled(model, 6), labelled(model, 15)
+        expected = unlearn(model, forget, retain, recipe=self.RECIPE)
+        given = unlearn(model, forget, Items(retain), recipe=self.RECIPE, workers=2)
+        assert torch.equal(given.linear.weight, expected.linear.weight)
+
+    def test_subsets_of_tensors_are_in_memory(self, model: Recording, monkeypatch) -> None:
+        forget, everything = labelled(model, 6), labelled(model, 30)
+        rows = list(range(29, 3, -2))
+        retain = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
+        expected = unlearn(model, forget, retain, recipe=self.RECIPE).linear.weight
+        monkeypatch.setattr("amun_ext.training.parts.DataLoader", None)
+        nested = Subset(Subset(everything, range(30)[::-1]), np.arange(0, 26, 2))
+        for subset in (Subset(everything, rows), Subset(everything, torch.tensor(rows)), nested):
+            assert torch.equal(unlearn(model, forget, subset, recipe=self.RECIPE).linear.weight, expected)
+        for part in random_split(everything, [10, 20]):
+            unlearn(model, forget, part, recipe=ONE_PASS)
+
+    def test_a_class_of_tensors_may_have_items_of_its_own(self, model: Recording) -> None:
+        class Brighter(TensorDataset):
+            def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+                image, label = super().__getitem__(index)
+                return image + 5, label
+
+        class Half(Subset):
+            def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+                image, label = super().__getitem__(index)
+                return image / 2 + 5, label
+
+            def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+                return [self[index] for index in indices]
+
+        data = labelled(model, 15)
+        for retain in (Brighter(*data.tensors), Half(data, range(15)), Subset(Brighter(*data.tensors), range(15))):
+            Recording.seen.clear()
+            unlearn(model, labelled(model, 5), retain, method="ft", recipe=ONE_PASS)
+            assert torch.cat(Recording.seen).min() >= 5
+
+    def test_copies_are_found(self, model: Recording) -> None:
+        forget, retain = labelled(model, 5), labelled(model, 9)
+        copied = Items(retain, {7: (forget.tensors[0][2].double(), 0), 8: (forget.tensors[0][0], 1)})
+        with pytest.raises(InputError, match=r"^retain must be free .*, got 2 of them .*\[\(2, 7\), \(0, 8\)\]"):
+            unlearn(model, forget, copied, method="ft")
+        with pytest.raises(InputError, match=r"^retain must be free .*\[\(2, 1\)\]"):
+            unlearn(model, forget, Subset(copied, [3, 7, 5]), method="ft")
+
+    @pytest.mark.parametrize(
+        ("item", "message"),
+        [
+            ((torch.full((6,), torch.nan), 0), r"retain\[4\] must be free of NaN"),
+            ((torch.full((6,), torch.inf), 0), r"retain\[4\] must be finite"),
+            ((torch.rand(5), 0), r"retain\[4\] must be of the forget set's input shape \(6,\), got \(5,\)"),
+            ((torch.ones(6, dtype=torch.uint8), 0), r"retain\[4\] must be floating point"),
+            ((torch.rand(6), 3), r"retain\[4\] label must be in \[0, 3\)"),
+            ((torch.rand(6), -1), r"retain\[4\] label must be in \[0, 3\)"),
+            ((torch.rand(6), 1.0), r"retain\[4\] must be a pair \(tensor image, int label\)"),
+            ((np.zeros(6), 0), r"retain\[4\] must be a pair \(tensor image, int label\), got \(ndarray, int\)"),
+            (torch.rand(6), r"retain\[4\] must be a pair"),
+            (None, r"retain\[4\] must be a pair"),
+        ],
+    )
+    def test_a_bad_item_is_named(self, model: Recording, item: object, message: str) -> None:
+        with pytest.raises(InputError, match=f"^{message}"):
+            unlearn(model, labelled(model, 5), Items(labelled(model, 9), {4: item}), method="ft")
+        assert not Recording.seen
+
+    def test_bad_items_of_the_forget_set(self, model: Recording) -> None:
+        for item in ((torch.rand(5), 0), (torch.rand(6).double(), 0), (torch.rand(6), 0.5), 7):
+            with pytest.raises(InputError, match=r"^forget\[2\] must be "):
+                unlearn(model, Items(labelled(model, 5), {2: item}), method="rl")
+        with pytest.raises(InputError, match=r"^forget must be free of NaN"):
+            unlearn(model, Items(labelled(model, 5), {2: (torch.full((6,), torch.nan), 0)}), method="rl")
+
+    def test_types_of_items(self, model: Recording) -> None:
+        """Lists of pairs; labels that are NumPy's, tensors, and tensors of one element; other integer types."""
+        forget, retain = labelled(model, 6), labelled(model, 15)
+        expected = unlearn(model, forget, retain, method="ga", recipe=self.RECIPE).linear.weight
+        kinds = (int, np.int64, np.uint8, torch.tensor, lambda label: torch.tensor([label]))
+        for kind in kinds:
+            sets = [
+                [(image, kind(int(label))) for image, label in zip(*each.tensors, strict=True)]
+                for each in (forget, retain)
+            ]
+            assert torch.equal(unlearn(model, *sets, method="ga", recipe=self.RECIPE).linear.weight, expected)
+        for dtype in (torch.int32, torch.uint8, torch.int16):
+            sets = [TensorDataset(each.tensors[0], each.tensors[1].to(dtype)) for each in (forget, retain)]
+            assert torch.equal(unlearn(model, *sets, method="ga", recipe=self.RECIPE).linear.weight, expected)
+
+    def test_inputs_of_another_type_than_the_model(self, model: Recording) -> None:
+        forget, retain = labelled(model, 6), labelled(model, 15)
+        expected = unlearn(model, forget, retain, method="ga", recipe=self.RECIPE).linear.weight
+        wide = TensorDataset(retain.tensors[0].double(), retain.tensors[1])
+        for other in (wide, Items(wide)):
+            assert torch.equal(unlearn(model, forget, other, method="ga", recipe=self.RECIPE).linear.weight, expected)
+        for method in METHODS:
+            for dtype in (torch.float64, torch.bfloat16):
+                result = unlearn(model.to(dtype), forget, retain, method=method, recipe=self.RECIPE)
+                assert result.linear.weight.dtype == dtype
+        model.float()
+
+    def test_what_is_no_map_style_dataset(self, model: Recording) -> None:
+        class Stream(IterableDataset):
+            def __iter__(self):
+                yield torch.rand(6), 0
+
+        for wrong in (Stream(), 7):
+            with pytest.raises(InputError, match=r"^forget must be a map-style dataset .*, got (Stream|int)"):
+                unlearn(model, wrong)
+            with pytest.raises(InputError, match=r"^retain must be a map-style dataset .*, got (Stream|int)"):
+                unlearn(model, labelled(model, 5), wrong)
+        for empty in ([], Items(labelled(model, 5))):
+            if isinstance(empty, Items):
+                empty.data = TensorDataset(torch.rand(0, 6), torch.zeros(0, dtype=torch.long))
+            with pytest.raises(InputError, match=r"^retain must be non-empty"):
+                unlearn(model, labelled(model, 5), empty)
+            with pytest.raises(InputError, match=r"^forget must be non-empty"):
+                unlearn(model, empty)
+
+    def test_that_draw_random_numbers_leave_the_random_state(self, model: Recording) -> None:
+        class Noisy(Items):
+            def __getitem__(self, index: int) -> tuple[Tensor, int]:
+                image, label = super().__getitem__(index)
+                return (image + 0.01 * torch.rand(6)).clamp(0, 1), label
+
+        forget, retain, state = labelled(model, 6), labelled(model, 15), torch.get_rng_state()
+        for method in METHODS:
+            unlearn(model, Noisy(forget), Noisy(retain), method=method, recipe=ONE_STEP)
+            assert torch.equal(torch.get_rng_state(), state)
+
+    def test_a_random_forget_set_is_read_once(self, model: Recording) -> None:
+        """Its labels, its examples and what is trained on are of the same drawing."""
+
+        class Counting(Items):
+            read = 0
+
+            def __getitem__(self, index: int) -> object:
+                self.read += 1
+                return super().__getitem__(index)
+
+        forget = Counting(labelled(model, 6))
+        unlearn(model, forget, labelled(model, 15), recipe=self.RECIPE)
+        assert forget.read == 6
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestModels:
+    RECIPE = Recipe(2, 0.1, batch_size=8)
+
+    def test_one_sample_to_forget(self, model: Recording, method: str) -> None:
+        forget, retain = labelled(model, 1), labelled(model, 15)
+        unlearn(model, forget, retain, method=method, recipe=self.RECIPE)
+        if not METHODS[method].needs_retain:
+            result = unlearn(model, forget, method=method, recipe=self.RECIPE)
+            assert not torch.equal(result.linear.weight, model.linear.weight)
+
+    def test_logits_that_are_not_contiguous(self, method: str) -> None:
+        class Turned(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(6, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.linear(x).t().contiguous().t()
+
+        torch.manual_seed(3)
+        turned, straight = Turned(), Recording()
+        with torch.no_grad():
+            turned.linear.bias.copy_(-0.5 * turned.linear.weight.sum(1))
+        straight.load_state_dict(turned.state_dict())
+        forget, retain = labelled(straight, 6), labelled(straight, 15)
+        results = [unlearn(each, forget, retain, method=method, recipe=self.RECIPE) for each in (turned, straight)]
+        torch.testing.assert_close(results[0].linear.weight, results[1].linear.weight)
+
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+    def test_callers_without_gradients(self, model: Recording, context, method: str) -> None:
+        forget, retain = labelled(model, 5), labelled(model, 20)
+        with context():
+            result = unlearn(model, forget, retain, method=method, recipe=self.RECIPE)
+            made_here = TensorDataset(forget.tensors[0].clone(), forget.tensors[1].clone())
+            again = unlearn(model, made_here, retain, method=method, recipe=self.RECIPE)
+        assert torch.equal(result.linear.weight, again.linear.weight)
+        assert not torch.equal(result.linear.weight, model.linear.weight)
+        assert not result.linear.weight.is_inference()
+        result.linear(torch.rand(2, 6)).sum().backward()
+
+    def test_a_checkpoint_goes_on_and_knows_its_method(self, model: Recording, tmp_path: Path, method: str) -> None:
+        forget, retain, path = labelled(model, 5), labelled(model, 20), tmp_path / "checkpoint"
+        options = {"method": method, "recipe": self.RECIPE}
+        whole = unlearn(model, forget, retain, **options)
+
+        def stop(epoch: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            unlearn(model, forget, retain, **options, checkpoint=path, on_epoch=stop)
+        others = {
+            "rl": [{"true_label": True}, {"order": "sequential"}],
+            "salun": [{"true_label": True}, {"order": "sequential"}, {"mask": 0.3}, {"gradient_only": True}],
+            "bs": [{"eps": 0.3}, {"teacher": "per_epoch"}, {"require_wrong": False}, {"bounds": (-1.0, 1.0)}],
+            "l1-sparse": [{"gamma": 1e-3}, {"gamma_schedule": "amun"}, {"epochs_without": 1}],
+            "amun": [{"include_forget": False}, {"mask": 0.5}, {"search": "pgd"}],
+            "amun+salun": [{"include_forget": False}, {"mask": 0.3}],
+        }
+        for other in [*others.get(method, []), {"seed": 1}]:
+            with pytest.raises(InputError, match=r"^checkpoint must be a new file or one of this training"):
+                unlearn(model, forget, retain, **options | other, checkpoint=path)
+        resumed = unlearn(model, forget, retain, **options, checkpoint=path)
+        assert torch.equal(resumed.linear.weight, whole.linear.weight)
+
+
+class TestMasks:
+    def test_a_fraction_is_the_saliency_mask_of_the_forget_set(self, model: Recording) -> None:
+        forget, retain = labelled(model, 6), labelled(model, 15)
+        options = {"method": "rl", "recipe": Recipe(2, 0.1)}
+        by_fraction = unlearn(model, forget, retain, mask=0.3, **options)
+        by_name = unlearn(model, forget, retain, mask=saliency_mask(model, forget, 0.3), **options)
+        assert torch.equal(by_fraction.linear.weight, by_name.linear.weight)
+        salun = unlearn(model, forget, retain, **options | {"method": "salun"})
+        half = unlearn(model, forget, retain, mask=0.5, **options)
+        assert torch.equal(salun.linear.weight, half.linear.weight)
+        assert not torch.equal(salun.linear.weight, by_name.linear.weight)
+
+    def test_one_fits_all_weights(self, model: Recording) -> None:
+        forget = labelled(model, 6)
+        for method in ("rl", "ga", "amun"):
+            plain = unlearn(model, forget, method=method, recipe=ONE_STEP)
+            masked = unlearn(model, forget, method=method, recipe=ONE_STEP, mask=1)
+            torch.testing.assert_close(plain.linear.weight, masked.linear.weight)
+
+
+def test_retrain_draws_buffers_outside_the_state_dict_anew() -> None:
+    class Counted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 3)
+            self.register_buffer("mean", torch.zeros(6), persistent=False)
+
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            if hasattr(self, "mean"):
+                self.mean.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.mean += x.sum(0)
+            return super().forward(x)
+
+    model, images = Counted(), torch.rand(20, 6)
+    model(images)  # as trained on what is to be forgotten
+    forget, retain = TensorDataset(images[:5], torch.arange(5) % 3), TensorDataset(images[5:], torch.arange(15) % 3)
+    result = unlearn(model, forget, retain, method="retrain", recipe=ONE_PASS)
+    torch.testing.assert_close(result.mean, images[5:].sum(0))

@@ -86,12 +86,15 @@ def fit(
     the layout of weights in memory are put back. Raises InputError for what `check` refuses, for parts that do not fit
     together and for a checkpoint of another training, FloatingPointError when the loss diverges.
     """
-    batch_statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
-    like = check_parts(passes, least=2 if batch_statistics else 1)
+    like = check_parts(passes)
     check(model, recipe, run, like)
-    mask = run.mask() if callable(run.mask) else run.mask
     device, dtype = placement(model, like)
     feeds = [Feed(each.parts, device, dtype, run.workers) for each in passes]
+    statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
+    fewest = min(map(len, feeds))
+    must_be = "at least two samples: BatchNorm has no variance of one"
+    require(fewest >= 2 or not statistics, "parts", must_be, fewest)
+    mask = run.mask() if callable(run.mask) else run.mask
     optimizer = _optimizer(model, recipe, mask, run.gradient_only)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     order = torch.Generator().manual_seed(run.seed)
@@ -110,7 +113,7 @@ def fit(
             if recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
-            sizes = split_sizes(len(x), -(-len(x) // recipe.accumulate))
+            sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulate)))
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
                     logits = model(some)

@@ -59,12 +59,12 @@ class Feed:
         """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`."""
         rows = torch.randperm(len(self), generator=order).split(split_sizes(len(self), size))
         told = self._told(epoch)
-        for batch, (x, own) in zip(rows, self._read(rows, order), strict=True):
+        for batch, (x, own) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
             batch = batch.to(self.device)
             labels = own if told is None else torch.where(told[batch] < 0, own, told[batch])
             yield x, labels, self.augment[batch]
 
-    def _read(self, rows: Sequence[Tensor], order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, rows: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self.tensors is not None:
             images, labels = self.tensors
             for batch in rows:
@@ -75,13 +75,13 @@ class Feed:
         sets = [part.data for part in self.parts]
         sets = [TensorDataset(*(each.cpu() for each in data.tensors)) if in_memory(data) else data for data in sets]
         union: ConcatDataset[Any] = ConcatDataset(sets)
-        # The workers' seeds follow from `order`: transforms of torch are the same when a killed run goes on.
+        # The workers' seeds follow from seed and epoch, not from what shuffles: that goes on as if all were tensors.
         loader = DataLoader(
             union,
             batch_sampler=[batch.tolist() for batch in rows],
             num_workers=self.workers,
             collate_fn=partial(_stacked, dtype=self.dtype),
-            generator=order,
+            generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch),
         )
         for x, labels in loader:
             yield x.to(self.device), labels.to(self.device)
@@ -104,7 +104,7 @@ def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
     return isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
 
 
-def check_parts(passes: Sequence[Pass], least: int) -> Tensor:
+def check_parts(passes: Sequence[Pass]) -> Tensor:
     """The first input [...] of the first pass. InputError for passes that cannot be trained on."""
     require(len(passes) > 0 and all(len(each.parts) > 0 for each in passes), "parts", "at least one", "none")
     for each in passes:
@@ -114,8 +114,7 @@ def check_parts(passes: Sequence[Pass], least: int) -> Tensor:
                 require(len(part.data.tensors) == 2, "parts", "of inputs and labels", got)
                 check_labels("labels", part.data.tensors[1], len(part.data.tensors[0]))
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
-        why = "" if least == 1 else ", for BatchNorm has no variance of one"
-        require(count >= least, "parts", f"at least {'one sample' if least == 1 else 'two samples'}{why}", count)
+        require(count > 0, "parts", "at least one sample", count)
     filled = [part.data for each in passes for part in each.parts if len(part.data) > 0]  # type: ignore[arg-type]
     with torch.random.fork_rng([]):  # an item may be drawn by a transform
         firsts = [torch.as_tensor(data.tensors[0][0] if in_memory(data) else data[0][0]) for data in filled]

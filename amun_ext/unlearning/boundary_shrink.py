@@ -65,7 +65,7 @@ def _neighbour(
     """The class [B] of each of `x` [B, ...] after one step of FGSM."""
     low, high = bounds
     device, dtype = placement(model, x)
-    labels = labels.to(device)
+    labels = labels.to(device, copy=True)  # autograd refuses those of an inference mode
     with torch.enable_grad():
         start = x.to(device, dtype, copy=True).requires_grad_()
         loss = F.cross_entropy(model(start), labels, reduction="sum")

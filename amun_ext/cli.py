@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import amun_ext
 from amun_ext import deletion, info, models, tuning
@@ -27,7 +28,7 @@ from amun_ext.search import METHODS
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning import METHODS as UNLEARNING
 from amun_ext.unlearning import PRESETS
-from amun_ext.unlearning.choices import load_choices
+from amun_ext.unlearning.choices import load_about, load_choices
 from amun_ext.unlearning.plan import Plan, plan
 
 DATA_HELP = (
@@ -36,6 +37,7 @@ DATA_HELP = (
 )
 
 DEFAULT_COUNT = 200  # samples that amun search takes
+LEFT_OUT = "; amun tune has looked at the others"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,7 +288,13 @@ def add_searches(command: argparse.ArgumentParser) -> None:
 def add_settings(command: argparse.ArgumentParser) -> None:
     group = command.add_mutually_exclusive_group()
     group.add_argument("--preset", choices=PRESETS, help="options that others have published")
-    group.add_argument("--tuned", type=Path, metavar="FILE", help="options that amun tune has chosen")
+    group.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        help="options that amun tune has chosen; may be given again, for other methods or the other setting",
+    )
 
 
 def add_recipe(
@@ -395,7 +403,12 @@ def forget_plan(options: argparse.Namespace) -> Plan:
 
 def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
     """What add_settings says, as `plan` takes it."""
-    return {"preset": options.preset, "choices": None if options.tuned is None else load_choices(options.tuned)}
+    files = [load_choices(path) for path in options.tuned or ()]
+    keys = [key for file in files for key in file]
+    must_be = "files that choose for different methods or settings"
+    require(len(set(keys)) == len(keys), "--tuned", must_be, "two for the same")
+    choices = {key: chosen for file in files for key, chosen in file.items()}
+    return {"preset": options.preset, "choices": choices if files else None}
 
 
 def run_search(options: argparse.Namespace) -> int:
@@ -440,15 +453,20 @@ def run_compare(options: argparse.Namespace) -> None:
     total = len(splits.train)
     ids = forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
     original, metadata = rebuilt(options, splits)
+    test = unseen(options, splits)
     compared = compare.compare(
         original,
-        splits.test,
+        test,
         sets(splits, ids, metadata, with_copies=options.with_copies),
         rows,
         retraining(original, metadata, recipe(options)),
         seeds=options.seeds,
         out=options.out,
-        facts=about(options, metadata) | {"ids drawn by seed": None if options.fraction is None else options.seed},
+        facts={
+            **about(options, metadata),
+            **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
+            "tested on": f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test)),
+        },
         progress=True,
     )
     compare.write(compared, options.out)
@@ -485,6 +503,14 @@ def run_tune(options: argparse.Namespace) -> int:
     for method in missing:
         print(f"amun: no trial of {method} keeps the accuracy (--max-drop, --trials)", file=sys.stderr)
     return 3 if missing else 0
+
+
+def unseen(options: argparse.Namespace, splits: Splits) -> TensorDataset:
+    """The test samples to measure on: not those that options were chosen with."""
+    told = [load_about(path) for path in options.tuned or ()]
+    seeds: set[int] = {entry["seed"] for entry in told if "seed" in entry}
+    require(len(seeds) <= 1, "--tuned", "files of one seed, which have held out the same test samples", sorted(seeds))
+    return tuning.halves(splits.test, seeds.pop())[1] if seeds else splits.test
 
 
 def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:

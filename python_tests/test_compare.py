@@ -17,8 +17,9 @@ import pytest
 import torch
 from test_report import Page
 
-from amun_ext import InputError, cli, data, evaluate, find_min_adversarial, models
+from amun_ext import InputError, cli, data, evaluate, find_min_adversarial, models, tuning
 from amun_ext.deletion import forget_ids, split
+from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import compare, compare_page
 from amun_ext.experiments.compare import NEEDS, NO_BETTER, NOOP, NOTHING, RETRAIN, TOO_MUCH, Cell, Comparison, Line
 from amun_ext.training import Recipe
@@ -176,6 +177,34 @@ class TestTable:
         table = written(tmp_path / "out")["tables"]["with"]
         assert (table["ga"]["options from"], table["amun"]["options from"]) == ("preset unlearn-saliency", "defaults")
         assert table["ga"]["options"]["recipe"]["lr"] == 1e-5
+
+    def test_files_for_both_settings_and_the_test_images_that_tuning_has_not_seen(self, original, tmp_path) -> None:
+        for retain, lr in ((True, 0.02), (False, 0.03)):
+            told = {("ga", retain): {"recipe": Recipe(epochs=1, lr=lr)}}
+            save_choices(tmp_path / f"{retain}.json", told, {"seed": 7})
+        both = ("--tuned", tmp_path / "True.json", "--tuned", tmp_path / "False.json")
+        assert run(original, tmp_path / "out", "--methods", "ga", "--seeds", 1, *both) == 0
+        seen = written(tmp_path / "out")
+        lrs = {setting: table["ga"]["options"]["recipe"]["lr"] for setting, table in seen["tables"].items()}
+        assert lrs == {"with": 0.02, "without": 0.03}
+        assert seen["sizes"]["test"] == 300
+        assert seen["facts"]["tested on"] == "300 of 600 test samples; amun tune has looked at the others"
+        _, rest = tuning.halves(data.load("digits").test, 7)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+        models.load_checkpoint(original, model)
+        assert seen["tables"]["with"][NOOP]["TA"]["mean"] == accuracy(predict(model, rest.tensors[0]), rest.tensors[1])
+
+    def test_files_that_do_not_fit_together_are_refused(self, original, tmp_path, capsys) -> None:
+        for name, key, seed in (("a", ("ga", True), 1), ("b", ("rl", True), 2)):
+            save_choices(tmp_path / f"{name}.json", {key: {"recipe": SHORT}}, {"seed": seed})
+        for first, second, message in (
+            ("a", "a", "two for the same"),
+            ("a", "b", r"files of one seed, .* got \[1, 2\]"),
+        ):
+            both = ("--tuned", tmp_path / f"{first}.json", "--tuned", tmp_path / f"{second}.json")
+            assert run(original, tmp_path / "out", *both) == 2
+            assert re.search(message, capsys.readouterr().err)
+            assert not (tmp_path / "out").exists()
 
 
 class TestCells:

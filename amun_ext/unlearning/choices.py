@@ -28,13 +28,23 @@ def save_choices(path: str | os.PathLike[str], choices: Choices, about: Mapping[
 
 def load_choices(path: str | os.PathLike[str]) -> dict[tuple[str, bool], dict[str, Any]]:
     """What `save_choices` wrote. InputError for another file, and for a recipe that is none."""
+    return _load(path)[0]
+
+
+def load_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_choices` was told about them. InputError as `load_choices`."""
+    return _load(path)[1]
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[dict[tuple[str, bool], dict[str, Any]], dict[str, Any]]:
     try:
         read = json.loads(Path(path).read_text(encoding="utf-8"))
         require(read.get("format") == FORMAT, str(path), "a file of choices, from amun tune", "another")
-        return {
+        choices = {
             (row["method"], row["retain"]): {**row["options"], "recipe": Recipe(**row["options"]["recipe"])}
             for row in read["choices"]
         }
+        return choices, dict(read["about"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise

@@ -19,7 +19,9 @@ from amun_ext import InputError
 from amun_ext.models.fresh import reinitialised
 from amun_ext.training import Epoch, Part, Pass, Recipe, Run, crop_and_flip, fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# Python 3.12 and later warn where a process with threads makes another, as DataLoader does
+FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(FORKS)]
 
 
 def net() -> nn.Sequential:

@@ -16,6 +16,10 @@ from amun_ext.search import METHODS as SEARCHES
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 
+# Python 3.12 and later warn where a process with threads makes another, as DataLoader does
+FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(FORKS)]
+
 ONE_PASS = Recipe(epochs=1, lr=0.0)
 ONE_STEP = Recipe(epochs=1, lr=0.1)
 
@@ -295,6 +299,41 @@ class TestBadInput:
         with pytest.raises(InputError, match=f"^{message}"):
             unlearn(model, forget, retain, method=method, **{"recipe": ONE_PASS} | options)
         assert not Recording.seen
+
+    def test_flags_and_others(self, model: Recording) -> None:
+        """A flag that is a word would be true, whichever it is."""
+        forget, retain = labelled(model, 5), labelled(model, 20)
+        for method, options, message in (
+            ("rl", {"true_label": "no"}, "true_label must be True or False, got 'no'"),
+            ("salun", {"true_label": 1}, "true_label must be True or False, got 1"),
+            ("bs", {"require_wrong": "no"}, "require_wrong must be True or False, got 'no'"),
+            ("amun", {"include_forget": "no"}, "include_forget must be True or False, got 'no'"),
+            ("amun", {"search": "walk"}, r"search must be one of \(.*\) or a function, got 'walk'"),
+            ("amun", {"search": ["pgd"]}, r"search must be one of \(.*\) or a function, got \['pgd'\]"),
+            ("amun", {"adversarial": forget}, "adversarial must be an AdversarialSet, got TensorDataset"),
+            ("bs", {"bounds": (1.0, 0.0)}, r"bounds must be a pair of finite numbers, .*, got \(1.0, 0.0\)"),
+            ("bs", {"bounds": (0.0, float("inf"))}, "bounds must be a pair of finite numbers"),
+            ("bs", {"bounds": 1}, "bounds must be a pair of finite numbers"),
+            (["rl"], {}, r"method must be one of .*, got \['rl'\]"),
+            ("rl", {"preset": ["amun-paper"]}, r"preset must be one of .*, got \['amun-paper'\]"),
+            ("rl", {"watch": [retain]}, "watch must be sets by name"),
+            ("rl", {"watch": {3: retain}}, "watch must be sets by name"),
+        ):
+            with pytest.raises(InputError, match=f"^{message}"):
+                unlearn(model, forget, retain, method=method, **{"recipe": ONE_PASS} | options)
+
+    def test_a_state_that_no_checkpoint_can_hold(self, model: Recording, tmp_path: Path) -> None:
+        class Extra(Recording):
+            def get_extra_state(self) -> object:
+                return {"of": "its own"}
+
+            def set_extra_state(self, state: object) -> None:
+                pass
+
+        extra = Extra()
+        unlearn(extra, labelled(extra, 5), method="rl", recipe=ONE_PASS)
+        with pytest.raises(InputError, match=r"^model must be without extra state, .*, got \['_extra_state'\]"):
+            unlearn(extra, labelled(extra, 5), method="rl", recipe=ONE_PASS, checkpoint=tmp_path / "checkpoint")
 
     def test_bad_options_come_before_the_mask(self, model: Recording, monkeypatch) -> None:
         monkeypatch.setattr(sys.modules["amun_ext.unlearning"], "saliency_mask", None)

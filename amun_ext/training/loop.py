@@ -61,6 +61,8 @@ class Run:
         whole("workers", self.workers, 0)
         require(not self.gradient_only or self.mask is not None, "gradient_only", "False without a mask", "True")
         require(self.on_epoch is None or callable(self.on_epoch), "on_epoch", "a function", self.on_epoch)
+        named = isinstance(self.watch, Mapping) and all(isinstance(name, str) for name in self.watch)
+        require(named, "watch", "sets by name", self.watch)
         for name, data in self.watch.items():
             pair = isinstance(data, TensorDataset) and len(data.tensors) == 2
             require(pair, f"watch[{name!r}]", "a TensorDataset of images and labels", type(data).__name__)
@@ -177,6 +179,8 @@ def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
         _optimizer(model, recipe, run.mask, run.gradient_only)  # which refuses masks that do not fit
     if run.checkpoint is not None:
         check_place(run.checkpoint)
+        others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+        require(not others, "model", "without extra state, which a checkpoint cannot hold", others)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, mask: Mask | None, gradient_only: bool) -> torch.optim.Optimizer:

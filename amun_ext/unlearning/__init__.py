@@ -111,8 +111,8 @@ def unlearn(
         FloatingPointError: the loss diverges.
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-    require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
-    require(preset is None or preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
+    require(method in tuple(METHODS), "method", f"one of {tuple(METHODS)}", repr(method))
+    require(preset is None or preset in tuple(PRESETS), "preset", f"one of {tuple(PRESETS)}", repr(preset))
     row = METHODS[method]
     if preset is not None:
         has = [name for name, methods in PRESETS.items() if method in methods]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.search import AdversarialSet, PythonRule, find_min_adversarial
+from amun_ext.search import METHODS, AdversarialSet, PythonRule, find_min_adversarial
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
 # Ten epochs of SGD as in the paper's appendix C. It does not publish the learning rates it selected; 0.01, a tenth of
@@ -41,10 +41,14 @@ def amun(
         search: the method of `find_min_adversarial`; `settings` are further ones of its arguments. "pgd" is the
             paper's; the models forget equally well with "ddn", at a tenth of the gradients (benchmarks/README.md).
     """
+    require(isinstance(include_forget, bool), "include_forget", "True or False", repr(include_forget))
+    known = callable(search) or search in tuple(METHODS)
+    require(known, "search", f"one of {tuple(METHODS)} or a function", repr(search))
     images, labels = forget.tensors
     if adversarial is None:
         adversarial = find_min_adversarial(model, images, labels, method=search, progress=run.progress, **settings)
     else:
+        require(isinstance(adversarial, AdversarialSet), "adversarial", "an AdversarialSet", type(adversarial).__name__)
         require(not settings, "settings of the search", "absent when the examples are given", sorted(settings))
     adversarial = adversarial.to(images.device)
     _check_examples(adversarial, images, labels)

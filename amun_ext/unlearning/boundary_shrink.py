@@ -1,6 +1,7 @@
 """Boundary shrink (BS): move the forget set over its nearest boundary (Chen et al. 2023)."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +41,11 @@ def boundary_shrink(
             nearest *wrong* class; the published codes do not look, and then teach the true label.
     """
     images, labels = forget.tensors
+    pair = isinstance(bounds, Sequence) and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
+    require(pair, "bounds", "a pair of finite numbers, the smaller one first", bounds)
     check_images("forget", images, bounds)
     require(isinstance(eps, float | int) and 0 < eps < float("inf"), "eps", "a positive, finite number", repr(eps))
+    require(isinstance(require_wrong, bool), "require_wrong", "True or False", repr(require_wrong))
     require(teacher in TEACHERS, "teacher", f"one of {TEACHERS}", repr(teacher))
 
     def nearest(epoch: int) -> Tensor:

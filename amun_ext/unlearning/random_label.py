@@ -30,6 +30,7 @@ def random_label(
         true_label: let the draw hit the true label as well, as the code of SalUn's authors does.
         order: "mixed" shuffles both sets together; "sequential" goes through all of D_F, then all of D_R.
     """
+    require(isinstance(true_label, bool), "true_label", "True or False", repr(true_label))
     require(order in ORDERS, "order", f"one of {ORDERS}", repr(order))
     images, labels = forget.tensors
     classes = count_classes(model, images)

@@ -254,10 +254,10 @@ def beside_param(tensor: Tensor, param: Tensor) -> Tensor:
 
     One of another shape is given back as it is.
     """
-    if tensor.shape != param.shape or tensor.stride() == param.stride():
+    strides, wanted = tensor.stride(), param.stride()
+    if strides == wanted or tensor.shape != param.shape:
         return tensor
-    strides = zip(param.shape, tensor.stride(), param.stride(), strict=True)
-    if all(size == 1 or own == like for size, own, like in strides):
+    if all(size == 1 or own == like for size, own, like in zip(param.shape, strides, wanted, strict=True)):
         return tensor
     return torch.empty_like(param, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 

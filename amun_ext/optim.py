@@ -133,22 +133,25 @@ class MaskedSGD(torch.optim.Optimizer):
             gradient_only=self.gradient_only,
         )
         for param, buffer in zip(params, buffers, strict=False):  # no buffers without momentum
-            self.state[param]["momentum_buffer"] = buffer
+            self.state[param]["momentum_buffer"] = buffer  # not before the step was made
 
     def _mask(self, param: Tensor) -> Tensor:
-        """Where the parameter is now, and laid out as it is now."""
-        self._masks[param] = beside_param(self._masks[param].to(param.device), param)
-        return self._masks[param]
+        mask = self._masks[param]
+        placed = _placed(mask, param, mask.dtype)
+        if placed is not mask:
+            self._masks[param] = placed
+        return placed
 
     def _momentum(self, param: Tensor) -> Tensor:
-        """The same of its momentum; at first without values."""
+        """At first without values."""
         buffer = self.state[param].get("momentum_buffer")
         if buffer is None:
             return torch.empty_like(param, dtype=self._momentum_dtype(param, None))
-        return beside_param(buffer.to(param.device, self._momentum_dtype(param, buffer.dtype)), param)
+        return _placed(buffer, param, self._momentum_dtype(param, buffer.dtype))
 
     def _momentum_dtype(self, param: Tensor, kept: torch.dtype | None) -> torch.dtype:
-        return torch.float32 if param.dtype in HALF and torch.float32 in (self.state_dtype, kept) else param.dtype
+        wide = param.dtype in HALF and torch.float32 in (self.state_dtype, kept)
+        return torch.float32 if wide else param.dtype
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimiser's, but momentum that was kept in float32 comes back as it was, bit by bit."""
@@ -195,6 +198,13 @@ def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     params = group["params"]
     names = group.get("param_names") or [f"params[{index}]" for index in range(len(params))]
     return zip(names, params, strict=True)
+
+
+def _placed(tensor: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where the parameter is by now, and laid out as it is by now."""
+    if tensor.dtype != dtype or tensor.device != param.device:
+        tensor = tensor.to(param.device, dtype)
+    return beside_param(tensor, param)
 
 
 def _refuse_unknown(masks: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import tables
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("search_step", "search", "distances", "memory", "forget", "demo")
+BENCHMARKS = ("search_step", "masked_sgd", "search", "distances", "memory", "forget", "demo", "tuning")
 
 if __name__ == "__main__":
     names = sys.argv[1:] or BENCHMARKS

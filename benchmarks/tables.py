@@ -36,6 +36,25 @@ def search_step(result: dict[str, Any]) -> str:
     return f"{markdown(header, rows)}\n\n{note}"
 
 
+def masked_sgd(result: dict[str, Any]) -> str:
+    names = ("MaskedSGD", "for-loop", "foreach", "fused")
+    rows = [
+        [
+            row,
+            *(f"{entry['microseconds'][name]['median'] / 1000:.1f}" for name in names),
+            f"{min(entry['times MaskedSGD'].values()):.2f}x",
+        ]
+        for row, entry in result["table"].items()
+    ]
+    header = [
+        "parameters, threads, share that is updated",
+        *(f"{name}, ms" for name in names),
+        "best of them / MaskedSGD",
+    ]
+    note = f"Median of {result['repeats']} turns of {result['calls']} calls. {measured_on(result)}."
+    return f"{markdown(header, rows)}\n\n{note}"
+
+
 def cell(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
@@ -156,6 +175,29 @@ def demo(result: dict[str, Any]) -> str:
     )
 
 
+def tuning(result: dict[str, Any]) -> str:
+    """Gap to retraining on the real request, by what chose the options."""
+    gaps, seeds = result["gap"], range(result["seeds"])
+    ways = {"untuned": "untuned", "gap": "by the gap", "KS": "by KS", "expected gap": "by the expected gap"}
+    methods = list(dict.fromkeys(name.partition(", ")[0] for name in gaps if ", " in name))
+
+    def over(names: list[str]) -> str:
+        """Mean and deviation over seeds of the mean over the rows."""
+        if any(name not in gaps for name in names):
+            return "-"
+        means = [statistics.mean(gaps[name]["each"][seed] for name in names) for seed in seeds]
+        return f"{statistics.mean(means):.1f} ± {statistics.stdev(means) if len(means) > 1 else 0.0:.1f}"
+
+    rows = [[method, *(over([f"{method}, {way}"]) for way in ways)] for method in methods]
+    rows.append(["mean of the methods", *(over([f"{method}, {way}" for method in methods]) for way in ways)])
+    rows.append(["no-op", *[over(["no-op"])] * len(ways)])
+    note = (
+        f"{result['seeds']} seeds, {result['trials']} trials a method and seed, mean ± standard deviation. "
+        f"{measured_on(result)}."
+    )
+    return f"{markdown(['gap on the request', *ways.values()], rows)}\n\n{note}"
+
+
 def demo_once(result: dict[str, Any]) -> str:
     """What `make demo` prints, seed 0."""
 
@@ -203,12 +245,14 @@ HERE = Path(__file__).parent
 PAGES = {
     HERE / "README.md": {
         "search_step": search_step,
+        "masked_sgd": masked_sgd,
         "search": search,
         "search summary": search_summary,
         "distances": distances,
         "forget": forget,
         "memory": memory,
         "demo": demo,
+        "tuning": tuning,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }

@@ -18,25 +18,31 @@ AMUN_CLONES void update_run(T* __restrict param, const T* __restrict grad, M* __
   }
 }
 
+// The blocks [begin, end) of the list, all those of one tensor at once.
 template <typename T, typename M>
-void update_block(const MaskedSgdTensor& tensor, int64_t block, const SgdRule<Accumulate<T>>& rule) {
-  const int64_t begin = (block - tensor.first_block) * sgd_block, length = std::min(sgd_block, tensor.length - begin);
-  T* const param = static_cast<T*>(tensor.param) + begin;
-  const T* const grad = static_cast<const T*>(tensor.grad) + begin;
-  M* const momentum = tensor.momentum ? static_cast<M*>(tensor.momentum) + begin : nullptr;
-  const uint8_t* const mask = tensor.mask ? tensor.mask + begin : nullptr;
-  const auto masked = momentum ? update_run<true, true, T, M> : update_run<true, false, T, M>;
-  const auto whole = momentum ? update_run<false, true, T, M> : update_run<false, false, T, M>;
-  (mask ? masked : whole)(param, grad, momentum, mask, length, rule);
+void update_blocks(const MaskedSgdGroup& group, int64_t begin, int64_t end, const SgdRule<Accumulate<T>>& rule) {
+  const int64_t count = group.tensors.size();
+  while (begin < end) {
+    const MaskedSgdTensor& tensor = tensor_of(group.tensors.data(), count, begin);
+    const int64_t next = std::min(end, tensor.first_block + blocks_of(tensor.length));
+    const int64_t from = (begin - tensor.first_block) * sgd_block;
+    const int64_t to = std::min((next - tensor.first_block) * sgd_block, tensor.length);
+    T* const param = static_cast<T*>(tensor.param) + from;
+    const T* const grad = static_cast<const T*>(tensor.grad) + from;
+    M* const momentum = tensor.momentum ? static_cast<M*>(tensor.momentum) + from : nullptr;
+    const uint8_t* const mask = tensor.mask ? tensor.mask + from : nullptr;
+    const auto masked = momentum ? update_run<true, true, T, M> : update_run<true, false, T, M>;
+    const auto whole = momentum ? update_run<false, true, T, M> : update_run<false, false, T, M>;
+    (mask ? masked : whole)(param, grad, momentum, mask, to - from, rule);
+    begin = next;
+  }
 }
 
 template <typename T, typename M>
 void update_group(const MaskedSgdGroup& group, const SgdRule<double>& rule) {
   constexpr int64_t grain = 8;
-  const int64_t count = group.tensors.size();
   torch::stable::parallel_for(0, group.blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block)
-      update_block<T, M>(tensor_of(group.tensors.data(), count, block), block, rule.as<Accumulate<T>>());
+    update_blocks<T, M>(group, begin, end, rule.as<Accumulate<T>>());
   });
 }
 

@@ -305,7 +305,7 @@ class TestTune:
 
 
 class TestGoingOn:
-    @pytest.mark.parametrize("at", [0, 2, 11])
+    @pytest.mark.parametrize("at", [0, 11])
     def test_as_if_it_had_not_been_stopped(self, tune, tmp_path, monkeypatch, at: int) -> None:
         trials = 13
         whole = told(tune(["amun"], trials=trials, out=tmp_path / "whole"))
@@ -342,7 +342,7 @@ class TestGoingOn:
         first = told(tune(trials=3))["ft"]
         journal = tmp_path / "out/journal.log"
         whole, ends = journal.read_bytes(), set()
-        for end in range(0, len(whole), max(1, len(whole) // 60)):
+        for end in range(0, len(whole), max(1, len(whole) // 40)):
             journal.write_bytes(whole[:end])
             before = finished(tmp_path / "out")
             again = told(tune(trials=3))["ft"]
@@ -409,23 +409,16 @@ class TestWorkers:
         one = told(tune(["ft", "salun"], trials=5))
         assert told(tune(["ft", "salun"], trials=5, workers=2, out=tmp_path / "two")) == one
 
-    def test_their_errors_are_told(self, tune, original, splits, tmp_path) -> None:
-        given = stage.Stage(original, splits.train, splits.train, splits.test, True, None, 0)
-        jobs = iter([(0, ("ft", {"recipe": SHORT}))])
-        with (
-            workers.started(given, 2) as ends,
-            pytest.raises(InputError, match="retain must be free of the forget samples"),
-        ):
-            list(workers.attempts(given, jobs, ends))
-
-    def test_a_worker_that_dies_is_told(self, tune, original, splits) -> None:
-        given = stage.Stage(original, splits.train, splits.train, splits.test, True, None, 0)
-        long = {"recipe": Recipe(epochs=10**6, lr=0.1)}
+    def test_what_becomes_of_them_is_told(self, original, splits) -> None:
+        """An error of theirs is raised here, and one that is killed is not waited for."""
         forget, rest = TensorDataset(*splits.train[:20]), TensorDataset(*splits.train[20:])
-        given = replace(given, forget=forget, retain=rest)
+        given = stage.Stage(original, forget, rest, splits.test, True, None, 0)
+        wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
         with workers.started(given, 2) as ends:
-            outcomes = workers.attempts(given, iter([(0, ("ft", long)), (1, ("ft", long))]), ends)
-            threading.Timer(2.0, multiprocessing.active_children()[0].kill).start()
+            with pytest.raises(InputError, match="gamma must be"):
+                list(workers.attempts(given, iter([(0, ("l1-sparse", wrong))]), ends))
+            outcomes = workers.attempts(given, iter([(1, ("ft", long)), (2, ("ft", long))]), ends)
+            threading.Timer(1.0, multiprocessing.active_children()[0].kill).start()
             with pytest.raises(OSError, match="a worker ended during a trial"):
                 next(outcomes)
 
@@ -577,7 +570,7 @@ class TestCommand:
         assert list(choices) == [("amun", True), ("ft", True)]
         assert choices["ft", True]["recipe"].batch_size == 32
         about = json.loads((out / "tuned.json").read_text())["about"]
-        assert about["by"] == "held-out"
+        assert (about["by"], about["seed"]) == ("held-out", 0)  # amun compare measures on the other half
         assert about["data"] == "data.npz"
         assert "80 of 160 test samples" in about["held out"]
         told = [
@@ -590,6 +583,12 @@ class TestCommand:
         assert cli.main(["forget", *told]) == 0
         facts = json.loads((tmp_path / "forgotten/report.json").read_text())["facts"]
         assert json.dumps(asdict(choices["ft", True]["recipe"])) in json.dumps(facts)
+
+    def test_help(self, capsys) -> None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["tune", "--help"])
+        assert ended.value.code == 0
+        assert "--lr" not in capsys.readouterr().out  # it is searched
 
     def test_bad_input_is_one_line_status_2_and_no_file(self, checkpoint, tmp_path, capsys) -> None:
         assert cli.main(arguments(checkpoint, tmp_path / "out", "--methods", "magic")) == 2

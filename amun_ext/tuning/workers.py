@@ -79,7 +79,7 @@ def attempts(
         for end in [end for end in busy if end in ready]:
             try:
                 outcome = end.recv()
-            except EOFError as error:
+            except (EOFError, ConnectionError) as error:
                 raise OSError("a worker ended during a trial; was there too little memory?") from error
             if isinstance(outcome, Exception):
                 raise outcome

@@ -421,11 +421,12 @@ class TestMaskedSGDBesideSGD:
             expected.step()
             for written in (*twin.parameters(), *(momenta(expected) if options["momentum"] else ())):
                 written.data.copy_(written.data.to(dtype))
-        for param, param_expected in zip(net.parameters(), twin.parameters(), strict=True):
-            assert_close(param.detach(), param_expected.detach(), dtype)
+        pairs = list(zip(net.parameters(), twin.parameters(), strict=True))
         if options["momentum"]:
-            for buffer, buffer_expected in zip(momenta(optimizer), momenta(expected), strict=True):
-                assert_close(buffer, buffer_expected, dtype)
+            pairs += zip(momenta(optimizer), momenta(expected), strict=True)
+        for result, result_expected in pairs:  # an early rounding the other way is as large as the values were then
+            tolerance = 4 * TOLERANCE[dtype]
+            torch.testing.assert_close(result.to(result_expected), result_expected, rtol=tolerance, atol=tolerance)
 
     @pytest.mark.parametrize("options", [{}, FULL, {"momentum": 0.9, "dampening": 0.5}], ids=str)
     def test_strict_is_to_restore_the_frozen_weights_and_their_momentum(self, device, options):

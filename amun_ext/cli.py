@@ -23,6 +23,7 @@ from amun_ext.deletion.ids import some_ids
 from amun_ext.deletion.request import retraining, sets, write
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import compare, demo, searches
+from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.models.state import count_classes
 from amun_ext.search import METHODS
 from amun_ext.training import Part, Pass, Recipe, Run, fit
@@ -189,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     comparison.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
     comparison.add_argument(
         "--settings",
-        choices=("both", *compare.SETTINGS),
+        choices=("both", *SETTINGS),
         default="both",
         help="with the retain set, without, or both (default: %(default)s)",
     )
@@ -445,7 +446,7 @@ def run_compare(options: argparse.Namespace) -> None:
     check_folder(options.out)
     check_free(options.out, "compare.json", "compare.html")
     names = [name.strip() for name in options.methods.split(",")]
-    settings = [*compare.SETTINGS] if options.settings == "both" else [options.settings]
+    settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = chosen_options(options)
     rows = {setting: compare.plans(names, setting == "with", **chosen) for setting in settings}
     whole("seeds", options.seeds, 1)

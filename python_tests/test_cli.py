@@ -378,7 +378,7 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["forget"], ["search"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["forget"], ["search"], ["compare"], ["info"]])
 def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])

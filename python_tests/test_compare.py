@@ -19,9 +19,10 @@ from test_report import Page
 
 from amun_ext import InputError, cli, data, evaluate, find_min_adversarial, models, tuning
 from amun_ext.deletion import forget_ids, split
+from amun_ext.deletion.request import RETRAIN
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import compare, compare_page
-from amun_ext.experiments.compare import NEEDS, NO_BETTER, NOOP, NOTHING, RETRAIN, TOO_MUCH, Cell, Comparison, Line
+from amun_ext.experiments.comparison import NEEDS, NO_BETTER, NOOP, NOTHING, TOO_MUCH, Cell, Comparison, Line
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.choices import save_choices

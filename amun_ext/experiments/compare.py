@@ -1,4 +1,4 @@
-"""Unlearning methods beside each other, on one request and over several seeds: the paper's table with its zeros."""
+"""Unlearning methods beside each other: one request, several seeds, a cell of a table at a time."""
 
 import hashlib
 import json
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -19,9 +18,9 @@ from tqdm.auto import tqdm
 import amun_ext
 from amun_ext.checks import InputError, require, whole
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
-from amun_ext.evaluation import COMPARISONS, MEASURES, evaluate, gap
-from amun_ext.evaluation.metrics import Column, Row
-from amun_ext.evaluation.text import aligned, legend, number
+from amun_ext.evaluation import evaluate
+from amun_ext.evaluation.metrics import Row
+from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
 from amun_ext.files import plain, write_json, write_text
 from amun_ext.info import versions
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -30,153 +29,11 @@ from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.choices import Choices
 from amun_ext.unlearning.plan import Plan, plan
 
-NOOP = "no-op"
-SETTINGS = {"with": "with D_R", "without": "D_F only"}  # name -> heading
 FORMS: dict[str, dict[str, Any]] = {  # of a row METHOD:FORM, for methods that have these options
     "no-forget": {"include_forget": False},
     "with-forget": {"include_forget": True},
 }
 DEFAULT = ("ft", "rl", "ga", "bs", "l1-sparse", "salun", "amun", "amun:no-forget", "amun+salun")
-
-NOTHING, NO_BETTER, TOO_MUCH, NEEDS = "like doing nothing", "worse than nothing", "forgets too much", "needs D_R"
-REMARKS = {
-    NOTHING: "a UA within two standard errors (of the sample and of the seeds) of the no-op's",
-    NO_BETTER: "a gap no smaller than the no-op's",
-    TOO_MUCH: "an FT AUC more than two of its standard errors (DeLong's) below retrain's",
-    NEEDS: "the method trains on D_R alone",
-}
-_BY_NAME = {column.name: column for column in MEASURES + COMPARISONS}
-COLUMNS: tuple[Column, ...] = (  # of a table
-    *(column for column in MEASURES if column.name not in ("FT SE", "seconds")),
-    _BY_NAME["gap"],
-    _BY_NAME["seconds"],
-)
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """Over seeds; NaN where there are none, or too few."""
-
-    mean: float
-    deviation: float
-    n: int
-
-    def told(self, digits: int) -> str:
-        return number(self.mean, digits) + (f" ± {number(self.deviation, digits)}" if self.n > 1 else "")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the model of one seed showed, by column, or why there is none."""
-
-    row: Row
-    failed: str = ""
-    left_out: int = 0  # forget samples without an adversarial example
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table. `plan` is None for the no-op, and where the method cannot be run in this setting."""
-
-    title: str
-    plan: Plan | None
-    cells: Mapping[int, Cell]  # by seed
-
-    @property
-    def rows(self) -> list[Row]:
-        return [cell.row for cell in self.cells.values() if not cell.failed]
-
-    def over_seeds(self, column: str) -> Statistic:
-        return _statistic([row[column] for row in self.rows])
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """What `compare` saw."""
-
-    tables: Mapping[str, Mapping[str, Line]]  # setting -> row -> line: retrain, no-op, and the methods
-    sizes: Mapping[str, int]  # forget, retain, test -> number of samples
-    seeds: int
-    ids: Sequence[int]  # of the forget set
-    facts: Mapping[str, object]
-
-    def statistics(self, setting: str, name: str) -> dict[str, Statistic]:
-        """Every measure, and the gap: that of each seed to the mean of retraining, as in the paper (section 3.3)."""
-        line, retrain = self.tables[setting][name], self.tables[setting][RETRAIN]
-        baseline = {column.name: retrain.over_seeds(column.name).mean for column in MEASURES}
-        measures = {column.name: line.over_seeds(column.name) for column in MEASURES}
-        return measures | {"gap": _statistic([gap(row, baseline) for row in line.rows])}
-
-    def remarks(self, setting: str, name: str) -> list[str]:
-        """What a reader must not overlook."""
-        line = self.tables[setting][name]
-        failed, left_out = sum(bool(cell.failed) for cell in line.cells.values()), _left_out(line)
-        said = [f"{failed} of {len(line.cells)} failed"] if failed else []
-        said += [f"{left_out} samples left out"] if left_out else []
-        if name in (RETRAIN, NOOP):
-            return said
-        if line.plan is None:
-            return [NEEDS]
-        own, noop, retrain = (self.statistics(setting, row) for row in (name, NOOP, RETRAIN))
-        share = own["UA"].mean / 100
-        of_sample = 100 * math.sqrt(share * (1 - share) / self.sizes["forget"]) if line.rows else math.nan
-        of_seeds = own["UA"].deviation / math.sqrt(own["UA"].n) if own["UA"].n > 1 else 0.0
-        unmoved = abs(own["UA"].mean - noop["UA"].mean) <= 2 * math.hypot(of_sample, of_seeds)
-        said += [NOTHING] if unmoved else [NO_BETTER] if own["gap"].mean >= noop["gap"].mean else []
-        below = retrain["FT AUC"].mean - own["FT AUC"].mean
-        return said + ([TOO_MUCH] if below > 2 * own["FT SE"].mean else [])
-
-    def cells(self, setting: str) -> list[list[str]]:
-        """The heading and one line per row, as strings."""
-        lines = []
-        for name, line in self.tables[setting].items():
-            seen = self.statistics(setting, name)
-            values = [seen[column.name].told(column.digits) for column in COLUMNS]
-            lines.append([line.title, *values, str(len(line.rows)), ", ".join(self.remarks(setting, name))])
-        return [["", *(column.name for column in COLUMNS), "n", "remark"], *lines]
-
-    def failures(self) -> dict[str, str]:
-        """Which cells have no model, and why."""
-        return {
-            f"{line.title}, {SETTINGS[setting]}, seed {seed}": cell.failed
-            for setting, lines in self.tables.items()
-            for line in lines.values()
-            for seed, cell in line.cells.items()
-            if cell.failed
-        }
-
-    def to_text(self) -> str:
-        """The tables and their legend, for a terminal."""
-        tables = [
-            line for setting in self.tables for line in (SETTINGS[setting], "", *aligned(self.cells(setting)), "")
-        ]
-        failures = [f"{where}: {why}" for where, why in self.failures().items()]
-        return "\n".join(
-            line.rstrip() for line in [*tables, *failures, *[""] * bool(failures), *legend(explanations())]
-        )
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain JSON values, with the cells of every seed."""
-        tables = {
-            setting: {name: self._line(setting, name) for name in lines} for setting, lines in self.tables.items()
-        }
-        common = {key: getattr(self, key) for key in ("sizes", "seeds", "facts", "ids")}
-        return {key: plain(value) for key, value in {"tables": tables, "columns": explanations(), **common}.items()}
-
-    def _line(self, setting: str, name: str) -> dict[str, object]:
-        line = self.tables[setting][name]
-        seen = self.statistics(setting, name)
-        return {
-            "title": line.title,
-            "options": None if line.plan is None else line.plan.to_dict(),
-            "options from": None if line.plan is None else line.plan.source,
-            **{key: {"mean": of.mean, "deviation": of.deviation, "n": of.n} for key, of in seen.items()},
-            "remarks": self.remarks(setting, name),
-            "cells": {
-                seed: {"row": cell.row, "failed": cell.failed or None, "left out": cell.left_out}
-                for seed, cell in line.cells.items()
-            },
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,16 +153,6 @@ def write(comparison: Comparison, folder: Path) -> None:
     write_text(folder / "compare.html", page)
 
 
-def explanations() -> dict[str, str]:
-    """Of the columns and remarks, by name."""
-    columns = {column.name: column.explanation for column in COLUMNS}
-    own = {
-        "gap": "mean distance of UA, RA, TA and FT AUC from retrain's means, points; retrain's own is the noise in it",
-        "n": "seeds, of which are the mean and, after ±, the standard deviation",
-    }
-    return columns | own | REMARKS
-
-
 def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str, object]:
     sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
     return {
@@ -390,15 +237,6 @@ def _read(path: Path, identity: object) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return kept if kept.get("identity") == identity else None
-
-
-def _statistic(values: Sequence[float]) -> Statistic:
-    mean = float(np.mean(values)) if values else math.nan
-    return Statistic(mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
-
-
-def _left_out(line: Line) -> int:
-    return max((cell.left_out for cell in line.cells.values()), default=0)
 
 
 def _title(name: str, chosen: Plan | None) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from amun_ext.deletion.request import ORIGINAL, RETRAIN
 from amun_ext.evaluation import compare_plots, markup
 from amun_ext.evaluation.text import number
-from amun_ext.experiments.compare import NO_BETTER, NOOP, NOTHING, SETTINGS, explanations
+from amun_ext.experiments.comparison import NO_BETTER, NOOP, NOTHING, SETTINGS, explanations
 from amun_ext.unlearning import METHODS
 
 if TYPE_CHECKING:
-    from amun_ext.experiments.compare import Comparison, Line, Statistic
+    from amun_ext.experiments.comparison import Comparison, Line, Statistic
 
 CAVEAT = (
     "One checkpoint is given: the seeds differ in what the methods draw and in the first weights of retraining, not in "

@@ -39,7 +39,7 @@ class Recipe:
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
             fits = isinstance(value, float | int) and math.isfinite(value) and value >= 0
-            require(fits, name, "a finite number, not negative", repr(value))
+            require(fits, name, "finite and not negative", repr(value))
         for name in ("augment", "channels_last"):
             require(isinstance(getattr(self, name), bool), name, "True or False", repr(getattr(self, name)))
         require(self.momentum < 1, "momentum", "less than 1", self.momentum)

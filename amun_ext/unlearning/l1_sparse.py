@@ -54,7 +54,7 @@ def l1_sparse(
     """
     assert retain is not None
     number = isinstance(gamma, float | int) and 0 <= gamma < float("inf")
-    require(number, "gamma", "a finite number, not negative", repr(gamma))
+    require(number, "gamma", "finite and not negative", repr(gamma))
     require(gamma_schedule in SCHEDULES, "gamma_schedule", f"one of {tuple(SCHEDULES)}", repr(gamma_schedule))
     whole("epochs_without", epochs_without, 0)
     epochs = recipe.epochs - epochs_without

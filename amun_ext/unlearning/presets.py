@@ -6,7 +6,7 @@ says whose it is; what a preset does not name is the method's default. Tune befo
 
 from typing import Any
 
-from amun_ext.training import PAPER_TRAINING, Recipe
+from amun_ext.training import Recipe
 
 
 def _saliency(lr: float, epochs: int = 10) -> Recipe:
@@ -20,7 +20,6 @@ _AMUN = Recipe(epochs=10, lr=0.01, schedule="step:1", augment=True)
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The text of the AMUN paper (arXiv 2503.00917), section 6.1 and appendix C, for a tenth of CIFAR-10.
     "amun-paper": {
-        "retrain": {"recipe": PAPER_TRAINING},
         "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
         "amun+salun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
         "rl": {"recipe": _AMUN},
@@ -37,7 +36,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # schedule compounds, boundary shrink has a new teacher every epoch and may teach the true label. It goes through
     # D_R in a fixed order there, and here in a random one. GA is not in it: this learning rate would destroy the model.
     "amun-code": {
-        "retrain": {"recipe": PAPER_TRAINING},
         "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
         "amun+salun": {"include_forget": True, "search": "pgd", "gradient_only": True, "recipe": _AMUN},
         "rl": {"recipe": _AMUN},

@@ -94,7 +94,8 @@ def unlearn(
         method: a name in METHODS; `options` are its own (see the function in `amun_ext.unlearning`), `recipe` of all.
         preset: a name in PRESETS, for the options that others have published; options given beside it come first.
         mask: only the weights where it is True may change: name -> bool tensor, or the fraction for `saliency_mask`.
-            "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5.
+            "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5. BatchNorm's running statistics are no
+            weights; `batch_norm` of the recipe decides about them.
         gradient_only: mask the gradient alone, as older code does: weight decay then moves the masked weights, too.
             None is False, or as the preset has it.
         seed: of all randomness.

@@ -90,7 +90,7 @@ class TestTable:
                 assert (line["remarks"] == [NEEDS]) == missing
                 if not missing and name != NOOP:
                     assert line["seconds"]["mean"] > 0
-                    assert line["options from"] == ("defaults" if name == RETRAIN else "tuned")
+                    assert line["options from"] == ("the checkpoint" if name == RETRAIN else "tuned")
         assert told["sizes"] == {"forget": 60, "retain": 1137, "test": 600}
         assert told["ids"] == forget_ids(1197, fraction=0.05).tolist()
         assert {path.name for path in full.iterdir()} == {"cells", "compare.json", "compare.html"}

@@ -6,7 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,7 +95,7 @@ def retraining(original: nn.Module, metadata: Mapping[str, str], recipe: Mapping
     known = {"epochs", "lr"} <= told.keys()
     require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
     reinitialised(original)  # refuses what cannot be
-    return plan("retrain", default={"recipe": Recipe(**told)})
+    return replace(plan("retrain", default={"recipe": Recipe(**told)}), source="the checkpoint")
 
 
 def forget(

@@ -117,5 +117,9 @@ def _options(line: Line) -> str:
     told = line.plan.to_dict()
     recipe = told.pop("recipe")
     assert isinstance(recipe, dict)
-    options = ", ".join(f"{name} {value}" for name, value in {**told, **recipe}.items() if value is not None)
-    return f"{options} ({line.plan.source})"
+    options = ", ".join(f"{name} {_short(value)}" for name, value in {**told, **recipe}.items() if value is not None)
+    return f"{options} (from: {line.plan.source})"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

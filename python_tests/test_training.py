@@ -663,6 +663,26 @@ class TestCheckpoint:
                 fit(model, [Pass([part()])], Recipe(1, 0.1), Run(checkpoint=path))
         assert equal(state(model), start)
 
+    def test_the_scale_of_the_loss_goes_on(self, tmp_path: Path) -> None:
+        """A new one would be too large at first, as it was at the start, and leave steps out."""
+
+        class Narrow(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                logits = super().forward(x.flatten(1))
+                if logits.requires_grad:
+                    logits.register_hook(lambda grad: torch.where(grad.abs() > 900, math.inf, grad))
+                return logits
+
+        start, data, path = Narrow(12, 3), [Pass([part()])], tmp_path / "checkpoint"
+        whole, stopped, resumed = (copy.deepcopy(start) for _ in range(3))
+        recipe = Recipe(2, 0.1, batch_size=2, precision="float16")
+        fit(whole, data, recipe)
+        with pytest.raises(KeyboardInterrupt):
+            fit(stopped, data, recipe, Run(checkpoint=path, on_epoch=interrupt))
+        fit(resumed, data, recipe, Run(checkpoint=path))
+        assert torch.equal(resumed.weight, whole.weight)
+        assert not torch.equal(resumed.weight, stopped.weight)
+
     def test_tied_weights(self, tmp_path: Path) -> None:
         class Tied(nn.Module):
             def __init__(self) -> None:

@@ -133,10 +133,10 @@ class TestTable:
         assert tables["with"][RETRAIN] == tables["without"][RETRAIN]
         first, second = (cell["row"] for cell in tables["with"]["rl"]["cells"].values())
         assert first["FT AUC"] != second["FT AUC"]
-        assert tables["with"]["rl"]["cells"] != tables["without"]["rl"]["cells"]
+        assert tables["with"]["rl"]["FT AUC"] != tables["without"]["rl"]["FT AUC"]
         assert tables["with"]["amun"]["options"]["include_forget"] is True
         assert tables["with"]["amun:no-forget"]["options"]["include_forget"] is False
-        assert tables["with"]["amun"]["cells"] != tables["with"]["amun:no-forget"]["cells"]
+        assert tables["with"]["amun"]["FT AUC"] != tables["with"]["amun:no-forget"]["FT AUC"]
 
     def test_text_and_page_have_the_rows_and_nothing_from_elsewhere(self, original, tuned, full, capsys) -> None:
         assert run(original, full, "--seeds", 2, "--tuned", tuned) == 0
@@ -194,6 +194,16 @@ class TestTable:
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
         models.load_checkpoint(original, model)
         assert seen["tables"]["with"][NOOP]["TA"]["mean"] == accuracy(predict(model, rest.tensors[0]), rest.tensors[1])
+
+    def test_a_mask_of_a_file_is_used(self, original: Path, tmp_path: Path) -> None:
+        seen = []
+        for name, mask in (("none", {}), ("some", {"mask": 0.01})):
+            save_choices(tmp_path / f"{name}.json", {("rl", True): {"recipe": SHORT, **mask}}, {})
+            flags = ("--methods", "rl", "--seeds", 1, "--settings", "with", "--tuned", tmp_path / f"{name}.json")
+            assert run(original, tmp_path / "out", *flags) == 0
+            seen.append(written(tmp_path / "out")["tables"]["with"]["rl"])
+        assert seen[1]["options"]["mask"] == 0.01
+        assert seen[0]["FT AUC"] != seen[1]["FT AUC"]
 
     def test_files_that_do_not_fit_together_are_refused(self, original, tmp_path, capsys) -> None:
         for name, key, seed in (("a", ("ga", True), 1), ("b", ("rl", True), 2)):

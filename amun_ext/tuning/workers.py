@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -42,16 +43,28 @@ def started(stage: Stage, count: int) -> Iterator[Sequence[Connection]]:
             ours, theirs = context.Pipe()
             arguments = (theirs, model, replace(stage, original=torch.nn.Identity()), threads)
             process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
+            with _without_interrupts():
+                process.start()
+                processes.append(process)
             theirs.close()  # so that the end of the process is the end of the connection
             ends.append(ours)
-            processes.append(process)
         yield ends
     finally:
         for process in processes:
             process.terminate()
         for process in processes:
             process.join()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that is started here never sees a Ctrl-C: it is for the one who asked, who then ends the others."""
+    resource_tracker.ensure_running()  # its own start would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def attempts(
@@ -88,7 +101,6 @@ def attempts(
 
 
 def _serve(end: Connection, model: bytes, stage: Stage, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked, who then ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: there are semaphores to give back
     parent = multiprocessing.parent_process()
     assert parent is not None

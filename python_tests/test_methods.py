@@ -479,6 +479,17 @@ class TestBoundaryShrink:
             unlearn(model, forget, retain if with_retain else None, method="bs", **options)
             assert (of(steps, forget.tensors[0]).numpy() == np.stack(expected, axis=1)).all()
 
+    @pytest.mark.parametrize("teacher", ["frozen", "per_epoch"])
+    def test_the_teacher_answers_in_eval_mode(self, steps: Steps, teacher: str) -> None:
+        torch.manual_seed(3)
+        linear = line(3, 4)
+        forget = samples(linear, 40)
+        x, labels = arrays(forget)
+        expected = ByHand(linear).fgsm(x, labels, 0.1, 0, 1).argmax(1)
+        model = nn.Sequential(linear, nn.Dropout(0.9)).train()
+        options = {"teacher": teacher, "require_wrong": False, "recipe": dataclasses.replace(self.RECIPE, lr=0.0)}
+        assert (self.taught(steps, model, forget, **options).numpy() == expected[:, None]).all()
+
     def test_bad_options(self, case: Case) -> None:
         for eps in (0.0, -0.1, float("inf"), float("nan"), "0.1"):
             with pytest.raises(InputError, match=r"^eps must be a positive, finite number, got "):

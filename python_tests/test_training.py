@@ -337,6 +337,14 @@ class TestPrecision:
         fit(model, [Pass([part()])], Recipe(1, 1e6, precision="float16", **settings))
         assert (model.weight - before).abs().max() > 1e-3
 
+    def test_a_penalty_is_scaled_like_the_loss(self) -> None:
+        data, exact = part(), net()
+        model = copy.deepcopy(exact)
+        settings = {"penalty": lambda model, epoch: 0.5 * sum(each.abs().sum() for each in model.parameters())}
+        fit(exact, [Pass([data])], Recipe(3, 0.05, batch_size=8), **settings)
+        fit(model, [Pass([data])], Recipe(3, 0.05, batch_size=8, precision="float16"), **settings)
+        torch.testing.assert_close(model[1].weight, exact[1].weight, rtol=0.02, atol=0.02)
+
     def test_a_half_model_cannot_have_its_gradients_scaled(self) -> None:
         with pytest.raises(InputError, match=r"^precision must be None or bfloat16 for a model of float16"):
             fit(net().half(), [Pass([part()])], Recipe(1, 0.1, precision="float16"))

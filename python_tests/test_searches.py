@@ -34,7 +34,8 @@ def checkpoints(tmp_path_factory, one_thread) -> dict[str, Path]:
         torch.manual_seed(0)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
         images, labels = data.load(name).train.tensors
-        fit(model, [Pass([Part(TensorDataset(images[:800], labels[:800]))])], Recipe(epochs=3, lr=0.1, schedule="cosine", batch_size=32))
+        recipe = Recipe(epochs=3, lr=0.1, schedule="cosine", batch_size=32)
+        fit(model, [Pass([Part(TensorDataset(images[:800], labels[:800]))])], recipe)
         paths[name] = tmp_path_factory.mktemp(name) / "model.safetensors"
         models.save_checkpoint(paths[name], model, {"arch": "small-cnn", "width": "4"})
     return paths

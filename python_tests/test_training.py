@@ -930,3 +930,17 @@ def test_reinitialised_refuses_weights_behind_a_parametrisation() -> None:
     for wrap in (nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm):
         with pytest.raises(InputError, match="draws all weights anew"):
             reinitialised(nn.Sequential(wrap(nn.Linear(4, 3))))
+
+
+def test_augmented_images_suit_models_that_view_them() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 2)
+
+        def forward(self, x):
+            return self.linear(self.conv(x).view(len(x), -1))
+
+    data = TensorDataset(torch.rand(6, 3, 8, 8), torch.randint(0, 2, (6,)))
+    (epoch,) = fit(Viewing(), [Pass([Part(data)])], Recipe(1, 0.1, augment=True))
+    assert epoch.loss > 0

@@ -105,6 +105,7 @@ def fit(
     checkpoint = Checkpoint(run.checkpoint, name, device, model, optimizer, scaler, order)
     training = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
+    layouts = torch.contiguous_format, torch.channels_last
 
     def one_pass(each: Pass, feed: Feed, epoch: int) -> Tensor:
         """The summed cross-entropy of the pass."""
@@ -112,8 +113,8 @@ def fit(
         for x, labels, augmented in feed.batches(epoch, recipe.batch_size, order):
             if recipe.augment:
                 x = torch.where(augmented[:, None, None, None], crop_and_flip(x, order), x)
-            if recipe.channels_last and x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
+            # Else plainly: a crop comes laid out by channels, over which a model's own view() may stumble.
+            x = x.contiguous(memory_format=layouts[recipe.channels_last and x.dim() == 4])
             optimizer.zero_grad()
             sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulate)))
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):

@@ -223,11 +223,11 @@ def parser() -> argparse.ArgumentParser:
         "--by",
         choices=tuning.OBJECTIVES,
         default="held-out",
-        help="likeness of the forget set's confidences to those of held-out data, or of all numbers to those of a "
+        help="likeness to what retraining is expected to give, by the model's own accuracy on held-out data; or to a "
         "model that is retrained for this (default: %(default)s)",
     )
     told = "points of held-out accuracy that may be lost (default: %(default)s)"
-    tuner.add_argument("--max-drop", type=float, default=2.0, help=told)
+    tuner.add_argument("--max-drop", type=float, default=tuning.MAX_DROP, help=told)
     tuner.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
     tuner.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
     add_recipe(tuner, "fine-tuning; lr and schedule are searched", tuning.RECIPE, searched=True)

@@ -7,7 +7,10 @@ from pathlib import Path
 import tables
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("search_step", "masked_sgd", "search", "distances", "memory", "forget", "demo", "tuning")
+BENCHMARKS = (
+    *("search_step", "masked_sgd", "search", "distances", "memory", "forget", "demo"),
+    *("tuning", "unlearn", "compare"),
+)
 
 if __name__ == "__main__":
     names = sys.argv[1:] or BENCHMARKS

@@ -178,8 +178,8 @@ def demo(result: dict[str, Any]) -> str:
 def tuning(result: dict[str, Any]) -> str:
     """Gap to retraining on the real request, by what chose the options."""
     gaps, seeds = result["gap"], range(result["seeds"])
-    ways = {"untuned": "untuned", "gap": "by the gap", "KS": "by KS", "expected gap": "by the expected gap"}
-    methods = list(dict.fromkeys(name.partition(", ")[0] for name in gaps if ", " in name))
+    ways = list(dict.fromkeys(name.partition(": ")[2] for name in gaps if ": " in name))
+    methods = list(dict.fromkeys(name.partition(": ")[0] for name in gaps if ": " in name))
 
     def over(names: list[str]) -> str:
         """Mean and deviation over seeds of the mean over the rows."""
@@ -188,14 +188,16 @@ def tuning(result: dict[str, Any]) -> str:
         means = [statistics.mean(gaps[name]["each"][seed] for name in names) for seed in seeds]
         return f"{statistics.mean(means):.1f} ± {statistics.stdev(means) if len(means) > 1 else 0.0:.1f}"
 
-    rows = [[method, *(over([f"{method}, {way}"]) for way in ways)] for method in methods]
-    rows.append(["mean of the methods", *(over([f"{method}, {way}" for method in methods]) for way in ways)])
+    rows = [[method, *(over([f"{method}: {way}"]) for way in ways)] for method in methods]
+    rows.append(["mean of the methods", *(over([f"{method}: {way}" for method in methods]) for way in ways)])
     rows.append(["no-op", *[over(["no-op"])] * len(ways)])
+    agree = {name: statistics.mean(each[name] for each in result["agreement"]) for name in result["agreement"][0]}
+    told = " and ".join(f"{value:.2f} of the {name}" for name, value in agree.items())
     note = (
-        f"{result['seeds']} seeds, {result['trials']} trials a method and seed, mean ± standard deviation. "
-        f"{measured_on(result)}."
+        f"{result['seeds']} seeds, {result['trials']} trials a method and seed, mean ± standard deviation. Over the "
+        f"trials of a method, rank correlation with their gap: {told}. {measured_on(result)}."
     )
-    return f"{markdown(['gap on the request', *ways.values()], rows)}\n\n{note}"
+    return f"{markdown(['gap on the request', *ways], rows)}\n\n{note}"
 
 
 def demo_once(result: dict[str, Any]) -> str:
@@ -208,6 +210,41 @@ def demo_once(result: dict[str, Any]) -> str:
     columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
     rows = [[row, *(cell(values, key) for key in columns)] for row, values in result["runs"][0].items()]
     return f"{markdown(['model', *columns], rows)}\n\n200 images forgotten of 2,000. {measured_on(result)}."
+
+
+def unlearn(result: dict[str, Any]) -> str:
+    """The loop against a plain one, and AMUN against retraining."""
+    rows, wholes = [], []
+    for name, entry in result["networks"].items():
+        seconds = entry["loop"]["seconds per epoch"]
+        ratios = (entry["loop"][key] for key in ("ratio", "ratio, augmented"))
+        rows.append([name, *(cell(value) for value in seconds.values()), *(f"{ratio:.2f}x" for ratio in ratios)])
+        wholes.append([name, *(cell(entry["whole"][key]) for key in ("AMUN", "retrain", "ratio"))])
+    names = next(iter(result["networks"].values()))["loop"]["seconds per epoch"]
+    header = ["network", *(f"{name}, s" for name in names), "DataLoader / fit", "augmented"]
+    note = f"CPU seconds, {result['images']} images; an epoch's are the best of the turns. {measured_on(result)}."
+    whole = markdown(["network", "AMUN, s", "retraining, s", "retraining / AMUN"], wholes)
+    return "\n\n".join([markdown(header, rows), whole, note])
+
+
+def compare(result: dict[str, Any]) -> str:
+    """The methods beside retraining and the no-op, in both settings."""
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
+    settings = {"with": "with D_R", "without": "D_F only"}
+    parts = []
+    for name, table in result["tables"].items():
+        for setting, title in settings.items():
+            rows = [
+                [
+                    line["title"],
+                    *(f"{line[key]['mean']:.1f} ± {line[key]['deviation'] or 0:.1f}" for key in columns),
+                    ", ".join(line["remarks"]),
+                ]
+                for line in table["tables"][setting].values()
+                if line["UA"]["mean"] is not None
+            ]
+            parts += [f"{name}, {title}, {table['seeds']} seeds:", markdown(["method", *columns, "remark"], rows)]
+    return "\n\n".join([*parts, f"Mean ± standard deviation over seeds. {measured_on(result)}."])
 
 
 def search_in_short(result: dict[str, Any]) -> str:
@@ -253,6 +290,8 @@ PAGES = {
         "memory": memory,
         "demo": demo,
         "tuning": tuning,
+        "unlearn": unlearn,
+        "compare": compare,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }

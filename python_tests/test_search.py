@@ -311,7 +311,7 @@ class TestGuarantees:
 
 class TestCost:
     GRADIENTS: ClassVar = {
-        "ddn": (20, 20),
+        "ddn": (14, 14),
         "deepfool": (10, 10),
         "ffgsm": (1, 5),
         "pgd": (2, 1000),

@@ -73,7 +73,7 @@ class TestCommand:
             assert name in printed
         assert [point["steps"] for point in told["curves"]["pgd"]] == [5, 10, 20, 50]
         assert sorted(point["steps"] for point in told["curves"]["deepfool"]) == [5, 10, 20, 40]
-        own = next(point for point in told["curves"]["ddn"] if point["steps"] == 20)
+        own = next(point for point in told["curves"]["ddn"] if point["steps"] == METHODS["ddn"].options["steps"])
         assert own["median"] == told["methods"]["ddn"]["median"]
         assert [point["steps"] for point in told["curves"]["ffgsm"]] == [8]
         assert told["pair"]["methods"] == ["pgd", "ffgsm"]

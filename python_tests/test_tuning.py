@@ -452,7 +452,7 @@ class TestWorkers:
             time.sleep(3.0)  # into their trials
             assert all(alive(child) for child in children)
             process.kill()
-            process.communicate()
+            process.wait()
             deadline = time.monotonic() + 60
             while any(alive(child) for child in children) and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -460,6 +460,7 @@ class TestWorkers:
         finally:
             for child in filter(alive, children):
                 os.kill(child, signal.SIGKILL)
+            process.stdout.close()
 
     def test_a_model_that_cannot_travel(self, tune, original, splits, tmp_path) -> None:
         original = nn.Sequential(original)

@@ -50,8 +50,8 @@ def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) 
 def expected(original: Row) -> Row:
     """What retraining should give, from the original's row: a model like it, to which the forget set is held-out data.
 
-    A choice by the distance from this is as good as one by the distance from a retrained model, and better than one by
-    the distance between the distributions of log-odds, which ruined models have small (benchmarks/README.md).
+    The distance from this ranks trials as the distance from a retrained model does, more closely than the distance
+    between the distributions of log-odds (benchmarks/README.md).
     """
     return {"UA": original["TA"], "RA": original["RA"], "TA": original["TA"], "FT AUC": COIN}
 

@@ -227,6 +227,12 @@ def unlearn(result: dict[str, Any]) -> str:
     return "\n\n".join([markdown(header, rows), whole, note])
 
 
+def spread(value: dict[str, float | None]) -> str:
+    """Of a no-op's seconds there is no mean, of a single model no deviation."""
+    mean, deviation = value["mean"], value["deviation"]
+    return "-" if mean is None else f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
 def compare(result: dict[str, Any]) -> str:
     """The methods beside retraining and the no-op, in both settings."""
     columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
@@ -237,7 +243,7 @@ def compare(result: dict[str, Any]) -> str:
             rows = [
                 [
                     line["title"],
-                    *(f"{line[key]['mean']:.1f} ± {line[key]['deviation'] or 0:.1f}" for key in columns),
+                    *(spread(line[key]) for key in columns),
                     ", ".join(line["remarks"]),
                 ]
                 for line in table["tables"][setting].values()

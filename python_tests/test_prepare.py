@@ -52,10 +52,11 @@ def answers(model, x):
 
 
 def assert_alike(twin, model, x, logits=1e-5, gradient=0.02):
-    """`gradient`: ReLUs on the brink may flip by rounding."""
+    """`gradient`: ReLUs on the brink may flip by rounding, by which an image in five at most may miss it."""
     one, two = answers(twin, x), answers(model, x)
     assert (one[0] - two[0]).abs().max() <= logits * (two[0].max() - two[0].min())
-    assert (one[1] - two[1]).norm() <= gradient * two[1].norm()
+    missed = (one[1] - two[1]).flatten(1).norm(dim=1) > gradient * two[1].flatten(1).norm(dim=1)
+    assert missed.sum() <= len(x) // 5
 
 
 class Net(nn.Module):

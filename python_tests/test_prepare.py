@@ -52,11 +52,10 @@ def answers(model, x):
 
 
 def assert_alike(twin, model, x, logits=1e-5, gradient=0.02):
-    """`gradient`: ReLUs on the brink may flip by rounding, by which an image in five at most may miss it."""
+    """`gradient`: ReLUs on the brink may flip by rounding."""
     one, two = answers(twin, x), answers(model, x)
     assert (one[0] - two[0]).abs().max() <= logits * (two[0].max() - two[0].min())
-    missed = (one[1] - two[1]).flatten(1).norm(dim=1) > gradient * two[1].flatten(1).norm(dim=1)
-    assert missed.sum() <= len(x) // 5
+    assert (one[1] - two[1]).norm() <= gradient * two[1].norm()
 
 
 class Net(nn.Module):
@@ -87,7 +86,13 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_no_norm_is_left_and_the_answers_are_the_same(name, channels, device):
+def test_no_norm_is_left_and_the_answers_are_the_same(name, channels, device, monkeypatch):
+    # Smooth, for no ReLU or maximum of a deep network to flip by rounding.
+    smooth, mean = nn.functional.softplus, nn.functional.avg_pool2d
+    monkeypatch.setattr(nn.functional, "relu", lambda x, inplace=False: smooth(x))
+    monkeypatch.setattr(
+        nn.functional, "max_pool2d", lambda x, size, *_, **how: mean(x, size, ceil_mode=how["ceil_mode"])
+    )
     model = randomised(models.build(name, num_classes=7, in_channels=channels, width=8)).to(device)
     x = images(16, channels, 16, device=device)
     twin = prepared(model, x[:2])

@@ -11,7 +11,7 @@ from amun_ext.checks import check_images, check_labels, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
-from amun_ext.unlearning.amun import _check_examples
+from amun_ext.unlearning.amun import check_examples
 
 # The paper's appendix E.3: twenty epochs at 0.01, a tenth of it every five.
 RECIPE = Recipe(epochs=20, lr=0.01, schedule="step:5")
@@ -107,7 +107,7 @@ def ablation_set(
     check_images("forget", images, bounds or (-torch.inf, torch.inf))
     check_labels("forget labels", labels, len(images), num_classes)
     adversarial = adversarial.to(images.device)
-    _check_examples(adversarial, images, labels)
+    check_examples(adversarial, images, labels)
     rows = adversarial.found
     require(bool(rows.any()), "forget", "attackable: an example for one sample at least", "none found")
     check_labels("adversarial labels", adversarial.labels, len(images), num_classes)

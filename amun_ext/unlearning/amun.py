@@ -51,7 +51,7 @@ def amun(
         require(isinstance(adversarial, AdversarialSet), "adversarial", "an AdversarialSet", type(adversarial).__name__)
         require(not settings, "settings of the search", "absent when the examples are given", sorted(settings))
     adversarial = adversarial.to(images.device)
-    _check_examples(adversarial, images, labels)
+    check_examples(adversarial, images, labels)
     rows = adversarial.found
     require(bool(rows.any()), "forget", "attackable: an example for one sample at least", "none found")
     if not rows.all():
@@ -70,7 +70,7 @@ def amun(
     fit(model, [Pass(parts)], recipe, run, description="AMUN")
 
 
-def _check_examples(adversarial: AdversarialSet, images: Tensor, labels: Tensor) -> None:
+def check_examples(adversarial: AdversarialSet, images: Tensor, labels: Tensor) -> None:
     """Refuse examples that are not those of these very samples, or that would teach the true label."""
     must_be = f"a row for each of the {len(images)} forget samples"
     shapes = adversarial.images.shape == images.shape and adversarial.found.shape == labels.shape

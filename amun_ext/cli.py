@@ -27,6 +27,7 @@ from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.models.state import count_classes
 from amun_ext.search import METHODS
 from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training.recipe import BATCH_NORM, PRECISIONS
 from amun_ext.unlearning import METHODS as UNLEARNING
 from amun_ext.unlearning import PRESETS
 from amun_ext.unlearning.choices import load_about, load_choices
@@ -317,11 +318,41 @@ def add_recipe(
     group.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip of true images"
     )
+    group.add_argument(
+        "--batch-norm",
+        choices=BATCH_NORM,
+        help="train: batch statistics; frozen: the running ones, as they are; eval: these, and no dropout either"
+        + told("batch_norm"),
+    )
+    group.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS)[1:],
+        help="of autocast, for mixed precision (default: the model's own)",
+    )
+    group.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, help="of images in memory: faster for many networks"
+    )
+    group.add_argument(
+        "--accumulate", type=int, help=f"pieces that a batch is computed in, to need less memory{told('accumulate')}"
+    )
 
 
 def recipe(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a `Recipe` that were given."""
-    return given(options, "epochs", "lr", "schedule", "batch_size", "augment")
+    return given(
+        options,
+        *(
+            "epochs",
+            "lr",
+            "schedule",
+            "batch_size",
+            "augment",
+            "batch_norm",
+            "precision",
+            "channels_last",
+            "accumulate",
+        ),
+    )
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from amun_ext.data import Splits, load
 from amun_ext.tuning import tunable
 
 FOLDER = Path(__file__).parent.parent / "build/compare"
-LARGER = 5000
+LARGER = 4000
 
 
 def larger() -> Splits:
@@ -36,6 +36,7 @@ def larger() -> Splits:
 class Case:
     data: str
     training: list[str]
+    tuning: list[str]
     seeds: int
     trials: int
 
@@ -43,15 +44,17 @@ class Case:
 CASES = {
     "small CNN, 2,000 images": Case(
         "fashion-mnist-mini",
-        ["--model", "small-cnn", "--epochs", "30", "--lr", "0.05", "--schedule", "cosine", "--batch-size", "64"],
+        "--model small-cnn --epochs 30 --lr 0.05 --schedule cosine --batch-size 64".split(),
+        [],
         seeds=5,
         trials=20,
     ),
-    "ResNet-18, 5,000 images": Case(
+    "ResNet-18, 4,000 images": Case(
         "bench_compare:larger",
-        ["--model", "resnet18", "--width", "8", "--epochs", "15", "--lr", "0.1", "--schedule", "cosine"],
+        "--model resnet18 --width 8 --epochs 15 --lr 0.1 --schedule cosine --channels-last".split(),
+        ["--channels-last"],
         seeds=3,
-        trials=10,
+        trials=8,
     ),
 }
 SETTINGS = {"with": [], "without": ["--without-retain"]}
@@ -74,7 +77,8 @@ def run(name: str, case: Case, fraction: float) -> dict[str, Any]:
     for setting, flags in SETTINGS.items():
         out = folder / f"tuned-{fraction}-{setting}"
         methods = ",".join(tunable(with_retain=setting == "with"))
-        amun("tune", *request, *flags, "--methods", methods, "--trials", case.trials, "--by", "retrain", "--out", out)
+        how = (*flags, *case.tuning, "--methods", methods, "--trials", case.trials, "--by", "retrain")
+        amun("tune", *request, *how, "--out", out)
         tuned += ["--tuned", out / "tuned.json"]
     out = folder / f"compared-{fraction}"
     methods = ",".join(tunable())

@@ -623,7 +623,8 @@ class TestPrecision:
         result = find_min_adversarial(model, images, labels, method=method, precision="bfloat16")
         assert result.found.all()
         check_guarantees(model, images, labels, result)
-        torch.testing.assert_close(result.distance.median(), plain.distance.median(), rtol=0.1, atol=0)
+        ratio = result.distance / plain.distance  # of pgd's some are 2 or 1/2: another radius was the first to suffice
+        assert 0.9 < ratio.median() < 1.1
 
     @every_method
     @pytest.mark.parametrize("what", ["constant", "detached", "nan"])

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from amun_ext.evaluation.metrics import Row
 from amun_ext.evaluation.text import aligned, legend, number
 from amun_ext.files import plain, write_json, write_text
 from amun_ext.training import Recipe
@@ -16,17 +17,26 @@ from amun_ext.tuning.stage import Seen
 from amun_ext.unlearning.choices import save_choices
 
 BEFORE, RETRAIN = "no-op (original)", "retrain"
+LEADING = 3  # trials of a method that are made a second time: one run of many can be good by luck
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of options, and what came of it: `seen`, or the reason of its `failure`."""
+    """One set of options, and what came of it: `seen`, or the reason of its `failure`; and `again`, where it led."""
 
     method: str
     number: int
     parameters: Parameters
     seen: Seen | None
     failure: str | None
+    again: Seen | str | None = None  # likewise, of a second run with another seed
+
+    @property
+    def row(self) -> Row | None:
+        """The mean of the runs; None where one failed."""
+        rows = [run.row if isinstance(run, Seen) else None for run in (self.seen, self.again or self.seen)]
+        first, second = rows
+        return None if first is None or second is None else {name: (first[name] + second[name]) / 2 for name in first}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +60,28 @@ class Tuning:
 
     def feasible(self, trial: Trial, by: str | None = None) -> bool:
         """Whether the trial came to an end, and keeps the accuracy that the objective asks for."""
-        least = floor(by or self.by, self.original.row, self.max_drop)
-        return trial.seen is not None and trial.seen.row["TA"] >= least
+        return self._keeps(None if trial.seen is None else trial.seen.row, by)
 
-    def best(self, method: str, by: str | None = None) -> Trial | None:
-        """The feasible trial that an objective prefers, the first of equal ones; None where none is feasible."""
+    def leading(self, method: str, by: str | None = None) -> list[Trial]:
+        """The feasible trials that an objective prefers, the best first, by their first runs; `LEADING` at most."""
         column = OBJECTIVES[by or self.by].column
         fit = [trial for trial in self.trials[method] if self.feasible(trial, by)]
-        return min(fit, key=lambda trial: trial.seen.row[column] if trial.seen else math.inf, default=None)
+        return sorted(fit, key=lambda trial: trial.seen.row[column] if trial.seen else math.inf)[:LEADING]
+
+    def best(self, method: str, by: str | None = None) -> Trial | None:
+        """The feasible trial that an objective prefers, the first of equal ones; None where none is feasible.
+
+        By the objective of the search: of the leading ones, by the mean of their runs. By another: by the first run.
+        """
+        leading = self.leading(method, by)
+        if by in (None, self.by):
+            column = OBJECTIVES[self.by].column
+            leading = [trial for trial in leading if self._keeps(trial.row, by)]
+            leading.sort(key=lambda trial: trial.row[column] if trial.row else math.inf)
+        return next(iter(leading), None)
+
+    def _keeps(self, row: Row | None, by: str | None) -> bool:
+        return row is not None and row["TA"] >= floor(by or self.by, self.original.row, self.max_drop)
 
     def choices(self, by: str | None = None) -> dict[tuple[str, bool], dict[str, Any]]:
         """For each method that has a best trial: arguments of `unlearn`."""
@@ -70,22 +94,22 @@ class Tuning:
 
     def cells(self) -> list[list[str]]:
         """The heading and a line for each choice and for the models to compare with, as strings."""
-        models: dict[str, tuple[Seen | None, Parameters]] = {BEFORE: (self.original, {})}
+        models: dict[str, tuple[Row | None, Parameters]] = {BEFORE: (self.original.row, {})}
         for method in self.trials:
             for by in self.objectives:
                 if (trial := self.best(method, by)) is not None:
-                    models[f"{method}, by {by}"] = trial.seen, trial.parameters
-        models[RETRAIN] = self.retrained, {}
+                    models[f"{method}, by {by}"] = trial.row, trial.parameters
+        models[RETRAIN] = None if self.retrained is None else self.retrained.row, {}
         columns = [name for name in COLUMNS if name in self.original.row]
         searched = list(dict.fromkeys(name for _, parameters in models.values() for name in parameters))
         lines = [
             [
                 name,
-                *(number(seen.row[column], COLUMNS[column][1]) for column in columns),
+                *(number(row[column], COLUMNS[column][1]) for column in columns),
                 *(_shown(parameters.get(each)) for each in searched),
             ]
-            for name, (seen, parameters) in models.items()
-            if seen is not None
+            for name, (row, parameters) in models.items()
+            if row is not None
         ]
         return [["", *columns, *searched], *lines]
 
@@ -95,7 +119,11 @@ class Tuning:
         for method, trials in self.trials.items():
             failed = sum(trial.seen is None for trial in trials)
             lost = sum(not self.feasible(trial) for trial in trials) - failed
-            told[method] = f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
+            twice = sum(trial.again is not None for trial in trials)
+            told[method] = (
+                f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
+                + f"; {twice} that led were made again with another seed" * (twice > 0)
+            )
         return told
 
     def to_text(self) -> str:
@@ -124,7 +152,9 @@ class Tuning:
         return {key: plain(value) for key, value in made.items()}
 
     def _record(self, trial: Trial) -> dict[str, object]:
-        seen = {} if trial.seen is None else {**trial.seen.row, "seconds": trial.seen.seconds}
+        seen: dict[str, object] = {} if trial.seen is None else {**trial.seen.row, "seconds": trial.seen.seconds}
+        if trial.again is not None:
+            seen["again"] = trial.again.row if isinstance(trial.again, Seen) else trial.again
         return {
             "number": trial.number,
             **trial.parameters,

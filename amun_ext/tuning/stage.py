@@ -53,15 +53,15 @@ class Stage:
         return Seen(row, shown, seconds)
 
 
-def attempt(stage: Stage, method: str, options: Mapping[str, Any]) -> Seen | str:
-    """What these options give; or why they give nothing."""
+def attempt(stage: Stage, method: str, options: Mapping[str, Any], run: int = 0) -> Seen | str:
+    """What these options give; or why they give nothing. Each `run` of the same has a seed of its own."""
     start = time.perf_counter()
     chosen = plan(method, stage.with_retain, default=options)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has told it once
             model = chosen.unlearn(
-                stage.original, stage.forget, stage.retain, adversarial=stage.adversarial, seed=stage.seed
+                stage.original, stage.forget, stage.retain, adversarial=stage.adversarial, seed=stage.seed + run
             )
     except FloatingPointError as error:
         return str(error)

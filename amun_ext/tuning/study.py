@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # it takes a second to import, and may be absent
 
 # Of a trial in the journal, beside Optuna's own. A finished one has a row or a failure.
 ROW, LOG_ODDS, SECONDS, FAILURE, ACCURACY = "row", "log odds", "seconds", "failure", "accuracy"
+AGAIN = "again {}"  # of a study: what the second run of a trial gave, by its number
 
 
 def check_optuna() -> None:
@@ -77,12 +78,11 @@ def tell(trial: "optuna.Trial", outcome: Seen | str, column: str, floor: float) 
     """`column` of the row is to be small; the trial is out of the question where the accuracy is below `floor`."""
     import optuna
 
+    for name, entry in _told(outcome).items():
+        trial.set_user_attr(name, entry)
     if isinstance(outcome, str):
-        trial.set_user_attr(FAILURE, outcome)
         trial.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
-    for name, entry in {ROW: outcome.row, LOG_ODDS: outcome.log_odds, SECONDS: outcome.seconds}.items():
-        trial.set_user_attr(name, entry)
     if not trial.constraints:  # else a kill came between this line and the next
         trial.set_constraint(ACCURACY, floor - outcome.row["TA"])
     trial.study.tell(trial, outcome.row[column])
@@ -90,7 +90,27 @@ def tell(trial: "optuna.Trial", outcome: Seen | str, column: str, floor: float) 
 
 def outcome(trial: "optuna.trial.FrozenTrial") -> Seen | str:
     """Of a trial that `tell` has told."""
-    told = trial.user_attrs
+    return _outcome(trial.user_attrs)
+
+
+def tell_again(study: "optuna.Study", number: int, outcome: Seen | str) -> None:
+    """The outcome of a trial's second run, of which the sampler knows nothing."""
+    study.set_user_attr(AGAIN.format(number), _told(outcome))
+
+
+def outcome_again(study: "optuna.Study", number: int) -> Seen | str | None:
+    """Of a trial's second run; None where there was none."""
+    told = study.user_attrs.get(AGAIN.format(number))
+    return None if told is None else _outcome(told)
+
+
+def _told(outcome: Seen | str) -> dict[str, Any]:
+    if isinstance(outcome, str):
+        return {FAILURE: outcome}
+    return {ROW: outcome.row, LOG_ODDS: outcome.log_odds, SECONDS: outcome.seconds}
+
+
+def _outcome(told: Mapping[str, Any]) -> Seen | str:
     return told[FAILURE] if FAILURE in told else Seen(told[ROW], told[LOG_ODDS], told[SECONDS])
 
 

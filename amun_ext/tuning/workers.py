@@ -19,7 +19,7 @@ from amun_ext.checks import InputError
 from amun_ext.tuning.stage import Seen, Stage, attempt
 
 Key = TypeVar("Key")
-Job = tuple[str, Mapping[str, Any]]  # method and options
+Job = tuple[str, Mapping[str, Any], int]  # method, options and run
 
 
 @contextlib.contextmanager

@@ -408,7 +408,9 @@ def run_forget(options: argparse.Namespace) -> int:
         seed=options.seed,
         metadata=metadata,
     )
-    outcome = deletion.forget(original, splits, request, folder=options.out, progress=True)
+    test, tested_on = unseen(options, splits)
+    measured = replace(splits, test=test)
+    outcome = deletion.forget(original, measured, request, folder=options.out, facts=tested_on, progress=True)
     write(outcome, options.out)
     print(f"{outcome.report.to_text()}\n\nwrote model.safetensors, report.json and report.html into {options.out}")
     if outcome.not_forgotten:
@@ -485,7 +487,7 @@ def run_compare(options: argparse.Namespace) -> None:
     total = len(splits.train)
     ids = forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
     original, metadata = rebuilt(options, splits)
-    test = unseen(options, splits)
+    test, tested_on = unseen(options, splits)
     compared = compare.compare(
         original,
         test,
@@ -497,7 +499,7 @@ def run_compare(options: argparse.Namespace) -> None:
         facts={
             **about(options, metadata),
             **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
-            "tested on": f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test)),
+            **tested_on,
         },
         progress=True,
     )
@@ -537,12 +539,14 @@ def run_tune(options: argparse.Namespace) -> int:
     return 3 if missing else 0
 
 
-def unseen(options: argparse.Namespace, splits: Splits) -> TensorDataset:
-    """The test samples to measure on: not those that options were chosen with."""
-    told = [load_about(path) for path in options.tuned or ()]
-    seeds: set[int] = {entry["seed"] for entry in told if "seed" in entry}
+def unseen(options: argparse.Namespace, splits: Splits) -> tuple[TensorDataset, dict[str, str]]:
+    """The test samples to measure on, not those that options were chosen with; and the fact for a reader."""
+    abouts = [load_about(path) for path in options.tuned or ()]
+    seeds: set[int] = {about["seed"] for about in abouts if "seed" in about}
     require(len(seeds) <= 1, "--tuned", "files of one seed, which have held out the same test samples", sorted(seeds))
-    return tuning.halves(splits.test, seeds.pop())[1] if seeds else splits.test
+    test = tuning.halves(splits.test, seeds.pop())[1] if seeds else splits.test
+    told = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))
+    return test, {"tested on": told}
 
 
 def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:

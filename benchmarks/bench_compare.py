@@ -35,8 +35,8 @@ def larger() -> Splits:
 @dataclass(frozen=True)
 class Case:
     data: str
-    training: list[str]
-    tuning: list[str]
+    training: str
+    tuning: str
     seeds: int
     trials: int
 
@@ -44,15 +44,15 @@ class Case:
 CASES = {
     "small CNN, 2,000 images": Case(
         "fashion-mnist-mini",
-        "--model small-cnn --epochs 30 --lr 0.05 --schedule cosine --batch-size 64".split(),
-        [],
+        "--model small-cnn --epochs 30 --lr 0.05 --schedule cosine --batch-size 64",
+        "",
         seeds=5,
         trials=20,
     ),
     "ResNet-18, 4,000 images": Case(
         "bench_compare:larger",
-        "--model resnet18 --width 8 --epochs 15 --lr 0.1 --schedule cosine --channels-last".split(),
-        ["--channels-last"],
+        "--model resnet18 --width 8 --epochs 15 --lr 0.1 --schedule cosine --channels-last",
+        "--channels-last",
         seeds=3,
         trials=8,
     ),
@@ -71,13 +71,13 @@ def run(name: str, case: Case, fraction: float) -> dict[str, Any]:
     folder = FOLDER / name.replace(" ", "-").replace(",", "")
     original = folder / "original.safetensors"
     if not original.exists():
-        amun("train", "--data", case.data, *case.training, "--out", original)
+        amun("train", "--data", case.data, *case.training.split(), "--out", original)
     request = ("--model", original, "--data", case.data, "--fraction", fraction)
     tuned = []
     for setting, flags in SETTINGS.items():
         out = folder / f"tuned-{fraction}-{setting}"
         methods = ",".join(tunable(with_retain=setting == "with"))
-        how = (*flags, *case.tuning, "--methods", methods, "--trials", case.trials, "--by", "retrain")
+        how = (*flags, *case.tuning.split(), "--methods", methods, "--trials", case.trials, "--by", "retrain")
         amun("tune", *request, *how, "--out", out)
         tuned += ["--tuned", out / "tuned.json"]
     out = folder / f"compared-{fraction}"

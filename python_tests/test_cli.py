@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from amun_ext import cli, data, find_min_adversarial, models
+from amun_ext import cli, data, find_min_adversarial, models, tuning
 from amun_ext.experiments import demo
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS
@@ -198,7 +198,7 @@ class TestMethods:
             ("ga", True): {"recipe": Recipe(epochs=2, lr=1e-4)},
             ("ga", False): {"recipe": Recipe(epochs=1, lr=1e-5), "mask": 0.25},
         }
-        save_choices(tmp_path / "tuned.json", choices, {})
+        save_choices(tmp_path / "tuned.json", choices, {"seed": 3})
         flags = ("--ids", "40-60", "--tuned", str(tmp_path / "tuned.json"))
         assert forget(original, tmp_path / "with", *flags, "--method", "ga") == 0
         assert forget(original, tmp_path / "without", *flags, "--method", "ga", "--without-retain") == 0
@@ -206,8 +206,20 @@ class TestMethods:
         assert (first["recipe"]["lr"], first.get("mask"), first["retain set"]) == (1e-4, None, "used")
         assert (second["recipe"]["lr"], second["mask"], second["retain set"]) == (1e-5, 0.25, "not used")
         assert second["options from"] == "tuned"
+        test = data.load("digits").test
+        half = tuning.halves(test, 3)[1]
+        assert told(tmp_path / "without")["sizes"]["test"] == len(half)
+        assert second["tested on"] == f"{len(half)} of {len(test)} test samples; amun tune has looked at the others"
         assert forget(original, tmp_path / "none", *flags, "--method", "rl") == 2
         assert "method must be one of ['ga'], which the file of choices has with" in capsys.readouterr().err
+
+    def test_every_option_of_the_recipe_has_a_flag(self, original: Path, tmp_path: Path) -> None:
+        flags = "--epochs 1 --lr 0.02 --schedule step:1 --batch-size 40 --augment --batch-norm frozen --channels-last"
+        more = "--precision bfloat16 --accumulate 2"
+        assert forget(original, tmp_path / "out", "--ids", "40-60", *flags.split(), *more.split()) == 0
+        assert told(tmp_path / "out")["facts"]["recipe"] == dataclasses.asdict(
+            Recipe(1, 0.02, "step:1", 40, augment=True, batch_norm="frozen", precision="bfloat16")
+        ) | {"channels_last": True, "accumulate": 2}
 
     def test_a_mask_keeps_the_other_weights(self, original: Path, tmp_path: Path) -> None:
         flags = ("--ids", "40-60", "--keep", "0.1", "--epochs", "1", "--lr", "0.05")

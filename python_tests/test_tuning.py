@@ -535,10 +535,11 @@ class TestTrials:
         assert replace(result, max_drop=-11.0).best("ft") is None
 
     def test_the_best_of_two_runs_is_chosen_among_those_that_lead(self) -> None:
-        def trial(number: int, first: float, again: tuple[float, float] | str | None) -> tuning.Trial:
-            runs = [(80.0, first), again]
-            made = [stage.Seen(dict(zip(("TA", "gap"), run)), {}) if isinstance(run, tuple) else run for run in runs]
-            return tuning.Trial("ft", number, {"lr": 0.1, "schedule": "constant"}, made[0], None, made[1])
+        def trial(number: int, first: float, again: float | str | None) -> tuning.Trial:
+            seen, more = (
+                stage.Seen({"TA": 80.0, "gap": run}, {}) if isinstance(run, float) else run for run in (first, again)
+            )
+            return tuning.Trial("ft", number, {"lr": 0.1, "schedule": "constant"}, seen, None, more)
 
         def best(*trials: tuning.Trial, by: str = "retrain") -> int | None:
             made = {"original": stage.Seen({"TA": 80.0, "gap": 5.0}, {}), "retrained": None, "with_retain": True}
@@ -547,9 +548,9 @@ class TestTrials:
             return None if chosen is None else chosen.number
 
         lucky, diverges, steady, late = (
-            trial(0, 1.0, (80.0, 9.0)),
+            trial(0, 1.0, 9.0),
             trial(1, 1.5, "it diverged"),
-            trial(2, 3.0, (80.0, 4.0)),
+            trial(2, 3.0, 4.0),
             trial(3, 3.2, None),
         )
         assert best(late, steady, diverges, lucky) == 2

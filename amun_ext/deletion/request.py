@@ -99,12 +99,19 @@ def retraining(original: nn.Module, metadata: Mapping[str, str], recipe: Mapping
 
 
 def forget(
-    original: nn.Module, splits: Splits, request: Request, *, folder: Path | None = None, progress: bool = False
+    original: nn.Module,
+    splits: Splits,
+    request: Request,
+    *,
+    folder: Path | None = None,
+    facts: Mapping[str, object] | None = None,
+    progress: bool = False,
 ) -> Outcome:
     """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
 
     In `folder` it keeps its examples, mask and fine-tuning, from which the same request goes on after a kill; `write`
-    removes them. Raises InputError, before any work, as `sets` and `retraining`, and for too little to train on.
+    removes them. `facts` are further ones for the report. Raises InputError, before any work, as `sets` and
+    `retraining`, and for too little to train on.
     """
     chosen, asked = request.plan, sets(splits, request.ids, request.metadata, with_copies=request.with_copies)
     if chosen.search is not None:
@@ -166,6 +173,7 @@ def forget(
             "ids not forgotten": not_forgotten,
             "ids forgotten before": asked.before,
             "training data": asked.training_data,
+            **(facts or {}),
             **_told(chosen),
             "seed": request.seed,
             "versions": versions(),

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from amun_ext.checks import require
 from amun_ext.data import Splits, copies, fingerprint
 from amun_ext.deletion.ids import split
+from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
@@ -23,7 +24,6 @@ from amun_ext.models.fresh import reinitialised
 from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
-from amun_ext.training.resume import digest
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.plan import Plan, plan
 

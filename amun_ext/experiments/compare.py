@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 import amun_ext
 from amun_ext.checks import InputError, require, whole
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
+from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
 from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
 from amun_ext.files import plain, write_json, write_text
 from amun_ext.info import versions
 from amun_ext.search import AdversarialSet, find_min_adversarial
-from amun_ext.training.resume import digest
 from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.choices import Choices
 from amun_ext.unlearning.plan import Plan, plan

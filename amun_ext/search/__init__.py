@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.checks import check_labels, require, whole
+from amun_ext.digest import digest
 from amun_ext.models.prepare import prepared
 from amun_ext.models.state import count_classes, evaluating, placement
 from amun_ext.search import stream
@@ -228,5 +229,4 @@ def _write(rows: stream.Rows, part: range, search: Search) -> None:
 def _fingerprint(model: nn.Module) -> str:
     """Of its parts, weights and buffers."""
     state = dict(chain(model.named_parameters(), model.named_buffers()))  # not state_dict(), which may lack buffers
-    parts = [type(module).__qualname__ for module in model.modules()]
-    return stream.digest(list(state.values()), f"{list(state)} {parts}")
+    return digest(state, repr([type(module).__qualname__ for module in model.modules()]))

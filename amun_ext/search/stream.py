@@ -2,14 +2,12 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
+from amun_ext.digest import digest, parts
 from amun_ext.ops import accumulate_dtype
 from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
 
@@ -33,7 +32,6 @@ SAFETENSORS = {  # its names of the types that results can have
     torch.bool: "BOOL",
 }
 Rows = dict[str, Tensor]  # a tensor for each field of AdversarialSet
-PART_BYTES = 2**24
 PENDING = -1  # in grad_evals: this row has not been searched
 
 
@@ -92,23 +90,7 @@ class Samples:
     def fingerprint(self) -> str:
         """Of all samples of a tensor; of a Dataset, whose items may take long to read, the first ones and how many."""
         inputs, labels = self.read(range(len(self) if isinstance(self.inputs, Tensor) else min(len(self), 64)))
-        return digest([inputs, labels], f"{len(self)} {tuple(inputs.shape)} {inputs.dtype}")
-
-
-def digest(tensors: list[Tensor], text: str = "") -> str:
-    """SHA-256 of the bytes of tensors and of a text."""
-    made = hashlib.sha256(text.encode())
-    for part in chain.from_iterable(parts(tensor.detach()) for tensor in tensors):
-        made.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return made.hexdigest()
-
-
-def parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """`tensor` by its rows, some at a time: a memory map whose order is not its own is not to be copied as a whole."""
-    if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.numel() == 0:
-        return (tensor,)
-    split: tuple[Tensor, ...] = tensor.split(max(1, PART_BYTES // tensor[:1].nbytes))
-    return split
+        return f"{len(self)} {digest({'inputs': inputs, 'labels': labels})}"
 
 
 def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

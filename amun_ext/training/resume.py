@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import InputError, require
+from amun_ext.digest import digest
 from amun_ext.files import write_tensors
 from amun_ext.training.parts import Pass
 
@@ -89,15 +90,6 @@ def identity(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor
 def _contents(data: Any) -> object:
     """Of tensors their values; of another Dataset, whose items may be random, its length."""
     return digest(dict(enumerate(data.tensors))) if isinstance(data, TensorDataset) else len(data)
-
-
-def digest(tensors: Mapping[Any, Tensor]) -> str:
-    """Of names, shapes, types and contents."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in tensors.items():
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def check_place(path: Path) -> None:

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from amun_ext.checks import InputError, require, whole
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
+from amun_ext.digest import digest
 from amun_ext.files import write_json
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.search import AdversarialSet, find_min_adversarial
-from amun_ext.search.stream import digest
 from amun_ext.training import Recipe
 from amun_ext.tuning import study
 from amun_ext.tuning.objectives import OBJECTIVES, floor
@@ -109,7 +109,7 @@ def tune(
     _same_study(
         out,
         {
-            "model": digest([*model.state_dict().values()], " ".join(model.state_dict())),
+            "model": digest(model.state_dict()),
             "training data": asked.training_data,
             "test data": fingerprint(splits.test),
             "ids": asked.ids.tolist(),

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from test_report import Page
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from amun_ext import InputError, cli, data, models, tuning
+from amun_ext import InputError, cli, data, models, tuning, workers
 from amun_ext.data import Splits, copies
 from amun_ext.training import Part, Pass, Recipe, Run, fit
-from amun_ext.tuning import objectives, space, stage, study, workers
+from amun_ext.tuning import objectives, space, stage, study
 from amun_ext.tuning.result import LEADING
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.choices import load_choices
@@ -211,7 +212,7 @@ class TestSets:
             seen.append(given)
             return "not tried"
 
-        monkeypatch.setattr(workers, "attempt", attempt)
+        monkeypatch.setattr(stage, "attempt", attempt)
         result = tune(trials=1, by="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
         (given,) = seen
         gone = rows(TensorDataset(*splits.train[:20])) | rows(TensorDataset(*splits.train[150:153]))
@@ -326,12 +327,13 @@ class TestGoingOn:
             if len(made) == at:
                 raise KeyboardInterrupt
             made.append(arguments)
-            return stage.attempt(*arguments)
+            return attempt(*arguments)
 
-        monkeypatch.setattr(workers, "attempt", stops)
+        attempt = stage.attempt
+        monkeypatch.setattr(stage, "attempt", stops)
         with pytest.raises(KeyboardInterrupt):
             tune(["amun"], trials=trials)
-        monkeypatch.setattr(workers, "attempt", lambda *arguments: made.append(arguments) or stage.attempt(*arguments))
+        monkeypatch.setattr(stage, "attempt", lambda *arguments: made.append(arguments) or attempt(*arguments))
         assert told(tune(["amun"], trials=trials)) == whole
         assert len(made) == attempts  # none twice
         assert told(tune(["amun"], trials=trials)) == whole
@@ -349,7 +351,7 @@ class TestGoingOn:
 
     def test_every_cut_of_the_journal(self, tune, tmp_path, monkeypatch) -> None:
         """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""
-        monkeypatch.setattr(workers, "attempt", lambda given, method, options, _: repr(sorted(options.items())))
+        monkeypatch.setattr(stage, "attempt", lambda given, method, options, _: repr(sorted(options.items())))
         first = told(tune(trials=3))["ft"]
         journal = tmp_path / "out/journal.log"
         whole, ends = journal.read_bytes(), set()
@@ -428,12 +430,12 @@ class TestWorkers:
         forget, rest = TensorDataset(*splits.train[:20]), TensorDataset(*splits.train[20:])
         given = stage.Stage(original, forget, rest, splits.test, True, None, 0)
         wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
-        with workers.started(given, 2) as ends:
+        with workers.started(partial(stage.make, given), original, 2) as attempts:
             with pytest.raises(InputError, match="gamma must be"):
-                list(workers.attempts(given, iter([(0, ("l1-sparse", wrong))]), ends))
-            outcomes = workers.attempts(given, iter([(1, ("ft", long)), (2, ("ft", long))]), ends)
+                list(attempts(iter([(0, ("l1-sparse", wrong, 0))])))
+            outcomes = attempts(iter([(1, ("ft", long, 0)), (2, ("ft", long, 0))]))
             threading.Timer(1.0, multiprocessing.active_children()[0].kill).start()
-            with pytest.raises(OSError, match="a worker ended during a trial"):
+            with pytest.raises(OSError, match="a worker ended during its work"):
                 next(outcomes)
 
     def test_they_end_with_the_one_who_asked(self) -> None:
@@ -443,15 +445,16 @@ class TestWorkers:
             "from torch.utils.data import TensorDataset\n"
             "from amun_ext.models import build\n"
             "from amun_ext.training import Recipe\n"
-            "from amun_ext.tuning import stage, workers\n"
+            "from functools import partial\n"
+            "from amun_ext import workers\n"
+            "from amun_ext.tuning import stage\n"
             "forget, rest = (TensorDataset(torch.rand(9, 1, 8, 8), torch.arange(9)) for _ in range(2))\n"
-            "given = stage.Stage(build('small-cnn', num_classes=9, in_channels=1), forget, rest, rest, True, None, 0)\n"
-            "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}\n"
-            "with workers.started(given, 2) as ends:\n"
-            "    for end in ends:\n"
-            "        end.send(job)\n"
+            "model = build('small-cnn', num_classes=9, in_channels=1)\n"
+            "given = stage.Stage(torch.nn.Identity(), forget, rest, rest, True, None, 0)\n"
+            "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}, 0\n"
+            "with workers.started(partial(stage.make, given), model, 2) as attempts:\n"
             "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-            "    ends[0].recv()\n"
+            "    next(attempts((number, job) for number in range(2)))\n"
         )
         folder = Path(cli.__file__).parents[1]
         process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, stdout=subprocess.PIPE, text=True)

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,10 @@ from amun_ext.tuning import study
 from amun_ext.tuning.objectives import OBJECTIVES, floor
 from amun_ext.tuning.result import Trial, Tuning, write
 from amun_ext.tuning.space import drawn, options
-from amun_ext.tuning.stage import Seen, Stage, halves, stand_in
-from amun_ext.tuning.workers import attempts, started
+from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.plan import plan
+from amun_ext.workers import started
 
 if TYPE_CHECKING:
     import optuna
@@ -162,7 +163,7 @@ def tune(
                 "versions": versions(),
             },
         )
-        with started(stage, workers) as ends:
+        with started(partial(make, replace(stage, original=nn.Identity())), model, workers) as attempts:
             studies = {method: study.opened(storage, method) for method in methods}
             least = floor(by, compared["original"], max_drop)
             for method, each in studies.items():
@@ -170,7 +171,7 @@ def tune(
                 jobs = ((trial, (method, options(drawn(method, trial), recipe), 0)) for trial in asking)
                 before = study.finished(each)
                 with tqdm(total=trials, initial=len(before), desc=method, unit="trial", disable=not progress) as bar:
-                    for trial, outcome in attempts(stage, jobs, ends):
+                    for trial, outcome in attempts(jobs):
                         study.tell(trial, outcome, OBJECTIVES[by].column, least)
                         bar.update()
             once = replace(nothing, trials=_trials(studies))
@@ -178,7 +179,7 @@ def tune(
             again = [trial for led in leading if len(led) > 1 for trial in led if trial.again is None]
             more = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in again)
             with tqdm(total=len(again), desc="the best again", unit="trial", disable=not progress or not again) as bar:
-                for led, outcome in attempts(stage, more, ends):
+                for led, outcome in attempts(more):
                     study.tell_again(studies[led.method], led.number, outcome)
                     bar.update()
         return replace(nothing, trials=_trials(studies))

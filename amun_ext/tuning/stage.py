@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,11 @@ def attempt(stage: Stage, method: str, options: Mapping[str, Any], run: int = 0)
         return stage.observe(model, seconds)
     except InputError as error:  # the same sets with the original were none: this model's logits are not finite
         return str(error)
+
+
+def make(stage: Stage, original: nn.Module, method: str, options: Mapping[str, Any], run: int) -> Seen | str:
+    """`attempt`, with the model given by itself: it travels to other processes otherwise than the sets do."""
+    return attempt(replace(stage, original=original), method, options, run)
 
 
 def halves(test: TensorDataset, seed: int) -> tuple[TensorDataset, TensorDataset]:

@@ -7,32 +7,36 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from amun_ext.checks import InputError
-from amun_ext.tuning.stage import Seen, Stage, attempt
 
 Key = TypeVar("Key")
-Job = tuple[str, Mapping[str, Any], int]  # method, options and run
+Result = TypeVar("Result")
+Job = tuple[Any, ...]  # further arguments of the work
+Done = Callable[[Iterator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
 
 
 @contextlib.contextmanager
-def started(stage: Stage, count: int) -> Iterator[Sequence[Connection]]:
-    """The ends of `count` connections, at whose others processes make attempts; none for one, which needs no other.
+def started(work: Callable[..., Result], model: nn.Module, count: int) -> Iterator[Done[Any, Result]]:
+    """A function from jobs to what `work(model, *job)` returns, made in `count` processes; for one, in this process.
 
-    InputError for a model that cannot travel.
+    It takes pairs of a key and a job, and gives the key and the result of each as they are done; a job is only asked
+    for when it can be begun. What the work raises is raised there; OSError when a process ends before its job does.
+    `work` must be pickled by name or be a `partial` of such a function. InputError for a model that cannot travel.
     """
     if count == 1:
-        yield []
+        yield lambda jobs: ((key, work(model, *job)) for key, job in jobs)
         return
     try:
-        model = pickle.dumps(stage.original)  # by value: tensors would travel as open files, of which there are few
+        packed = pickle.dumps(model)  # by value: tensors would travel as open files, of which there are few
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(f"workers must be 1 for a model that cannot be pickled, got {count}: {error}") from error
     context = multiprocessing.get_context("spawn")
@@ -41,14 +45,13 @@ def started(stage: Stage, count: int) -> Iterator[Sequence[Connection]]:
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            arguments = (theirs, model, replace(stage, original=torch.nn.Identity()), threads)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process = context.Process(target=_serve, args=(theirs, work, packed, threads), daemon=True)
             with _without_interrupts():
                 process.start()
                 processes.append(process)
             theirs.close()  # so that the end of the process is the end of the connection
             ends.append(ours)
-        yield ends
+        yield partial(_shared_out, ends)
     finally:
         for process in processes:
             process.terminate()
@@ -67,17 +70,7 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def attempts(
-    stage: Stage, jobs: Iterator[tuple[Key, Job]], ends: Sequence[Connection]
-) -> Iterator[tuple[Key, Seen | str]]:
-    """The key and the outcome of each of `jobs`, as they are done; one is only asked for when it can be begun.
-
-    What an attempt raises is raised here. OSError when a process ends before its attempt does.
-    """
-    if not ends:
-        for key, job in jobs:
-            yield key, attempt(stage, *job)
-        return
+def _shared_out(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> Iterator[tuple[Key, Any]]:
     idle = list(ends)
     busy: dict[Connection, Key] = {}
     while True:
@@ -93,14 +86,14 @@ def attempts(
             try:
                 outcome = end.recv()
             except (EOFError, ConnectionError) as error:
-                raise OSError("a worker ended during a trial; was there too little memory?") from error
+                raise OSError("a worker ended during its work; was there too little memory?") from error
             if isinstance(outcome, Exception):
                 raise outcome
             idle.append(end)
             yield busy.pop(end), outcome
 
 
-def _serve(end: Connection, model: bytes, stage: Stage, threads: int) -> None:
+def _serve(end: Connection, work: Callable[..., Any], packed: bytes, threads: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: there are semaphores to give back
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -111,11 +104,11 @@ def _serve(end: Connection, model: bytes, stage: Stage, threads: int) -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    stage = replace(stage, original=pickle.loads(model))
+    model = pickle.loads(packed)
     with contextlib.suppress(EOFError):  # the one who asked has ended
         while True:
             job = end.recv()
             try:
-                end.send(attempt(stage, *job))
+                end.send(work(model, *job))
             except Exception as error:  # to be raised where it was asked for
                 end.send(error)

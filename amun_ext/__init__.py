@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from amun_ext import ops  # first: it loads the extension, or says why it cannot
 from amun_ext.checks import InputError
 from amun_ext.evaluation import evaluate
+from amun_ext.ops import sm_taylor_softmax
 from amun_ext.optim import MaskedSGD
 from amun_ext.saliency import saliency_mask
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -18,5 +19,6 @@ __all__ = [
     "find_min_adversarial",
     "ops",
     "saliency_mask",
+    "sm_taylor_softmax",
     "unlearn",
 ]

@@ -13,7 +13,7 @@ import torch
 REBUILD = (
     "Mend it: pip install --no-build-isolation --force-reinstall --no-deps . (or: python setup.py build_ext --inplace)"
 )
-OPS = ("attack_loss", "search_step_", "masked_sgd_")
+OPS = ("attack_loss", "search_step_", "masked_sgd_", "sm_taylor_softmax")
 
 
 def library() -> Path | None:

@@ -1,5 +1,6 @@
 """The ops of the extension: a thin wrapper and a fake kernel each. The only file that says `torch.ops`."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ extension.load()
 _attack_loss = torch.ops.amun_ext.attack_loss.default
 _search_step_ = torch.ops.amun_ext.search_step_.default
 _masked_sgd_ = torch.ops.amun_ext.masked_sgd_.default
+_sm_taylor_softmax = torch.ops.amun_ext.sm_taylor_softmax.default
 
 LOSSES = ("cross_entropy", "margin")
 RULES = ("pgd", "ddn", "deepfool", "given")
+TAYLOR_ORDERS = range(2, 9)
 
 
 class AttackLoss(NamedTuple):
@@ -242,6 +245,53 @@ def _(
         got = [tuple(tensor.shape) for tensor in tensors]
         fits = got == expected or (not got and name != "grads")
         torch._check(fits, lambda name=name, got=got: f"{name} must have the shapes {expected}, got {got}")
+
+
+@torch.no_grad()
+def sm_taylor_softmax(
+    logits: Tensor,  # [..., N, C]
+    labels: Tensor,  # [N] int64, the same for all that leads
+    order: int = 4,
+    margin: float = 0.6,
+    temperature: float = 2.0,
+    floor: float | None = None,
+) -> Tensor:
+    """Soft-margin Taylor softmax of the true class, [..., N], float32 (float64 for float64): the signal of RMIA.
+
+    From Zarifzadeh et al. 2024, with the order, margin and temperature of the AMUN paper (appendix C). `order` counts
+    the terms of the series, as the published code does: 4 is the cubic. One read of the logits.
+
+    The cubic is negative below -1.596, as every even order is somewhere: so p may be below 0 or above 1, and it grows
+    large where own and other terms cancel. An odd order is positive, but takes very negative logits for large ones.
+    `floor` clamps every term to at least that much, and p is in (0, 1]. Never subtract the largest logit first, as one
+    may for a softmax: this is not invariant to shifts, and most results would be negative or above 1.
+
+    A row with a NaN, or with a label out of [0, C), gives NaN; so may one with infinite logits, or with terms that
+    overflow. Has no gradient.
+
+    Equivalent to, up to rounding:
+        t = lambda z: sum(z**k / factorial(k) for k in range(order)).clamp(min=floor)
+        own = logits[..., arange(N), labels]
+        others = t(logits / temperature).scatter(-1, labels, 0).sum(-1)
+        p = t(own / temperature - margin) / (t(own / temperature - margin) + others)
+
+    Raises:
+        RuntimeError: logits that require grad or are not [..., N, C >= 2] floating point, labels not [N] int64, an
+            order out of [2, 8], a margin that is not finite, or a temperature or floor that is not positive and finite.
+    """
+    if logits.requires_grad:
+        raise RuntimeError("logits must not require grad: the signal has no gradient; detach them")
+    least = -math.inf if floor is None else floor
+    signal: Tensor = _sm_taylor_softmax(logits, labels, order, margin, temperature, least)
+    return signal
+
+
+@torch.library.register_fake("amun_ext::sm_taylor_softmax")
+def _(logits: Tensor, labels: Tensor, order: int, margin: float, temperature: float, floor: float) -> Tensor:
+    torch._check(logits.dim() >= 2, lambda: f"logits must have shape [..., N, C], got {tuple(logits.shape)}")
+    torch._check(labels.shape == logits.shape[-2:-1], lambda: f"labels must have shape [N], got {tuple(labels.shape)}")
+    torch._check(order in TAYLOR_ORDERS, lambda: f"order must be in [2, 8], got {order}")
+    return logits.new_empty(logits.shape[:-1], dtype=accumulate_dtype(logits.dtype))
 
 
 def _is_dense(tensor: Tensor) -> bool:

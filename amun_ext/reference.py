@@ -1,5 +1,6 @@
 """The ops in plain PyTorch: the oracle of tests and benchmarks, never a fallback. Same names, same signatures."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -216,3 +217,27 @@ def masked_sgd_(
             momentum_buffers[i].copy_(moved.to(before.dtype).where(moves, before))
             step = step + momentum * moved if nesterov else moved
         param.copy_((wide - lr * step).to(param.dtype).where(moves, param))
+
+
+def sm_taylor_softmax(
+    logits: Tensor,  # [..., N, C]
+    labels: Tensor,  # [N]
+    order: int = 4,
+    margin: float = 0.6,
+    temperature: float = 2.0,
+    floor: float | None = None,
+) -> Tensor:
+    """Twin of csrc/sm_taylor_softmax: a sum of powers, as it is published."""
+
+    def taylor(z: Tensor) -> Tensor:
+        total = torch.ones_like(z)
+        for k in range(1, order):
+            total = total + z**k / math.factorial(k)
+        return total if floor is None else total.clamp(min=floor)
+
+    scaled = logits.to(accumulate_dtype(logits.dtype)) / temperature
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    index = labels.where(known, 0).expand(logits.shape[:-1])[..., None]  # [..., N, 1]
+    own = taylor(scaled.gather(-1, index)[..., 0] - margin)
+    others = taylor(scaled).scatter(-1, index, 0.0).sum(-1)
+    return (own / (own + others)).where(known, torch.nan)

@@ -253,6 +253,25 @@ def compare(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"Mean ± standard deviation over seeds. {measured_on(result)}."])
 
 
+def rmia(result: dict[str, Any]) -> str:
+    """The signal of every model at once by the op, model by model in PyTorch."""
+    names = ("op", "eager", "torch.compile")
+    rows = [
+        [
+            row,
+            *(f"{entry['microseconds'][name]['median'] / 1000:.0f}" for name in names),
+            *(f"{entry['times the op'][name]:.1f}x" for name in names[1:]),
+        ]
+        for row, entry in result["signal"]["table"].items()
+    ]
+    header = ["models x samples x classes", *(f"{name}, ms" for name in names), *(f"{name} / op" for name in names[1:])]
+    note = (
+        f"Median of {result['signal']['repeats']} turns; one thread in CPU time, two in wall time. "
+        f"{measured_on(result)}."
+    )
+    return f"{markdown(header, rows)}\n\n{note}"
+
+
 def search_in_short(result: dict[str, Any]) -> str:
     """The rows that a reader of the main page chooses from, on the ResNet-18."""
     wanted = {
@@ -298,6 +317,7 @@ PAGES = {
         "tuning": tuning,
         "unlearn": unlearn,
         "compare": compare,
+        "rmia": rmia,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }

@@ -169,6 +169,28 @@ AMUN_HD A loss_gradient(Loss loss, A logit, int64_t index, int64_t label, const 
   return exponential(logit - rival.logit) / others;
 }
 
+// ------------------------------------------------------------------------------------------------- sm_taylor_softmax
+
+template <typename A>
+struct TaylorRule {
+  A scale, margin, floor;  // scale: 1 / temperature; floor: -inf where there is none
+
+  template <typename B>
+  AMUN_HD TaylorRule<B> as() const {
+    return {B(scale), B(margin), B(floor)};
+  }
+};
+
+// The first `order` terms of the exponential series, by Horner's rule. Written so that a NaN is no less than the floor.
+template <int order, typename A>
+AMUN_HD A taylor(A logit, A margin, const TaylorRule<A>& rule) {
+  constexpr double inverse_factorial[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040};
+  const A z = logit * rule.scale - margin;
+  A sum = A(inverse_factorial[order - 1]);
+  for (int k = order - 2; k >= 0; --k) sum = sum * z + A(inverse_factorial[k]);
+  return sum < rule.floor ? rule.floor : sum;
+}
+
 // ------------------------------------------------------------------------------------------------------- masked_sgd_
 
 // The options of torch.optim.SGD, and those of the mask.

@@ -17,6 +17,7 @@
 #include "dispatch.h"
 #include "masked_sgd.h"
 #include "search_step.h"
+#include "sm_taylor_softmax.h"
 
 namespace amun {
 
@@ -204,6 +205,41 @@ inline AttackLossOutputs allocate(AttackLossArgs& args, const Tensor& logits) {
   args.margin = std::get<2>(out).mutable_data_ptr();
   args.grad_logits = std::get<3>(out).mutable_data_ptr();
   return out;
+}
+
+inline SmTaylorArgs check_sm_taylor_softmax(const Tensor& logits, const Tensor& labels, int64_t order, double margin,
+                                            double temperature, double floor) {
+  STD_TORCH_CHECK(logits.dim() >= 2, "logits must have shape [..., N, C], got ", text(logits.sizes()));
+  STD_TORCH_CHECK(is_float(logits.scalar_type()), "logits must be float32, float64, float16 or bfloat16, got ",
+                  toString(logits.scalar_type()));
+  const int64_t samples = logits.size(-2), classes = logits.size(-1);
+  STD_TORCH_CHECK(classes >= 2 && classes <= std::numeric_limits<int32_t>::max(),
+                  "logits must have at least two classes and less than 2^31, got ", text(logits.sizes()));
+  STD_TORCH_CHECK(order >= least_taylor_order && order <= most_taylor_order, "order must be in [", least_taylor_order,
+                  ", ", most_taylor_order, "], got ", order);
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  STD_TORCH_CHECK(margin - margin == 0, "margin must be finite, got ", margin);
+  STD_TORCH_CHECK(temperature > 0 && temperature < infinity, "temperature must be positive and finite, got ",
+                  temperature);
+  STD_TORCH_CHECK((floor > 0 && floor < infinity) || floor == -infinity,
+                  "floor must be positive and finite, or -inf for none, got ", floor);
+  SmTaylorArgs args;
+  args.rows = 1;
+  for (int64_t i = 0; i < logits.dim() - 1; ++i) args.rows *= logits.size(i);
+  args.samples = samples;
+  args.classes = classes;
+  args.rule = {1 / temperature, margin, floor};
+  args.logits = logits.const_data_ptr();
+  args.labels = column<int64_t>("labels", labels, samples, ScalarType::Long, logits);
+  return args;
+}
+
+inline Tensor allocate(SmTaylorArgs& args, const Tensor& logits) {
+  const auto sizes = logits.sizes();
+  Tensor signal =
+      torch::stable::new_empty(logits, {sizes.data(), sizes.size() - 1}, accumulate_dtype(logits.scalar_type()));
+  args.signal = signal.mutable_data_ptr();
+  return signal;
 }
 
 // Those parameters of the list that one kernel takes: of one dtype, with momentum in the same or in a wider one.

@@ -33,4 +33,10 @@ STABLE_TORCH_LIBRARY(amun_ext, m) {
       "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] masks, "
       "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first, "
       "bool gradient_only) -> ()");
+
+  // Of logits [..., N, C]: the Taylor softmax of the true class, which must be ahead by a margin; [..., N]. No clamp
+  // with floor = -inf.
+  m.def(
+      "sm_taylor_softmax(Tensor logits, Tensor labels, int order, float margin, float temperature, float floor) -> "
+      "Tensor");
 }

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.machinery
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from test_masked_sgd import BLOCK, KEEPS, RULES, SHAPES, Lists, check_masked_sgd
 from test_ops import DTYPES, SCHEDULES, Feedback, Search, check_attack_loss, check_whole_search, draw_logits
+from test_sm_taylor import check_sm_taylor
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
@@ -123,6 +125,20 @@ class EmulatedOps:
         fresh = 1.0 if first or not momentum else 1 - dampening
         rule = (lr, momentum, fresh, weight_decay, nesterov, maximize, first, gradient_only)
         self.module.masked_sgd_(name(params[0].dtype), wide, self.threads, *lists, *rule)
+
+    def sm_taylor_softmax(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        order: int = 4,
+        margin: float = 0.6,
+        temperature: float = 2.0,
+        floor: float | None = None,
+    ) -> Tensor:
+        signal = torch.empty(logits.shape[:-1], dtype=accumulate_dtype(logits.dtype))
+        rule = (order, margin, temperature, -math.inf if floor is None else floor)
+        self.module.sm_taylor_softmax(name(logits.dtype), self.threads, raw(logits), raw(labels), *rule, raw(signal))
+        return signal
 
 
 @pytest.fixture(scope="session")
@@ -233,6 +249,37 @@ class TestMaskedSgdKernel:
         check_masked_sgd(EmulatedOps(emulator).masked_sgd_, lists, momentum=0.9)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestSmTaylorKernel:
+    @pytest.mark.parametrize("classes", [2, 3, 4, 5, 8, 9, 10, 16, 17, 31, 33, 64, 65, 100, 128, 129, 1003])
+    def test_classes_around_the_lanes_of_a_row(self, emulator, dtype, classes):
+        logits, labels = draw_logits(7, classes, dtype=dtype)
+        check_sm_taylor(EmulatedOps(emulator).sm_taylor_softmax, logits, labels)
+
+    @pytest.mark.parametrize("classes", [2, 10, 40])
+    @pytest.mark.parametrize(("threads", "rows"), [(64, 0), (32, 1), (128, 5), (64, 41), (128, 130)])
+    def test_rows_and_blocks(self, emulator, dtype, classes, threads, rows):
+        logits, labels = draw_logits(rows, classes, dtype=dtype)
+        check_sm_taylor(EmulatedOps(emulator, threads).sm_taylor_softmax, logits, labels)
+
+    @pytest.mark.parametrize("floor", [None, 1e-3])
+    @pytest.mark.parametrize("order", ops.TAYLOR_ORDERS)
+    def test_orders_and_models(self, emulator, dtype, order, floor):
+        settings = {"order": order, "margin": -0.3, "temperature": 1.5, "floor": floor}
+        for classes in (10, 70):
+            logits, labels = draw_logits(3 * 5, classes, dtype=dtype)
+            models = logits.view(3, 5, classes)
+            check_sm_taylor(EmulatedOps(emulator).sm_taylor_softmax, models, labels[:5], **settings)
+
+    @pytest.mark.parametrize("classes", [2, 10, 40])
+    @pytest.mark.parametrize("floor", [None, 1e-3])
+    def test_rows_without_an_answer_leave_the_others_alone(self, emulator, dtype, classes, floor):
+        logits, labels = draw_logits(30, classes, dtype=dtype)
+        labels[3], labels[14], logits[20, 1], logits[22, labels[22]] = -1, classes, torch.nan, torch.nan
+        signal = check_sm_taylor(EmulatedOps(emulator).sm_taylor_softmax, logits, labels, floor=floor)
+        assert signal.isnan().nonzero().flatten().tolist() == [3, 14, 20, 22]
+
+
 # -------------------------------------------------------------------------------------------------------------- races
 
 
@@ -293,6 +340,13 @@ class TestRaces:
             folder.mkdir()
             spoilt = text.replace(own, own.split()[0])
             assert "data race" in find_races(planted(kernel, spoilt, folder), folder)
+
+    def test_one_lane_writes_the_signal_of_a_row(self, tmp_path):
+        kernel = Path("cuda/sm_taylor_softmax.cuh")
+        text = (ROOT / "csrc" / kernel).read_text()
+        others_leave = " || thread % lanes != 0"
+        assert text.count(others_leave) == 1
+        assert "data race" in find_races(planted(kernel, text.replace(others_leave, ""), tmp_path), tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- CUDA build

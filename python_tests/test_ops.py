@@ -1208,7 +1208,18 @@ def opcheck_masked_sgd(device: str):
     yield (params, grads, [], [], 0.1, 0.0, 0.0, 0.1), {"nesterov": False, **flags}
 
 
-OPCHECK = {"attack_loss": opcheck_attack_loss, "search_step_": opcheck_search_step, "masked_sgd_": opcheck_masked_sgd}
+def opcheck_sm_taylor_softmax(device: str):
+    for shape, floor in (((5, 4), -math.inf), ((2, 3, 5, 4), 1e-3)):
+        logits, labels = torch.randn(shape).to(device), torch.randint(4, (5,)).to(device)
+        yield (logits, labels, 4, 0.6, 2.0, floor), {}
+
+
+OPCHECK = {
+    "attack_loss": opcheck_attack_loss,
+    "search_step_": opcheck_search_step,
+    "masked_sgd_": opcheck_masked_sgd,
+    "sm_taylor_softmax": opcheck_sm_taylor_softmax,
+}
 REGISTERED = sorted(
     name.removeprefix("amun_ext::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("amun_ext::")
 )

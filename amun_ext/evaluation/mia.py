@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.checks import check_labels, require
+from amun_ext.checks import require
+from amun_ext.evaluation import signals
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -19,12 +20,7 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """
     shaped = logits.dim() == 2 and logits.shape[1] >= 2
     require(shaped, "logits", "[N, K] with K >= 2", f"shape {tuple(logits.shape)}")
-    check_labels("labels", labels, len(logits), logits.shape[1])
-    broken = logits.numel() - int(logits.isfinite().sum())
-    require(broken == 0, "logits", "finite", f"{broken} of {logits.numel()} not finite")
-    true = labels.long().unsqueeze(1)
-    exact = logits.double()
-    return exact.gather(1, true).squeeze(1) - exact.scatter(1, true, -torch.inf).logsumexp(dim=1)
+    return signals.log_odds(logits.double(), labels)
 
 
 @dataclass(frozen=True)
@@ -43,25 +39,26 @@ def auc(members: ArrayLike | Tensor, nonmembers: ArrayLike | Tensor) -> Auc:
     """
     from sklearn.metrics import roc_auc_score  # here, because it takes a second to import
 
-    sides = (_scores("members", members), _scores("nonmembers", nonmembers))
+    sides = (as_scores("members", members), as_scores("nonmembers", nonmembers))
     # Ranks order as the scores do and are finite where scores are not; scikit-learn refuses infinity.
     ranks = np.unique(np.concatenate(sides), return_inverse=True)[1]
     ins, outs = ranks[: len(sides[0])], ranks[len(sides[0]) :]
     truth = np.repeat([1, 0], [len(ins), len(outs)])
-    variance = _placements(ins, outs).var(ddof=1) / len(ins) if len(ins) > 1 else math.nan
-    variance += _placements(outs, ins).var(ddof=1) / len(outs) if len(outs) > 1 else math.nan
+    variance = placements(ins, outs).var(ddof=1) / len(ins) if len(ins) > 1 else math.nan
+    variance += placements(outs, ins).var(ddof=1) / len(outs) if len(outs) > 1 else math.nan
     return Auc(100.0 * float(roc_auc_score(truth, ranks)), 100.0 * math.sqrt(variance))
 
 
-def _scores(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:
+def as_scores(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:
+    """`values` as float64 [N]; refuses no scores and NaN, infinities are scores."""
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
     require(array.ndim == 1 and len(array) > 0, name, "scores [N], not empty", f"shape {array.shape}")
     require(not np.isnan(array).any(), name, "free of NaN", f"{np.isnan(array).sum()} NaN")
     return array
 
 
-def _placements(ranks: NDArray[np.intp], others: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Share of `others` below each rank, ties half."""
+def placements(scores: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Share of `others` [M] below each of `scores` [N], ties half."""
     others = np.sort(others)
-    below, upto = np.searchsorted(others, ranks, "left"), np.searchsorted(others, ranks, "right")
+    below, upto = np.searchsorted(others, scores, "left"), np.searchsorted(others, scores, "right")
     return (below + upto) / (2.0 * len(others))

@@ -78,12 +78,24 @@ void masked_sgd_cuda(std::vector<Tensor> params, std::vector<Tensor> grads, std:
   }
 }
 
+Tensor sm_taylor_softmax_cuda(const Tensor& logits_, const Tensor& labels_, int64_t order, double margin,
+                              double temperature, double floor) {
+  const auto guard = device_of(logits_);
+  const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
+  SmTaylorArgs args = check_sm_taylor_softmax(logits, labels, order, margin, temperature, floor);
+  const Tensor signal = allocate(args, logits);
+  check_launch("sm_taylor_softmax",
+               launch_sm_taylor_softmax(logits.scalar_type(), order, args, current_stream(logits)));
+  return signal;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(amun_ext, CUDA, m) {
   m.impl("attack_loss", TORCH_BOX(&attack_loss_cuda));
   m.impl("search_step_", TORCH_BOX(&search_step_cuda));
   m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_cuda));
+  m.impl("sm_taylor_softmax", TORCH_BOX(&sm_taylor_softmax_cuda));
 }
 
 }  // namespace amun

@@ -10,6 +10,7 @@
 #include "cuda/attack_loss.cuh"
 #include "cuda/masked_sgd.cuh"
 #include "cuda/search_step.cuh"
+#include "cuda/sm_taylor_softmax.cuh"
 #include "dispatch.h"
 
 namespace py = pybind11;
@@ -133,6 +134,26 @@ void masked_sgd(const std::string& dtype, bool wide, unsigned threads, std::vect
   });
 }
 
+void sm_taylor_softmax(const std::string& dtype, unsigned threads, py::array logits, py::array labels, int64_t order,
+                       double margin, double temperature, double floor, py::array signal) {
+  amun::SmTaylorArgs args;
+  args.rows = signal.size();
+  args.samples = labels.size();
+  args.classes = logits.shape(logits.ndim() - 1);
+  args.rule = {1 / temperature, margin, floor};
+  args.logits = data<void>(logits);
+  args.labels = data<int64_t>(labels);
+  args.signal = data<void>(signal);
+  const int64_t rows_per_block = threads / amun::sm_taylor_lanes(args.classes);
+  const unsigned blocks = (args.rows + rows_per_block - 1) / rows_per_block;
+  const py::gil_scoped_release release;
+  amun::dispatch(scalar_type(dtype), [&](auto zero) {
+    amun::dispatch_order(order, [&](auto terms) {
+      cuda_emulator::launch(blocks, threads, [&] { amun::sm_taylor_kernel<terms, decltype(zero)>(args); });
+    });
+  });
+}
+
 // Kernels that test the emulator: in each, the threads from `leave` on have returned when the others meet.
 
 py::array_t<int64_t> block_after_exit(unsigned threads, unsigned leave) {
@@ -160,6 +181,7 @@ PYBIND11_MODULE(amun_cuda_emulator, m) {
   m.def("attack_loss", &attack_loss);
   m.def("search_step_", &search_step);
   m.def("masked_sgd_", &masked_sgd);
+  m.def("sm_taylor_softmax", &sm_taylor_softmax);
   m.def("block_after_exit", &block_after_exit);
   m.def("shuffle_after_exit", &shuffle_after_exit);
 }

@@ -6,6 +6,7 @@
 #include "cuda/attack_loss.cuh"
 #include "cuda/masked_sgd.cuh"
 #include "cuda/search_step.cuh"
+#include "cuda/sm_taylor_softmax.cuh"
 
 namespace {
 
@@ -67,6 +68,18 @@ void run_masked_sgd() {
   cuda_emulator::launch(3, threads, [&] { amun::masked_sgd_kernel<float, float>(table); });
 }
 
+// Rows of one lane, of some and of a whole warp; the last warp is not full.
+void run_sm_taylor_softmax(int64_t classes) {
+  constexpr int64_t models = 3, samples = 25, rows = models * samples;
+  std::vector<float> logits(rows * classes), signal(rows);
+  for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
+  std::vector<int64_t> labels(samples, 1);
+  const amun::SmTaylorArgs args{rows, samples, classes, {0.5, 0.6, 1e-3}, logits.data(), labels.data(), signal.data()};
+  const int64_t rows_per_block = threads / amun::sm_taylor_lanes(classes);
+  cuda_emulator::launch((rows + rows_per_block - 1) / rows_per_block, threads,
+                        [&] { amun::sm_taylor_kernel<4, float>(args); });
+}
+
 }  // namespace
 
 int main() {
@@ -74,4 +87,5 @@ int main() {
   run_search_step(amun::Rule::pgd);
   run_search_step(amun::Rule::ddn);
   run_masked_sgd();
+  for (const int64_t classes : {2, 10, 70}) run_sm_taylor_softmax(classes);
 }

@@ -1,0 +1,95 @@
+"""Signals of membership inference: how sure a model is of the true class, for any number of models at once.
+
+Each takes logits [..., N, C], finite and floating point, C >= 2, and labels [N] in [0, C), the same for all that leads
+(for the models, say), and gives [..., N], float32 (float64 for float64). Larger is surer. With z the logits of a sample
+and y its label:
+
+    softmax             exp(z_y / T) / sum_j exp(z_j / T)
+    log-odds            z_y - logsumexp_{j != y} z_j, the scaled logit of LiRA (Carlini et al. 2022)
+    taylor              t(z_y) / sum_j t(z_j), with t the first `order` terms of the series of exp
+    soft-margin         exp(z_y / T - m) / (exp(z_y / T - m) + sum_{j != y} exp(z_j / T))
+    sm-taylor           the same with t for exp, as the AMUN paper uses it (see amun_ext.sm_taylor_softmax)
+    sm-taylor-clamped   the same with every term at least 1e-3
+
+The Taylor signals as published are not probabilities: they may be below 0 and above 1, and those of a model that is
+sure of wrong classes often are. They have no gradient.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from amun_ext.checks import check_labels, require
+from amun_ext.ops import TAYLOR_ORDERS, accumulate_dtype, sm_taylor_softmax
+
+FLOOR = 1e-3
+
+
+def _check(
+    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, margin: float = 0.0, order: int = TAYLOR_ORDERS[0]
+) -> None:
+    require(isinstance(logits, Tensor), "logits", "a tensor [..., N, C]", type(logits).__name__)
+    shaped = logits.dim() >= 2 and logits.shape[-1] >= 2
+    require(shaped, "logits", "[..., N, C] with C >= 2", f"shape {tuple(logits.shape)}")
+    require(logits.is_floating_point(), "logits", "floating point", logits.dtype)
+    check_labels("labels", labels, *logits.shape[-2:])
+    if logits.numel() and not torch.stack(logits.aminmax()).isfinite().all():  # NaN propagates into both
+        broken = logits.numel() - int(logits.isfinite().sum())
+        require(False, "logits", "finite", f"{broken} of {logits.numel()} not finite")
+    require(0 < temperature < math.inf, "temperature", "positive and finite", temperature)
+    require(math.isfinite(margin), "margin", "finite", margin)
+    require(order in TAYLOR_ORDERS, "order", f"in [{TAYLOR_ORDERS[0]}, {TAYLOR_ORDERS[-1]}]", order)
+
+
+def _log_odds(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    scaled = logits.to(accumulate_dtype(logits.dtype)) / temperature
+    true = labels.long().expand(logits.shape[:-1]).unsqueeze(-1)  # [..., N, 1]
+    others = scaled.scatter(-1, true, -torch.inf).logsumexp(dim=-1)
+    return scaled.gather(-1, true).squeeze(-1) - others
+
+
+def softmax(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    _check(logits, labels, temperature=temperature)
+    return _log_odds(logits, labels, temperature).sigmoid()
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Taken from the logits because 1 - p_y rounds to zero where the softmax saturates."""
+    _check(logits, labels)
+    return _log_odds(logits, labels, 1.0)
+
+
+def taylor(logits: Tensor, labels: Tensor, order: int = 4) -> Tensor:
+    """Without a temperature: the published code ignores it here."""
+    _check(logits, labels, order=order)
+    return sm_taylor_softmax(logits, labels.long(), order, margin=0.0, temperature=1.0)
+
+
+def soft_margin(logits: Tensor, labels: Tensor, margin: float = 0.6, temperature: float = 2.0) -> Tensor:
+    """The margin is taken off the log-odds, so that nothing overflows."""
+    _check(logits, labels, temperature=temperature, margin=margin)
+    return (_log_odds(logits, labels, temperature) - margin).sigmoid()
+
+
+def sm_taylor(logits: Tensor, labels: Tensor, order: int = 4, margin: float = 0.6, temperature: float = 2.0) -> Tensor:
+    _check(logits, labels, temperature=temperature, margin=margin, order=order)
+    return sm_taylor_softmax(logits, labels.long(), order, margin, temperature)
+
+
+def sm_taylor_clamped(
+    logits: Tensor, labels: Tensor, order: int = 4, margin: float = 0.6, temperature: float = 2.0
+) -> Tensor:
+    _check(logits, labels, temperature=temperature, margin=margin, order=order)
+    return sm_taylor_softmax(logits, labels.long(), order, margin, temperature, FLOOR)
+
+
+SIGNALS: dict[str, Callable[..., Tensor]] = {
+    "softmax": softmax,
+    "log-odds": log_odds,
+    "taylor": taylor,
+    "soft-margin": soft_margin,
+    "sm-taylor": sm_taylor,
+    "sm-taylor-clamped": sm_taylor_clamped,
+}

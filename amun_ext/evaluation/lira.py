@@ -1,0 +1,68 @@
+"""LiRA: membership inference by the likelihoods of log-odds under references with and without the sample."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from amun_ext.checks import require
+from amun_ext.evaluation.queries import Array, Queries, check_counts, check_queries
+
+VARIANCES = ("pooled", "each")
+
+
+def lira(
+    target: ArrayLike | Tensor,
+    reference: ArrayLike | Tensor,
+    membership: ArrayLike | Tensor,
+    *,
+    mode: str = "online",
+    variance: str = "pooled",
+) -> Array:
+    """Evidence [N] that the target model was trained on each sample (Carlini et al. 2022, algorithm 1 and section V).
+
+    target [N] is the log-odds of the true class in the target model (`log_odds`), reference [M, N] in the references,
+    and membership [M, N] (bool) says which of these were trained on a sample. "online" is the log-likelihood ratio of
+    two Gaussians, of the references that were and of those that were not (far from both the wider one wins, on either
+    side). "offline" needs the latter only: by how many of their standard deviations the target is above their mean.
+    That is one-sided, as in that paper; its code takes the density, and finds a member far below the mean, too.
+
+    The variance within a sample is "pooled" over all samples (better where references are few) or of "each" alone; as
+    many degrees of freedom as there are references beyond the mean. Of augmented queries, target [A, N] and reference
+    [A, M, N], the evidence is averaged.
+
+    InputError for what does not fit; for a sample without references of a kind that is needed, or with one where
+    "each" needs two; and where references of a kind do not differ at all.
+    """
+    queries = check_queries(target, reference, membership, mode)
+    require(variance in VARIANCES, "variance", f"one of {VARIANCES}", repr(variance))
+    least = 2 if variance == "each" else 1
+    check_counts(queries.outs, least, "not trained on it")
+    outside = _standardised(queries, ~queries.membership, variance)
+    if mode == "offline":
+        return _mean(outside[0])
+    check_counts(queries.ins, least, "trained on it")
+    inside = _standardised(queries, queries.membership, variance)
+    return _mean(_log_density(*inside) - _log_density(*outside))
+
+
+def _standardised(queries: Queries, of: NDArray[np.bool_], variance: str) -> tuple[Array, Array]:
+    """(target - mean) / s of the references in `of`, [A, N], and s, [A, 1] or [A, N]."""
+    mean = queries.means(of)
+    squares = np.where(of, (queries.reference - mean[:, None]) ** 2, 0.0).sum(axis=1)  # [A, N]
+    freedom = of.sum(axis=0) - 1
+    if variance == "pooled":
+        require(int(freedom.sum()) > 0, "reference", "2 or more of a kind for some sample", "one of a kind for each")
+        squares, freedom = squares.sum(axis=1, keepdims=True), freedom.sum()
+    flat = int((squares == 0).sum())
+    require(flat == 0, "reference", f'answers that differ (variance="{variance}")', f"{flat} of {squares.size} alike")
+    spread = np.sqrt(squares / freedom)
+    return (queries.target - mean) / spread, spread
+
+
+def _log_density(z: Array, spread: Array) -> Array:
+    return -(z**2) / 2 - np.log(spread)  # the constant cancels
+
+
+def _mean(evidence: Array) -> Array:
+    mean: Array = evidence.mean(axis=0)
+    return mean

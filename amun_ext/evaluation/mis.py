@@ -1,0 +1,118 @@
+"""MIS, the membership inference of older papers: the share of the forget set that an attack calls non-members.
+
+One model attacks itself: retain samples are the members it learns from, test samples the non-members. There is no ideal
+value, only that of the retrained model.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amun_ext.checks import check_labels, require, whole
+from amun_ext.evaluation.mia import log_odds
+from amun_ext.evaluation.roc import roc
+
+Answers = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]
+
+
+def entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-sum_j p_j log p_j, [N] float64; the labels have no part in it."""
+    terms: Tensor = torch.special.entr(logits.double().softmax(dim=1))
+    return terms.sum(dim=1)
+
+
+def m_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-(1 - p_y) log p_y - sum over j != y of p_j log(1 - p_j), [N] float64 (Song and Mittal 2021, modified entropy).
+
+    Small for a model that is sure and right, large for one that is sure and wrong. The published codes of unlearning
+    take log p_j in the sum and do not use the labels, which is another number.
+    """
+    log_p = logits.double().log_softmax(dim=1)
+    largest = log_p.argmax(dim=1, keepdim=True)
+    # log(1 - p_j): only of the largest can 1 - p_j lose all its digits, so that is the sum of the others.
+    rest = log_p.scatter(1, largest, -torch.inf).logsumexp(dim=1, keepdim=True)
+    log_rest = torch.log1p(-log_p.exp().scatter(1, largest, 0.0)).scatter(1, largest, rest)
+    true = labels.long().unsqueeze(1)
+    others = (log_p.exp() * log_rest).scatter(1, true, 0.0).sum(dim=1)
+    own = (log_rest.exp() * log_p).gather(1, true).squeeze(1)
+    return -own - others
+
+
+def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """p_y, [N] float64."""
+    return logits.double().softmax(dim=1).gather(1, labels.long().unsqueeze(1)).squeeze(1)
+
+
+FEATURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "correctness": lambda logits, labels: (logits.argmax(dim=1) == labels).double(),
+        "confidence": confidence,
+        "entropy": entropy,
+        "m_entropy": m_entropy,
+        "prob": lambda logits, labels: logits.double().softmax(dim=1),
+    }
+)
+
+
+def mis(retain: Answers, test: Answers, forget: Answers, *, feature: str = "confidence", seed: int = 0) -> float:
+    """Percent of the forget set that a support vector machine calls non-members, as published (paper section 3.2).
+
+    Each set is the logits [N, K] of one model and the labels [N]. The machine is scikit-learn's, C 3, gamma "auto", a
+    Gaussian kernel, on one of `FEATURES`; papers report "confidence". Members are retain samples drawn by `seed`, as
+    many as there are test samples; of a smaller retain set all, against as many of the test samples. Time is quadratic
+    in these: seconds for 10,000.
+
+    The number mostly measures the width of that kernel, which cannot tell .99 from 1; see `mis_threshold`.
+    """
+    from sklearn.svm import SVC  # here, because it takes a second to import
+
+    require(feature in FEATURES, "feature", f"one of {tuple(FEATURES)}", repr(feature))
+    whole("seed", seed, 0)
+    _check(retain, test, forget)
+    count = min(len(retain[0]), len(test[0]))
+    retain, test = (_drawn(answers, count, seed) for answers in (retain, test))
+    known = np.concatenate([_features(feature, retain), _features(feature, test)])
+    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(known, np.repeat([1, 0], count))
+    return 100.0 * float(np.mean(machine.predict(_features(feature, forget)) == 0))
+
+
+def mis_threshold(retain: Answers, test: Answers, forget: Answers) -> float:
+    """Percent of the forget set below the log-odds that best separate retain from test samples, by balanced accuracy.
+
+    What the machine of `mis` is after, done well: one threshold, on a feature that does not saturate. It needs no draw,
+    because balanced accuracy does not depend on how many there are of either. Of equally good thresholds the highest
+    is taken; 100 where none is better than to call all non-members.
+    """
+    _check(retain, test, forget)
+    inside, outside, asked = (log_odds(logits, labels).cpu().numpy() for logits, labels in (retain, test, forget))
+    curve = roc(inside, outside)
+    best = int(np.argmax(np.round(curve.tpr - curve.fpr, 9)))  # equal is equal up to rounding
+    return 100.0 if best == 0 else 100.0 * float(np.mean(asked < curve.threshold[best]))
+
+
+def _drawn(answers: Answers, count: int, seed: int) -> Answers:
+    logits, labels = (part.cpu() for part in answers)
+    if count == len(logits):
+        return logits, labels
+    rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))[:count]
+    return logits[rows], labels[rows]
+
+
+def _check(retain: Answers, test: Answers, forget: Answers) -> None:
+    classes = retain[0].shape[-1]
+    for name, (logits, labels) in (("retain", retain), ("test", test), ("forget", forget)):
+        shaped = logits.dim() == 2 and len(logits) > 0 and classes == logits.shape[1] >= 2
+        require(shaped, name, "logits [N, K], not empty, with the same K >= 2", f"shape {tuple(logits.shape)}")
+        check_labels(f"labels of {name}", labels, len(logits), classes)
+        broken = logits.numel() - int(logits.isfinite().sum())
+        require(broken == 0, name, "finite logits", f"{broken} of {logits.numel()} not finite")
+
+
+def _features(name: str, answers: Answers) -> NDArray[np.float64]:
+    logits, labels = (part.detach().cpu() for part in answers)
+    values: NDArray[np.float64] = FEATURES[name](logits, labels).numpy()
+    return values.reshape(len(values), -1)  # [N, 1] or [N, K]

@@ -1,0 +1,258 @@
+"""RMIA: membership inference by likelihood ratios to reference models (Zarifzadeh et al. 2024; paper section 3.1).
+
+The ratio p(x) / prior(x) of the target model to its references says it all for one model: the score is monotone in it,
+so areas and ROC curves need no population and no gamma, save that the score has fewer distinct values.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from amun_ext.checks import require
+from amun_ext.evaluation.queries import TOLERANCE, Array, Queries, check_groups, check_queries, check_rows
+
+AGGREGATES = ("mean-log", "vote")
+PAIRS_AT_ONCE = 2**20  # of a vote: 8 MiB of quotients
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A signal by name, its options, and keyword arguments of `rmia`."""
+
+    signal: str
+    signal_options: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+
+
+AS_PUBLISHED = {"mode": "online", "trim": 0.0, "gamma": 2.0, "population": None, "strict": True}
+# "amun" is what the paper's tables have. Its signal is a cubic (order counts the terms), below zero for small logits,
+# where a ratio means nothing. "robust" is the same attack on a signal inside (0, 1): take it in float64, as the sigmoid
+# of the log-odds, because in float32 confident samples all round to one.
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "amun": Preset("sm-taylor", {"order": 4, "margin": 0.6, "temperature": 2.0}, AS_PUBLISHED),
+        "robust": Preset("softmax", {"temperature": 1.0}, AS_PUBLISHED),
+    }
+)
+DEFAULT_PRESET = "robust"
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """How often the references were trained on the samples of a group: numbers of references, (least, most)."""
+
+    ins: tuple[int, int]
+    outs: tuple[int, int]
+    share: float  # mean, of the references
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What to look at before a result is believed; counts are over all samples, and over all augmentations."""
+
+    references: int
+    augmentations: int
+    ins: tuple[int, int]  # references trained on a sample: least, most
+    outs: tuple[int, int]
+    groups: dict[str, GroupCounts]
+    below_zero: int  # signals of the target that no probability can have
+    above_one: int
+    references_below_zero: int
+    priors_not_positive: int
+    distinct_scores: int
+
+
+@dataclass(frozen=True, eq=False)
+class RmiaResult:
+    """Higher is more like a member, in all three.
+
+    `ratio` [N] is p / prior, infinite where the prior is zero. Of augmented queries it is the geometric
+    mean over augmentations, NaN where one of them is negative. `log_ratio` [N] is its logarithm, -inf of zero and NaN
+    of a negative ratio. `score` [N] in [0, 1] is the share of other samples whose ratio it exceeds by gamma, NaN where
+    there is no other.
+    """
+
+    ratio: Array
+    log_ratio: Array
+    score: Array
+    diagnostics: Diagnostics
+
+
+def rmia(
+    target: ArrayLike | Tensor,
+    reference: ArrayLike | Tensor,
+    membership: ArrayLike | Tensor,
+    *,
+    mode: str = "online",
+    a: float = 0.3,
+    trim: float = 0.0,
+    gamma: float = 2.0,
+    population: ArrayLike | Tensor | None = None,
+    strict: bool = True,
+    groups: Mapping[str, ArrayLike | Tensor] | None = None,
+    tolerance: float = TOLERANCE,
+    aggregate: str = "mean-log",
+) -> RmiaResult:
+    """Share of samples z for which p(x)/prior(x) / (p(z)/prior(z)) > gamma (>= unless `strict`), z other than x.
+
+    target [N] is the signal of the true class in the target model, reference [M, N] in the references, and membership
+    [M, N] (bool) says which of these were trained on a sample. A signal is like a probability, but anything finite is
+    taken; diagnostics count what is no probability.
+
+    The prior is "online" the mean over all references, of which a share `trim` in [0, 0.5) is cut at either end, and
+    "offline" (1+a)/2 * the mean over those not trained on the sample + (1-a)/2, `a` in [0, 1]. Online, the members and
+    non-members that are compared must have been in the references' training sets equally often: name their rows in
+    `groups`, and it is refused if the shares differ by more than `tolerance`.
+
+    `population` are the row numbers of z, None for all. The score is exactly that of the pairwise definition in
+    float64, for any signs, in O((N+Z) log Z) time and O(N+Z) memory. A quotient that is not a number (zero or infinity
+    by itself) exceeds nothing.
+
+    With augmented queries, target [A, N] and reference [A, M, N], `aggregate` is "mean-log" (the score of the geometric
+    mean of the ratios, which must be positive) or "vote" (as published: z counts where more than half of the
+    augmentations say so; O(A N Z) time).
+
+    InputError for what does not fit, and where signal and prior are both zero.
+    """
+    queries = check_queries(target, reference, membership, mode)
+    require(0 < gamma < np.inf, "gamma", "positive and finite", gamma)
+    require(0 <= trim < 0.5, "trim", "in [0, 0.5)", trim)
+    require(mode == "online" or trim == 0, "trim", "0 in offline mode", trim)
+    require(0 <= a <= 1, "a", "in [0, 1]", a)
+    require(aggregate in AGGREGATES, "aggregate", f"one of {AGGREGATES}", repr(aggregate))
+    count = queries.target.shape[1]
+    rows = np.arange(count) if population is None else check_rows("population", population, count)
+    named = check_groups(groups, queries, mode, tolerance)
+
+    priors = _online(queries.reference, trim) if mode == "online" else _offline(queries, a)
+    ratios = _ratios(queries.target, priors)  # [A, N]
+    log_ratio = _mean_log(ratios)
+    ratio = np.exp(log_ratio) if queries.augmented else ratios[0]
+    exceeds = _exceeding(gamma, strict)
+    if queries.augmented and aggregate == "vote":
+        wins, own = _votes(ratios, rows, exceeds)
+    else:
+        fit = int(((ratios > 0) & (ratios < np.inf)).all(axis=0).sum())
+        must_be = 'of positive, finite ratios for aggregate="mean-log" ("vote" takes any)'
+        require(
+            not queries.augmented or fit == count, "target", must_be, f"{count - fit} of {count} samples with others"
+        )
+        wins, own = _exceeded(ratio, ratio[rows], exceeds), exceeds(ratio, ratio)
+    score = _shares(wins, own, rows)
+    return RmiaResult(ratio, log_ratio, score, _diagnose(queries, priors, score, named))
+
+
+def _online(reference: Array, trim: float) -> Array:
+    cut = int(trim * reference.shape[1])
+    if cut:
+        reference = np.sort(reference, axis=1)[:, cut:-cut]
+    prior: Array = reference.mean(axis=1)
+    return prior  # [A, N]
+
+
+def _offline(queries: Queries, a: float) -> Array:
+    # From p_in = a p_out + (1 - a), and the prior as the mean of both.
+    return (1 + a) / 2 * queries.means(~queries.membership) + (1 - a) / 2  # [A, N]
+
+
+def _ratios(target: Array, priors: Array) -> Array:
+    undefined = int(((target == 0) & (priors == 0)).sum())
+    require(undefined == 0, "target", "other than zero where the prior is", f"{undefined} zeros by zero")
+    with np.errstate(all="ignore"):
+        return target / priors  # [A, N]
+
+
+def _mean_log(ratios: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean: Array = np.log(ratios).mean(axis=0)
+    return mean  # [N]
+
+
+Exceeds = Callable[[Array, Array], NDArray[np.bool_]]
+
+
+def _exceeding(gamma: float, strict: bool) -> Exceeds:
+    """The predicate of the definition, in its own arithmetic."""
+    compare = np.greater if strict else np.greater_equal
+
+    def exceeds(ratio: Array, other: Array) -> NDArray[np.bool_]:
+        with np.errstate(all="ignore"):
+            return np.asarray(compare(ratio / other, gamma))
+
+    return exceeds
+
+
+def _exceeded(ratio: Array, others: Array, exceeds: Exceeds) -> NDArray[np.intp]:
+    """How many of `others` [Z] each of `ratio` [N] exceeds.
+
+    Only equal signs have a quotient above zero, and then it is the quotient of the magnitudes: either sign by itself is
+    in order. Signs are looked at by bit, because 1 / -0.0 is -inf.
+    """
+    counts = np.zeros(len(ratio), dtype=np.intp)
+    for negative in (False, True):
+        mine = np.signbit(ratio) == negative
+        theirs = np.sort(np.abs(others[np.signbit(others) == negative]))
+        counts[mine] = _bisect(np.abs(ratio[mine]), theirs, exceeds)
+    return counts
+
+
+def _bisect(values: Array, ordered: Array, exceeds: Exceeds) -> NDArray[np.intp]:
+    """How many of `ordered` each of `values` exceeds, none of them negative.
+
+    Rounding is monotone, so those are the first so many. They are found by asking the predicate itself: a search for
+    value / gamma is off where that rounds to the other side of an element (gamma 1.1, neighbours in floating point).
+    """
+    low, high = np.zeros(len(values), dtype=np.intp), np.full(len(values), len(ordered), dtype=np.intp)
+    for _ in range(len(ordered).bit_length()):
+        middle = (low + high) // 2
+        # Where the search is over, middle is low and may be past the end.
+        above = exceeds(values, ordered[np.minimum(middle, len(ordered) - 1)]) & (low < high)
+        low, high = np.where(above, middle + 1, low), np.where(above, high, middle)
+    return low
+
+
+def _votes(ratios: Array, rows: NDArray[np.intp], exceeds: Exceeds) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """How many of `rows` [Z] each sample exceeds in most of its augmentations, and whether it so exceeds itself."""
+    times, count = ratios.shape
+    wins = np.zeros(count, dtype=np.intp)
+    step = max(1, PAIRS_AT_ONCE // len(rows))
+    for start in range(0, count, step):
+        tile = slice(start, start + step)
+        votes = sum(exceeds(of[tile, None], of[None, rows]).astype(np.int32) for of in ratios)  # [step, Z]
+        wins[tile] = (2 * votes > times).sum(axis=1)
+    return wins, 2 * exceeds(ratios, ratios).sum(axis=0) > times
+
+
+def _shares(wins: NDArray[np.intp], own: NDArray[np.bool_], rows: NDArray[np.intp]) -> Array:
+    within = np.zeros(len(wins), dtype=np.bool_)
+    within[rows] = True
+    others = len(rows) - within.astype(np.intp)
+    return np.where(others > 0, (wins - (own & within)) / np.maximum(others, 1), np.nan)
+
+
+def _diagnose(queries: Queries, priors: Array, score: Array, groups: dict[str, NDArray[np.intp]]) -> Diagnostics:
+    ins, outs = queries.ins, queries.outs
+    return Diagnostics(
+        references=len(queries.membership),
+        augmentations=len(queries.target),
+        ins=_range(ins),
+        outs=_range(outs),
+        groups={
+            name: GroupCounts(_range(ins[of]), _range(outs[of]), float(ins[of].mean()) / len(queries.membership))
+            for name, of in groups.items()
+        },
+        below_zero=int((queries.target < 0).sum()),
+        above_one=int((queries.target > 1).sum()),
+        references_below_zero=int((queries.reference < 0).sum()),
+        priors_not_positive=int((priors <= 0).sum()),
+        distinct_scores=len(np.unique(score)),
+    )
+
+
+def _range(counts: NDArray[np.intp]) -> tuple[int, int]:
+    return int(counts.min()), int(counts.max())

@@ -1,0 +1,149 @@
+"""ROC curves at low false-positive rates, and how sure an area is; everything in percent."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from amun_ext.checks import require, whole
+from amun_ext.evaluation.mia import as_scores, auc, placements
+
+Array = NDArray[np.float64]
+Scores = ArrayLike | Tensor
+
+LOW_FPR = (1.0, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """Points of a ROC curve from (0, 0) to (100, 100): a member is called so from `threshold` on."""
+
+    fpr: Array  # [P] percent of the non-members
+    tpr: Array  # [P] percent of the members
+    threshold: Array  # [P], falling; the first is above every score, NaN
+
+
+@dataclass(frozen=True)
+class TprAtFpr:
+    """The most members found while at most `fpr` percent of the non-members are called members."""
+
+    fpr: float
+    tpr: float  # NaN below the resolution, where it would rest on no non-member at all
+    resolution: float  # what one non-member is, percent
+
+
+def roc(members: Scores, nonmembers: Scores) -> Roc:
+    """The curve of a score of `members` [N] and `nonmembers` [M], where higher says member; infinities are scores."""
+    from sklearn.metrics import roc_curve  # here, because it takes a second to import
+
+    ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
+    # Ranks order as the scores do and are finite where scores are not; scikit-learn refuses infinity.
+    values, ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)
+    fpr, tpr, cut = roc_curve(np.repeat([1, 0], [len(ins), len(outs)]), ranks, drop_intermediate=False)
+    threshold = np.append(math.nan, values[cut[1:].astype(np.intp)])
+    return Roc(100.0 * fpr, 100.0 * tpr, threshold)
+
+
+def tpr_at_fpr(members: Scores, nonmembers: Scores, fprs: Sequence[float] = LOW_FPR) -> list[TprAtFpr]:
+    """The true-positive rate at each of `fprs`, percent in (0, 100], by steps of the curve, not between them."""
+    for fpr in fprs:
+        require(0 < fpr <= 100, "fprs", "percent in (0, 100]", fpr)
+    curve, count = roc(members, nonmembers), len(as_scores("nonmembers", nonmembers))
+    false = np.rint(curve.fpr * count / 100)
+    answers = []
+    for fpr in fprs:
+        allowed = math.floor(fpr * count / 100 * (1 + 1e-9))  # 0.1 % of 1000 is one, whatever 0.1 rounds to
+        tpr = float(curve.tpr[false <= allowed].max()) if allowed else math.nan
+        answers.append(TprAtFpr(fpr, tpr, 100 / count))
+    return answers
+
+
+@dataclass(frozen=True)
+class AucInterval:
+    """An area and two intervals for it, (low, high), percent."""
+
+    value: float
+    delong: tuple[float, float]  # normal, from DeLong's error; NaN for one sample on a side
+    bootstrap: tuple[float, float]
+
+
+def auc_interval(
+    members: Scores, nonmembers: Scores, *, level: float = 95.0, draws: int = 1000, seed: int = 0
+) -> AucInterval:
+    """The area of `auc` and intervals that hold it in `level` percent of cases.
+
+    The bootstrap draws members [N] and non-members [M] anew, each side by itself, `draws` times from `seed`, and takes
+    the percentiles. Neither interval sees what another training run would change. O(draws (N + M)) time.
+    """
+    require(0 < level < 100, "level", "percent in (0, 100)", level)
+    whole("draws", draws, 2)
+    whole("seed", seed, 0)
+    area = auc(members, nonmembers)
+    half = NormalDist().inv_cdf(0.5 + level / 200) * area.standard_error
+    ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
+    ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)[1]
+    random = np.random.default_rng(seed)
+    kinds = int(ranks.max()) + 1
+    drawn = [
+        _area(_redraw(ranks[: len(ins)], kinds, random), _redraw(ranks[len(ins) :], kinds, random))
+        for _ in range(draws)
+    ]
+    low, high = np.percentile(drawn, [50 - level / 2, 50 + level / 2])
+    return AucInterval(area.value, _edges(area.value - half, area.value + half), _edges(low, high))
+
+
+@dataclass(frozen=True)
+class AucDifference:
+    """One area less another, percent, and its variance as the sum of what each side adds; NaN for one sample there."""
+
+    value: float
+    member_variance: float
+    nonmember_variance: float
+
+    @property
+    def standard_error(self) -> float:
+        return math.sqrt(self.member_variance + self.nonmember_variance)
+
+
+def auc_difference(one: tuple[Scores, Scores], other: tuple[Scores, Scores] | None = None) -> AucDifference:
+    """Area of `one` less that of `other`, both (members [N], nonmembers [M]) in the same order; else less a coin's 50.
+
+    Scores of the same samples by two models, or attacks, go up and down together, so the difference is better known
+    than either area; the covariance is DeLong's (1988). As there, a variance of 0 says that no spread was seen, not
+    certainty.
+    """
+    ins, outs = _shares("one", one)
+    expected = 50.0
+    if other is not None:
+        others = _shares("other", other)
+        sizes, got = (len(ins), len(outs)), tuple(map(len, others))
+        require(sizes == got, "other", f"scores of the same samples, {sizes} of them", got)
+        ins, outs, expected = ins - others[0], outs - others[1], 0.0
+    variances = (of.var(ddof=1) / len(of) if len(of) > 1 else math.nan for of in (ins, outs))
+    return AucDifference(float(ins.mean()) - expected, *map(float, variances))
+
+
+def _shares(name: str, pair: tuple[Scores, Scores]) -> tuple[Array, Array]:
+    """What each member and each non-member adds to the area, percent (DeLong's structural components)."""
+    ins, outs = (as_scores(f"{name}[{side}]", scores) for side, scores in enumerate(pair))
+    return 100.0 * placements(ins, outs), 100.0 * (1.0 - placements(outs, ins))
+
+
+def _redraw(ranks: NDArray[np.intp], kinds: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """As many of `ranks`, with replacement: how often each of `kinds` ranks came."""
+    return np.bincount(ranks[random.integers(len(ranks), size=len(ranks))], minlength=kinds)
+
+
+def _area(ins: NDArray[np.intp], outs: NDArray[np.intp]) -> float:
+    """From how often each rank is among members and non-members; without a sort, which a thousand draws feel."""
+    below = np.cumsum(outs) - outs / 2
+    return 100.0 * float(ins @ below) / (int(ins.sum()) * int(outs.sum()))
+
+
+def _edges(low: float, high: float) -> tuple[float, float]:
+    low, high = np.clip([low, high], 0, 100).tolist()  # NaN stays
+    return low, high

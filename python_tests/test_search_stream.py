@@ -504,7 +504,7 @@ def measure_memory(folder: str) -> None:
         while not over.wait(0.002):
             peak[0] = max(peak[0], anonymous())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # ends with a search that fails
     watcher.start()
     out = Path(folder) / "set"
     result = find_min_adversarial(model, images, labels, method="deepfool", steps=1, out=out)

@@ -1,4 +1,4 @@
-"""The command line: amun demo | train | forget | search | compare | tune | info."""
+"""The command line: amun demo | train | forget | audit | references | search | compare | tune | info."""
 
 import argparse
 import json
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import amun_ext
+from amun_ext import audit as audits
 from amun_ext import deletion, info, models, tuning
 from amun_ext.checks import InputError, require, whole
 from amun_ext.data import DATASETS, Splits, fingerprint, load
 from amun_ext.deletion import Request, forget_ids
 from amun_ext.deletion.ids import some_ids
-from amun_ext.deletion.request import retraining, sets, write
+from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, write
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import compare, demo, searches
 from amun_ext.experiments.comparison import SETTINGS
@@ -232,6 +233,58 @@ def parser() -> argparse.ArgumentParser:
     tuner.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
     tuner.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
     add_recipe(tuner, "fine-tuning; lr and schedule are searched", tuning.RECIPE, searched=True)
+
+    judge = command(
+        "audit",
+        run_audit,
+        "measure how well a model has forgotten, by membership inference, and give a verdict with its uncertainty",
+        "examples:\n"
+        "  amun audit --model forgotten/model.safetensors --original original.safetensors --data fashion-mnist-mini "
+        "--retrain --out audit\n"
+        "  amun audit --model forgotten/model.safetensors --data fashion-mnist-mini --fraction 0.1 "
+        "--references references --out audit\n\n"
+        "writes audit.json, audit.md and audit.html into the folder --out, with --retrain retrained.safetensors too.\n"
+        "FT AUC is compared with that of a model that was retrained without the ids, or, where --references are given\n"
+        "and the ids are a random draw, with 50.\n"
+        "exit status: 0 done, 1 failed, 2 bad input; the verdict is in the report",
+    )
+    judge.set_defaults(stopped="the same command goes on where it was")
+    add_data(judge)
+    add_checkpoint(judge)
+    add_ids(judge, required=False)
+    judge.add_argument("--out", type=Path, required=True, help="folder of the results")
+    judge.add_argument("--original", type=Path, help="checkpoint of the model before, of the same architecture")
+    anew = judge.add_mutually_exclusive_group()
+    anew.add_argument("--retrained", type=Path, help="checkpoint of a model that was trained without the ids")
+    anew.add_argument("--retrain", action="store_true", help="train one, as the checkpoint says that it was trained")
+    judge.add_argument("--references", type=Path, help="a folder that amun references has written")
+    judge.add_argument(
+        "--random-draw", action="store_true", help="the ids are a random draw of the training set (--fraction is one)"
+    )
+    judge.add_argument(
+        "--margin", type=float, default=audits.MARGIN, help="points of FT AUC that are none (default: %(default)s)"
+    )
+
+    reference = command(
+        "references",
+        run_references,
+        "train reference models on random halves of the data, for audits to compare with",
+        "example:\n"
+        "  amun references --model original.safetensors --data fashion-mnist-mini --models 16 --workers 2 "
+        "--out references\n\n"
+        "writes what each model says of every sample into the folder --out, 8 bytes a sample; with the same arguments\n"
+        "a command that was stopped goes on where it was, and with more --models it adds some. One set serves every\n"
+        "request and every method that starts from this architecture, recipe and data.",
+    )
+    reference.set_defaults(stopped="the same command goes on where it was")
+    add_data(reference)
+    add_checkpoint(reference)
+    reference.add_argument("--out", type=Path, required=True, help="folder of the references")
+    reference.add_argument("--models", type=int, default=16, help="an even number (default: %(default)s)")
+    reference.add_argument(
+        "--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)"
+    )
+    add_recipe(reference, "training (default: as the checkpoint says that it was trained)")
 
     command("info", lambda _: print(info.text()), "print versions, ops available per device, and build flags")
     return top
@@ -507,6 +560,68 @@ def run_compare(options: argparse.Namespace) -> None:
     print(f"{compared.to_text()}\n\nwrote compare.json and compare.html into {options.out}")
 
 
+def run_references(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    splits = load(options.data, options.root, options.download)
+    model, metadata = rebuilt(options, splits)
+    anew = retraining(model, metadata, recipe(options))
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    made = audits.train_references(model, splits, anew.recipe, out=options.out, **how)
+    print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")
+
+
+def run_audit(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    check_free(options.out, *audits.FILES)
+    splits = load(options.data, options.root, options.download)
+    model, metadata = rebuilt(options, splits)
+    forgotten = json.loads(metadata.get("forgotten", "[]"))
+    given = {"ids": options.ids, "file": options.ids_file, "fraction": options.fraction}
+    if all(way is None for way in given.values()):
+        require(bool(forgotten), "--ids", "given, because the checkpoint has forgotten none", "none")
+        given["ids"] = forgotten
+    ids = forget_ids(len(splits.train), **given, seed=options.seed)
+    before = sorted({*forgotten} - {*ids.tolist()})
+    known = metadata.get("training_data")
+    require(known in (None, fingerprint(splits.train)), "--data", "what the checkpoint was trained on", "others")
+    original = None if options.original is None else rebuilt(options, splits, options.original)[0]
+    references = None if options.references is None else audits.load_references(options.references, splits)
+    retrained = None if options.retrained is None else rebuilt(options, splits, options.retrained)[0]
+    if options.retrain:
+        gone = {name: value for name, value in metadata.items() if name != "forgotten"}
+        asked = sets(splits, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]), gone, with_copies=True)
+        retrained = retraining(model, metadata).unlearn(
+            model,
+            asked.forget,
+            asked.retain,
+            seed=options.seed + RETRAIN_SEED,
+            checkpoint=options.out / "retraining.safetensors",
+            progress=True,
+        )
+        models.save_checkpoint(options.out / "retrained.safetensors", retrained, metadata)
+        (options.out / "retraining.safetensors").unlink()
+    found = audits.audit(
+        model,
+        splits,
+        ids,
+        original=original,
+        retrained=retrained,
+        references=references,
+        before=before,
+        random_draw=options.random_draw or options.fraction is not None,
+        margin=options.margin,
+        facts={
+            **about(options, metadata),
+            "ids": ids.tolist(),
+            "ids forgotten before": before,
+            "references": None if references is None else len(references),
+            "versions": info.versions(),
+        },
+    )
+    found.write(options.out)
+    print(f"{found.to_text()}\n\nwrote {', '.join(audits.FILES)} into {options.out}")
+
+
 def run_tune(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_free(options.out, "tuned.json", "trials.json", "tuning.html")
@@ -562,15 +677,16 @@ def about(options: argparse.Namespace, metadata: dict[str, str]) -> dict[str, ob
     return {"model": options.model.name, "arch": metadata["arch"], "data": data, "device": str(options.device)}
 
 
-def rebuilt(options: argparse.Namespace, splits: Splits) -> tuple[nn.Module, dict[str, str]]:
-    """The model of --model, and what its checkpoint says of it."""
-    metadata = models.read_metadata(options.model) if options.model.suffix == ".safetensors" else {}
+def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, dict[str, str]]:
+    """The model at `path`, by default that of --model, and what its checkpoint says of it."""
+    path = options.model if path is None else path
+    metadata = models.read_metadata(path) if path.suffix == ".safetensors" else {}
     arch = options.arch or metadata.get("arch")
-    require(arch is not None, "--arch", f"given, because {options.model} does not name its architecture", "none")
+    require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
     width = int(metadata["width"]) if options.width is None and "width" in metadata else options.width
     images = splits.train.tensors[0]
     model = models.build(str(arch), num_classes=len(splits.classes), in_channels=images.shape[1], width=width)
-    models.load_checkpoint(options.model, model)
+    models.load_checkpoint(path, model)
     model = model.to(options.device)
     classes = count_classes(model, images)
     require(classes == len(splits.classes), "--data", f"of the model's {classes} classes", len(splits.classes))

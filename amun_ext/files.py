@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from amun_ext.checks import InputError, require
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -49,6 +51,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write JSON that every parser reads: NaN and infinity are refused, not written."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def claim(path: Path, identity: Mapping[str, object], what: str) -> None:
+    """Write down whose folder it is that `path` is in. InputError, which calls it one of this `what`, for another's."""
+    if not path.exists():
+        write_json(path, identity)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differ = [name for name in identity if found.get(name) != identity[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"out must be a new folder or one of this {what}, got {path}: {error}") from error
+    must_be = f"a new folder or one of this {what}"
+    require(not differ, "out", must_be, f"{path.parent}, of one with other {', '.join(differ)}")
 
 
 def plain(value: object) -> object:

@@ -55,10 +55,11 @@ def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2
     return picture
 
 
-def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[str, str]:
+def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]], *, normals: bool = False) -> dict[str, str]:
     """One SVG per row of `scores` (row -> forget, retain, test -> log-odds [N]), all on the same axes.
 
     Heights are percent of the set; the outermost bars hold the 0.5 % at either end that would stretch the axis.
+    `normals` adds a normal of the same mean and deviation for the forget and the test set, as in the paper's figure 3.
     """
     low, high = np.quantile(
         np.concatenate([values for row in scores.values() for values in row.values()]), [0.005, 0.995]
@@ -66,7 +67,7 @@ def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[
     edges = np.linspace(low, max(high, low + 1.0), BINS + 1)
     shares = {row: {name: _shares(values, edges) for name, values in sets.items()} for row, sets in scores.items()}
     top = 1.05 * max(float(share.max()) for sets in shares.values() for share in sets.values())
-    return {row: _histogram(row, sets, edges, top) for row, sets in shares.items()}
+    return {row: _histogram(row, sets, edges, top, scores[row] if normals else {}) for row, sets in shares.items()}
 
 
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -74,8 +75,16 @@ def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[
     return 100.0 * counts / len(values)
 
 
-def _histogram(row: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], top: float) -> str:
+def _histogram(
+    row: str,
+    shares: Mapping[str, NDArray[np.float64]],
+    edges: NDArray[np.float64],
+    top: float,
+    fitted: Mapping[str, NDArray[np.float64]],
+) -> str:
     def draw(axes: Any) -> None:
+        for name in {"forget", "test"} & fitted.keys():
+            axes.plot(*_normal(fitted[name], edges), color=COLOURS[name][0], linewidth=1.0, alpha=0.8)
         axes.stairs(shares["retain"], edges, fill=True, color=COLOURS["retain"][0], alpha=0.45)
         axes.stairs(shares["test"], edges, color=COLOURS["test"][0], linewidth=1.6, linestyle=(0, (4, 1.5)))
         axes.stairs(shares["forget"], edges, color=COLOURS["forget"][0], linewidth=2.0)
@@ -85,6 +94,13 @@ def _histogram(row: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArr
         )
 
     return svg(row, draw)
+
+
+def _normal(values: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """The curve, as percent in a bar."""
+    at, spread = np.linspace(edges[0], edges[-1], 200), max(float(values.std()), 1e-12)
+    density = np.exp(-(((at - values.mean()) / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
+    return at, 100.0 * density * (edges[1] - edges[0])
 
 
 def amplification(differences: Sequence[NDArray[np.float32]]) -> int:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from amun_ext.checks import InputError, require, whole
+from amun_ext.checks import require, whole
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
-from amun_ext.files import write_json
+from amun_ext.files import claim
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -200,20 +200,9 @@ def check_methods(methods: Sequence[str], with_retain: bool) -> None:
 
 
 def _same_study(out: Path, identity: Mapping[str, object]) -> None:
-    """Write down whose folder it is. InputError when it is another's."""
-    path = out / STUDY
-    identity = {"format": FORMAT, **identity}
-    if not path.exists():
-        others = (out / JOURNAL).exists()
-        require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
-        write_json(path, identity)
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differ = [name for name in identity if found.get(name) != identity[name]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"out must be a new folder or one of this study, got {path}: {error}") from error
-    require(not differ, "out", "a new folder or one of this study", f"{out}, of one with other {', '.join(differ)}")
+    others = (out / JOURNAL).exists() and not (out / STUDY).exists()
+    require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
+    claim(out / STUDY, {"format": FORMAT, **identity}, "study")
 
 
 def _retrained(stage: Stage, recipe: Recipe, out: Path, progress: bool) -> nn.Module:

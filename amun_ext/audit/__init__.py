@@ -1,0 +1,262 @@
+"""How well was it forgotten? Attacks, measures with intervals, and a verdict by a stated rule (paper section 3)."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amun_ext.audit.attacks import possible
+from amun_ext.audit.measures import COMPARED, COMPARISONS, MEASURES, SETS, Measure, Number, Seen, attack_auc, low_fpr
+from amun_ext.audit.members import Members, harm, look_like_members
+from amun_ext.audit.references import References, load_references, signals_from, train_references
+from amun_ext.audit.verdict import MARGIN, Verdict, judge
+from amun_ext.checks import check_images, check_labels, require
+from amun_ext.data import Splits
+from amun_ext.deletion.ids import split
+from amun_ext.evaluation import predict
+from amun_ext.evaluation.roc import AucDifference, auc_difference
+from amun_ext.files import plain, write_json, write_text
+
+__all__ = ["MARGIN", "Audit", "References", "Verdict", "audit", "load_references", "train_references"]
+
+AUDITED, ORIGINAL, RETRAINED = "audited", "original", "retrained"
+FILES = ("audit.json", "audit.md", "audit.html")
+PICTURES = 12
+UNCHANGED = 0.1  # median change of the log-odds of forget samples, below which a model has barely changed
+BROKEN = 5.0  # points of test accuracy below the baseline's
+UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
+
+    verdict: Verdict
+    flags: Sequence[str]  # sentences, none where all is well
+    rows: Mapping[str, Mapping[str, Number]]  # model -> measure
+    attacks: Mapping[str, Mapping[str, Mapping[str, Number]]]  # attack -> model -> FT, FR, RT AUC and TPR at 1 %
+    members: Members  # forget samples that still look like members
+    harm: Mapping[str, float]  # what happened to retained samples
+    seen: Mapping[str, Seen]
+    pictures: Sequence[NDArray[np.float32]]  # [C, H, W], of the first of `members`, PICTURES at most
+    classes: Sequence[str]
+    sizes: Mapping[str, int]
+    facts: Mapping[str, object]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Those that have something to say of some model."""
+        told = {name for row in self.rows.values() for name, number in row.items() if not math.isnan(number.value)}
+        return [measure for measure in MEASURES + COMPARISONS if measure.name in told]
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but logits and scores, as plain JSON values."""
+        made = {
+            "verdict": asdict(self.verdict),
+            "flags": list(self.flags),
+            "rows": {name: {key: asdict(number) for key, number in row.items()} for name, row in self.rows.items()},
+            "attacks": {
+                attack: {name: {key: asdict(number) for key, number in row.items()} for name, row in rows.items()}
+                for attack, rows in self.attacks.items()
+            },
+            "members": asdict(self.members),
+            "harm": self.harm,
+            "sizes": self.sizes,
+            "facts": self.facts,
+            "columns": {measure.name: measure.explanation for measure in self.measures},
+        }
+        return {key: plain(value) for key, value in made.items()}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, self.to_dict())
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        from amun_ext.audit import text
+
+        return text.render(self)
+
+    def to_markdown(self) -> str:
+        """For a pull request."""
+        from amun_ext.audit import text
+
+        return text.markdown(self)
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Its FILES into `folder`."""
+        from amun_ext.audit import page  # here, because matplotlib takes a second to import
+
+        drawn = page.render(self)
+        self.to_json(os.path.join(folder, FILES[0]))
+        write_text(os.path.join(folder, FILES[1]), self.to_markdown())
+        write_text(os.path.join(folder, FILES[2]), drawn)
+
+
+def audit(
+    model: nn.Module,
+    splits: Splits,
+    ids: Tensor,
+    *,
+    original: nn.Module | None = None,
+    retrained: nn.Module | None = None,
+    references: References | None = None,
+    before: Sequence[int] = (),
+    random_draw: bool = False,
+    margin: float = MARGIN,
+    seconds: Mapping[str, float] | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> Audit:
+    """Measure how well `model` has forgotten the training samples `ids`, and say so with its uncertainty.
+
+    The verdict is an equivalence test of FT AUC (the chance that a forget sample looks more like a member than a test
+    sample) against that of `retrained` on the same samples; or against 50, which a retrained model would have, where
+    there are `references` and the ids are a `random_draw` of the training set. Else it cannot tell.
+
+    Args:
+        model: the unlearned classifier.
+        splits: the data that the original was trained on, in its order, and test data that no model was trained on.
+        ids: row numbers of the training set, different ones.
+        original: the model before; without it, whether anything was changed cannot be seen.
+        retrained: one that was trained without the ids, otherwise as the original.
+        references: see `train_references`; of the same splits and architecture.
+        before: ids that were forgotten earlier; they are in no set.
+        random_draw: whether the ids are a random draw of the training set, not one class or one person.
+        margin: points of FT AUC within which two models are equivalent.
+        seconds: "audited" and "retrained" -> wall time to produce them.
+        facts: what a reader should know.
+
+    Raises:
+        InputError: an argument is not what it must be, before any model is asked; a model that does not return finite
+            logits [N, K].
+    """
+    require(isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0, "ids", "row numbers [n], one at least", ids)
+    require(0 < margin < 50, "margin", "points of AUC between 0 and 50", margin)
+    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)])
+    require(len(gone.unique()) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
+    given = {ORIGINAL: original, AUDITED: model, RETRAINED: retrained}
+    models = {name: each for name, each in given.items() if each is not None}
+    known = dict(seconds or {})
+    require(set(known) <= set(models), "seconds", f"of models among {list(models)}", list(known))
+    if references is not None:
+        total = (references.train_size, references.membership.shape[1] - references.train_size)
+        expected = (len(splits.train), len(splits.test))
+        require(total == expected, "references", f"of {expected} training and test samples", total)
+    split(splits.train, gone)  # refuses ids that are none, and all of them
+    for name, data in (("train", splits.train), ("test", splits.test)):
+        check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
+        check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
+    rows = _rows(len(splits.train), len(splits.test), ids, gone)
+    seen = {name: _see(each, splits, rows, references, known.get(name, math.nan)) for name, each in models.items()}
+    audited, baseline = seen[AUDITED], seen.get(RETRAINED)
+    difference, against = _difference(audited, baseline, references, _drawn(splits, ids, random_draw))
+    members = look_like_members(audited, ids)
+    return Audit(
+        verdict=judge(difference, against, len(ids), margin),
+        flags=_flags(seen),
+        rows={name: _row(each, None if each is baseline else baseline) for name, each in seen.items()},
+        attacks={
+            attack: {
+                name: {
+                    **{f"{sets} AUC": attack_auc(each.attacks[attack], sets) for sets in COMPARED},
+                    "TPR at 1 %": low_fpr(each.attacks[attack], 1.0),
+                }
+                for name, each in seen.items()
+            }
+            for attack in audited.attacks
+        },
+        members=members,
+        harm=harm(audited, baseline or seen.get(ORIGINAL)),
+        seen=seen,
+        pictures=[splits.train.tensors[0][each.id].cpu().float().numpy() for each in members.samples[:PICTURES]],
+        classes=splits.classes,
+        sizes={name: len(audited.labels[name]) for name in SETS},
+        facts=dict(facts or {}),
+    )
+
+
+def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
+    """Of each set, in training and test data one behind the other."""
+    kept = torch.ones(train, dtype=torch.bool)
+    kept[gone] = False
+    return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test)}
+
+
+def _see(
+    model: nn.Module, splits: Splits, rows: Mapping[str, Tensor], references: References | None, seconds: float
+) -> Seen:
+    pairs = zip(splits.train.tensors, splits.test.tensors, strict=True)
+    images, labels = (torch.cat([first.cpu(), second.cpu()]) for first, second in pairs)
+    logits = predict(model, images)
+    signals = signals_from(logits, labels)
+    scores = {attack.name: attack.scores(signals, references, rows) for attack in possible(references)}
+    return Seen(
+        logits={name: logits[at] for name, at in rows.items()},
+        labels={name: labels[at] for name, at in rows.items()},
+        attacks={name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()},
+        seconds=seconds,
+    )
+
+
+def _row(seen: Seen, baseline: Seen | None) -> dict[str, Number]:
+    row = {measure.name: measure.value(seen) for measure in MEASURES}
+    compared = {} if baseline is None else {each.name: each.value(seen, baseline) for each in COMPARISONS}
+    return row | compared
+
+
+def _drawn(splits: Splits, ids: Tensor, random_draw: bool) -> str:
+    """Why 50 is not what FT AUC should be; empty where it is."""
+    from scipy.stats import chisquare  # here, because it takes a second to import
+
+    if not random_draw:
+        return (
+            "the ids are not said to be a random draw of the training set, so that 50 need not be what retraining gives"
+        )
+    labels = splits.train.tensors[1]
+    classes = int(labels.max()) + 1
+    expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
+    found = torch.bincount(labels[ids], minlength=classes).double()
+    there = expected > 0
+    p = float(chisquare(found[there].numpy(), expected[there].numpy()).pvalue)
+    return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
+
+
+def _difference(
+    audited: Seen, baseline: Seen | None, references: References | None, objection: str
+) -> tuple[AucDifference | None, str]:
+    """What is judged, and what it is compared with; or why there is nothing to compare with."""
+    ours, theirs = (
+        None if each is None else (each.scores["forget"], each.scores["test"]) for each in (audited, baseline)
+    )
+    assert ours is not None
+    if baseline is not None:
+        return auc_difference(ours, theirs), f"the retrained model's {attack_auc(baseline.scores, 'FT').value:.1f}"
+    if references is None:
+        return None, "there is neither a retrained model nor a set of references to say what FT AUC should be"
+    if objection:
+        return None, f"there is no retrained model, and {objection}"
+    return auc_difference(ours), "50"
+
+
+def _flags(seen: Mapping[str, Seen]) -> list[str]:
+    """What a reader must know before the verdict."""
+    flags, audited = [], seen[AUDITED]
+    if ORIGINAL in seen:
+        before, after = (each.attacks["confidence"]["forget"] for each in (seen[ORIGINAL], audited))
+        changed = float(np.median(np.abs(after - before)))
+        if changed < UNCHANGED:
+            flags.append(
+                f"no-op: the model barely changed (median change of the forget samples' log-odds {changed:.2g}, "
+                f"less than {UNCHANGED:g})"
+            )
+    name = next((name for name in (RETRAINED, ORIGINAL) if name in seen), None)
+    if name is not None:
+        accuracy = {of: seen[of].right("test").double().mean().item() * 100 for of in (name, AUDITED)}
+        lost = accuracy[name] - accuracy[AUDITED]
+        if lost > BROKEN:
+            flags.append(f"broken: {lost:.1f} points of test accuracy below the {name} model's {accuracy[name]:.1f} %")
+    return flags

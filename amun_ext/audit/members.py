@@ -1,0 +1,62 @@
+"""Sample by sample: who still looks like a member, and who was harmed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from amun_ext.audit.measures import Seen
+
+FPR = 1.0  # percent of the test samples that would be called members as well
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """A forget sample beyond the threshold."""
+
+    id: int
+    score: float
+    above: float  # percent of the test samples that it looks more like a member than
+    confidence: float  # probability of its true class
+    label: int
+
+
+@dataclass(frozen=True)
+class Members:
+    samples: list[Unlike]  # the most member-like first
+    threshold: float  # the score that they exceed
+    by_chance: float  # how many there would be, on average, of samples like those of the test set
+
+
+def look_like_members(seen: Seen, ids: Tensor) -> Members:
+    """The forget samples that are called members where FPR percent of the test samples are, at most."""
+    forget, test = seen.scores["forget"], np.sort(seen.scores["test"])
+    allowed = int(FPR * len(test) / 100)
+    threshold = float(test[-1 - allowed])
+    probability = seen.logits["forget"].double().softmax(1).gather(1, seen.labels["forget"][:, None])[:, 0].numpy()
+    below = 100.0 * np.searchsorted(test, forget, side="left") / len(test)
+    found = [
+        Unlike(
+            int(ids[row]),
+            float(forget[row]),
+            float(below[row]),
+            float(probability[row]),
+            int(seen.labels["forget"][row]),
+        )
+        for row in np.argsort(-forget, kind="stable")
+        if forget[row] > threshold
+    ]
+    return Members(found, threshold, len(forget) * (allowed + 1) / (len(test) + 1))
+
+
+def harm(seen: Seen, baseline: Seen | None) -> Mapping[str, float]:
+    """Retained and test samples that the baseline has right and the model has wrong, and the other way round."""
+    if baseline is None:
+        return {}
+    told = {}
+    for name in ("retain", "test"):
+        ours, theirs = seen.right(name), baseline.right(name)
+        told[f"{name} samples lost"] = int((theirs & ~ours).sum())
+        told[f"{name} samples gained"] = int((ours & ~theirs).sum())
+    return told

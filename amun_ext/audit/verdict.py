@@ -1,0 +1,57 @@
+"""Was it forgotten? A stated rule, which can also answer that it cannot tell.
+
+The FT AUC of the audited model is compared with what it should be: that of a retrained model on the same samples, or,
+against reference models, 50. Two one-sided tests at 95 % (an equivalence test: Schuirmann 1987) say whether the two
+differ by less than a margin. That no difference was found is no proof that there is none: few ids give a wide interval.
+"""
+
+import math
+from dataclasses import dataclass
+
+from amun_ext.evaluation.roc import AucDifference
+
+MARGIN = 5.0  # points of AUC
+Z = 1.6449  # of a one-sided test at 95 %; the interval of both tests together is that of 90 %
+
+FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL = "forgotten", "not forgotten", "over-forgotten", "cannot tell"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    answer: str  # FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN or CANNOT_TELL
+    reason: str  # a sentence
+    difference: float  # of FT AUC from the baseline's, points; NaN without a valid baseline
+    interval: tuple[float, float]  # of the difference, 90 %
+    margin: float
+    enough_ids: float  # forget samples at which the same difference would decide; infinite where none would; NaN
+
+
+def judge(difference: AucDifference | None, against: str, ids: int, margin: float = MARGIN) -> Verdict:
+    """The verdict on a difference of FT AUC, of so many ids, from `against`; without one, `against` is the reason."""
+    nan = math.nan
+    if difference is None:
+        return Verdict(CANNOT_TELL, against, nan, (nan, nan), margin, nan)
+    value, wide = difference.value, Z * difference.standard_error
+    low, high = value - wide, value + wide
+    told = f"FT AUC differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
+    if math.isnan(wide):
+        reason = f"FT AUC differs from {against} by {value:+.1f} points, of so few samples that there is no interval"
+        return Verdict(CANNOT_TELL, reason, value, (low, high), margin, nan)
+    if -margin < low and high < margin:
+        answer, reason = FORGOTTEN, f"{told}: less than {margin:g}"
+    elif low > margin:
+        answer, reason = NOT_FORGOTTEN, f"{told}: more than {margin:g}, the forget samples still look like members"
+    elif high < -margin:
+        answer, reason = (
+            OVER_FORGOTTEN,
+            (f"{told}: more than {margin:g} below, the forget samples stand out as less known than samples never seen"),
+        )
+    else:
+        answer, reason = CANNOT_TELL, f"{told}: it may be more or less than {margin:g}"
+    return Verdict(answer, reason, value, (low, high), margin, enough(difference, ids, margin))
+
+
+def enough(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
+    """Forget samples from which on the same difference would decide: the interval then ends before the margin."""
+    left = (abs(abs(difference.value) - margin) / Z) ** 2 - difference.nonmember_variance
+    return math.ceil(ids * difference.member_variance / left) if left > 0 else math.inf

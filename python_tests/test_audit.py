@@ -1,0 +1,302 @@
+"""The audit: measures on made-up scores with known answers, verdicts on known models, flags, and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext import InputError, cli, data, models
+from amun_ext.audit import audit, train_references
+from amun_ext.audit.measures import Seen, attack_auc, divergence, gap, low_fpr, share, tug_of_war
+from amun_ext.audit.members import harm, look_like_members
+from amun_ext.data import Splits
+from amun_ext.training import Part, Pass, Recipe, Run, fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RECIPE = Recipe(epochs=12, lr=0.1, schedule="cosine", batch_size=32)
+
+
+def logits_of(right: list[bool], classes: int = 3) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] of a model that is right where it is said, and labels."""
+    labels = torch.arange(len(right)) % classes
+    logits = torch.zeros(len(right), classes)
+    logits[torch.arange(len(right)), (labels + ~torch.tensor(right)) % classes] = 2.0
+    return logits, labels
+
+
+def seen(
+    forget: list[bool], retain: list[bool], test: list[bool], scores: dict[str, list[float]] | None = None
+) -> Seen:
+    made = {name: logits_of(right) for name, right in (("forget", forget), ("retain", retain), ("test", test))}
+    told = scores or {name: logits[:, 0].tolist() for name, (logits, _) in made.items()}
+    return Seen(
+        logits={name: logits for name, (logits, _) in made.items()},
+        labels={name: labels for name, (_, labels) in made.items()},
+        attacks={"confidence": {name: np.array(values, dtype=float) for name, values in told.items()}},
+    )
+
+
+class TestMeasures:
+    def test_wilsons_interval(self) -> None:
+        """Against its definition: the ends are the shares from which the count is 1.96 standard errors away."""
+        for count, total in ((0, 10), (3, 10), (10, 10), (81, 263)):
+            made = share(count, total)
+            for end in {made.low, made.high} - {0.0, 100.0}:
+                p = end / 100
+                assert abs(count / total - p) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / total))
+            assert made.low <= made.value <= made.high
+        published = {(81, 263): (25.53, 36.62), (15, 148): (6.24, 16.05)}  # Newcombe 1998, table I
+        for (count, total), ends in published.items():
+            assert (share(count, total).low, share(count, total).high) == pytest.approx(ends, abs=0.01)
+
+    def test_areas_compare_the_sets_that_they_are_named_after(self) -> None:
+        scores = {"forget": np.array([1.0, 3.0]), "retain": np.array([4.0, 5.0]), "test": np.array([0.0, 2.0])}
+        assert attack_auc(scores, "FT").value == 75
+        assert attack_auc(scores, "FR").value == 100
+        assert attack_auc(scores, "RT").value == 100
+
+    def test_low_false_positive_rates(self) -> None:
+        scores = {"forget": np.array([100.0, 99.5, 98.5, 97.5]), "test": np.arange(100.0)}
+        assert low_fpr(scores, 1.0).value == 75
+        assert low_fpr(scores, 2.0).value == 100
+        assert math.isnan(low_fpr(scores, 0.1).value)
+
+    def test_divergences(self) -> None:
+        sure, unsure = seen([True], [True], [True]), seen([False], [True], [True])
+        p = np.exp([2.0, 0.0, 0.0]) / np.exp([2.0, 0.0, 0.0]).sum()
+        q = np.roll(p, 1)
+        assert divergence(sure, unsure, "forget").value == pytest.approx((p * np.log(p / q)).sum())
+        middle = (p + q) / 2
+        by_hand = ((p * np.log(p / middle)).sum() + (q * np.log(q / middle)).sum()) / 2
+        assert divergence(sure, unsure, "forget", jensen_shannon=True).value == pytest.approx(by_hand)
+        assert divergence(sure, sure, "forget").value == 0
+        assert divergence(sure, unsure, "retain", jensen_shannon=True).value == pytest.approx(0, abs=1e-12)
+
+    def test_gap_and_tug_of_war(self) -> None:
+        first = seen([True, False], [True] * 4, [True, True], {"forget": [0, 2], "retain": [5] * 4, "test": [1, 1]})
+        other = seen([False, False], [True] * 4, [True, False], {"forget": [2, 2], "retain": [5] * 4, "test": [1, 1]})
+        assert gap(first, other).value == (50 + 0 + 50 + 50) / 4
+        assert tug_of_war(first, other).value == 0.25
+        assert (gap(first, first).value, tug_of_war(first, first).value) == (0, 1)
+
+
+class TestSamples:
+    def test_those_beyond_99_percent_of_the_test_set(self) -> None:
+        scores = {"forget": [98.0, 98.5, 200.0, -1.0], "retain": [0.0], "test": list(range(100))}
+        made = look_like_members(seen([True] * 4, [True], [True] * 100, scores), torch.tensor([7, 8, 9, 10]))
+        assert [(each.id, each.above) for each in made.samples] == [(9, 100), (8, 99)]
+        assert (made.threshold, made.by_chance) == (98.0, 4 * 2 / 101)
+
+    def test_those_are_found_that_the_true_positive_rate_counts(self) -> None:
+        forget, test = torch.randn(80).tolist(), torch.randn(450).tolist()
+        model = seen([True] * 80, [True], [True] * 450, {"forget": forget, "retain": [0.0], "test": test})
+        found = look_like_members(model, torch.arange(80))
+        assert 100 * len(found.samples) / 80 == pytest.approx(low_fpr(model.scores, 1.0).value)
+
+    def test_samples_lost_and_gained(self) -> None:
+        before, after = seen([True], [True, True, False], [False]), seen([True], [False, True, True], [False])
+        assert harm(after, before) == {
+            "retain samples lost": 1,
+            "retain samples gained": 1,
+            "test samples lost": 0,
+            "test samples gained": 0,
+        }
+        assert harm(after, None) == {}
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """Digits, a fifth of whose training labels are random: there is something to memorise."""
+    digits = data.load("digits")
+    images, labels = digits.train[:600]
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randperm(600, generator=generator)[:120]
+    labels = labels.clone()
+    labels[noisy] = torch.randint(0, 10, (120,), generator=generator)
+    return Splits(TensorDataset(images, labels), digits.test, digits.classes)
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return torch.randperm(600, generator=torch.Generator().manual_seed(2))[:150]
+
+
+def trained(rows: TensorDataset, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+    fit(model, [Pass([Part(rows)])], RECIPE, Run(seed=seed))
+    return model
+
+
+@pytest.fixture(scope="module")
+def original(splits, one_thread) -> nn.Module:
+    return trained(splits.train, 0)
+
+
+@pytest.fixture(scope="module")
+def retrained(splits, ids, one_thread) -> nn.Module:
+    kept = torch.ones(600, dtype=torch.bool)
+    kept[ids] = False
+    return trained(TensorDataset(*splits.train[kept.nonzero()[:, 0]]), 1)
+
+
+@pytest.fixture(scope="module")
+def references(splits, original, tmp_path_factory, one_thread):
+    return train_references(original, splits, RECIPE, out=tmp_path_factory.mktemp("references"), models=8)
+
+
+class TestAudit:
+    def test_a_model_that_has_forgotten_nothing(self, original, retrained, references, splits, ids) -> None:
+        found = audit(
+            original, splits, ids, original=original, retrained=retrained, references=references, random_draw=True
+        )
+        assert found.verdict.answer == "not forgotten"
+        assert any(flag.startswith("no-op") for flag in found.flags)
+        assert found.rows["audited"]["FR AUC"].low < 50 < found.rows["audited"]["FR AUC"].high
+        assert found.rows["audited"]["FT AUC"].value == pytest.approx(found.rows["audited"]["RT AUC"].value, abs=6)
+        assert len(found.members.samples) > found.members.by_chance
+        assert found.rows["original"]["gap"].value == found.rows["audited"]["gap"].value > 5
+
+    def test_a_retrained_model(self, original, retrained, references, splits, ids) -> None:
+        """The sanity triple of references that are balanced: FT AUC is 50, and FR AUC that of retain against test."""
+        found = audit(retrained, splits, ids, original=original, references=references, random_draw=True, margin=12.0)
+        row = found.rows["audited"]
+        assert row["FT AUC"].low - 3 < 50 < row["FT AUC"].high + 3
+        assert row["FR AUC"].value == pytest.approx(row["RT AUC"].value, abs=6)
+        assert found.verdict.answer == "forgotten"
+        assert not found.flags
+        assert "gap" not in row
+
+    def test_against_itself_there_is_no_difference(self, retrained, splits, ids) -> None:
+        found = audit(retrained, splits, ids, retrained=retrained)
+        assert (found.verdict.answer, found.verdict.difference) == ("forgotten", 0)
+        assert found.rows["audited"]["gap"].value == 0
+        assert list(found.attacks) == ["confidence"]
+
+    @pytest.mark.parametrize("case", ["nothing", "no random draw", "one class"])
+    def test_without_a_valid_baseline_it_cannot_tell(self, original, references, splits, ids, case: str) -> None:
+        of_one = (splits.train.tensors[1] == 3).nonzero()[:, 0]
+        options = {
+            "nothing": {"ids": ids, "random_draw": True},
+            "no random draw": {"ids": ids, "references": references},
+            "one class": {"ids": of_one, "references": references, "random_draw": True},
+        }[case]
+        found = audit(original, splits, **options)
+        assert found.verdict.answer == "cannot tell"
+        reason = {
+            "nothing": "neither a retrained model nor a set of references",
+            "no random draw": "not said to be a random draw",
+            "one class": "would hardly have these classes",
+        }[case]
+        assert reason in found.verdict.reason
+
+    def test_few_ids_cannot_tell_and_say_how_many_could(self, retrained, original, splits, ids) -> None:
+        found = audit(retrained, splits, ids[:6], original=original, retrained=original)
+        assert found.verdict.answer == "cannot tell"
+        assert "ids" in found.to_text()
+
+    def test_a_broken_model_is_flagged(self, original, splits, ids) -> None:
+        broken = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        found = audit(broken, splits, ids, original=original)
+        assert any(flag.startswith("broken") for flag in found.flags)
+
+    def test_files(self, original, retrained, references, splits, ids, tmp_path) -> None:
+        found = audit(original, splits, ids, retrained=retrained, references=references, facts={"method": "none"})
+        found.write(tmp_path)
+        told = json.loads((tmp_path / "audit.json").read_text())
+        assert told["verdict"]["answer"] == "not forgotten"
+        assert told["rows"]["audited"]["UA"]["value"] == found.rows["audited"]["UA"].value
+        assert set(told["attacks"]) == {"RMIA", "LiRA", "RMIA, as published", "confidence"}
+        assert told["facts"] == {"method": "none"}
+        assert {each["id"] for each in told["members"]["samples"]} <= set(ids.tolist())
+        page = (tmp_path / "audit.md").read_text()
+        assert page.startswith("## Audit: not forgotten\n")
+        for name in told["columns"]:
+            assert f"| {name} |" in page
+
+    def test_the_models_and_the_random_state_are_left_as_they_were(self, original, splits, ids) -> None:
+        before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+        original.train()
+        state = torch.get_rng_state()
+        audit(original, splits, ids)
+        assert original.training
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in original.state_dict().items())
+
+    def test_what_was_forgotten_before_is_in_no_set(self, original, splits, ids) -> None:
+        found = audit(original, splits, ids[:50], before=ids[50:].tolist())
+        assert found.sizes == {"forget": 50, "retain": 450, "test": len(splits.test)}
+
+
+class TestInput:
+    def test_is_refused_before_any_work(self, splits, ids, references, monkeypatch) -> None:
+        def asked(*_: object) -> None:
+            raise AssertionError("a model was asked")
+
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        model.forward = asked
+        less = Splits(TensorDataset(*splits.train[:-1]), splits.test, splits.classes)
+        for options, message in [
+            ({"ids": torch.tensor([1, 1])}, "ids must be different"),
+            ({"ids": torch.tensor([], dtype=torch.int64)}, "ids must be row numbers"),
+            ({"ids": [1, 2]}, "ids must be row numbers"),
+            ({"before": [int(ids[0])]}, "ids must be different, and none that was forgotten before"),
+            ({"ids": torch.tensor([600])}, "ids must be"),
+            ({"margin": 0.0}, "margin must be"),
+            ({"seconds": {"other": 1.0}}, "seconds must be"),
+            ({"splits": less, "references": references, "ids": ids[ids < 599]}, "references must be of"),
+            ({"ids": torch.arange(600)}, "ids must be fewer than all ids"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                audit(**{"model": model, "splits": splits, "ids": ids} | options)
+
+
+class TestCommand:
+    def test_train_forget_references_audit(self, tmp_path, capsys) -> None:
+        def amun(*arguments: object) -> int:
+            return cli.main([*map(str, arguments), "--data", "digits"])
+
+        model = tmp_path / "o.safetensors"
+        small = ("--width", 8, "--epochs", 3, "--lr", 0.1, "--batch-size", 64)
+        assert amun("train", "--model", "small-cnn", *small, "--out", model) == 0
+        short = ("--fraction", 0.1, "--epochs", 1)
+        assert amun("forget", "--model", model, *short, "--out", tmp_path / "f") == 0
+        assert amun("references", "--model", model, "--models", 2, "--out", tmp_path / "r") == 0
+        after = ("--model", tmp_path / "f/model.safetensors", "--original", model)
+        out = tmp_path / "a"
+        assert amun("audit", *after, "--retrain", "--references", tmp_path / "r", "--out", out) == 0
+        told = json.loads((out / "audit.json").read_text())
+        assert set(told["rows"]) == {"original", "audited", "retrained"}
+        assert len(told["facts"]["ids"]) == told["sizes"]["forget"] == 120
+        assert told["facts"]["references"] == 2
+        assert "verdict" not in capsys.readouterr().err
+        assert sorted(path.name for path in out.iterdir()) == [
+            "audit.html",
+            "audit.json",
+            "audit.md",
+            "retrained.safetensors",
+        ]
+        again = ("--retrained", out / "retrained.safetensors")
+        assert amun("audit", *after, *again, "--references", tmp_path / "r", "--out", tmp_path / "b") == 0
+        assert json.loads((tmp_path / "b/audit.json").read_text())["rows"] == told["rows"]
+
+    def test_bad_input_is_one_line(self, tmp_path, capsys) -> None:
+        model = tmp_path / "o.safetensors"
+        assert (
+            cli.main(f"train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1 --out {model}".split()) == 0
+        )
+        for flags, message in [
+            ("", "--ids must be given"),
+            ("--ids 3 --references nowhere", "a folder that amun references has written"),
+            ("--ids 3 --margin 0", "margin must be"),
+            ("--ids 9999", "ids must be"),
+        ]:
+            assert cli.main(f"audit --data digits --model {model} --out {tmp_path / 'a'} {flags}".split()) == 2
+            assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "a").exists()

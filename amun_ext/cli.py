@@ -585,7 +585,7 @@ def run_audit(options: argparse.Namespace) -> None:
     known = metadata.get("training_data")
     require(known in (None, fingerprint(splits.train)), "--data", "what the checkpoint was trained on", "others")
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
-    references = None if options.references is None else audits.load_references(options.references, splits)
+    references = None if options.references is None else audits.load_references(options.references)
     retrained = None if options.retrained is None else rebuilt(options, splits, options.retrained)[0]
     if options.retrain:
         gone = {name: value for name, value in metadata.items() if name != "forgotten"}

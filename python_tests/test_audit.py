@@ -239,7 +239,7 @@ class TestInput:
         def asked(*_: object) -> None:
             raise AssertionError("a model was asked")
 
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         model.forward = asked
         less = Splits(TensorDataset(*splits.train[:-1]), splits.test, splits.classes)
         for options, message in [
@@ -250,7 +250,10 @@ class TestInput:
             ({"ids": torch.tensor([600])}, "ids must be"),
             ({"margin": 0.0}, "margin must be"),
             ({"seconds": {"other": 1.0}}, "seconds must be"),
-            ({"splits": less, "references": references, "ids": ids[ids < 599]}, "references must be of"),
+            (
+                {"splits": less, "references": references, "ids": ids[ids < 599]},
+                "references must be trained on these training and test samples",
+            ),
             ({"ids": torch.arange(600)}, "ids must be fewer than all ids"),
         ]:
             with pytest.raises(InputError, match=message):

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, data, models
 from amun_ext.audit import references as module
-from amun_ext.audit.references import halves, load_references, signals_from, train_references
+from amun_ext.audit.references import check_references, halves, load_references, signals_from, train_references
 from amun_ext.data import Splits
 from amun_ext.evaluation import log_odds, predict
 from amun_ext.training import Recipe
@@ -74,7 +74,6 @@ class TestTraining:
             torch.testing.assert_close(made.signals["log-odds"][row], told)
         weights = [next(fresh.parameters()) for _, fresh in trained]
         assert not any(torch.equal(weights[0], other) for other in weights[1:])
-        assert made.train_size == 50
         assert {name: (each.dtype, each.shape) for name, each in made.signals.items()} == dict.fromkeys(
             ("log-odds", "sm-taylor"), (torch.float32, (4, 81))
         )
@@ -125,7 +124,7 @@ class TestFiles:
         with pytest.raises(InputError, match=f"a new folder or one of this set of references.*other {name}"):
             train(models=2, **self.OTHERS[name])
 
-    def test_another_architecture_and_other_data_are_refused(self, train, splits, tmp_path) -> None:
+    def test_another_architecture_and_other_data_are_refused(self, train, splits, model, tmp_path) -> None:
         train(models=2)
         wider = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         with pytest.raises(InputError, match="other architecture"):
@@ -135,8 +134,12 @@ class TestFiles:
         )
         with pytest.raises(InputError, match="other data"):
             train(models=2, splits=turned)
+        made = load_references(tmp_path)
+        check_references(made, model, splits)
         with pytest.raises(InputError, match="trained on these training and test samples"):
-            load_references(tmp_path, turned)
+            check_references(made, model, turned)
+        with pytest.raises(InputError, match="of the model's architecture"):
+            check_references(made, wider, splits)
 
     def test_damage_is_told_and_mended(self, train, tmp_path) -> None:
         first = train(models=2)

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from amun_ext.audit.attacks import possible
 from amun_ext.audit.measures import COMPARED, COMPARISONS, MEASURES, SETS, Measure, Number, Seen, attack_auc, low_fpr
 from amun_ext.audit.members import Members, harm, look_like_members
-from amun_ext.audit.references import References, load_references, signals_from, train_references
+from amun_ext.audit.references import (
+    References,
+    check_references,
+    load_references,
+    signals_from,
+    train_references,
+)
 from amun_ext.audit.verdict import MARGIN, Verdict, judge
 from amun_ext.checks import check_images, check_labels, require
 from amun_ext.data import Splits
@@ -123,7 +129,7 @@ def audit(
         ids: row numbers of the training set, different ones.
         original: the model before; without it, whether anything was changed cannot be seen.
         retrained: one that was trained without the ids, otherwise as the original.
-        references: see `train_references`; of the same splits and architecture.
+        references: see `train_references`; of these splits and this architecture.
         before: ids that were forgotten earlier; they are in no set.
         random_draw: whether the ids are a random draw of the training set, not one class or one person.
         margin: points of FT AUC within which two models are equivalent.
@@ -143,9 +149,7 @@ def audit(
     known = dict(seconds or {})
     require(set(known) <= set(models), "seconds", f"of models among {list(models)}", list(known))
     if references is not None:
-        total = (references.train_size, references.membership.shape[1] - references.train_size)
-        expected = (len(splits.train), len(splits.test))
-        require(total == expected, "references", f"of {expected} training and test samples", total)
+        check_references(references, model, splits)
     split(splits.train, gone)  # refuses ids that are none, and all of them
     for name, data in (("train", splits.train), ("test", splits.test)):
         check_images(f"{name} images", data.tensors[0], (0.0, 1.0))

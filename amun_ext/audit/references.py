@@ -41,9 +41,7 @@ class References:
 
     membership: Tensor  # [M, N] bool: the model was trained on the sample
     signals: Mapping[str, Tensor]  # name in KEPT -> [M, N] float32
-    train_size: int
-    data: str  # fingerprints of both sets
-    about: Mapping[str, object]
+    about: Mapping[str, object]  # what they were made of
 
     def __len__(self) -> int:
         return len(self.membership)
@@ -111,30 +109,24 @@ def train_references(
         for number, signals in trained(jobs):
             write_tensors(out / FILE.format(number), {"membership": membership[number], **signals}, {"format": FORMAT})
             bar.update()
-    return load_references(out, splits, models)
+    return load_references(out, models)
 
 
-def load_references(
-    folder: str | os.PathLike[str], splits: Splits | None = None, models: int | None = None
-) -> References:
+def load_references(folder: str | os.PathLike[str], models: int | None = None) -> References:
     """What `train_references` has put there: all, or the first `models`.
 
-    InputError where there are none, fewer than asked for, or an odd number; for damaged files; and for `splits` other
-    than those that they were trained on.
+    InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
     """
     folder = Path(folder)
     try:
         about = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-        known = about["format"] == FORMAT
-        train_size, total = int(about["train samples"]), int(about["train samples"]) + int(about["test samples"])
+        known = about["format"] == FORMAT and {"data", "architecture"} <= about.keys()
+        total = int(about["train samples"]) + int(about["test samples"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"references must be a folder that amun references has written, got {folder}: {error}"
         ) from error
     require(known, "references", f"of format {FORMAT}", about["format"])
-    if splits is not None:
-        same = about["data"] == _data(splits)
-        require(same, "references", "trained on these training and test samples, in this order", "others")
     found = sorted(folder.glob(FILE.replace("{:04}", "*")))
     models = len(found) if models is None else models
     expected = [folder / FILE.format(number) for number in range(models)]
@@ -145,10 +137,16 @@ def load_references(
     return References(
         membership=torch.stack([row["membership"] for row in rows]),
         signals={name: torch.stack([row[name] for row in rows]) for name in KEPT},
-        train_size=train_size,
-        data=about["data"],
         about={**about, "models": models},
     )
+
+
+def check_references(references: References, model: nn.Module, splits: Splits) -> None:
+    """InputError for references of another architecture than the model's, or of other samples."""
+    same = references.about["data"] == _data(splits)
+    require(same, "references", "trained on these training and test samples, in this order", "others")
+    same = references.about["architecture"] == _architecture(model)
+    require(same, "references", "of the model's architecture", "another")
 
 
 def signals_from(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -173,18 +171,20 @@ def _data(splits: Splits) -> str:
 
 
 def _identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int) -> dict[str, object]:
-    empty = {
-        name: tensor.new_empty(0).new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()
-    }
     return {
         "format": FORMAT,
-        "architecture": digest(empty, str(model)),
+        "architecture": _architecture(model),
         "data": _data(splits),
         "train samples": len(splits.train),
         "test samples": len(splits.test),
         "recipe": asdict(recipe),
         "seed": seed,
     }
+
+
+def _architecture(model: nn.Module) -> str:
+    shapes = {name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
+    return digest(shapes, str(model))
 
 
 def _read(path: Path, samples: int) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ signal: sm_taylor_softmax of every model at once, against the same written as it
 for every power, in eager PyTorch and under torch.compile. These go model by model, where their temporaries are small.
 One thread in CPU time, two in wall time.
 
+score: the share of other samples that a sample's ratio exceeds, against the matrix of all pairs (rmia_score.py).
+
 The rivals are checked to give equal results first.
 """
 
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import rmia_score
 import torch
 from common import microseconds, write
 from torch import Tensor
@@ -75,7 +78,7 @@ def signal() -> dict[str, Any]:
     return {"order": ORDER, "margin": MARGIN, "temperature": TEMPERATURE, "repeats": REPEATS, "table": table}
 
 
-PARTS = {"signal": signal}
+PARTS = {"signal": signal, "score": rmia_score.measure}
 
 if __name__ == "__main__":
     torch.manual_seed(0)

@@ -1,0 +1,144 @@
+"""Does the audit tell what was forgotten, and how many references does it need? python benchmarks/bench_audit.py
+
+The demo's network and data, and digits of which a fifth has random labels, so that there is something to memorise. For
+every seed an original, a model retrained without a tenth of the samples, and one that AMUN has made forget them; one
+set of references for all. A right attack finds FT AUC 50 for the retrained model and FR AUC 50 for the original, and
+the more it finds in the original the better. References are kept under build/audit.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from common import timed, write
+from torch import Tensor
+from torch.utils.data import TensorDataset
+from zoo import FOLDER
+
+from amun_ext import models, unlearn
+from amun_ext.audit import References, train_references
+from amun_ext.audit.attacks import ATTACKS, Signals
+from amun_ext.audit.measures import COMPARED
+from amun_ext.audit.references import signals_from
+from amun_ext.data import Splits, load
+from amun_ext.deletion import forget_ids, split
+from amun_ext.deletion.request import RETRAIN_SEED
+from amun_ext.evaluation import auc, predict, rmia
+from amun_ext.experiments import demo
+from amun_ext.training import Part, Pass, Recipe, Run, fit
+
+COUNTS = (2, 4, 8, 16, 32)
+
+
+def noisy_digits() -> Splits:
+    digits, generator = load("digits"), torch.Generator().manual_seed(0)
+    images, labels = digits.train.tensors
+    wrong = torch.randperm(len(labels), generator=generator)[: len(labels) // 5]
+    labels = labels.clone()
+    labels[wrong] = torch.randint(0, len(digits.classes), (len(wrong),), generator=generator)
+    return Splits(TensorDataset(images, labels), digits.test, digits.classes)
+
+
+@dataclass(frozen=True)
+class Case:
+    splits: Callable[[], Splits]
+    training: Recipe
+    fine_tuning: Recipe
+
+
+CASES = {
+    "embedded images": Case(lambda: load(demo.DATA), demo.TRAINING, demo.FINE_TUNING),
+    "digits, 20 % of the labels random": Case(
+        noisy_digits, Recipe(epochs=40, lr=0.1, schedule="cosine", batch_size=64), replace(demo.FINE_TUNING, lr=0.01)
+    ),
+}
+
+
+def offline(signals: Signals, references: References | None, groups: object) -> Any:
+    """RMIA on the references that were not trained on a sample, for those who have no others."""
+    assert references is not None
+    target, reference = (values.double().sigmoid() for values in (signals["log-odds"], references.signals["log-odds"]))
+    return rmia(target, reference, references.membership, mode="offline", a=0.3).log_ratio
+
+
+def areas(signals: Signals, references: References, groups: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Attack -> FT, FR, RT AUC."""
+    attacks = {each.name: each.scores for each in ATTACKS if each.references <= len(references)}
+    found = {}
+    for name, attack in {**attacks, "RMIA, offline": offline}.items():
+        scores = attack(signals, references, groups)
+        found[name] = {
+            key: auc(scores[groups[members].numpy()], scores[groups[others].numpy()]).value
+            for key, (members, others) in COMPARED.items()
+        }
+    return found
+
+
+def run(case: Case, references: References, splits: Splits, seed: int) -> dict[str, Any]:
+    """Model -> number of references -> attack -> areas."""
+    torch.manual_seed(seed)
+    channels = splits.train.tensors[0].shape[1]
+    original = models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=channels)
+    fit(original, [Pass([Part(splits.train)])], case.training, Run(seed=seed))
+    ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
+    forget, retain = split(splits.train, ids)
+    again = seed + RETRAIN_SEED
+    kept = torch.ones(len(splits.train), dtype=torch.bool)
+    kept[ids] = False
+    start, end = len(splits.train), len(splits.train) + len(splits.test)
+    groups = {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(start, end)}
+    made = {
+        "original": original,
+        "retrained": unlearn(original, forget, retain, method="retrain", recipe=case.training, seed=again),
+        "AMUN": unlearn(original, forget, retain, include_forget=False, recipe=case.fine_tuning, seed=seed),
+    }
+    images, labels = (torch.cat(pair) for pair in zip(splits.train.tensors, splits.test.tensors, strict=True))
+    signals = {name: signals_from(predict(model, images), labels) for name, model in made.items()}
+
+    def first(count: int) -> References:
+        rows = {name: values[:count] for name, values in references.signals.items()}
+        return replace(references, membership=references.membership[:count], signals=rows)
+
+    return {
+        name: {str(count): areas(each, first(count), groups) for count in COUNTS if count <= len(references)}
+        for name, each in signals.items()
+    }
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same with mean and standard error over seeds."""
+
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: joined([value[key] for value in values]) for key in values[0]}
+        spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        return {"mean": statistics.mean(values), "standard error": spread}
+
+    made: dict[str, Any] = joined(runs)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--references", type=int, default=32)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = {}
+    for name, case in CASES.items():
+        splits = case.splits()
+        channels = splits.train.tensors[0].shape[1]
+        like = models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=channels)
+        out = FOLDER.with_name("audit") / name.split(",")[0].replace(" ", "-")
+        how = {"out": out, "models": given.references, "progress": True}
+        references, took = timed(lambda: train_references(like, splits, case.training, **how))  # noqa: B023
+        runs = [run(case, references, splits, seed) for seed in range(given.seeds)]
+        tables[name] = {"seeds": given.seeds, "references": len(references), "areas": summary(runs), "training": took}
+        write("audit", {"tables": tables})
+
+
+if __name__ == "__main__":
+    main()

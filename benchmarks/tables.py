@@ -265,11 +265,53 @@ def rmia(result: dict[str, Any]) -> str:
         for row, entry in result["signal"]["table"].items()
     ]
     header = ["models x samples x classes", *(f"{name}, ms" for name in names), *(f"{name} / op" for name in names[1:])]
+    score = result["score"]
+    forms = [
+        [
+            name,
+            f"{score['milliseconds'][name]['median']:.1f}",
+            f"{score['times rmia'][name]:.1f}x",
+            f"{score['peak MiB'][name]:.1f}",
+            f"{score['memory over rmia'][name]:.1f}x",
+        ]
+        for name in score["milliseconds"]
+    ]
+    head = [f"{score['samples']:,} against {score['population']:,}", "ms", "/ rmia", "peak MiB", "/ rmia"]
     note = (
-        f"Median of {result['signal']['repeats']} turns; one thread in CPU time, two in wall time. "
-        f"{measured_on(result)}."
+        f"Signal: median of {result['signal']['repeats']} turns; one thread in CPU time, two in wall time. Score: CPU "
+        f"time, median of {score['repeats']} turns. {measured_on(result)}."
     )
-    return f"{markdown(header, rows)}\n\n{note}"
+    return f"{markdown(header, rows)}\n\n{markdown(head, forms)}\n\n{note}"
+
+
+def audit(result: dict[str, Any]) -> str:
+    """Areas of original, AMUN and retrained model, by attack and number of references; of some attacks the most."""
+
+    def area(found: dict[str, Any], key: str) -> str:
+        error = found[key]["standard error"]
+        return f"{found[key]['mean']:.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+    parts = []
+    for name, table in result["tables"].items():
+        areas = table["areas"]
+        rows = [
+            [
+                attack,
+                count,
+                *(area(areas["original"][count][attack], key) for key in ("FT", "FR")),
+                area(areas["AMUN"][count][attack], "FT"),
+                *(area(areas["retrained"][count][attack], key) for key in ("FT", "FR", "RT")),
+            ]
+            for attack in areas["original"][str(table["references"])]
+            for count in areas["original"]
+            if attack in areas["original"][count]
+            and (attack in ("RMIA", "RMIA, offline") or count == str(table["references"]))
+        ]
+        header = ["attack", "references", "original FT", "original FR", "AMUN FT", "retrained FT", "FR", "RT"]
+        minutes = table["training"]["cpu"] / 60
+        trained = f"{table['references']} references took {minutes:.0f} CPU minutes"
+        parts += [f"{name}, {table['seeds']} seeds; {trained}:", markdown(header, rows)]
+    return "\n\n".join([*parts, f"AUC in percent, mean ± standard error over seeds. {measured_on(result)}."])
 
 
 def search_in_short(result: dict[str, Any]) -> str:
@@ -318,6 +360,7 @@ PAGES = {
         "unlearn": unlearn,
         "compare": compare,
         "rmia": rmia,
+        "audit": audit,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }

@@ -249,6 +249,8 @@ class TestInput:
             ({"before": [int(ids[0])]}, "ids must be different, and none that was forgotten before"),
             ({"ids": torch.tensor([600])}, "ids must be"),
             ({"margin": 0.0}, "margin must be"),
+            ({"original": nn.Linear(2, 2)}, "original must be of the audited model's architecture"),
+            ({"retrained": nn.Linear(2, 2)}, "retrained must be of the audited model's architecture"),
             ({"seconds": {"other": 1.0}}, "seconds must be"),
             (
                 {"splits": less, "references": references, "ids": ids[ids < 599]},

@@ -15,6 +15,7 @@ from amun_ext.audit.measures import COMPARED, COMPARISONS, MEASURES, SETS, Measu
 from amun_ext.audit.members import Members, harm, look_like_members
 from amun_ext.audit.references import (
     References,
+    architecture,
     check_references,
     load_references,
     signals_from,
@@ -146,6 +147,8 @@ def audit(
     require(len(gone.unique()) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
     given = {ORIGINAL: original, AUDITED: model, RETRAINED: retrained}
     models = {name: each for name, each in given.items() if each is not None}
+    for name, each in models.items():
+        require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
     known = dict(seconds or {})
     require(set(known) <= set(models), "seconds", f"of models among {list(models)}", list(known))
     if references is not None:

@@ -132,7 +132,8 @@ def load_references(folder: str | os.PathLike[str], models: int | None = None) -
     expected = [folder / FILE.format(number) for number in range(models)]
     missing = [path.name for path in expected if path not in found]
     complete = models >= 2 and models % 2 == 0 and not missing
-    require(complete, "references", "complete pairs of models", f"{len(found)} files, without {missing[:3]}")
+    got = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
+    require(complete, "references", "complete pairs of models (amun references goes on where it was)", got)
     rows = [_read(path, total) for path in expected]
     return References(
         membership=torch.stack([row["membership"] for row in rows]),
@@ -145,7 +146,7 @@ def check_references(references: References, model: nn.Module, splits: Splits) -
     """InputError for references of another architecture than the model's, or of other samples."""
     same = references.about["data"] == _data(splits)
     require(same, "references", "trained on these training and test samples, in this order", "others")
-    same = references.about["architecture"] == _architecture(model)
+    same = references.about["architecture"] == architecture(model)
     require(same, "references", "of the model's architecture", "another")
 
 
@@ -173,7 +174,7 @@ def _data(splits: Splits) -> str:
 def _identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int) -> dict[str, object]:
     return {
         "format": FORMAT,
-        "architecture": _architecture(model),
+        "architecture": architecture(model),
         "data": _data(splits),
         "train samples": len(splits.train),
         "test samples": len(splits.test),
@@ -182,7 +183,8 @@ def _identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int) -> di
     }
 
 
-def _architecture(model: nn.Module) -> str:
+def architecture(model: nn.Module) -> str:
+    """A hash of its modules and the shapes of its weights."""
     shapes = {name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
     return digest(shapes, str(model))
 

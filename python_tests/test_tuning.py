@@ -692,13 +692,19 @@ class TestCommand:
     @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
     def test_a_stopped_command_goes_on(self, checkpoint, tmp_path, by: signal.Signals) -> None:
         out = tmp_path / "out"
-        long = ("--epochs", "20")  # or all is done before it is stopped
+        long = ("--epochs", "5")  # or all is done before it is stopped
         more = ("--methods", "ft,rl", *long, "--trials", "6", "--workers", "2", "--max-drop", "50")
         told = [sys.executable, "-m", "amun_ext.cli", *arguments(checkpoint, out, *more)]
         folder = Path(cli.__file__).parents[1]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            told, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+            told,
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it would be ignored
         )
         try:
             deadline = time.monotonic() + 120

@@ -308,9 +308,7 @@ def audit(result: dict[str, Any]) -> str:
             and (attack in ("RMIA", "RMIA, offline") or count == str(table["references"]))
         ]
         header = ["attack", "references", "original FT", "original FR", "AMUN FT", "retrained FT", "FR", "RT"]
-        minutes = table["training"]["cpu"] / 60
-        trained = f"{table['references']} references took {minutes:.0f} CPU minutes"
-        parts += [f"{name}, {table['seeds']} seeds; {trained}:", markdown(header, rows)]
+        parts += [f"{name}, {table['seeds']} seeds:", markdown(header, rows)]
     return "\n\n".join([*parts, f"AUC in percent, mean ± standard error over seeds. {measured_on(result)}."])
 
 

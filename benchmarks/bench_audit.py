@@ -22,7 +22,7 @@ from amun_ext import models, unlearn
 from amun_ext.audit import References, train_references
 from amun_ext.audit.attacks import ATTACKS, Signals
 from amun_ext.audit.measures import COMPARED
-from amun_ext.audit.references import signals_from
+from amun_ext.audit.references import pool, signals_from
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
@@ -99,7 +99,7 @@ def run(case: Case, references: References, splits: Splits, seed: int) -> dict[s
         "retrained": unlearn(original, forget, retain, method="retrain", recipe=case.training, seed=again),
         "AMUN": unlearn(original, forget, retain, include_forget=False, recipe=demo.FINE_TUNING, seed=seed),
     }
-    images, labels = (torch.cat(pair) for pair in zip(splits.train.tensors, splits.test.tensors, strict=True))
+    images, labels = pool(splits).tensors
     signals = {name: signals_from(predict(model, images), labels) for name, model in made.items()}
 
     def first(count: int) -> References:

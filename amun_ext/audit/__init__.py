@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from amun_ext.audit.attacks import possible
 from amun_ext.audit.measures import COMPARED, COMPARISONS, MEASURES, SETS, Measure, Number, Seen, attack_auc, low_fpr
@@ -18,6 +19,7 @@ from amun_ext.audit.references import (
     architecture,
     check_references,
     load_references,
+    pool,
     signals_from,
     train_references,
 )
@@ -158,7 +160,8 @@ def audit(
         check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
         check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
-    seen = {name: _see(each, splits, rows, references, known.get(name, math.nan)) for name, each in models.items()}
+    everything = pool(splits)
+    seen = {name: _see(each, everything, rows, references, known.get(name, math.nan)) for name, each in models.items()}
     audited, baseline = seen[AUDITED], seen.get(RETRAINED)
     difference, against = _difference(audited, baseline, references, _drawn(splits, ids, random_draw))
     members = look_like_members(audited, ids)
@@ -194,10 +197,13 @@ def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]
 
 
 def _see(
-    model: nn.Module, splits: Splits, rows: Mapping[str, Tensor], references: References | None, seconds: float
+    model: nn.Module,
+    everything: TensorDataset,
+    rows: Mapping[str, Tensor],
+    references: References | None,
+    seconds: float,
 ) -> Seen:
-    pairs = zip(splits.train.tensors, splits.test.tensors, strict=True)
-    images, labels = (torch.cat([first.cpu(), second.cpu()]) for first, second in pairs)
+    images, labels = everything.tensors
     logits = predict(model, images)
     signals = signals_from(logits, labels)
     scores = {attack.name: attack.scores(signals, references, rows) for attack in possible(references)}
@@ -236,11 +242,9 @@ def _difference(
     audited: Seen, baseline: Seen | None, references: References | None, objection: str
 ) -> tuple[AucDifference | None, str]:
     """What is judged, and what it is compared with; or why there is nothing to compare with."""
-    ours, theirs = (
-        None if each is None else (each.scores["forget"], each.scores["test"]) for each in (audited, baseline)
-    )
-    assert ours is not None
+    ours = audited.scores["forget"], audited.scores["test"]
     if baseline is not None:
+        theirs = baseline.scores["forget"], baseline.scores["test"]
         return auc_difference(ours, theirs), f"the retrained model's {attack_auc(baseline.scores, 'FT').value:.1f}"
     if references is None:
         return None, "there is neither a retrained model nor a set of references to say what FT AUC should be"

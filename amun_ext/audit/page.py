@@ -9,6 +9,7 @@ import numpy as np
 
 from amun_ext.audit.text import CAVEAT, attack_cells, cells, headline, sentences
 from amun_ext.evaluation import markup
+from amun_ext.evaluation.page import confidence
 from amun_ext.evaluation.plots import COLOURS, histograms, png_uri, svg
 from amun_ext.evaluation.roc import roc
 from amun_ext.evaluation.text import number
@@ -96,20 +97,8 @@ def _roc(audit: Audit, attack: str) -> str:
 
 def _histograms(audit: Audit) -> str:
     drawn = histograms({name: seen.attacks["confidence"] for name, seen in audit.seen.items()}, normals=True)
-    panels = "".join(
-        f'<figure role="img" aria-label="Histogram of log-odds, {name}"><figcaption><b>{name}</b></figcaption>'
-        f"{picture}</figure>\n"
-        for name, picture in drawn.items()
-    )
-    return f"""<h2>Confidence in the true class</h2>
-<p>Log-odds of the true class: at 0 the model gives it one half, at 4.6 it gives it 99 %. Thin curves are normals of the
-same mean and deviation. Every panel has the same axes; the outermost bars hold what lies beyond.</p>
-<p class="key"><span><i style="color: var(--forget)"></i>forget ({audit.sizes["forget"]})</span><span><i
-style="color: var(--test); border-top-style: dashed"></i>test ({audit.sizes["test"]})</span><span><i
-style="color: var(--retain); border-top-width: .8em; opacity: .6"></i>retain ({audit.sizes["retain"]})</span></p>
-<div class="panels">
-{panels}</div>
-"""
+    titles = {name: f"<b>{name}</b>" for name in drawn}
+    return confidence(drawn, titles, audit.sizes, "Thin curves are normals of the same mean and deviation.")
 
 
 def _worst(audit: Audit) -> str:

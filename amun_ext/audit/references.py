@@ -93,7 +93,7 @@ def train_references(
     require(models % 2 == 0, "models", "even: they come in pairs", models)
     whole("seed", seed, 0)
     whole("workers", workers, 1)
-    out, everything = Path(out), _pool(splits)
+    out, everything = Path(out), pool(splits)
     membership = halves(len(everything), models, seed)
     require(len(everything) >= 4, "splits", "of four samples at least", len(everything))
     identity = _identity(model, splits, recipe, seed)
@@ -162,9 +162,10 @@ def _trained(everything: TensorDataset, recipe: Recipe, model: nn.Module, half: 
     return signals_from(predict(fresh, images), labels)
 
 
-def _pool(splits: Splits) -> TensorDataset:
+def pool(splits: Splits) -> TensorDataset:
+    """Training and test set, one behind the other, on the CPU."""
     pairs = zip(splits.train.tensors, splits.test.tensors, strict=True)
-    return TensorDataset(*(torch.cat(pair) for pair in pairs))
+    return TensorDataset(*(torch.cat([first.cpu(), second.cpu()]) for first, second in pairs))
 
 
 def _data(splits: Splits) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -39,17 +40,24 @@ def _histograms(report: Report) -> str:
         if name is not None:
             titles.setdefault(name, title)
     drawn = histograms({name: report.scores[name] for name in titles})
+    shown = {name: f"<b>{title}</b> ({escape(name)})" for name, title in titles.items()}
+    return confidence(drawn, shown, report.sizes)
+
+
+def confidence(drawn: Mapping[str, str], titles: Mapping[str, str], sizes: Mapping[str, int], more: str = "") -> str:
+    """The section on histograms of log-odds: row -> picture, row -> caption, set -> size; `more` about the curves."""
     panels = "".join(
-        f'<figure role="img" aria-label="Histogram of log-odds, {escape(name)}"><figcaption><b>{title}</b> '
-        f"({escape(name)})</figcaption>{drawn[name]}</figure>\n"
-        for name, title in titles.items()
+        f'<figure role="img" aria-label="Histogram of log-odds, {escape(name)}"><figcaption>{titles[name]}</figcaption>'
+        f"{picture}</figure>\n"
+        for name, picture in drawn.items()
     )
     return f"""<h2>Confidence in the true class</h2>
 <p>Log-odds of the true class: at 0 the model gives it one half, at 4.6 it gives it 99 %. An attacker who wants to know
-whether an image was trained on looks here. Every panel has the same axes; the outermost bars hold what lies beyond.</p>
-<p class="key"><span><i style="color: var(--forget)"></i>forget ({report.sizes["forget"]})</span><span><i
-style="color: var(--test); border-top-style: dashed"></i>test ({report.sizes["test"]})</span><span><i
-style="color: var(--retain); border-top-width: .8em; opacity: .6"></i>retain ({report.sizes["retain"]})</span></p>
+whether an image was trained on looks here. Every panel has the same axes; the outermost bars hold what lies beyond.
+{more}</p>
+<p class="key"><span><i style="color: var(--forget)"></i>forget ({sizes["forget"]})</span><span><i
+style="color: var(--test); border-top-style: dashed"></i>test ({sizes["test"]})</span><span><i
+style="color: var(--retain); border-top-width: .8em; opacity: .6"></i>retain ({sizes["retain"]})</span></p>
 <div class="panels">
 {panels}</div>
 """

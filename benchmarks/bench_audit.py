@@ -19,14 +19,15 @@ from torch.utils.data import TensorDataset
 from zoo import FOLDER
 
 from amun_ext import models, unlearn
-from amun_ext.audit import References, train_references
-from amun_ext.audit.attacks import ATTACKS, Signals
+from amun_ext.audit import Answers, train_references
+from amun_ext.audit.answers import pool, signals_from
+from amun_ext.audit.attacks import Signals, all_scores
 from amun_ext.audit.measures import COMPARED
-from amun_ext.audit.references import pool, signals_from
+from amun_ext.audit.references import KIND as REFERENCES
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
-from amun_ext.evaluation import auc, predict, rmia
+from amun_ext.evaluation import auc, predict
 from amun_ext.experiments import demo
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
@@ -61,27 +62,18 @@ CASES = {
 }
 
 
-def offline(signals: Signals, references: References | None, groups: object) -> Any:
-    """RMIA on the references that were not trained on a sample, for those who have no others."""
-    assert references is not None
-    target, reference = (values.double().sigmoid() for values in (signals["log-odds"], references.signals["log-odds"]))
-    return rmia(target, reference, references.membership, mode="offline", a=0.3).log_ratio
-
-
-def areas(signals: Signals, references: References, groups: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def areas(signals: Signals, references: Answers, groups: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Attack -> FT, FR, RT AUC."""
-    attacks = {each.name: each.scores for each in ATTACKS if each.references <= len(references)}
-    found = {}
-    for name, attack in {**attacks, "RMIA, offline": offline}.items():
-        scores = attack(signals, references, groups)
-        found[name] = {
+    return {
+        name: {
             key: auc(scores[groups[members].numpy()], scores[groups[others].numpy()]).value
             for key, (members, others) in COMPARED.items()
         }
-    return found
+        for name, scores in all_scores(signals, {REFERENCES: references}, groups).items()
+    }
 
 
-def run(case: Case, references: References, splits: Splits, seed: int) -> dict[str, Any]:
+def run(case: Case, references: Answers, splits: Splits, seed: int) -> dict[str, Any]:
     """Model -> number of references -> attack -> areas."""
     torch.manual_seed(seed)
     channels = splits.train.tensors[0].shape[1]
@@ -102,7 +94,7 @@ def run(case: Case, references: References, splits: Splits, seed: int) -> dict[s
     images, labels = pool(splits).tensors
     signals = {name: signals_from(predict(model, images), labels) for name, model in made.items()}
 
-    def first(count: int) -> References:
+    def first(count: int) -> Answers:
         rows = {name: values[:count] for name, values in references.signals.items()}
         return replace(references, membership=references.membership[:count], signals=rows)
 

@@ -215,7 +215,7 @@ class TestAudit:
         told = json.loads((tmp_path / "audit.json").read_text())
         assert told["verdict"]["answer"] == "not forgotten"
         assert told["rows"]["audited"]["UA"]["value"] == found.rows["audited"]["UA"].value
-        assert set(told["attacks"]) == {"RMIA", "LiRA", "RMIA, as published", "confidence"}
+        assert set(told["attacks"]) == {"RMIA", "RMIA, offline", "LiRA", "RMIA, as published", "confidence"}
         assert told["facts"] == {"method": "none"}
         assert {each["id"] for each in told["members"]["samples"]} <= set(ids.tolist())
         page = (tmp_path / "audit.md").read_text()

@@ -10,7 +10,8 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, data, models
 from amun_ext.audit import references as module
-from amun_ext.audit.references import check_references, halves, load_references, signals_from, train_references
+from amun_ext.audit.answers import check_same, halves, signals_from
+from amun_ext.audit.references import load_references, train_references
 from amun_ext.data import Splits
 from amun_ext.evaluation import log_odds, predict
 from amun_ext.training import Recipe
@@ -58,18 +59,17 @@ class TestTraining:
     def test_each_is_trained_on_its_half_and_tells_of_all(self, train, splits, model, monkeypatch) -> None:
         trained = []
 
-        def spy(*arguments, **options) -> nn.Module:
-            trained.append((arguments[1:], fitted(*arguments, **options)))
+        def spy(*arguments) -> nn.Module:
+            trained.append((arguments[1:], fitted(*arguments)))
             return trained[-1][1]
 
-        fitted = module.unlearn
-        monkeypatch.setattr(module, "unlearn", spy)
+        fitted = module.trained_anew
+        monkeypatch.setattr(module, "trained_anew", spy)
         made = train()
         images, labels = (torch.cat(pair) for pair in zip(splits.train.tensors, splits.test.tensors, strict=True))
         assert torch.equal(made.membership, halves(81, 4))
-        for row, ((outside, inside), fresh) in enumerate(trained):
+        for row, ((inside, *_), fresh) in enumerate(trained):
             assert torch.equal(inside.tensors[0], images[made.membership[row]])
-            assert torch.equal(outside.tensors[0], images[~made.membership[row]])
             told = log_odds(predict(fresh, images), labels).float()
             torch.testing.assert_close(made.signals["log-odds"][row], told)
         weights = [next(fresh.parameters()) for _, fresh in trained]
@@ -80,18 +80,18 @@ class TestTraining:
 
     def test_what_was_stopped_goes_on_and_more_are_added(self, train, tmp_path, monkeypatch) -> None:
         whole = train(out=tmp_path / "whole", models=6)
-        made, fitted = [], module.unlearn
+        made, fitted = [], module.trained_anew
 
-        def stops(*arguments, **options) -> nn.Module:
+        def stops(*arguments) -> nn.Module:
             if len(made) == 3:
                 raise KeyboardInterrupt
-            made.append(options["seed"])
-            return fitted(*arguments, **options)
+            made.append(arguments[-1])
+            return fitted(*arguments)
 
-        monkeypatch.setattr(module, "unlearn", stops)
+        monkeypatch.setattr(module, "trained_anew", stops)
         with pytest.raises(KeyboardInterrupt):
             train()
-        monkeypatch.setattr(module, "unlearn", lambda *a, **o: made.append(o["seed"]) or fitted(*a, **o))
+        monkeypatch.setattr(module, "trained_anew", lambda *a: made.append(a[-1]) or fitted(*a))
         assert len(train()) == 4
         assert len(made) == 4
         more = train(models=6)
@@ -135,11 +135,11 @@ class TestFiles:
         with pytest.raises(InputError, match="other data"):
             train(models=2, splits=turned)
         made = load_references(tmp_path)
-        check_references(made, model, splits)
+        check_same("references", made, model, splits)
         with pytest.raises(InputError, match="trained on these training and test samples"):
-            check_references(made, model, turned)
+            check_same("references", made, model, turned)
         with pytest.raises(InputError, match="of the model's architecture"):
-            check_references(made, wider, splits)
+            check_same("references", made, wider, splits)
 
     def test_damage_is_told_and_mended(self, train, tmp_path) -> None:
         first = train(models=2)

@@ -5,7 +5,17 @@ import math
 import pytest
 from scipy.stats import norm
 
-from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, Z, enough, judge
+from amun_ext.audit.verdict import (
+    CANNOT_TELL,
+    FORGOTTEN,
+    NOT_FORGOTTEN,
+    OVER_FORGOTTEN,
+    Verdict,
+    Z,
+    enough,
+    judge,
+    worst,
+)
 from amun_ext.evaluation.roc import AucDifference
 
 
@@ -67,3 +77,14 @@ def test_so_many_ids_decide_and_one_less_does_not(value: float, test_variance: f
 def test_too_few_test_samples_for_any_number_of_ids() -> None:
     assert enough(AucDifference(4.0, 90.0, 1.0), 10) == math.inf
     assert enough(AucDifference(5.0, 90.0, 0.0), 10) == math.inf
+
+
+def test_a_model_has_forgotten_where_all_attacks_say_so() -> None:
+    said = {
+        answer: Verdict(answer, "", 0.0, (0.0, 0.0), 5.0, 1.0)
+        for answer in (FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL)
+    }
+    assert worst([said["forgotten"], said["forgotten"]]).answer == "forgotten"
+    for answer in ("cannot tell", "over-forgotten", "not forgotten"):
+        assert worst([said["forgotten"], said[answer]]).answer == answer
+    assert worst([said["cannot tell"], said["not forgotten"], said["over-forgotten"]]).answer == "not forgotten"

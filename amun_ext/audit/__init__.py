@@ -11,19 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.attacks import possible
+from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
+from amun_ext.audit.attacks import U_LIRA, all_scores
 from amun_ext.audit.measures import COMPARED, COMPARISONS, MEASURES, SETS, Measure, Number, Seen, attack_auc, low_fpr
 from amun_ext.audit.members import Members, harm, look_like_members
-from amun_ext.audit.references import (
-    References,
-    architecture,
-    check_references,
-    load_references,
-    pool,
-    signals_from,
-    train_references,
-)
-from amun_ext.audit.verdict import MARGIN, Verdict, judge
+from amun_ext.audit.references import KIND as REFERENCES
+from amun_ext.audit.references import load_references, train_references
+from amun_ext.audit.shadows import KIND as SHADOWS
+from amun_ext.audit.shadows import Shadows, check_shadows, load_shadows, spread, train_shadows
+from amun_ext.audit.verdict import MARGIN, Verdict, judge, worst
 from amun_ext.checks import check_images, check_labels, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
@@ -31,7 +27,18 @@ from amun_ext.evaluation import predict
 from amun_ext.evaluation.roc import AucDifference, auc_difference
 from amun_ext.files import plain, write_json, write_text
 
-__all__ = ["MARGIN", "Audit", "References", "Verdict", "audit", "load_references", "train_references"]
+__all__ = [
+    "MARGIN",
+    "Answers",
+    "Audit",
+    "Shadows",
+    "Verdict",
+    "audit",
+    "load_references",
+    "load_shadows",
+    "train_references",
+    "train_shadows",
+]
 
 AUDITED, ORIGINAL, RETRAINED = "audited", "original", "retrained"
 FILES = ("audit.json", "audit.md", "audit.html")
@@ -51,6 +58,7 @@ class Audit:
     attacks: Mapping[str, Mapping[str, Mapping[str, Number]]]  # attack -> model -> FT, FR, RT AUC and TPR at 1 %
     members: Members  # forget samples that still look like members
     harm: Mapping[str, float]  # what happened to retained samples
+    runs: Mapping[str, float]  # U-LiRA's FT AUC against other runs of the method; none without shadows
     seen: Mapping[str, Seen]
     pictures: Sequence[NDArray[np.float32]]  # [C, H, W], of the first of `members`, PICTURES at most
     classes: Sequence[str]
@@ -75,6 +83,7 @@ class Audit:
             },
             "members": asdict(self.members),
             "harm": self.harm,
+            "runs": self.runs,
             "sizes": self.sizes,
             "facts": self.facts,
             "columns": {measure.name: measure.explanation for measure in self.measures},
@@ -113,7 +122,8 @@ def audit(
     *,
     original: nn.Module | None = None,
     retrained: nn.Module | None = None,
-    references: References | None = None,
+    references: Answers | None = None,
+    shadows: Shadows | None = None,
     before: Sequence[int] = (),
     random_draw: bool = False,
     margin: float = MARGIN,
@@ -124,7 +134,8 @@ def audit(
 
     The verdict is an equivalence test of FT AUC (the chance that a forget sample looks more like a member than a test
     sample) against that of `retrained` on the same samples; or against 50, which a retrained model would have, where
-    there are `references` and the ids are a `random_draw` of the training set. Else it cannot tell.
+    there are `references` or `shadows` and the ids are a `random_draw` of the training set. Else it cannot tell. With
+    `shadows` the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts.
 
     Args:
         model: the unlearned classifier.
@@ -133,6 +144,7 @@ def audit(
         original: the model before; without it, whether anything was changed cannot be seen.
         retrained: one that was trained without the ids, otherwise as the original.
         references: see `train_references`; of these splits and this architecture.
+        shadows: see `train_shadows`; of these splits, this architecture and these ids.
         before: ids that were forgotten earlier; they are in no set.
         random_draw: whether the ids are a random draw of the training set, not one class or one person.
         margin: points of FT AUC within which two models are equivalent.
@@ -153,20 +165,27 @@ def audit(
         require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
     known = dict(seconds or {})
     require(set(known) <= set(models), "seconds", f"of models among {list(models)}", list(known))
-    if references is not None:
-        check_references(references, model, splits)
+    answers = {kind: each for kind, each in ((REFERENCES, references), (SHADOWS, shadows)) if each is not None}
+    for kind, told in answers.items():
+        check_same(kind, told, model, splits)
+    if shadows is not None:
+        check_shadows(shadows, ids)
     split(splits.train, gone)  # refuses ids that are none, and all of them
     for name, data in (("train", splits.train), ("test", splits.test)):
         check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
         check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
     everything = pool(splits)
-    seen = {name: _see(each, everything, rows, references, known.get(name, math.nan)) for name, each in models.items()}
+    seen = {name: _see(each, everything, rows, answers, known.get(name, math.nan)) for name, each in models.items()}
     audited, baseline = seen[AUDITED], seen.get(RETRAINED)
-    difference, against = _difference(audited, baseline, references, _drawn(splits, ids, random_draw))
+    objection = _drawn(splits, ids, random_draw)
+    verdicts = [
+        judge(*_difference(attack, audited, baseline, answers, objection), len(ids), margin, _name(attack, audited))
+        for attack in _judged(audited, baseline, answers)
+    ]
     members = look_like_members(audited, ids)
     return Audit(
-        verdict=judge(difference, against, len(ids), margin),
+        verdict=worst(verdicts),
         flags=_flags(seen),
         rows={name: _row(each, None if each is baseline else baseline) for name, each in seen.items()},
         attacks={
@@ -181,6 +200,7 @@ def audit(
         },
         members=members,
         harm=harm(audited, baseline or seen.get(ORIGINAL)),
+        runs={} if shadows is None else spread(shadows),
         seen=seen,
         pictures=[splits.train.tensors[0][each.id].cpu().float().numpy() for each in members.samples[:PICTURES]],
         classes=splits.classes,
@@ -200,17 +220,17 @@ def _see(
     model: nn.Module,
     everything: TensorDataset,
     rows: Mapping[str, Tensor],
-    references: References | None,
+    answers: Mapping[str, Answers],
     seconds: float,
 ) -> Seen:
     images, labels = everything.tensors
     logits = predict(model, images)
-    signals = signals_from(logits, labels)
-    scores = {attack.name: attack.scores(signals, references, rows) for attack in possible(references)}
+    scores = all_scores(signals_from(logits, labels), answers, rows)
+    by_set = {name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()}
     return Seen(
         logits={name: logits[at] for name, at in rows.items()},
         labels={name: labels[at] for name, at in rows.items()},
-        attacks={name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()},
+        attacks={name: {of: told[~np.isnan(told)] for of, told in each.items()} for name, each in by_set.items()},
         seconds=seconds,
     )
 
@@ -238,15 +258,28 @@ def _drawn(splits: Splits, ids: Tensor, random_draw: bool) -> str:
     return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
 
 
+def _judged(audited: Seen, baseline: Seen | None, answers: Mapping[str, Answers]) -> list[str]:
+    """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
+    of_shadows = [U_LIRA] if SHADOWS in answers else []
+    if of_shadows and baseline is None and REFERENCES not in answers:
+        return of_shadows
+    return [next(iter(audited.attacks)), *of_shadows]
+
+
+def _name(attack: str, audited: Seen) -> str:
+    return "FT AUC" if audited.attacks[attack] is audited.scores else f"FT AUC of {attack}"
+
+
 def _difference(
-    audited: Seen, baseline: Seen | None, references: References | None, objection: str
+    attack: str, audited: Seen, baseline: Seen | None, answers: Mapping[str, Answers], objection: str
 ) -> tuple[AucDifference | None, str]:
     """What is judged, and what it is compared with; or why there is nothing to compare with."""
-    ours = audited.scores["forget"], audited.scores["test"]
+    ours = audited.attacks[attack]["forget"], audited.attacks[attack]["test"]
     if baseline is not None:
-        theirs = baseline.scores["forget"], baseline.scores["test"]
-        return auc_difference(ours, theirs), f"the retrained model's {attack_auc(baseline.scores, 'FT').value:.1f}"
-    if references is None:
+        theirs = baseline.attacks[attack]
+        area = attack_auc(theirs, "FT").value
+        return auc_difference(ours, (theirs["forget"], theirs["test"])), f"the retrained model's {area:.1f}"
+    if not answers:
         return None, "there is neither a retrained model nor a set of references to say what FT AUC should be"
     if objection:
         return None, f"there is no retrained model, and {objection}"

@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.audit.references import References
+from amun_ext.audit import references, shadows
+from amun_ext.audit.answers import Answers
+from amun_ext.audit.shadows import Shadows
 from amun_ext.evaluation.lira import lira
 from amun_ext.evaluation.rmia import PRESETS, rmia
 
-Scores = NDArray[np.float64]
-Signals = Mapping[str, Tensor]  # of the audited model, as those that references keep: name -> [N]
+Scores = NDArray[np.float64]  # [N], NaN for a sample that the attack cannot tell of
+Signals = Mapping[str, Tensor]  # of the audited model, as those that answers keep: name -> [N]
 Groups = Mapping[str, Tensor]  # name of a set -> its rows
 
 
@@ -20,41 +22,87 @@ Groups = Mapping[str, Tensor]  # name of a set -> its rows
 class Attack:
     name: str
     explanation: str
-    references: int  # that it needs at least
-    scores: Callable[[Signals, References | None, Groups], Scores]
+    scores: Callable[..., Scores]  # (signals, groups), and the models that it needs between them
+    needs: str | None = None  # the kind of these models
+    least: int = 0  # how many
 
 
-def _confidence(signals: Signals, references: References | None, groups: Groups) -> Scores:
+def _confidence(signals: Signals, groups: Groups) -> Scores:
     return signals["log-odds"].double().numpy()
 
 
-def _rmia(signals: Signals, references: References | None, groups: Groups) -> Scores:
-    assert references is not None
-    # In float64, where the softmax of confident samples does not round to one.
-    target, reference = (values.double().sigmoid() for values in (signals["log-odds"], references.signals["log-odds"]))
-    return rmia(target, reference, references.membership, **PRESETS["robust"].arguments, groups=groups).log_ratio
+def _softmax(signals: Signals) -> Tensor:
+    return signals["log-odds"].double().sigmoid()  # in float64, where that of confident samples does not round to one
 
 
-def _rmia_as_published(signals: Signals, references: References | None, groups: Groups) -> Scores:
-    assert references is not None
-    target, reference = signals["sm-taylor"], references.signals["sm-taylor"]
-    return rmia(target, reference, references.membership, **PRESETS["amun"].arguments, groups=groups).score
+def _rmia(signals: Signals, models: Answers, groups: Groups) -> Scores:
+    target, reference = _softmax(signals), _softmax(models.signals)
+    return rmia(target, reference, models.membership, **PRESETS["robust"].arguments, groups=groups).log_ratio
 
 
-def _lira(signals: Signals, references: References | None, groups: Groups) -> Scores:
-    assert references is not None
-    return lira(signals["log-odds"], references.signals["log-odds"], references.membership)
+def _rmia_offline(signals: Signals, models: Answers, groups: Groups) -> Scores:
+    target, reference = _softmax(signals), _softmax(models.signals)
+    return rmia(target, reference, models.membership, mode="offline", a=0.3).log_ratio
 
 
-# The first that can be made is the one of the verdict.
+def _rmia_as_published(signals: Signals, models: Answers, groups: Groups) -> Scores:
+    target, reference = signals["sm-taylor"], models.signals["sm-taylor"]
+    return rmia(target, reference, models.membership, **PRESETS["amun"].arguments, groups=groups).score
+
+
+def _lira(signals: Signals, models: Answers, groups: Groups) -> Scores:
+    return lira(signals["log-odds"], models.signals["log-odds"], models.membership)
+
+
+def _u_lira(signals: Signals, models: Shadows, groups: Groups) -> Scores:
+    scores = np.full(len(signals["log-odds"]), np.nan)
+    of = signals["log-odds"][models.rows]
+    scores[models.rows.numpy()] = lira(of, models.signals["log-odds"], models.membership)
+    return scores
+
+
+# The first that can be made is the one of the measures.
 ATTACKS = (
-    Attack("RMIA", "likelihood ratio to the references (Zarifzadeh et al. 2024)", 2, _rmia),
-    Attack("LiRA", "likelihood ratio of two normals fitted to the references (Carlini et al. 2022)", 4, _lira),
-    Attack("RMIA, as published", "with the cubic SM-Taylor-softmax and gamma 2 (paper)", 2, _rmia_as_published),
-    Attack("confidence", "log-odds of the true class, without references", 0, _confidence),
+    Attack("RMIA", "likelihood ratio to the references (Zarifzadeh et al. 2024)", _rmia, references.KIND, 2),
+    Attack(
+        "LiRA",
+        "likelihood ratio of two normals fitted to the references (Carlini et al. 2022)",
+        _lira,
+        references.KIND,
+        4,
+    ),
+    Attack(
+        "RMIA, offline",
+        "the same by the references alone that were not trained on a sample",
+        _rmia_offline,
+        references.KIND,
+        2,
+    ),
+    Attack(
+        "RMIA, as published",
+        "with the cubic SM-Taylor-softmax and gamma 2 (paper)",
+        _rmia_as_published,
+        references.KIND,
+        2,
+    ),
+    Attack("confidence", "log-odds of the true class, without references", _confidence),
+    Attack(
+        "U-LiRA",
+        "likelihood ratio of shadows that forgot a sample to those that never saw it (Hayes et al. 2024)",
+        _u_lira,
+        shadows.KIND,
+        shadows.LEAST,
+    ),
 )
+U_LIRA = ATTACKS[-1].name
 
 
-def possible(references: References | None) -> list[Attack]:
-    there = 0 if references is None else len(references)
-    return [attack for attack in ATTACKS if attack.references <= there]
+def all_scores(signals: Signals, models: Mapping[str, Answers], groups: Groups) -> dict[str, Scores]:
+    """By the name of the attack, for those whose models are there; `models` by their kind."""
+    made = {}
+    for attack in ATTACKS:
+        if attack.needs is None:
+            made[attack.name] = attack.scores(signals, groups)
+        elif attack.needs in models and len(models[attack.needs]) >= attack.least:
+            made[attack.name] = attack.scores(signals, models[attack.needs], groups)
+    return made

@@ -34,7 +34,7 @@ class Seen:
 
     logits: Mapping[str, Tensor]  # set -> [n, K] float32
     labels: Mapping[str, Tensor]  # set -> [n]
-    attacks: Mapping[str, Scores]  # attack -> its scores; the first is that of the verdict
+    attacks: Mapping[str, Scores]  # attack -> its scores; the first is that of the measures
     seconds: float = math.nan  # wall time to produce the model
 
     @property
@@ -69,8 +69,10 @@ def share(count: int, total: int) -> Number:
 
 
 def attack_auc(scores: Scores, sets: str) -> Number:
-    """Percent, with DeLong's interval; 50 is a coin."""
+    """Percent, with DeLong's interval; 50 is a coin. NaN for an attack that does not tell of both sets."""
     members, others = COMPARED[sets]
+    if not len(scores[members]) or not len(scores[others]):
+        return Number(math.nan)
     area = auc(scores[members], scores[others])
     wide = Z95 * area.standard_error
     return Number(area.value, max(0.0, area.value - wide), min(100.0, area.value + wide))

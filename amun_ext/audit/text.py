@@ -49,6 +49,11 @@ def sentences(audit: Audit) -> list[str]:
         f"{len(members.samples)} of {audit.sizes['forget']} forget samples look more like members than 99 % of the "
         f"test samples do; {members.by_chance:.1f} would by chance."
     )
+    if audit.runs:
+        told.append(
+            f"U-LiRA against {audit.runs['runs']:.0f} other runs of the method: FT AUC {audit.runs['mean']:.1f} +- "
+            f"{audit.runs['deviation']:.1f}, mean and deviation of a run."
+        )
     if audit.harm:
         lost, gained = audit.harm["retain samples lost"], audit.harm["retain samples gained"]
         told.append(

@@ -6,6 +6,7 @@ differ by less than a margin. That no difference was found is no proof that ther
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amun_ext.evaluation.roc import AucDifference
@@ -26,16 +27,18 @@ class Verdict:
     enough_ids: float  # forget samples at which the same difference would decide; infinite where none would; NaN
 
 
-def judge(difference: AucDifference | None, against: str, ids: int, margin: float = MARGIN) -> Verdict:
-    """The verdict on a difference of FT AUC, of so many ids, from `against`; without one, `against` is the reason."""
+def judge(
+    difference: AucDifference | None, against: str, ids: int, margin: float = MARGIN, area: str = "FT AUC"
+) -> Verdict:
+    """The verdict on a difference of an area, of so many ids, from `against`; without one, `against` is the reason."""
     nan = math.nan
     if difference is None:
         return Verdict(CANNOT_TELL, against, nan, (nan, nan), margin, nan)
     value, wide = difference.value, Z * difference.standard_error
     low, high = value - wide, value + wide
-    told = f"FT AUC differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
+    told = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
     if math.isnan(wide):
-        reason = f"FT AUC differs from {against} by {value:+.1f} points, of so few samples that there is no interval"
+        reason = f"{area} differs from {against} by {value:+.1f} points, of so few samples that there is no interval"
         return Verdict(CANNOT_TELL, reason, value, (low, high), margin, nan)
     if -margin < low and high < margin:
         answer, reason = FORGOTTEN, f"{told}: less than {margin:g}"
@@ -49,6 +52,12 @@ def judge(difference: AucDifference | None, against: str, ids: int, margin: floa
     else:
         answer, reason = CANNOT_TELL, f"{told}: it may be more or less than {margin:g}"
     return Verdict(answer, reason, value, (low, high), margin, enough(difference, ids, margin))
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """What attacks say together: a model has forgotten where all of them say so (which needs no correction for their
+    number), and has not where one of them says so."""
+    return min(verdicts, key=lambda each: (NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL, FORGOTTEN).index(each.answer))
 
 
 def enough(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:

@@ -49,9 +49,9 @@ class Plan:
         adversarial: AdversarialSet | None = None,
         **run: Any,
     ) -> nn.Module:
-        """`unlearn` so. `adversarial` are the examples, where the method needs some; `run` is passed on."""
+        """`unlearn` so. `adversarial` are examples that were found already; `run` is passed on."""
         options = dict(self.options)
-        if self.search is not None:
+        if self.search is not None and adversarial is not None:
             settings = ("search", *(name for name in self.search if name != "method"))
             options = {name: value for name, value in options.items() if name not in settings}
             options["adversarial"] = adversarial

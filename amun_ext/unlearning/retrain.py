@@ -1,5 +1,6 @@
 """Retraining from scratch without the forget set: what every other method is measured against."""
 
+import copy
 from typing import Any
 
 import torch
@@ -20,6 +21,17 @@ def retrain(
     """
     assert retain is not None
     require(run.mask is None, "mask", "left out: retraining changes all weights", "one")
+    _train_anew(model, retain, run, recipe)
+
+
+def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int) -> nn.Module:
+    """A copy of `model` with fresh weights, trained on `data`."""
+    fresh = copy.deepcopy(model)
+    _train_anew(fresh, data, Run(seed=seed), recipe)
+    return fresh
+
+
+def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe) -> None:
     devices = {tensor.device.index for tensor in model.state_dict().values() if tensor.is_cuda}
     with torch.random.fork_rng(sorted(devices)):
         torch.manual_seed(run.seed)
@@ -29,4 +41,4 @@ def retrain(
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    fit(model, [Pass([Part(retain)])], recipe, run, description="retrain")
+    fit(model, [Pass([Part(data)])], recipe, run, description="retrain")

@@ -1,0 +1,184 @@
+"""What many trained models say of the same samples: kept in a file for each model, without its weights or logits."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from tqdm.auto import tqdm
+
+from amun_ext.checks import InputError, require, whole
+from amun_ext.data import Splits, fingerprint
+from amun_ext.digest import digest
+from amun_ext.evaluation.signals import SIGNALS
+from amun_ext.files import claim, plain, write_tensors
+from amun_ext.training import Recipe
+from amun_ext.workers import started
+
+KEPT = ("log-odds", "sm-taylor")  # of every sample and model
+Signals = dict[str, Tensor]  # name in KEPT -> [N] float32
+Work = Callable[[nn.Module, Tensor, int], Signals]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What M models say of N samples, and which samples are in the half of which model."""
+
+    membership: Tensor  # [M, N] bool
+    signals: Mapping[str, Tensor]  # name in KEPT -> [M, N] float32
+    about: Mapping[str, object]  # what they were made of
+
+    def __len__(self) -> int:
+        return len(self.membership)
+
+
+def halves(samples: int, models: int, seed: int = 0) -> Tensor:
+    """Which sample is in the half of which model, [M, N] bool: of models 2i and 2i + 1 in one, and not in the other.
+
+    So every sample is in exactly half of the models, and more models leave the former ones as they are.
+    """
+    rows = []
+    for pair in range(models // 2):
+        generator = torch.Generator().manual_seed(seed + pair * 2**20)
+        chosen = torch.zeros(samples, dtype=torch.bool)
+        chosen[torch.randperm(samples, generator=generator)[: samples // 2]] = True
+        rows += [chosen, ~chosen]
+    return torch.stack(rows)
+
+
+def signals_from(logits: Tensor, labels: Tensor) -> Signals:
+    """What is kept of logits [N, K]."""
+    return {name: SIGNALS[name](logits, labels).float() for name in KEPT}
+
+
+def check_settings(models: int, seed: int, workers: int) -> None:
+    whole("models", models, 2)
+    require(models % 2 == 0, "models", "even: they come in pairs", models)
+    whole("seed", seed, 0)
+    whole("workers", workers, 1)
+
+
+def collect(
+    kind: str,
+    folder: str | os.PathLike[str],
+    identity: Mapping[str, object],
+    work: Work,
+    model: nn.Module,
+    membership: Tensor,
+    *,
+    first_seed: int,
+    workers: int,
+    progress: bool,
+) -> Answers:
+    """Call `work` with the model, a row of `membership` [M, N] and a seed for every model that is not in the folder.
+
+    A model's file is there when it is done, so that the same call goes on where a former one was stopped; with more
+    rows it adds to them. `kind` is the name of what is made, in the plural.
+    """
+    folder, models = Path(folder), len(membership)
+    told = plain({"format": _format(kind), "samples": membership.shape[1], **identity})
+    assert isinstance(told, dict)
+    claim(folder / f"{kind}.json", told, f"set of {kind}")
+    paths = [_path(kind, folder, number) for number in range(models)]
+    todo = [number for number in range(models) if not paths[number].exists()]
+    jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
+        (number, (membership[number], first_seed + number)) for number in todo
+    )
+    with (
+        started(work, model, min(workers, max(1, len(todo)))) as made,
+        tqdm(total=models, initial=models - len(todo), desc=kind, unit="model", disable=not progress) as bar,
+    ):
+        for number, signals in made(jobs):
+            write_tensors(paths[number], {"membership": membership[number], **signals}, {"format": _format(kind)})
+            bar.update()
+    return load(kind, folder, models)
+
+
+def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -> Answers:
+    """What `collect` has put there: all, or the first `models`.
+
+    InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+        known = about["format"] == _format(kind) and {"data", "architecture"} <= about.keys()
+        total = int(about["samples"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{kind} must be a folder that amun {kind} has written, got {folder}: {error}") from error
+    require(known, kind, f"of format {_format(kind)}", about["format"])
+    found = sorted(folder.glob(_path(kind, folder, 0).name.replace("0000", "*")))
+    models = len(found) if models is None else models
+    expected = [_path(kind, folder, number) for number in range(models)]
+    missing = [path.name for path in expected if path not in found]
+    complete = models >= 2 and models % 2 == 0 and not missing
+    got = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
+    require(complete, kind, f"complete pairs of models (amun {kind} goes on where it was)", got)
+    rows = [_read(kind, path, total) for path in expected]
+    return Answers(
+        membership=torch.stack([row["membership"] for row in rows]),
+        signals={name: torch.stack([row[name] for row in rows]) for name in KEPT},
+        about={**about, "models": models},
+    )
+
+
+def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int) -> dict[str, object]:
+    """What a set of models is of."""
+    return {
+        "architecture": architecture(model),
+        "data": _data(splits),
+        "recipe": asdict(recipe),
+        "seed": seed,
+    }
+
+
+def check_same(kind: str, answers: Answers, model: nn.Module, splits: Splits) -> None:
+    """InputError for models of another architecture than the model's, or of other samples."""
+    same = answers.about["data"] == _data(splits)
+    require(same, kind, "trained on these training and test samples, in this order", "others")
+    same = answers.about["architecture"] == architecture(model)
+    require(same, kind, "of the model's architecture", "another")
+
+
+def pool(splits: Splits) -> TensorDataset:
+    """Training and test set, one behind the other, on the CPU."""
+    pairs = zip(splits.train.tensors, splits.test.tensors, strict=True)
+    return TensorDataset(*(torch.cat([first.cpu(), second.cpu()]) for first, second in pairs))
+
+
+def architecture(model: nn.Module) -> str:
+    """A hash of its modules and the shapes of its weights."""
+    shapes = {name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
+    return digest(shapes, str(model))
+
+
+def _data(splits: Splits) -> str:
+    return f"{fingerprint(splits.train)} {fingerprint(splits.test)}"
+
+
+def _format(kind: str) -> str:
+    return f"amun_ext.{kind}.1"
+
+
+def _path(kind: str, folder: Path, number: int) -> Path:
+    return folder / f"{kind.removesuffix('s')}-{number:04}.safetensors"
+
+
+def _read(kind: str, path: Path, samples: int) -> dict[str, Tensor]:
+    wanted = {"membership": torch.bool} | dict.fromkeys(KEPT, torch.float32)
+    try:
+        row = load_file(path)
+        fits = {name: (tensor.dtype, tensor.shape) for name, tensor in row.items()} == {
+            name: (dtype, (samples,)) for name, dtype in wanted.items()
+        }
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{kind} must be whole, got {path}: {error}; remove it, and it is made again") from error
+    must_be = f"whole, with {', '.join(wanted)} of {samples} samples"
+    require(fits, kind, must_be, f"{path}; remove it, and it is made again")
+    return row

@@ -1,0 +1,178 @@
+"""Shadow models for U-LiRA: trained, unlearned by the method under audit, and never shown the other half.
+
+The attack of Hayes et al. (2024, U-LiRA) asks of each sample by itself: does a model that was trained on it and then
+made to forget it answer otherwise than one that has never seen it? The samples are the forget set and as many test
+samples. Each shadow is trained on the retain set and a random half of them, and then forgets that half: as many samples
+as the request, after as much training, so that the audited model is one more draw of the same experiment. Every shadow
+tells of both kinds, which is why there is no other set of models for samples never seen.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext.audit.answers import Answers, Signals, check_settings, collect, halves, identity, load, pool, signals_from
+from amun_ext.checks import require
+from amun_ext.data import Splits, copies
+from amun_ext.deletion.ids import split
+from amun_ext.evaluation import auc, predict
+from amun_ext.evaluation.lira import lira
+from amun_ext.training import Recipe
+from amun_ext.unlearning.plan import Plan
+from amun_ext.unlearning.retrain import trained_anew
+
+KIND = "shadows"
+SEED = 3000  # added to the seed, so that no shadow begins with the weights of another model
+LEAST = 6  # shadows: without one and its pair, two that forgot a sample and two that never saw it
+
+
+@dataclass(frozen=True, eq=False)
+class Shadows(Answers):
+    """`membership` [M, n] says which shadow forgot which sample; the others never saw it."""
+
+    @property
+    def rows(self) -> Tensor:
+        """The samples [n], as rows of training and test set one behind the other: the ids first."""
+        rows = self.about["rows"]
+        assert isinstance(rows, list)
+        return torch.tensor(rows, dtype=torch.int64)
+
+    @property
+    def ids(self) -> int:
+        """How many of the samples are the forget set."""
+        ids = self.about["ids"]
+        assert isinstance(ids, int)
+        return ids
+
+
+def train_shadows(
+    model: nn.Module,
+    splits: Splits,
+    ids: Tensor,
+    unlearning: Plan,
+    recipe: Recipe,
+    *,
+    out: str | os.PathLike[str],
+    before: Sequence[int] = (),
+    models: int = 16,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+) -> Shadows:
+    """Train `models` shadows of one request and one method, and keep what each says of the samples in question.
+
+    The cost is that of training the original and of unlearning, `models` times; see `cost`. The same call goes on where
+    a former one was stopped; with more `models` it adds to them.
+
+    Args:
+        model: its architecture is taken, its weights are not; every module must have a reset_parameters().
+        splits: both sets, in the order that ids refer to.
+        ids: the forget set under audit, row numbers of the training set.
+        unlearning: the method under audit with its options, see `amun_ext.unlearning.plan.plan`.
+        recipe: that of the original.
+        out: a folder, for these shadows alone.
+        before: ids that were forgotten earlier; no shadow is trained on them.
+        models: an even number, 6 at least; the published attack has 64 and more.
+        workers: models at once, each in a process of its own.
+
+    Raises:
+        InputError: an argument is not what it must be; `out` is of other shadows; a file there is damaged.
+    """
+    check_settings(models, seed, workers)
+    require(models >= LEAST, "models", f"{LEAST} at least", models)
+    retain, rows = _sets(splits, ids, before, seed)
+    everything = pool(splits)
+    samples = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
+    made = collect(
+        KIND,
+        out,
+        {
+            **identity(model, splits, recipe, seed),
+            "unlearning": unlearning.to_dict(),
+            "retain set": unlearning.with_retain,
+            "ids": len(ids),
+            "rows": rows.tolist(),
+            "forgotten before": sorted(before),
+        },
+        partial(_shadow, retain, samples, recipe, unlearning),
+        model,
+        halves(len(rows), models, seed),
+        first_seed=seed + SEED,
+        workers=workers,
+        progress=progress,
+    )
+    return Shadows(**vars(made))
+
+
+def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> Shadows:
+    """What `train_shadows` has put there: all, or the first `models`. InputError as `load_references`."""
+    return Shadows(**vars(load(KIND, folder, models)))
+
+
+def cost(splits: Splits, ids: Tensor, unlearning: Plan, recipe: Recipe, models: int) -> str:
+    """What the shadows will take, in words."""
+    training, tuning = recipe.epochs, unlearning.recipe.epochs
+    return (
+        f"{models} shadow models: each is trained on {len(splits.train):,} samples for {training} epochs and then "
+        f"forgets {len(ids):,} of them by {unlearning.method} ({tuning} epochs); together as much as training the "
+        f"original and this request {models} times"
+    )
+
+
+def check_shadows(shadows: Shadows, ids: Tensor) -> None:
+    """InputError for shadows of another request."""
+    same = sorted(shadows.rows[: shadows.ids].tolist()) == sorted(ids.tolist())
+    require(same, KIND, "of the ids that are audited", "those of another request")
+
+
+def spread(shadows: Shadows) -> dict[str, float]:
+    """U-LiRA's area, percent, against every shadow in the place of the audited model: mean and standard deviation.
+
+    A shadow is attacked with all others but its pair, whose half is the rest of its own. The deviation is what another
+    run of training and unlearning changes, which no interval of one model holds.
+    """
+    odds, forgot = shadows.signals["log-odds"], shadows.membership
+    areas = []
+    for number in range(len(shadows)):
+        others = torch.arange(len(shadows)) // 2 != number // 2
+        scores = lira(odds[number], odds[others], forgot[others])
+        mine = forgot[number].numpy()
+        areas.append(auc(scores[mine], scores[~mine]).value)
+    return {"runs": len(areas), "mean": float(np.mean(areas)), "deviation": float(np.std(areas, ddof=1))}
+
+
+def _sets(splits: Splits, ids: Tensor, before: Sequence[int], seed: int) -> tuple[TensorDataset, Tensor]:
+    """The retain set, and the rows of the pool that the shadows are asked about.
+
+    Test samples that have a copy in the training set are none that a model has never seen.
+    """
+    retain = split(splits.train, torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)]))[1]
+    seen = {row for row, _ in copies(splits.test, splits.train)}
+    unseen = torch.tensor([row for row in range(len(splits.test)) if row not in seen], dtype=torch.int64)
+    require(len(unseen) >= 2, "splits", "with two test samples at least that are not in the training set", len(unseen))
+    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[: len(ids)]
+    return retain, torch.cat([ids, len(splits.train) + unseen[chosen].sort().values])
+
+
+def _shadow(
+    retain: TensorDataset,
+    samples: TensorDataset,
+    recipe: Recipe,
+    unlearning: Plan,
+    model: nn.Module,
+    half: Tensor,
+    seed: int,
+) -> Signals:
+    forget = TensorDataset(*(tensor[half] for tensor in samples.tensors))
+    pairs = zip(retain.tensors, forget.tensors, strict=True)
+    everything = TensorDataset(*(torch.cat([kept.cpu(), gone]) for kept, gone in pairs))
+    trained = trained_anew(model, everything, recipe, seed)
+    unlearned = unlearning.unlearn(trained, forget, retain, seed=seed)
+    images, labels = samples.tensors
+    return signals_from(predict(unlearned, images), labels)

@@ -391,7 +391,10 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["forget"], ["search"], ["compare"], ["info"]])
+COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])
@@ -413,7 +416,7 @@ def test_info_names_versions_kernels_and_the_build() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(cli.__file__).parents[1],
+        cwd=Path(cli.__file__).parents[2],
     ).stdout
     for word in (torch.__version__, "attack_loss, search_step_", "torch_target", "flags", "CPU", "CUDA"):
         assert word in printed

@@ -456,7 +456,7 @@ class TestWorkers:
             "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
             "    next(attempts((number, job) for number in range(2)))\n"
         )
-        folder = Path(cli.__file__).parents[1]
+        folder = Path(cli.__file__).parents[2]
         process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, stdout=subprocess.PIPE, text=True)
         children = [int(pid) for pid in process.stdout.readline().split()]
         assert len(children) == 2
@@ -617,7 +617,7 @@ class TestInput:
 
     def test_optuna_is_not_imported_before_it_is_used(self) -> None:
         told = "import sys, amun_ext.cli; sys.exit('optuna' in sys.modules)"
-        subprocess.run([sys.executable, "-c", told], check=True, cwd=Path(cli.__file__).parents[1])
+        subprocess.run([sys.executable, "-c", told], check=True, cwd=Path(cli.__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -695,7 +695,7 @@ class TestCommand:
         long = ("--epochs", "5")  # or all is done before it is stopped
         more = ("--methods", "ft,rl", *long, "--trials", "6", "--workers", "2", "--max-drop", "50")
         told = [sys.executable, "-m", "amun_ext.cli", *arguments(checkpoint, out, *more)]
-        folder = Path(cli.__file__).parents[1]
+        folder = Path(cli.__file__).parents[2]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             told,

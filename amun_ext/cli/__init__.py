@@ -1,0 +1,45 @@
+"""The command line: a file per command, and what they share in `arguments` and `loading`."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+import amun_ext
+from amun_ext.checks import InputError
+from amun_ext.cli import audit, compare, demo, forget, info, references, search, train, tune
+
+__all__ = ["COMMANDS", "main", "parser"]
+
+COMMANDS = (demo, train, forget, search, compare, tune, audit, references, info)  # in the order of --help
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples have no adversarial example."""
+    options = parser().parse_args(arguments)
+    sys.path.insert(0, "")  # a user's own module:function is found where they stand
+    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {message}", file=sys.stderr)
+    try:
+        return options.run(options) or 0
+    except InputError as error:
+        print(f"amun: error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, FloatingPointError) as error:
+        print(f"amun: failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"amun: stopped; {options.stopped}", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="amun",
+        description="Make a trained image classifier forget some of its training samples, and measure how well it did.",
+        epilog="Start with: amun demo",
+    )
+    top.add_argument("--version", action="version", version=f"amun_ext {amun_ext.__version__}")
+    commands = top.add_subparsers(required=True, metavar="command")
+    for command in COMMANDS:
+        command.add(commands)
+    return top

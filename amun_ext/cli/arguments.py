@@ -1,0 +1,147 @@
+"""Arguments that several commands have, and what they say."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from amun_ext.data import DATASETS
+from amun_ext.training import Recipe
+from amun_ext.training.recipe import BATCH_NORM, PRECISIONS
+from amun_ext.unlearning import PRESETS
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+DATA_HELP = (
+    f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with train_images, "
+    "train_labels, test_images, test_labels; or your own module:function"
+)
+
+RESUMES = "the same command goes on where it was"
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    help: str,  # noqa: A002
+    epilog: str = "",
+    stopped: str = "nothing half-written was left",
+) -> argparse.ArgumentParser:
+    """A command of the table; `stopped` is what a Ctrl-C is answered with."""
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run, stopped=stopped)
+    return command
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", required=True, help=DATA_HELP)
+    command.add_argument("--root", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)")
+    command.add_argument("--download", action="store_true", help="fetch them if they are not there")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")
+    command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", type=Path, required=True, help="checkpoint: .safetensors, or .pt/.pth (weights only)"
+    )
+    command.add_argument(
+        "--arch", help="its architecture, where the checkpoint does not say (not written by amun train)"
+    )
+    command.add_argument("--width", type=int, help="of --arch")
+
+
+def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._MutuallyExclusiveGroup:
+    which = command.add_mutually_exclusive_group(required=required)
+    which.add_argument("--ids", help="row numbers of the data, such as 3,17,40-60")
+    which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
+    which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
+    return which
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    group = command.add_mutually_exclusive_group()
+    group.add_argument("--preset", choices=PRESETS, help="options that others have published")
+    group.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        help="options that amun tune has chosen; may be given again, for other methods or the other setting",
+    )
+
+
+def add_recipe(
+    command: argparse.ArgumentParser, title: str, default: Recipe | None = None, *, searched: bool = False
+) -> None:
+    """Nothing is there unless it was given: `recipe` fills in the rest. `searched`: without what amun tune chooses."""
+
+    def told(name: str) -> str:
+        return "" if default is None else f" (default: {getattr(default, name)})"
+
+    group = command.add_argument_group(title)
+    group.add_argument("--epochs", type=int, help=f"how often to go through the data{told('epochs')}")
+    if searched:
+        command.set_defaults(lr=None, schedule=None)
+    else:
+        group.add_argument("--lr", type=float, help=f"learning rate{told('lr')}")
+        group.add_argument("--schedule", help=f"constant, cosine or step:N, a tenth every N epochs{told('schedule')}")
+    group.add_argument("--batch-size", type=int, help=f"samples of a step{told('batch_size')}")
+    group.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip of true images"
+    )
+    group.add_argument(
+        "--batch-norm",
+        choices=BATCH_NORM,
+        help="train: batch statistics; frozen: the running ones, as they are; eval: these, and no dropout either"
+        + told("batch_norm"),
+    )
+    group.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS)[1:],
+        help="of autocast, for mixed precision (default: the model's own)",
+    )
+    group.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, help="of images in memory: faster for many networks"
+    )
+    group.add_argument(
+        "--accumulate", type=int, help=f"pieces that a batch is computed in, to need less memory{told('accumulate')}"
+    )
+
+
+def recipe(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `Recipe` that were given, of those that add_recipe asks for."""
+    return given(options, *(field.name for field in fields(Recipe) if field.name in options))
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def device(name: str) -> torch.device:
+    """The type of --device."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {name!r}")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"must be one that torch has here, got {name!r}: {reason}") from error
+
+
+def seed(text: str) -> int:
+    """The type of --seed."""
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**31 - 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,92 @@
+"""amun compare: several methods and seeds beside retraining."""
+
+import argparse
+from pathlib import Path
+
+from amun_ext.checks import whole
+from amun_ext.cli.arguments import (
+    RESUMES,
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_data,
+    add_ids,
+    add_recipe,
+    add_settings,
+    recipe,
+)
+from amun_ext.cli.loading import about, check_folder, check_free, chosen_options, ids_to_forget, rebuilt, unseen
+from amun_ext.data import load
+from amun_ext.deletion.request import retraining, sets
+from amun_ext.experiments import compare
+from amun_ext.experiments.comparison import SETTINGS
+from amun_ext.unlearning import METHODS as UNLEARNING
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "compare",
+        run,
+        "unlearn the same samples with several methods and seeds, retrain, and set all of them beside each other",
+        "examples:\n"
+        "  amun compare --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --out compared\n"
+        "  amun compare --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --methods ft,amun,salun "
+        "--settings with --tuned tuned.json --out compared\n\n"
+        "writes compare.json and compare.html into the folder --out, and each result into its folder cells when it is\n"
+        "there: a command that was stopped goes on where it was, and a later one takes from there what is the same.\n"
+        "Rows for retraining and for the model as it is are always there. A method that --preset or --tuned has not\n"
+        "got has its own options. --seed draws a --fraction; the seeds from 0 on are those of methods and retraining.",
+        RESUMES,
+    )
+    add_data(command)
+    add_checkpoint(command)
+    add_ids(command, required=True)
+    command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
+    command.add_argument(
+        "--methods",
+        default=",".join(compare.DEFAULT),
+        help=f"some of {', '.join(UNLEARNING)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
+        "%(default)s)",
+    )
+    command.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
+    command.add_argument(
+        "--settings",
+        choices=("both", *SETTINGS),
+        default="both",
+        help="with the retain set, without, or both (default: %(default)s)",
+    )
+    add_settings(command)
+    add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
+
+
+def run(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    check_free(options.out, "compare.json", "compare.html")
+    names = [name.strip() for name in options.methods.split(",")]
+    settings = [*SETTINGS] if options.settings == "both" else [options.settings]
+    chosen = chosen_options(options)
+    rows = {setting: compare.plans(names, setting == "with", **chosen) for setting in settings}
+    whole("seeds", options.seeds, 1)
+    splits = load(options.data, options.root, options.download)
+    ids = ids_to_forget(options, splits)
+    original, metadata = rebuilt(options, splits)
+    test, tested_on = unseen(options, splits)
+    compared = compare.compare(
+        original,
+        test,
+        sets(splits, ids, metadata, with_copies=options.with_copies),
+        rows,
+        retraining(original, metadata, recipe(options)),
+        seeds=options.seeds,
+        out=options.out,
+        facts={
+            **about(options, metadata),
+            **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
+            **tested_on,
+        },
+        progress=True,
+    )
+    compare.write(compared, options.out)
+    print(f"{compared.to_text()}\n\nwrote compare.json and compare.html into {options.out}")

@@ -1,0 +1,28 @@
+"""amun demo: the whole of it on images that come with the package."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from amun_ext.cli.arguments import Commands, add_command, seed
+from amun_ext.cli.loading import check_folder
+from amun_ext.experiments import demo
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands, "demo", run, "train a small network on the embedded images, forget a tenth, compare with retraining"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("amun-demo"), help="folder of the results (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    torch.set_num_threads(1)  # so small a network gains little from a second one, and loses much on a busy machine
+    report, trained, ids = demo.run(options.seed, progress=True)
+    demo.write(report, trained, ids, options.out)
+    print(f"{report.to_text()}\n\nwrote report.html, report.json and two checkpoints into {options.out}")

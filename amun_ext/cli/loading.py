@@ -1,0 +1,78 @@
+"""What the arguments name: samples, models, options from files, and a folder to write into."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext import models, tuning
+from amun_ext.checks import require
+from amun_ext.data import Splits
+from amun_ext.deletion import forget_ids
+from amun_ext.models.state import count_classes
+from amun_ext.unlearning.choices import load_about, load_choices
+
+LEFT_OUT = "; amun tune has looked at the others"
+
+
+def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
+    """The rows that add_ids asks for."""
+    total = len(splits.train)
+    return forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
+
+
+def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What add_settings says, as `plan` takes it."""
+    files = [load_choices(path) for path in options.tuned or ()]
+    keys = [key for file in files for key in file]
+    must_be = "files that choose for different methods or settings"
+    require(len(set(keys)) == len(keys), "--tuned", must_be, "two for the same")
+    choices = {key: chosen for file in files for key, chosen in file.items()}
+    return {"preset": options.preset, "choices": choices if files else None}
+
+
+def unseen(options: argparse.Namespace, splits: Splits) -> tuple[TensorDataset, dict[str, str]]:
+    """The test samples to measure on, not those that options were chosen with; and the fact for a reader."""
+    abouts = [load_about(path) for path in options.tuned or ()]
+    seeds: set[int] = {about["seed"] for about in abouts if "seed" in about}
+    require(len(seeds) <= 1, "--tuned", "files of one seed, which have held out the same test samples", sorted(seeds))
+    test = tuning.halves(splits.test, seeds.pop())[1] if seeds else splits.test
+    told = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))
+    return test, {"tested on": told}
+
+
+def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, dict[str, str]]:
+    """The model at `path`, by default that of --model, and what its checkpoint says of it."""
+    path = options.model if path is None else path
+    metadata = models.read_metadata(path) if path.suffix == ".safetensors" else {}
+    arch = options.arch or metadata.get("arch")
+    require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
+    width = int(metadata["width"]) if options.width is None and "width" in metadata else options.width
+    images = splits.train.tensors[0]
+    model = models.build(str(arch), num_classes=len(splits.classes), in_channels=images.shape[1], width=width)
+    models.load_checkpoint(path, model)
+    model = model.to(options.device)
+    classes = count_classes(model, images)
+    require(classes == len(splits.classes), "--data", f"of the model's {classes} classes", len(splits.classes))
+    return model, metadata | {"arch": str(arch)} | ({} if width is None else {"width": str(width)})
+
+
+def about(options: argparse.Namespace, metadata: dict[str, str]) -> dict[str, object]:
+    """Facts of a page, with no more of where things are on this machine than their names."""
+    data = Path(options.data).name
+    return {"model": options.model.name, "arch": metadata["arch"], "data": data, "device": str(options.device)}
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before any work, a folder that results cannot be written to."""
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
+    require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)
+
+
+def check_free(folder: Path, *names: str) -> None:
+    for name in names:
+        require(not (folder / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")

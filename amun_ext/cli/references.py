@@ -1,0 +1,42 @@
+"""amun references: models for audits to compare with."""
+
+import argparse
+from pathlib import Path
+
+from amun_ext import audit as audits
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_recipe, recipe
+from amun_ext.cli.loading import check_folder, rebuilt
+from amun_ext.data import load
+from amun_ext.deletion.request import retraining
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "references",
+        run,
+        "train reference models on random halves of the data, for audits to compare with",
+        "example:\n"
+        "  amun references --model original.safetensors --data fashion-mnist-mini --models 16 --workers 2 "
+        "--out references\n\n"
+        "writes what each model says of every sample into the folder --out, 8 bytes a sample; with the same arguments\n"
+        "a command that was stopped goes on where it was, and with more --models it adds some. One set serves every\n"
+        "request and every method that starts from this architecture, recipe and data.",
+        RESUMES,
+    )
+    add_data(command)
+    add_checkpoint(command)
+    command.add_argument("--out", type=Path, required=True, help="folder of the references")
+    command.add_argument("--models", type=int, default=16, help="an even number (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
+    add_recipe(command, "training (default: as the checkpoint says that it was trained)")
+
+
+def run(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    splits = load(options.data, options.root, options.download)
+    model, metadata = rebuilt(options, splits)
+    anew = retraining(model, metadata, recipe(options))
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    made = audits.train_references(model, splits, anew.recipe, out=options.out, **how)
+    print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

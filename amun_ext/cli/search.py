@@ -1,0 +1,104 @@
+"""amun search: adversarial examples by several methods, side by side."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from amun_ext.checks import require
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.loading import about, check_folder, check_free, rebuilt
+from amun_ext.data import load
+from amun_ext.deletion.ids import some_ids
+from amun_ext.experiments import searches
+from amun_ext.search import METHODS
+
+DEFAULT_COUNT = 200  # samples
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "search",
+        run,
+        "search the closest adversarial examples of some samples with several methods, and compare these",
+        "examples:\n"
+        "  amun search --model original.safetensors --data fashion-mnist-mini --methods pgd,ddn,deepfool,ffgsm "
+        "--out searches\n"
+        "  amun search --model net.pt --arch my_net:build --data my_data:load --part test --count 1000 --no-curves "
+        "--out searches\n\n"
+        "writes METHOD.safetensors (amun_ext.AdversarialSet.load reads it), searches.json and searches.html into the\n"
+        "folder --out, and what the curves are made of into its folder curves; with the same arguments a command that\n"
+        "was stopped goes on where it was, and searches nothing twice\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples have no example (their ids are told)",
+        RESUMES,
+    )
+    add_data(command)
+    add_checkpoint(command)
+    command.add_argument("--part", default="train", metavar="train|test", help="of the data (default: %(default)s)")
+    add_ids(command, required=False).add_argument(
+        "--count", type=int, help="so many at random, drawn by --seed (default: 200, or all)"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    add_searches(command)
+
+
+def add_searches(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("search")
+    chosen = ",".join(searches.DEFAULT)
+    group.add_argument("--methods", default=chosen, help=f"some of {', '.join(METHODS)} (default: %(default)s)")
+    group.add_argument(
+        "--refine", type=int, default=0, help="forward passes that bring each example closer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--quantize", type=int, metavar="LEVELS", help="255: examples that survive being saved as 8-bit images"
+    )
+    group.add_argument(
+        "--margin", type=float, default=0.0, help="logits by which the wrong class is to lead (default: %(default)s)"
+    )
+    group.add_argument("--precision", help="bfloat16: most of the iterations in it (default: that of the model)")
+    group.add_argument(
+        "--curves",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"search up to {searches.CURVE_SAMPLES} of the samples with other numbers of steps as well, for the "
+        "picture of distance against gradients; with 200 samples this doubles the time (default: on)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    check_folder(options.out)
+    check_free(options.out, "searches.json", "searches.html")
+    require(options.part in ("train", "test"), "--part", "train or test", options.part)
+    methods = [method.strip() for method in options.methods.split(",")]
+    searches.check_methods(methods)
+    splits = load(options.data, options.root, options.download)
+    images, labels = getattr(splits, options.part).tensors
+    ids = chosen_ids(options, len(images))
+    model, metadata = rebuilt(options, splits)
+    found = searches.compare(
+        model,
+        images[ids],
+        labels[ids],
+        methods,
+        common=searches.Common(options.refine, options.quantize, options.margin, options.precision),
+        curves=options.curves,
+        ids=ids,
+        classes=splits.classes,
+        out=options.out,
+        facts=about(options, metadata) | {"part": options.part, "seed": options.seed},
+        progress=True,
+    )
+    searches.write(found, options.out)
+    print(f"{found.to_text()}\n\nwrote searches.json, searches.html and the examples into {options.out}")
+    for method, missing in found.missing.items():
+        print(f"amun: no adversarial example by {method}: ids {', '.join(map(str, missing))}", file=sys.stderr)
+    return 3 if found.missing else 0
+
+
+def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:
+    """The rows to search."""
+    ways = {"ids": options.ids, "file": options.ids_file, "fraction": options.fraction, "count": options.count}
+    given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, total)}
+    return some_ids(total, **given, seed=options.seed)

@@ -179,6 +179,22 @@ class TestAudit:
         assert found.rows["audited"]["gap"].value == 0
         assert list(found.attacks) == ["confidence"]
 
+    def test_several_retrained_models_are_averaged(self, original, retrained, splits, ids) -> None:
+        """The original stands in for a second retraining that came out very differently: the verdict is less sure."""
+        found = audit(retrained, splits, ids, retrained=[retrained, original], seconds={"retrained": 4.0, "audited": 2})
+        one, other = (audit(each, splits, ids).rows["audited"]["FT AUC"].value for each in (retrained, original))
+        row = found.rows["retrained"]["FT AUC"]
+        assert row.value == pytest.approx((one + other) / 2)
+        assert row.low < min(one, other) < max(one, other) < row.high
+        assert found.verdict.difference == pytest.approx(one - (one + other) / 2)
+        assert found.verdict.interval[1] - found.verdict.interval[0] > 1.64 * abs(one - other)
+        assert "2 retrained models'" in found.verdict.reason
+        assert found.rows["audited"]["speed-up"].value == 2.0
+        gaps = [
+            audit(retrained, splits, ids, retrained=each).rows["audited"]["gap"].value for each in (retrained, original)
+        ]
+        assert found.rows["audited"]["gap"].value == pytest.approx(sum(gaps) / 2)
+
     @pytest.mark.parametrize("case", ["nothing", "no random draw", "one class"])
     def test_without_a_valid_baseline_it_cannot_tell(self, original, references, splits, ids, case: str) -> None:
         of_one = (splits.train.tensors[1] == 3).nonzero()[:, 0]
@@ -254,6 +270,8 @@ class TestInput:
             ({"margin": 0.0}, "margin must be"),
             ({"original": nn.Linear(2, 2)}, "original must be of the audited model's architecture"),
             ({"retrained": nn.Linear(2, 2)}, "retrained must be of the audited model's architecture"),
+            ({"retrained": [model, nn.Linear(2, 2)]}, "retrained must be of the audited model's architecture"),
+            ({"retrained": ["model"]}, "retrained must be an nn.Module, got str"),
             ({"seconds": {"other": 1.0}}, "seconds must be"),
             (
                 {"splits": less, "references": references, "ids": ids[ids < 599]},
@@ -266,7 +284,7 @@ class TestInput:
 
 
 class TestCommand:
-    def test_train_forget_references_audit(self, tmp_path) -> None:
+    def test_train_forget_references_shadows_audit(self, tmp_path, capsys) -> None:
         def amun(*arguments: object) -> int:
             return cli.main([*map(str, arguments), "--data", "digits"])
 
@@ -277,20 +295,27 @@ class TestCommand:
         assert amun("forget", "--model", model, *short, "--out", tmp_path / "f") == 0
         assert amun("references", "--model", model, "--models", 2, "--out", tmp_path / "r") == 0
         after = ("--model", tmp_path / "f/model.safetensors", "--original", model)
+        shadows = ("--models", 6, "--epochs", 1, "--out", tmp_path / "s")
+        assert amun("shadows", "--model", tmp_path / "f/model.safetensors", *shadows) == 0
+        assert "6 shadow models: each is trained on 1,197 samples for 3 epochs and" in capsys.readouterr().out
         out = tmp_path / "a"
-        assert amun("audit", *after, "--retrain", "--references", tmp_path / "r", "--out", out) == 0
+        kept = ("--references", tmp_path / "r", "--shadows", tmp_path / "s")
+        assert amun("audit", *after, "--retrain", 2, *kept, "--out", out) == 0
         told = json.loads((out / "audit.json").read_text())
         assert set(told["rows"]) == {"original", "audited", "retrained"}
         assert len(told["facts"]["ids"]) == told["sizes"]["forget"] == 120
-        assert told["facts"]["references"] == 2
+        assert (told["facts"]["references"], told["facts"]["shadows"], told["facts"]["retrained models"]) == (2, 6, 2)
+        assert told["rows"]["audited"]["speed-up"]["value"] > 0
+        assert "U-LiRA" in told["attacks"]
         assert sorted(path.name for path in out.iterdir()) == [
             "audit.html",
             "audit.json",
             "audit.md",
+            "retrained-1.safetensors",
             "retrained.safetensors",
         ]
-        again = ("--retrained", out / "retrained.safetensors")
-        assert amun("audit", *after, *again, "--references", tmp_path / "r", "--out", tmp_path / "b") == 0
+        again = ("--retrained", out / "retrained.safetensors", out / "retrained-1.safetensors")
+        assert amun("audit", *after, *again, *kept, "--out", tmp_path / "b") == 0
         assert json.loads((tmp_path / "b/audit.json").read_text())["rows"] == told["rows"]
 
     def test_bad_input_is_one_line(self, tmp_path, capsys) -> None:

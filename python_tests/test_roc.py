@@ -163,8 +163,21 @@ class TestDifference:
 
     def test_refuses_other_samples(self):
         with pytest.raises(
-            InputError, match=r"other must be scores of the same samples, \(2, 1\) of them, got \(1, 2\)"
+            InputError, match=r"others must be scores of the same samples, \(2, 1\) of them, got \[\(1, 2\)\]"
         ):
             auc_difference(([1.0, 2.0], [0.0]), ([1.0], [2.0, 0.0]))
-        with pytest.raises(InputError, match=r"other\[1\] must be free of NaN"):
+        with pytest.raises(InputError, match=r"others\[1\] must be free of NaN"):
             auc_difference(([1.0], [0.0]), ([1.0], [math.nan]))
+
+    def test_several_others_add_what_lies_between_them(self):
+        """Areas 100, 75 and 50 of the others: mean 75, and a variance of 25^2 of which the mean has a third."""
+        one = ([3.0, 4.0], [1.0, 2.0])
+        others = [one, ([1.5, 4.0], [1.0, 2.0]), ([1.0, 2.0], [1.0, 2.0])]
+        found = auc_difference(one, *others)
+        assert found.value == pytest.approx(25)
+        assert found.run_variance == pytest.approx(625 / 3)
+        assert auc_difference(one, others[1]).run_variance == 0
+        mean = [auc_difference(one, other).value for other in others]
+        assert found.value == pytest.approx(sum(mean) / 3)
+        total = found.member_variance + found.nonmember_variance + found.run_variance
+        assert found.standard_error == pytest.approx(math.sqrt(total))

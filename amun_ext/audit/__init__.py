@@ -13,7 +13,18 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
 from amun_ext.audit.attacks import U_LIRA, all_scores
-from amun_ext.audit.measures import COMPARED, COMPARISONS, MEASURES, SETS, Measure, Number, Seen, attack_auc, low_fpr
+from amun_ext.audit.measures import (
+    COMPARED,
+    COMPARISONS,
+    MEASURES,
+    SETS,
+    Measure,
+    Number,
+    Seen,
+    attack_auc,
+    low_fpr,
+    together,
+)
 from amun_ext.audit.members import Members, harm, look_like_members
 from amun_ext.audit.references import KIND as REFERENCES
 from amun_ext.audit.references import load_references, train_references
@@ -121,7 +132,7 @@ def audit(
     ids: Tensor,
     *,
     original: nn.Module | None = None,
-    retrained: nn.Module | None = None,
+    retrained: nn.Module | Sequence[nn.Module] | None = None,
     references: Answers | None = None,
     shadows: Shadows | None = None,
     before: Sequence[int] = (),
@@ -142,13 +153,14 @@ def audit(
         splits: the data that the original was trained on, in its order, and test data that no model was trained on.
         ids: row numbers of the training set, different ones.
         original: the model before; without it, whether anything was changed cannot be seen.
-        retrained: one that was trained without the ids, otherwise as the original.
+        retrained: one that was trained without the ids, otherwise as the original; or several, with other seeds, which
+            make the verdict know how far one retraining is from the next. Figures show the first.
         references: see `train_references`; of these splits and this architecture.
         shadows: see `train_shadows`; of these splits, this architecture and these ids.
         before: ids that were forgotten earlier; they are in no set.
         random_draw: whether the ids are a random draw of the training set, not one class or one person.
         margin: points of FT AUC within which two models are equivalent.
-        seconds: "audited" and "retrained" -> wall time to produce them.
+        seconds: "audited" and "retrained" -> wall time to produce one.
         facts: what a reader should know.
 
     Raises:
@@ -159,12 +171,15 @@ def audit(
     require(0 < margin < 50, "margin", "points of AUC between 0 and 50", margin)
     gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)])
     require(len(gone.unique()) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
-    given = {ORIGINAL: original, AUDITED: model, RETRAINED: retrained}
-    models = {name: each for name, each in given.items() if each is not None}
-    for name, each in models.items():
+    anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
+    given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
+    models = [(name, each) for name, each in given if each is not None]
+    for name, each in models:
+        require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
         require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
     known = dict(seconds or {})
-    require(set(known) <= set(models), "seconds", f"of models among {list(models)}", list(known))
+    names = list(dict(models))
+    require(set(known) <= set(names), "seconds", f"of models among {names}", list(known))
     answers = {kind: each for kind, each in ((REFERENCES, references), (SHADOWS, shadows)) if each is not None}
     for kind, told in answers.items():
         check_same(kind, told, model, splits)
@@ -176,18 +191,23 @@ def audit(
         check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
     everything = pool(splits)
-    seen = {name: _see(each, everything, rows, answers, known.get(name, math.nan)) for name, each in models.items()}
-    audited, baseline = seen[AUDITED], seen.get(RETRAINED)
+    looked = [(name, _see(each, everything, rows, answers, known.get(name, math.nan))) for name, each in models]
+    baselines = [each for name, each in looked if name == RETRAINED]
+    seen = dict(reversed(looked))  # the first of a name
+    seen = {name: seen[name] for name in names}
+    audited = seen[AUDITED]
     objection = _drawn(splits, ids, random_draw)
     verdicts = [
-        judge(*_difference(attack, audited, baseline, answers, objection), len(ids), margin, _name(attack, audited))
-        for attack in _judged(audited, baseline, answers)
+        judge(*_difference(attack, audited, baselines, answers, objection), len(ids), margin, _name(attack, audited))
+        for attack in _judged(audited, baselines, answers)
     ]
     members = look_like_members(audited, ids)
     return Audit(
         verdict=worst(verdicts),
         flags=_flags(seen),
-        rows={name: _row(each, None if each is baseline else baseline) for name, each in seen.items()},
+        rows={
+            name: _row(baselines, []) if name == RETRAINED else _row([each], baselines) for name, each in seen.items()
+        },
         attacks={
             attack: {
                 name: {
@@ -199,7 +219,7 @@ def audit(
             for attack in audited.attacks
         },
         members=members,
-        harm=harm(audited, baseline or seen.get(ORIGINAL)),
+        harm=harm(audited, seen.get(RETRAINED) or seen.get(ORIGINAL)),
         runs={} if shadows is None else spread(shadows),
         seen=seen,
         pictures=[splits.train.tensors[0][each.id].cpu().float().numpy() for each in members.samples[:PICTURES]],
@@ -235,10 +255,13 @@ def _see(
     )
 
 
-def _row(seen: Seen, baseline: Seen | None) -> dict[str, Number]:
-    row = {measure.name: measure.value(seen) for measure in MEASURES}
-    compared = {} if baseline is None else {each.name: each.value(seen, baseline) for each in COMPARISONS}
-    return row | compared
+def _row(seen: Sequence[Seen], baselines: Sequence[Seen]) -> dict[str, Number]:
+    """The measures of one model or of several of a kind, and how they compare where there are baselines."""
+    row = {measure.name: together([measure.value(each) for each in seen]) for measure in MEASURES}
+    if not baselines:
+        return row
+    pairs = [(each, baseline) for each in seen for baseline in baselines]
+    return row | {each.name: together([each.value(*pair) for pair in pairs]) for each in COMPARISONS}
 
 
 def _drawn(splits: Splits, ids: Tensor, random_draw: bool) -> str:
@@ -258,10 +281,10 @@ def _drawn(splits: Splits, ids: Tensor, random_draw: bool) -> str:
     return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
 
 
-def _judged(audited: Seen, baseline: Seen | None, answers: Mapping[str, Answers]) -> list[str]:
+def _judged(audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers]) -> list[str]:
     """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
     of_shadows = [U_LIRA] if SHADOWS in answers else []
-    if of_shadows and baseline is None and REFERENCES not in answers:
+    if of_shadows and not baselines and REFERENCES not in answers:
         return of_shadows
     return [next(iter(audited.attacks)), *of_shadows]
 
@@ -271,14 +294,15 @@ def _name(attack: str, audited: Seen) -> str:
 
 
 def _difference(
-    attack: str, audited: Seen, baseline: Seen | None, answers: Mapping[str, Answers], objection: str
+    attack: str, audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers], objection: str
 ) -> tuple[AucDifference | None, str]:
     """What is judged, and what it is compared with; or why there is nothing to compare with."""
-    ours = audited.attacks[attack]["forget"], audited.attacks[attack]["test"]
-    if baseline is not None:
-        theirs = baseline.attacks[attack]
-        area = attack_auc(theirs, "FT").value
-        return auc_difference(ours, (theirs["forget"], theirs["test"])), f"the retrained model's {area:.1f}"
+    ours, *theirs = ((each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in (audited, *baselines))
+    if theirs:
+        difference = auc_difference(ours, *theirs)
+        area = together([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
+        several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
+        return difference, f"{several} {area:.1f}"
     if not answers:
         return None, "there is neither a retrained model nor a set of references to say what FT AUC should be"
     if objection:

@@ -1,7 +1,7 @@
 """What is measured on a model, with an interval. A new measure is one function and one row here."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +101,18 @@ def divergence(seen: Seen, baseline: Seen, name: str, *, jensen_shannon: bool = 
     else:
         each = (theirs.exp() * (theirs - ours)).sum(1)
     return mean(each.numpy())
+
+
+def together(runs: Sequence[Number]) -> Number:
+    """Of several models of one kind: the mean, and the interval of what another run would be averaged with."""
+    if len(runs) == 1:
+        return runs[0]
+    from scipy.stats import t  # here, because it takes a second to import
+
+    values = np.array([run.value for run in runs])
+    wide = float(t.ppf(0.975, len(runs) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(runs))
+    middle = float(values.mean())
+    return Number(middle, middle - wide, middle + wide)
 
 
 def mean(values: NDArray[np.float64]) -> Number:

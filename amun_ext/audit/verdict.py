@@ -62,5 +62,5 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 def enough(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
     """Forget samples from which on the same difference would decide: the interval then ends before the margin."""
-    left = (abs(abs(difference.value) - margin) / Z) ** 2 - difference.nonmember_variance
+    left = (abs(abs(difference.value) - margin) / Z) ** 2 - difference.nonmember_variance - difference.run_variance
     return math.ceil(ids * difference.member_variance / left) if left > 0 else math.inf

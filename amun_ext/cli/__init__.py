@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import amun_ext
 from amun_ext.checks import InputError
-from amun_ext.cli import audit, compare, demo, forget, info, references, search, train, tune
+from amun_ext.cli import audit, compare, demo, forget, info, references, search, shadows, train, tune
 
 __all__ = ["COMMANDS", "main", "parser"]
 
-COMMANDS = (demo, train, forget, search, compare, tune, audit, references, info)  # in the order of --help
+COMMANDS = (demo, train, forget, search, compare, tune, audit, references, shadows, info)  # in the order of --help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

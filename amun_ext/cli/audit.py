@@ -2,18 +2,24 @@
 
 import argparse
 import json
+import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from amun_ext import audit as audits
 from amun_ext import info, models
 from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.loading import about, check_folder, check_free, rebuilt
-from amun_ext.data import fingerprint, load
-from amun_ext.deletion import forget_ids
+from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
+from amun_ext.data import Splits, load
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
+
+TRAINING = "retraining-{}.safetensors"  # what a stopped command goes on with
+Metadata = dict[str, str]
 
 
 def add(commands: Commands) -> None:
@@ -39,9 +45,21 @@ def add(commands: Commands) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument("--original", type=Path, help="checkpoint of the model before, of the same architecture")
     anew = command.add_mutually_exclusive_group()
-    anew.add_argument("--retrained", type=Path, help="checkpoint of a model that was trained without the ids")
-    anew.add_argument("--retrain", action="store_true", help="train one, as the checkpoint says that it was trained")
+    anew.add_argument(
+        "--retrained", type=Path, nargs="+", default=[], help="checkpoints of models that were trained without the ids"
+    )
+    anew.add_argument(
+        "--retrain",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="train one, as the checkpoint says that it was trained, or N with different seeds, which tell how far one "
+        "is from the next",
+    )
     command.add_argument("--references", type=Path, help="a folder that amun references has written")
+    command.add_argument("--shadows", type=Path, help="a folder that amun shadows has written")
     command.add_argument(
         "--random-draw", action="store_true", help="the ids are a random draw of the training set (--fraction is one)"
     )
@@ -55,48 +73,65 @@ def run(options: argparse.Namespace) -> None:
     check_free(options.out, *audits.FILES)
     splits = load(options.data, options.root, options.download)
     model, metadata = rebuilt(options, splits)
-    forgotten = json.loads(metadata.get("forgotten", "[]"))
-    given = {"ids": options.ids, "file": options.ids_file, "fraction": options.fraction}
-    if all(way is None for way in given.values()):
-        require(bool(forgotten), "--ids", "given, because the checkpoint has forgotten none", "none")
-        given["ids"] = forgotten
-    ids = forget_ids(len(splits.train), **given, seed=options.seed)
-    before = sorted({*forgotten} - {*ids.tolist()})
-    known = metadata.get("training_data")
-    require(known in (None, fingerprint(splits.train)), "--data", "what the checkpoint was trained on", "others")
+    ids, before = ids_in_question(options, splits, metadata)
+    require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
     references = None if options.references is None else audits.load_references(options.references)
-    retrained = None if options.retrained is None else rebuilt(options, splits, options.retrained)[0]
-    if options.retrain:
-        gone = {name: value for name, value in metadata.items() if name != "forgotten"}
-        asked = sets(splits, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]), gone, with_copies=True)
-        retrained = retraining(model, metadata).unlearn(
-            model,
-            asked.forget,
-            asked.retain,
-            seed=options.seed + RETRAIN_SEED,
-            checkpoint=options.out / "retraining.safetensors",
-            progress=True,
-        )
-        models.save_checkpoint(options.out / "retrained.safetensors", retrained, metadata)
-        (options.out / "retraining.safetensors").unlink()
+    shadows = None if options.shadows is None else audits.load_shadows(options.shadows)
+    retrained = [rebuilt(options, splits, path) for path in options.retrained]
+    retrained += _retrained(options, splits, model, metadata, torch.tensor([*ids.tolist(), *before]))
     found = audits.audit(
         model,
         splits,
         ids,
         original=original,
-        retrained=retrained,
+        retrained=[each for each, _ in retrained],
         references=references,
+        shadows=shadows,
         before=before,
         random_draw=options.random_draw or options.fraction is not None,
         margin=options.margin,
+        seconds=_seconds(metadata, [known for _, known in retrained]),
         facts={
             **about(options, metadata),
             "ids": ids.tolist(),
             "ids forgotten before": before,
             "references": None if references is None else len(references),
+            "shadows": None if shadows is None else len(shadows),
+            "retrained models": len(retrained),
             "versions": info.versions(),
         },
     )
     found.write(options.out)
+    for path in options.out.glob(TRAINING.format("*")):
+        path.unlink()
     print(f"{found.to_text()}\n\nwrote {', '.join(audits.FILES)} into {options.out}")
+
+
+def _retrained(
+    options: argparse.Namespace, splits: Splits, model: nn.Module, metadata: Metadata, gone: Tensor
+) -> list[tuple[nn.Module, Metadata]]:
+    """As many as --retrain asks for, trained without `gone`, and kept in --out."""
+    if not options.retrain:
+        return []
+    others = {name: value for name, value in metadata.items() if name not in ("forgotten", "seconds")}
+    asked, anew = sets(splits, gone, others, with_copies=True), retraining(model, metadata)
+    made = []
+    for number in range(options.retrain):
+        checkpoint = options.out / TRAINING.format(number)
+        fresh, start = not checkpoint.exists(), time.perf_counter()
+        how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
+        each = anew.unlearn(model, asked.forget, asked.retain, **how)
+        told = {"seconds": f"{time.perf_counter() - start:.3f}"} if fresh else {}  # else another try has done a part
+        known = {**others, "forgotten": json.dumps(sorted(gone.tolist())), **told}
+        path = options.out / ("retrained.safetensors" if number == 0 else f"retrained-{number}.safetensors")
+        models.save_checkpoint(path, each, known)
+        made.append((each, known))
+    return made
+
+
+def _seconds(audited: Metadata, retrained: Sequence[Metadata]) -> dict[str, float]:
+    """What checkpoints say of the time that they took."""
+    told = {"audited": [audited], "retrained": retrained}
+    known = {name: [float(each["seconds"]) for each in of if "seconds" in each] for name, of in told.items()}
+    return {name: statistics.mean(times) for name, times in known.items() if times}

@@ -6,26 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from amun_ext import deletion
-from amun_ext.cli.arguments import (
-    RESUMES,
-    Commands,
-    add_checkpoint,
-    add_command,
-    add_data,
-    add_ids,
-    add_recipe,
-    add_settings,
-    given,
-    recipe,
-)
-from amun_ext.cli.loading import check_folder, check_free, chosen_options, ids_to_forget, rebuilt, unseen
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, rebuilt, unseen
+from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.data import load
 from amun_ext.deletion import Request
-from amun_ext.deletion.request import retraining, write
-from amun_ext.experiments import demo
-from amun_ext.search import METHODS
-from amun_ext.unlearning import METHODS as UNLEARNING
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.deletion.request import write
 
 
 def add(commands: Commands) -> None:
@@ -47,31 +33,13 @@ def add(commands: Commands) -> None:
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
-    command.add_argument(
-        "--without-retain", action="store_true", help="fine-tune without the rest of the data (which is still measured)"
-    )
-    command.add_argument("--method", choices=UNLEARNING, default="amun", help="(default: %(default)s)")
-    add_settings(command)
-    command.add_argument(
-        "--keep", type=float, metavar="RATIO", help="change only this fraction of the weights, by a saliency mask"
-    )
-    command.add_argument(
-        "--with-forget",
-        dest="include_forget",
-        action=argparse.BooleanOptionalAction,
-        help="fine-tune on the forget samples too (D_F), the main form of AMUN's paper (default: no)",
-    )
-    command.add_argument("--search", choices=METHODS, help="of the adversarial examples (default: ddn)")
+    add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
-    title = (
-        "fine-tuning; the learning rate decides most, see the report (presets, files and other methods have their own)"
-    )
-    add_recipe(command, title, demo.FINE_TUNING)
 
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    chosen = forget_plan(options)
+    chosen = chosen_plan(options)
     check_free(options.out, "model.safetensors", "report.json", "report.html")
     splits = load(options.data, options.root, options.download)
     ids = ids_to_forget(options, splits)
@@ -79,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     request = Request(
         ids=ids,
         with_copies=options.with_copies,
-        plan=retraining(original, metadata, recipe(options)) if options.method == "retrain" else chosen,
+        plan=settled(chosen, original, metadata, options),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
         metadata=metadata,
@@ -94,18 +62,3 @@ def run(options: argparse.Namespace) -> int:
         print(f"amun: not forgotten, for want of an adversarial example: ids {shown}", file=sys.stderr)
         return 3
     return 0
-
-
-def forget_plan(options: argparse.Namespace) -> Plan:
-    """How to unlearn, but for the recipe of retraining, which the checkpoint knows."""
-    method = UNLEARNING[options.method]
-    default = {"include_forget": False, "recipe": demo.FINE_TUNING} if "include_forget" in method.options else {}
-    return plan(
-        options.method,
-        not options.without_retain,
-        **chosen_options(options),
-        default=default,
-        keep=options.keep,
-        recipe=recipe(options),
-        **given(options, "include_forget", "search"),
-    )

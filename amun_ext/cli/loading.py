@@ -1,7 +1,9 @@
 """What the arguments name: samples, models, options from files, and a folder to write into."""
 
 import argparse
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
 from amun_ext.checks import require
-from amun_ext.data import Splits
+from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion import forget_ids
 from amun_ext.models.state import count_classes
 from amun_ext.unlearning.choices import load_about, load_choices
@@ -22,6 +24,24 @@ def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
     """The rows that add_ids asks for."""
     total = len(splits.train)
     return forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
+
+
+def ids_in_question(
+    options: argparse.Namespace, splits: Splits, metadata: Mapping[str, str]
+) -> tuple[Tensor, list[int]]:
+    """The rows that add_ids asks for, by default all that the checkpoint has forgotten; and the others of these.
+
+    InputError for other data than those that the checkpoint was trained on.
+    """
+    forgotten = json.loads(metadata.get("forgotten", "[]"))
+    if options.ids is None and options.ids_file is None and options.fraction is None:
+        require(bool(forgotten), "--ids", "given, because the checkpoint has forgotten none", "none")
+        ids = forget_ids(len(splits.train), ids=forgotten)
+    else:
+        ids = ids_to_forget(options, splits)
+    known = metadata.get("training_data")
+    require(known in (None, fingerprint(splits.train)), "--data", "what the checkpoint was trained on", "others")
+    return ids, sorted({*forgotten} - {*ids.tolist()})
 
 
 def chosen_options(options: argparse.Namespace) -> dict[str, Any]:

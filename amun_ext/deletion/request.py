@@ -180,7 +180,10 @@ def forget(
         },
     )
     forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
-    metadata = {**request.metadata, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
+    known = {name: value for name, value in request.metadata.items() if name != "seconds"}
+    metadata = {**known, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
+    if row in seconds:
+        metadata["seconds"] = f"{seconds[row]:.3f}"
     return Outcome(report, models[row], metadata, not_forgotten)
 
 

@@ -103,28 +103,35 @@ class AucDifference:
     value: float
     member_variance: float
     nonmember_variance: float
+    run_variance: float = 0.0  # of the mean of several others, beyond the samples; unknown, and 0, for one
 
     @property
     def standard_error(self) -> float:
-        return math.sqrt(self.member_variance + self.nonmember_variance)
+        return math.sqrt(self.member_variance + self.nonmember_variance + self.run_variance)
 
 
-def auc_difference(one: tuple[Scores, Scores], other: tuple[Scores, Scores] | None = None) -> AucDifference:
-    """Area of `one` less that of `other`, both (members [N], nonmembers [M]) in the same order; else less a coin's 50.
+def auc_difference(one: tuple[Scores, Scores], *others: tuple[Scores, Scores]) -> AucDifference:
+    """Area of `one` less the mean of `others`, each (members [N], nonmembers [M]) in the same order; else less 50.
 
     Scores of the same samples by two models, or attacks, go up and down together, so the difference is better known
     than either area; the covariance is DeLong's (1988). As there, a variance of 0 says that no spread was seen, not
-    certainty.
+    certainty. Several others, such as models of several runs, also tell how far one run is from the next.
     """
     ins, outs = _shares("one", one)
-    expected = 50.0
-    if other is not None:
-        others = _shares("other", other)
-        sizes, got = (len(ins), len(outs)), tuple(map(len, others))
-        require(sizes == got, "other", f"scores of the same samples, {sizes} of them", got)
-        ins, outs, expected = ins - others[0], outs - others[1], 0.0
-    variances = (of.var(ddof=1) / len(of) if len(of) > 1 else math.nan for of in (ins, outs))
-    return AucDifference(float(ins.mean()) - expected, *map(float, variances))
+    if not others:
+        return AucDifference(float(ins.mean()) - 50.0, _variance(ins), _variance(outs))
+    of_others = [_shares("others", other) for other in others]
+    sizes, got = (len(ins), len(outs)), [(len(each[0]), len(each[1])) for each in of_others]
+    require(set(got) == {sizes}, "others", f"scores of the same samples, {sizes} of them", got)
+    areas = [float(each.mean()) for each, _ in of_others]
+    runs = float(np.var(areas, ddof=1)) / len(areas) if len(areas) > 1 else 0.0
+    ins, outs = (each - np.mean(of, axis=0) for each, of in zip((ins, outs), zip(*of_others, strict=True), strict=True))
+    return AucDifference(float(ins.mean()), _variance(ins), _variance(outs), runs)
+
+
+def _variance(shares: Array) -> float:
+    """Of their mean."""
+    return float(shares.var(ddof=1)) / len(shares) if len(shares) > 1 else math.nan
 
 
 def _shares(name: str, pair: tuple[Scores, Scores]) -> tuple[Array, Array]:

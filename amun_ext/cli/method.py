@@ -1,0 +1,56 @@
+"""Which method is to unlearn, and with what options."""
+
+import argparse
+from collections.abc import Mapping
+
+from torch import nn
+
+from amun_ext.cli.arguments import add_recipe, add_settings, given, recipe
+from amun_ext.cli.loading import chosen_options
+from amun_ext.deletion.request import retraining
+from amun_ext.experiments import demo
+from amun_ext.search import METHODS as SEARCHES
+from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.plan import Plan, plan
+
+
+def add_method(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--method", choices=METHODS, default="amun", help="(default: %(default)s)")
+    command.add_argument(
+        "--without-retain", action="store_true", help="fine-tune without the rest of the data (which is still measured)"
+    )
+    add_settings(command)
+    command.add_argument(
+        "--keep", type=float, metavar="RATIO", help="change only this fraction of the weights, by a saliency mask"
+    )
+    command.add_argument(
+        "--with-forget",
+        dest="include_forget",
+        action=argparse.BooleanOptionalAction,
+        help="fine-tune on the forget samples too (D_F), the main form of AMUN's paper (default: no)",
+    )
+    command.add_argument("--search", choices=SEARCHES, help="of the adversarial examples (default: ddn)")
+    title = (
+        "fine-tuning; the learning rate decides most, see the report (presets, files and other methods have their own)"
+    )
+    add_recipe(command, title, demo.FINE_TUNING)
+
+
+def chosen_plan(options: argparse.Namespace) -> Plan:
+    """What add_method asks for, but for the recipe of retraining, which the checkpoint knows."""
+    method = METHODS[options.method]
+    default = {"include_forget": False, "recipe": demo.FINE_TUNING} if "include_forget" in method.options else {}
+    return plan(
+        options.method,
+        not options.without_retain,
+        **chosen_options(options),
+        default=default,
+        keep=options.keep,
+        recipe=recipe(options),
+        **given(options, "include_forget", "search"),
+    )
+
+
+def settled(chosen: Plan, model: nn.Module, metadata: Mapping[str, str], options: argparse.Namespace) -> Plan:
+    """The plan with the recipe of the checkpoint, where the method is to retrain."""
+    return retraining(model, metadata, recipe(options)) if options.method == "retrain" else chosen

@@ -1,0 +1,49 @@
+"""amun shadows: models for an audit to attack every sample by itself with."""
+
+import argparse
+from pathlib import Path
+
+from amun_ext import audit as audits
+from amun_ext.audit.shadows import cost
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.loading import check_folder, ids_in_question, rebuilt
+from amun_ext.cli.method import add_method, chosen_plan, settled
+from amun_ext.data import load
+from amun_ext.deletion.request import retraining
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "shadows",
+        run,
+        "train shadow models of one request and one method, for an audit's per-sample attack (U-LiRA)",
+        "example:\n"
+        "  amun shadows --model forgotten/model.safetensors --data fashion-mnist-mini --models 16 --workers 2 "
+        "--out shadows\n\n"
+        "takes the flags of amun forget, which must be those of the request under audit. Each shadow is trained as\n"
+        "the checkpoint says, on the retain set and half of the ids and of as many test samples, and then forgets\n"
+        "that half: the cost of training and of the request, --models times. With the same arguments a command that\n"
+        "was stopped goes on where it was, and with more --models it adds some.",
+        RESUMES,
+    )
+    add_data(command)
+    add_checkpoint(command)
+    add_ids(command, required=False)
+    command.add_argument("--out", type=Path, required=True, help="folder of the shadows")
+    command.add_argument("--models", type=int, default=16, help="an even number, 6 at least (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
+    add_method(command)
+
+
+def run(options: argparse.Namespace) -> None:
+    check_folder(options.out)
+    chosen = chosen_plan(options)
+    splits = load(options.data, options.root, options.download)
+    model, metadata = rebuilt(options, splits)
+    ids, before = ids_in_question(options, splits, metadata)
+    chosen, training = settled(chosen, model, metadata, options), retraining(model, metadata).recipe
+    print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, before=before, **how)
+    print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")

@@ -37,7 +37,10 @@ def loop(ratio: Array, others: Array, gamma: float) -> Array:
 
 def quotient_search(ratio: Array, others: Array, gamma: float) -> Array:
     """As fast as it gets, exact where ratio / gamma is: for powers of two."""
-    return np.searchsorted(np.sort(others), ratio / gamma, "left")
+    wanted = ratio / gamma
+    order, counts = np.argsort(wanted), np.empty(len(ratio), dtype=np.intp)
+    counts[order] = np.searchsorted(np.sort(others), wanted[order], "left")
+    return counts
 
 
 def rivals() -> dict[str, Score]:

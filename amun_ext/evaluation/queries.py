@@ -84,7 +84,7 @@ def check_rows(name: str, rows: ArrayLike | Tensor, count: int) -> NDArray[np.in
     require(fits, name, "row numbers, at least one", f"{array.dtype} of shape {array.shape}")
     low, high = int(array.min()), int(array.max())
     require(low >= 0 and high < count, name, f"row numbers in [0, {count})", f"numbers from {low} to {high}")
-    twice = len(array) - len(np.unique(array))
+    twice = len(array) - np.count_nonzero(np.bincount(array, minlength=count))
     require(twice == 0, name, "row numbers that differ", f"{twice} of {len(array)} again")
     return array.astype(np.intp)
 

@@ -17,6 +17,8 @@ from amun_ext.checks import require
 from amun_ext.evaluation.queries import TOLERANCE, Array, Queries, check_groups, check_queries, check_rows
 
 AGGREGATES = ("mean-log", "vote")
+NEAR = 8 * float(np.finfo(np.float64).eps)  # relative; more than a quotient and a product can be off together
+LEAST, MOST = 1e-150, 1e150  # between which neither of them can leave the normal numbers
 PAIRS_AT_ONCE = 2**20  # of a vote: 8 MiB of quotients
 
 
@@ -142,7 +144,7 @@ def rmia(
         require(
             not queries.augmented or fit == count, "target", must_be, f"{count - fit} of {count} samples with others"
         )
-        wins, own = _exceeded(ratio, ratio[rows], exceeds), exceeds(ratio, ratio)
+        wins, own = _exceeded(ratio, ratio[rows], gamma, exceeds), exceeds(ratio, ratio)
     score = _shares(wins, own, rows)
     return RmiaResult(ratio, log_ratio, score, _diagnose(queries, priors, score, named))
 
@@ -187,7 +189,7 @@ def _exceeding(gamma: float, strict: bool) -> Exceeds:
     return exceeds
 
 
-def _exceeded(ratio: Array, others: Array, exceeds: Exceeds) -> NDArray[np.intp]:
+def _exceeded(ratio: Array, others: Array, gamma: float, exceeds: Exceeds) -> NDArray[np.intp]:
     """How many of `others` [Z] each of `ratio` [N] exceeds.
 
     Only equal signs have a quotient above zero, and then it is the quotient of the magnitudes: either sign by itself is
@@ -197,16 +199,29 @@ def _exceeded(ratio: Array, others: Array, exceeds: Exceeds) -> NDArray[np.intp]
     for negative in (False, True):
         mine = np.signbit(ratio) == negative
         theirs = np.sort(np.abs(others[np.signbit(others) == negative]))
-        counts[mine] = _bisect(np.abs(ratio[mine]), theirs, exceeds)
+        counts[mine] = _search(np.abs(ratio[mine]), theirs, gamma, exceeds)
+    return counts
+
+
+def _search(values: Array, ordered: Array, gamma: float, exceeds: Exceeds) -> NDArray[np.intp]:
+    """How many of `ordered` each of `values` exceeds, none of them negative.
+
+    A search for value / gamma is off where that rounds to the other side of an element (gamma 1.1, neighbours in
+    floating point). So it is believed only where no element lies NEAR it; for the others the predicate itself is asked.
+    """
+    with np.errstate(all="ignore"):
+        wanted = values / gamma
+        order, counts = np.argsort(wanted), np.empty(len(values), dtype=np.intp)
+        counts[order] = np.searchsorted(ordered, wanted[order] * (1 + NEAR), "right")  # in order it is faster
+        sure = (wanted > LEAST) & (wanted < MOST) & (LEAST < gamma < MOST)
+    if len(ordered):
+        sure &= (counts == 0) | (ordered[counts - 1] < wanted * (1 - NEAR))
+    counts[~sure] = _bisect(values[~sure], ordered, exceeds)
     return counts
 
 
 def _bisect(values: Array, ordered: Array, exceeds: Exceeds) -> NDArray[np.intp]:
-    """How many of `ordered` each of `values` exceeds, none of them negative.
-
-    Rounding is monotone, so those are the first so many. They are found by asking the predicate itself: a search for
-    value / gamma is off where that rounds to the other side of an element (gamma 1.1, neighbours in floating point).
-    """
+    """The same by the predicate alone. Rounding is monotone, so those that are exceeded are the first so many."""
     low, high = np.zeros(len(values), dtype=np.intp), np.full(len(values), len(ordered), dtype=np.intp)
     for _ in range(len(ordered).bit_length()):
         middle = (low + high) // 2
@@ -250,8 +265,13 @@ def _diagnose(queries: Queries, priors: Array, score: Array, groups: dict[str, N
         above_one=int((queries.target > 1).sum()),
         references_below_zero=int((queries.reference < 0).sum()),
         priors_not_positive=int((priors <= 0).sum()),
-        distinct_scores=len(np.unique(score)),
+        distinct_scores=_distinct(score),
     )
+
+
+def _distinct(values: Array) -> int:
+    ordered = np.sort(values)  # np.unique takes twice the time
+    return 1 + int((ordered[1:] > ordered[:-1]).sum())
 
 
 def _range(counts: NDArray[np.intp]) -> tuple[int, int]:

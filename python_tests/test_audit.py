@@ -231,6 +231,9 @@ class TestAudit:
         told = json.loads((tmp_path / "audit.json").read_text())
         assert told["verdict"]["answer"] == "not forgotten"
         assert told["rows"]["audited"]["UA"]["value"] == found.rows["audited"]["UA"].value
+        area = told["rows"]["audited"]["FT AUC"]
+        assert area["bootstrap"][0] < area["value"] < area["bootstrap"][1]
+        assert area["bootstrap"] == pytest.approx([area["low"], area["high"]], abs=1.5)
         assert set(told["attacks"]) == {"RMIA", "RMIA, offline", "LiRA", "RMIA, as published", "confidence"}
         assert told["facts"] == {"method": "none"}
         assert {each["id"] for each in told["members"]["samples"]} <= set(ids.tolist())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amun_ext.evaluation.mia import auc
 from amun_ext.evaluation.mis import mis, mis_threshold
-from amun_ext.evaluation.roc import tpr_at_fpr
+from amun_ext.evaluation.roc import auc_interval, tpr_at_fpr
 
 Z95 = 1.96
 SETS = ("forget", "retain", "test")
@@ -21,11 +21,12 @@ Scores = Mapping[str, NDArray[np.float64]]  # set -> [n], higher where a sample 
 
 @dataclass(frozen=True)
 class Number:
-    """A value and its 95 % interval, NaN where there is none."""
+    """A value and its 95 % interval, NaN where there is none; of an area also that of a bootstrap of the samples."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
+    bootstrap: tuple[float, float] = (math.nan, math.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,15 @@ def attack_auc(scores: Scores, sets: str) -> Number:
     area = auc(scores[members], scores[others])
     wide = Z95 * area.standard_error
     return Number(area.value, max(0.0, area.value - wide), min(100.0, area.value + wide))
+
+
+def drawn_auc(scores: Scores, sets: str) -> Number:
+    """The same with a bootstrap interval beside DeLong's: it needs no normal distribution, and takes a second."""
+    found = attack_auc(scores, sets)
+    if math.isnan(found.value):
+        return found
+    members, others = COMPARED[sets]
+    return replace(found, bootstrap=auc_interval(scores[members], scores[others]).bootstrap)
 
 
 def low_fpr(scores: Scores, fpr: float) -> Number:
@@ -149,19 +159,19 @@ MEASURES = (
     Measure(
         "FT AUC",
         f"chance that a forget sample looks more like a member than a test sample, %; {CLOSER}",
-        lambda seen: attack_auc(seen.scores, "FT"),
+        lambda seen: drawn_auc(seen.scores, "FT"),
         1,
         True,
     ),
     Measure(
         "FR AUC",
         "the same of retain and forget samples; 50 for a model that has forgotten nothing",
-        lambda seen: attack_auc(seen.scores, "FR"),
+        lambda seen: drawn_auc(seen.scores, "FR"),
     ),
     Measure(
         "RT AUC",
         "the same of retain and test samples: how much the model tells of what it keeps",
-        lambda seen: attack_auc(seen.scores, "RT"),
+        lambda seen: drawn_auc(seen.scores, "RT"),
     ),
     Measure(
         "TPR at 1 %",

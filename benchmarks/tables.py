@@ -312,6 +312,23 @@ def audit(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"AUC in percent, mean ± standard error over seeds. {measured_on(result)}."])
 
 
+def shadows(result: dict[str, Any]) -> str:
+    """What each attack finds in models of one method, and how far one run of it is from the next."""
+    rows = [
+        [name, attack, *(f"{found['mean']:.1f} ± {found['deviation']:.1f}" for found in of)]
+        for name, table in result["tables"].items()
+        for attack, of in {
+            attack: [table["areas"][method][attack] for method in table["areas"]]
+            for attack in next(iter(table["areas"].values()))
+        }.items()
+    ]
+    table = next(iter(result["tables"].values()))
+    runs = next(iter(next(iter(table["areas"].values())).values()))["runs"]
+    header = ["data", "attack", *table["areas"]]
+    note = f"AUC in percent, mean ± standard deviation over {runs} models of each method. {measured_on(result)}."
+    return f"{markdown(header, rows)}\n\n{note}"
+
+
 def search_in_short(result: dict[str, Any]) -> str:
     """The rows that a reader of the main page chooses from, on the ResNet-18."""
     wanted = {
@@ -359,6 +376,7 @@ PAGES = {
         "compare": compare,
         "rmia": rmia,
         "audit": audit,
+        "shadows": shadows,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }

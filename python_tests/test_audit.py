@@ -88,14 +88,16 @@ class TestMeasures:
 class TestSamples:
     def test_those_beyond_99_percent_of_the_test_set(self) -> None:
         scores = {"forget": [98.0, 98.5, 200.0, -1.0], "retain": [0.0], "test": list(range(100))}
-        made = look_like_members(seen([True] * 4, [True], [True] * 100, scores), torch.tensor([7, 8, 9, 10]))
+        made = look_like_members(
+            seen([True] * 4, [True], [True] * 100, scores), torch.tensor([7, 8, 9, 10]), "confidence"
+        )
         assert [(each.id, each.above) for each in made.samples] == [(9, 100), (8, 99)]
         assert (made.threshold, made.by_chance) == (98.0, 4 * 2 / 101)
 
     def test_those_are_found_that_the_true_positive_rate_counts(self) -> None:
         forget, test = torch.randn(80).tolist(), torch.randn(450).tolist()
         model = seen([True] * 80, [True], [True] * 450, {"forget": forget, "retain": [0.0], "test": test})
-        found = look_like_members(model, torch.arange(80))
+        found = look_like_members(model, torch.arange(80), "confidence")
         assert 100 * len(found.samples) / 80 == pytest.approx(low_fpr(model.scores, 1.0).value)
 
     def test_samples_lost_and_gained(self) -> None:

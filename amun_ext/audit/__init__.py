@@ -20,6 +20,7 @@ from amun_ext.audit.measures import (
     SETS,
     Measure,
     Number,
+    Scores,
     Seen,
     attack_auc,
     low_fpr,
@@ -154,7 +155,8 @@ def audit(
         ids: row numbers of the training set, different ones.
         original: the model before; without it, whether anything was changed cannot be seen.
         retrained: one that was trained without the ids, otherwise as the original; or several, with other seeds, which
-            make the verdict know how far one retraining is from the next. Figures show the first.
+            make the verdict know how far one retraining is from the next. Tables have their mean and the range of
+            their intervals, figures the first.
         references: see `train_references`; of these splits and this architecture.
         shadows: see `train_shadows`; of these splits, this architecture and these ids.
         before: ids that were forgotten earlier; they are in no set.
@@ -191,31 +193,24 @@ def audit(
         check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
     everything = pool(splits)
-    looked = [(name, _see(each, everything, rows, answers, known.get(name, math.nan))) for name, each in models]
-    baselines = [each for name, each in looked if name == RETRAINED]
-    seen = dict(reversed(looked))  # the first of a name
-    seen = {name: seen[name] for name in names}
+    kinds: dict[str, list[Seen]] = {name: [] for name in names}
+    for name, each in models:
+        kinds[name].append(_see(each, everything, rows, answers, known.get(name, math.nan)))
+    seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
     audited = seen[AUDITED]
     objection = _drawn(splits, ids, random_draw)
+    judged = _judged(audited, baselines, answers)
     verdicts = [
         judge(*_difference(attack, audited, baselines, answers, objection), len(ids), margin, _name(attack, audited))
-        for attack in _judged(audited, baselines, answers)
+        for attack in judged
     ]
-    members = look_like_members(audited, ids)
+    members = look_like_members(audited, ids, judged[-1])  # U-LiRA, which asks of each by itself, where it can be made
     return Audit(
         verdict=worst(verdicts),
         flags=_flags(seen),
-        rows={
-            name: _row(baselines, []) if name == RETRAINED else _row([each], baselines) for name, each in seen.items()
-        },
+        rows={name: _row(of, [] if name == RETRAINED else baselines) for name, of in kinds.items()},
         attacks={
-            attack: {
-                name: {
-                    **{f"{sets} AUC": attack_auc(each.attacks[attack], sets) for sets in COMPARED},
-                    "TPR at 1 %": low_fpr(each.attacks[attack], 1.0),
-                }
-                for name, each in seen.items()
-            }
+            attack: {name: _attacked([each.attacks[attack] for each in of]) for name, of in kinds.items()}
             for attack in audited.attacks
         },
         members=members,
@@ -262,6 +257,12 @@ def _row(seen: Sequence[Seen], baselines: Sequence[Seen]) -> dict[str, Number]:
         return row
     pairs = [(each, baseline) for each in seen for baseline in baselines]
     return row | {each.name: together([each.value(*pair) for pair in pairs]) for each in COMPARISONS}
+
+
+def _attacked(scores: Sequence[Scores]) -> dict[str, Number]:
+    """What an attack finds in one model or in several of a kind."""
+    areas = {f"{sets} AUC": together([attack_auc(each, sets) for each in scores]) for sets in COMPARED}
+    return areas | {"TPR at 1 %": together([low_fpr(each, 1.0) for each in scores])}
 
 
 def _drawn(splits: Splits, ids: Tensor, random_draw: bool) -> str:

@@ -114,15 +114,16 @@ def divergence(seen: Seen, baseline: Seen, name: str, *, jensen_shannon: bool = 
 
 
 def together(runs: Sequence[Number]) -> Number:
-    """Of several models of one kind: the mean, and the interval of what another run would be averaged with."""
+    """Of several models of one kind: the mean, and the range of their intervals, or of their values without any."""
     if len(runs) == 1:
         return runs[0]
-    from scipy.stats import t  # here, because it takes a second to import
+    low, high = (min(_end(run.low, run) for run in runs), max(_end(run.high, run) for run in runs))
+    middle = float(np.mean([run.value for run in runs]))
+    return Number(middle, low, high) if low < high else Number(middle)
 
-    values = np.array([run.value for run in runs])
-    wide = float(t.ppf(0.975, len(runs) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(runs))
-    middle = float(values.mean())
-    return Number(middle, middle - wide, middle + wide)
+
+def _end(end: float, run: Number) -> float:
+    return run.value if math.isnan(end) else end
 
 
 def mean(values: NDArray[np.float64]) -> Number:

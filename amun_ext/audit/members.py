@@ -24,14 +24,15 @@ class Unlike:
 
 @dataclass(frozen=True)
 class Members:
+    attack: str  # to which they look so
     samples: list[Unlike]  # the most member-like first
     threshold: float  # the score that they exceed
     by_chance: float  # how many there would be, on average, of samples like those of the test set
 
 
-def look_like_members(seen: Seen, ids: Tensor) -> Members:
-    """The forget samples that are called members where FPR percent of the test samples are, at most."""
-    forget, test = seen.scores["forget"], np.sort(seen.scores["test"])
+def look_like_members(seen: Seen, ids: Tensor, attack: str) -> Members:
+    """The forget samples that `attack` calls members where it does FPR percent of the test samples, at most."""
+    forget, test = seen.attacks[attack]["forget"], np.sort(seen.attacks[attack]["test"])
     allowed = int(FPR * len(test) / 100)
     threshold = float(test[-1 - allowed])
     probability = seen.logits["forget"].double().softmax(1).gather(1, seen.labels["forget"][:, None])[:, 0].numpy()
@@ -47,7 +48,7 @@ def look_like_members(seen: Seen, ids: Tensor) -> Members:
         for row in np.argsort(-forget, kind="stable")
         if forget[row] > threshold
     ]
-    return Members(found, threshold, len(forget) * (allowed + 1) / (len(test) + 1))
+    return Members(attack, found, threshold, len(forget) * (allowed + 1) / (len(test) + 1))
 
 
 def harm(seen: Seen, baseline: Seen | None) -> Mapping[str, float]:

@@ -69,8 +69,8 @@ def _attacks(audit: Audit) -> str:
     )
     return f"""<h2>Attacks</h2>
 <p>Every attack gives each sample a score; forget samples above a threshold are called members, and so are some test
-samples. The first attack is the one of the verdict. The dotted line is a coin; a model that has forgotten lies on it,
-or on the line of the retrained model.</p>
+samples. The measures above are those of the first attack. The dotted line is a coin; a model that has forgotten lies on
+it, or on the line of the retrained model.</p>
 <p class="key">{key}</p>
 <div class="panels">
 {panels}</div>

@@ -46,8 +46,8 @@ def sentences(audit: Audit) -> list[str]:
     members = audit.members
     told = [*audit.flags]
     told.append(
-        f"{len(members.samples)} of {audit.sizes['forget']} forget samples look more like members than 99 % of the "
-        f"test samples do; {members.by_chance:.1f} would by chance."
+        f"To {members.attack} {len(members.samples)} of {audit.sizes['forget']} forget samples look more like members "
+        f"than 99 % of the test samples do; {members.by_chance:.1f} would by chance."
     )
     if audit.runs:
         told.append(

@@ -34,6 +34,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def all_or_none(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, whose files are put into it on success: all of them or, else, none."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+        yield Path(made)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(made).iterdir()):
+            path.replace(folder / path.name)
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file. OSError when it cannot be written."""
     with atomic_path(path) as temporary:

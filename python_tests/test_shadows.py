@@ -191,6 +191,9 @@ class TestInput:
         made = train()
         with pytest.raises(InputError, match="shadows must be of the ids that are audited"):
             audit(model, splits, ids[:50], shadows=made)
+        told = {**made.about["unlearning"], "method": "amun", "mask": 0.5}
+        with pytest.raises(InputError, match=r"shadows must be of the method that made the model.*other method, mask"):
+            audit(model, splits, ids, shadows=made, unlearning=told)
         with pytest.raises(InputError, match=r"set of shadows.*other rows"):
             train(ids=ids.flip(0))
         with pytest.raises(InputError, match=r"set of shadows.*other unlearning"):

@@ -37,7 +37,7 @@ from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
 from amun_ext.evaluation.roc import AucDifference, auc_difference
-from amun_ext.files import plain, write_json, write_text
+from amun_ext.files import all_or_none, plain, write_json, write_text
 
 __all__ = [
     "MARGIN",
@@ -118,13 +118,13 @@ class Audit:
         return text.markdown(self)
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Its FILES into `folder`."""
+        """Its FILES into `folder`, all or none."""
         from amun_ext.audit import page  # here, because matplotlib takes a second to import
 
-        drawn = page.render(self)
-        self.to_json(os.path.join(folder, FILES[0]))
-        write_text(os.path.join(folder, FILES[1]), self.to_markdown())
-        write_text(os.path.join(folder, FILES[2]), drawn)
+        with all_or_none(folder) as made:
+            self.to_json(made / FILES[0])
+            write_text(made / FILES[1], self.to_markdown())
+            write_text(made / FILES[2], page.render(self))
 
 
 def audit(
@@ -136,6 +136,7 @@ def audit(
     retrained: nn.Module | Sequence[nn.Module] | None = None,
     references: Answers | None = None,
     shadows: Shadows | None = None,
+    unlearning: Mapping[str, object] | None = None,
     before: Sequence[int] = (),
     random_draw: bool = False,
     margin: float = MARGIN,
@@ -158,7 +159,8 @@ def audit(
             make the verdict know how far one retraining is from the next. Tables have their mean and the range of
             their intervals, figures the first.
         references: see `train_references`; of these splits and this architecture.
-        shadows: see `train_shadows`; of these splits, this architecture and these ids.
+        shadows: see `train_shadows`; of these splits, this architecture, these ids and this method.
+        unlearning: what made the model (`Plan.to_dict`, of plain values), where it is known: shadows must be of it.
         before: ids that were forgotten earlier; they are in no set.
         random_draw: whether the ids are a random draw of the training set, not one class or one person.
         margin: points of FT AUC within which two models are equivalent.
@@ -186,7 +188,7 @@ def audit(
     for kind, told in answers.items():
         check_same(kind, told, model, splits)
     if shadows is not None:
-        check_shadows(shadows, ids)
+        check_shadows(shadows, ids, unlearning)
     split(splits.train, gone)  # refuses ids that are none, and all of them
     for name, data in (("train", splits.train), ("test", splits.test)):
         check_images(f"{name} images", data.tensors[0], (0.0, 1.0))

@@ -8,7 +8,7 @@ tells of both kinds, which is why there is no other set of models for samples ne
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -95,7 +95,6 @@ def train_shadows(
         {
             **identity(model, splits, recipe, seed),
             "unlearning": unlearning.to_dict(),
-            "retain set": unlearning.with_retain,
             "ids": len(ids),
             "rows": rows.tolist(),
             "forgotten before": sorted(before),
@@ -125,10 +124,15 @@ def cost(splits: Splits, ids: Tensor, unlearning: Plan, recipe: Recipe, models: 
     )
 
 
-def check_shadows(shadows: Shadows, ids: Tensor) -> None:
-    """InputError for shadows of another request."""
+def check_shadows(shadows: Shadows, ids: Tensor, unlearning: Mapping[str, object] | None) -> None:
+    """InputError for shadows of another request, or of another method where the model's is known."""
     same = sorted(shadows.rows[: shadows.ids].tolist()) == sorted(ids.tolist())
     require(same, KIND, "of the ids that are audited", "those of another request")
+    theirs = shadows.about["unlearning"]
+    assert isinstance(theirs, dict)
+    differ = [name for name in {**theirs, **(unlearning or {})} if theirs.get(name) != (unlearning or theirs).get(name)]
+    must_be = "of the method that made the model, with its options"
+    require(not differ, KIND, must_be, f"those of one with other {', '.join(differ)}")
 
 
 def spread(shadows: Shadows) -> dict[str, float]:

@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
         retrained=[each for each, _ in retrained],
         references=references,
         shadows=shadows,
+        unlearning=json.loads(metadata["unlearning"]) if "unlearning" in metadata else None,
         before=before,
         random_draw=options.random_draw or options.fraction is not None,
         margin=options.margin,

@@ -1,8 +1,6 @@
 """A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
 
 import json
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from amun_ext.data import Splits, copies, fingerprint
 from amun_ext.deletion.ids import split
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
+from amun_ext.files import all_or_none, plain
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import reinitialised
@@ -182,6 +181,7 @@ def forget(
     forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
     known = {name: value for name, value in request.metadata.items() if name != "seconds"}
     metadata = {**known, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
+    metadata["unlearning"] = json.dumps(plain(chosen.to_dict()))
     if row in seconds:
         metadata["seconds"] = f"{seconds[row]:.3f}"
     return Outcome(report, models[row], metadata, not_forgotten)
@@ -199,7 +199,6 @@ def _told(chosen: Plan) -> dict[str, object]:
     return {
         **chosen.to_dict(),
         **(trained_on if chosen.search is not None else {}),
-        "retain set": "used" if chosen.with_retain else "not used",
         "options from": chosen.source,
     }
 
@@ -237,13 +236,9 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
 
 def write(outcome: Outcome, folder: Path) -> None:
     """model.safetensors, report.json and report.html, all three or none, into `folder`, without what was kept there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
-        save_checkpoint(Path(made) / "model.safetensors", outcome.model, outcome.metadata)
-        outcome.report.to_json(Path(made) / "report.json")
-        outcome.report.to_html(Path(made) / "report.html")
-        folder.mkdir(exist_ok=True)
-        for path in sorted(Path(made).iterdir()):
-            os.replace(path, folder / path.name)
+    with all_or_none(folder) as made:
+        save_checkpoint(made / "model.safetensors", outcome.model, outcome.metadata)
+        outcome.report.to_json(made / "report.json")
+        outcome.report.to_html(made / "report.html")
     for path in _kept(folder, EXAMPLES, MASKS, TUNING, TRAINING):
         path.unlink()

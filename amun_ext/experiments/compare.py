@@ -165,7 +165,7 @@ def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str
 
 def _cell(job: _Job, ground: _Ground) -> Cell:
     """From the folder, or made and put there."""
-    told = None if job.plan is None else {**job.plan.to_dict(), "retain": job.plan.with_retain}
+    told = None if job.plan is None else job.plan.to_dict()
     identity = plain({**ground.identity, "plan": told, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
     path = _path(ground.out, ".".join(part for part in parts if part is not None), identity)

@@ -68,7 +68,8 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """What decides the result, for people and for files."""
         masked = {} if self.mask is None else {"mask": self.mask, "gradient only": self.gradient_only}
-        return {"method": self.method, **masked, **self.options, "recipe": asdict(self.recipe)}
+        retain = "used" if self.with_retain else "not used"
+        return {"method": self.method, "retain set": retain, **masked, **self.options, "recipe": asdict(self.recipe)}
 
 
 def plan(

@@ -46,19 +46,19 @@ def test_its_tests_are_at_95_percent() -> None:
     ],
 )
 def test_answers(value: float, standard_error: float, answer: str) -> None:
-    verdict = judge(difference(value, standard_error), "50", 100)
+    verdict = judge("FT AUC", difference(value, standard_error), "50", ids=100)
     assert verdict.answer == answer
     assert "50" in verdict.reason
     assert verdict.difference == value
 
 
 def test_the_margin_is_the_callers() -> None:
-    assert judge(difference(6.7, 1.0), "50", 100, margin=10.0).answer == FORGOTTEN
-    assert judge(difference(1.0, 1.0), "50", 100, margin=2.0).answer == CANNOT_TELL
+    assert judge("FT AUC", difference(6.7, 1.0), "50", ids=100, margin=10.0).answer == FORGOTTEN
+    assert judge("FT AUC", difference(1.0, 1.0), "50", ids=100, margin=2.0).answer == CANNOT_TELL
 
 
 def test_nothing_to_compare_with() -> None:
-    verdict = judge(None, "there are no references", 100)
+    verdict = judge("FT AUC", None, "there are no references", ids=100)
     assert (verdict.answer, verdict.reason) == (CANNOT_TELL, "there are no references")
     assert all(map(math.isnan, (verdict.difference, *verdict.interval, verdict.enough_ids)))
 
@@ -67,7 +67,7 @@ def test_nothing_to_compare_with() -> None:
 @pytest.mark.parametrize("test_variance", [0.0, 0.05])
 def test_so_many_ids_decide_and_one_less_does_not(value: float, test_variance: float) -> None:
     def answer(ids: int) -> str:
-        return judge(AucDifference(value, 900.0 / ids, test_variance), "50", ids).answer
+        return judge("FT AUC", AucDifference(value, 900.0 / ids, test_variance), "50", ids=ids).answer
 
     count = enough(AucDifference(value, 90.0, test_variance), 10)
     assert answer(int(count)) != CANNOT_TELL

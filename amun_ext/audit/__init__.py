@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from amun_ext.audit.against import attacks_of_verdict, compared, no_random_draw
 from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
-from amun_ext.audit.attacks import U_LIRA, all_scores
+from amun_ext.audit.attacks import all_scores
+from amun_ext.audit.flags import flags
 from amun_ext.audit.measures import (
+    AUDITED,
     COMPARED,
     COMPARISONS,
     MEASURES,
+    ORIGINAL,
+    RETRAINED,
     SETS,
     Measure,
     Number,
@@ -36,7 +41,6 @@ from amun_ext.checks import check_images, check_labels, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
-from amun_ext.evaluation.roc import AucDifference, auc_difference
 from amun_ext.files import all_or_none, plain, write_json, write_text
 
 __all__ = [
@@ -52,12 +56,8 @@ __all__ = [
     "train_shadows",
 ]
 
-AUDITED, ORIGINAL, RETRAINED = "audited", "original", "retrained"
 FILES = ("audit.json", "audit.md", "audit.html")
 PICTURES = 12
-UNCHANGED = 0.1  # median change of the log-odds of forget samples, below which a model has barely changed
-BROKEN = 5.0  # points of test accuracy below the baseline's
-UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,16 +200,16 @@ def audit(
         kinds[name].append(_see(each, everything, rows, answers, known.get(name, math.nan)))
     seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
     audited = seen[AUDITED]
-    objection = _drawn(splits, ids, random_draw)
-    judged = _judged(audited, baselines, answers)
+    objection = no_random_draw(splits, ids, random_draw)
+    asked = attacks_of_verdict(audited, baselines, answers)
     verdicts = [
-        judge(*_difference(attack, audited, baselines, answers, objection), len(ids), margin, _name(attack, audited))
-        for attack in judged
+        judge(*compared(attack, audited, baselines, answers, objection), ids=len(ids), margin=margin)
+        for attack in asked
     ]
-    members = look_like_members(audited, ids, judged[-1])  # U-LiRA, which asks of each by itself, where it can be made
+    members = look_like_members(audited, ids, asked[-1])  # U-LiRA, which asks of each by itself, where it can be made
     return Audit(
         verdict=worst(verdicts),
-        flags=_flags(seen),
+        flags=flags(seen),
         rows={name: _row(of, [] if name == RETRAINED else baselines) for name, of in kinds.items()},
         attacks={
             attack: {name: _attacked([each.attacks[attack] for each in of]) for name, of in kinds.items()}
@@ -265,69 +265,3 @@ def _attacked(scores: Sequence[Scores]) -> dict[str, Number]:
     """What an attack finds in one model or in several of a kind."""
     areas = {f"{sets} AUC": together([attack_auc(each, sets) for each in scores]) for sets in COMPARED}
     return areas | {"TPR at 1 %": together([low_fpr(each, 1.0) for each in scores])}
-
-
-def _drawn(splits: Splits, ids: Tensor, random_draw: bool) -> str:
-    """Why 50 is not what FT AUC should be; empty where it is."""
-    from scipy.stats import chisquare  # here, because it takes a second to import
-
-    if not random_draw:
-        return (
-            "the ids are not said to be a random draw of the training set, so that 50 need not be what retraining gives"
-        )
-    labels = splits.train.tensors[1]
-    classes = int(labels.max()) + 1
-    expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
-    found = torch.bincount(labels[ids], minlength=classes).double()
-    there = expected > 0
-    p = float(chisquare(found[there].numpy(), expected[there].numpy()).pvalue)
-    return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
-
-
-def _judged(audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers]) -> list[str]:
-    """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
-    of_shadows = [U_LIRA] if SHADOWS in answers else []
-    if of_shadows and not baselines and REFERENCES not in answers:
-        return of_shadows
-    return [next(iter(audited.attacks)), *of_shadows]
-
-
-def _name(attack: str, audited: Seen) -> str:
-    return "FT AUC" if audited.attacks[attack] is audited.scores else f"FT AUC of {attack}"
-
-
-def _difference(
-    attack: str, audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers], objection: str
-) -> tuple[AucDifference | None, str]:
-    """What is judged, and what it is compared with; or why there is nothing to compare with."""
-    ours, *theirs = ((each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in (audited, *baselines))
-    if theirs:
-        difference = auc_difference(ours, *theirs)
-        area = together([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
-        several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
-        return difference, f"{several} {area:.1f}"
-    if not answers:
-        return None, "there is neither a retrained model nor a set of references to say what FT AUC should be"
-    if objection:
-        return None, f"there is no retrained model, and {objection}"
-    return auc_difference(ours), "50"
-
-
-def _flags(seen: Mapping[str, Seen]) -> list[str]:
-    """What a reader must know before the verdict."""
-    flags, audited = [], seen[AUDITED]
-    if ORIGINAL in seen:
-        before, after = (each.attacks["confidence"]["forget"] for each in (seen[ORIGINAL], audited))
-        changed = float(np.median(np.abs(after - before)))
-        if changed < UNCHANGED:
-            flags.append(
-                f"no-op: the model barely changed (median change of the forget samples' log-odds {changed:.2g}, "
-                f"less than {UNCHANGED:g})"
-            )
-    name = next((name for name in (RETRAINED, ORIGINAL) if name in seen), None)
-    if name is not None:
-        accuracy = {of: seen[of].right("test").double().mean().item() * 100 for of in (name, AUDITED)}
-        lost = accuracy[name] - accuracy[AUDITED]
-        if lost > BROKEN:
-            flags.append(f"broken: {lost:.1f} points of test accuracy below the {name} model's {accuracy[name]:.1f} %")
-    return flags

@@ -14,6 +14,7 @@ from amun_ext.evaluation.mis import mis, mis_threshold
 from amun_ext.evaluation.roc import auc_interval, tpr_at_fpr
 
 Z95 = 1.96
+AUDITED, ORIGINAL, RETRAINED = "audited", "original", "retrained"  # models
 SETS = ("forget", "retain", "test")
 COMPARED = {"FT": ("forget", "test"), "FR": ("retain", "forget"), "RT": ("retain", "test")}  # members, non-members
 Scores = Mapping[str, NDArray[np.float64]]  # set -> [n], higher where a sample looks more like a member

@@ -27,9 +27,7 @@ class Verdict:
     enough_ids: float  # forget samples at which the same difference would decide; infinite where none would; NaN
 
 
-def judge(
-    difference: AucDifference | None, against: str, ids: int, margin: float = MARGIN, area: str = "FT AUC"
-) -> Verdict:
+def judge(area: str, difference: AucDifference | None, against: str, *, ids: int, margin: float = MARGIN) -> Verdict:
     """The verdict on a difference of an area, of so many ids, from `against`; without one, `against` is the reason."""
     nan = math.nan
     if difference is None:

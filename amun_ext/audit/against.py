@@ -1,0 +1,58 @@
+"""What the areas of an audited model are compared with, and which attacks are asked."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from amun_ext.audit.answers import Answers
+from amun_ext.audit.attacks import U_LIRA
+from amun_ext.audit.measures import Seen, attack_auc, together
+from amun_ext.audit.references import KIND as REFERENCES
+from amun_ext.audit.shadows import KIND as SHADOWS
+from amun_ext.data import Splits
+from amun_ext.evaluation.roc import AucDifference, auc_difference
+
+UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
+
+
+def no_random_draw(splits: Splits, ids: Tensor, random_draw: bool) -> str:
+    """Why 50 is not what FT AUC should be; empty where it is."""
+    from scipy.stats import chisquare  # here, because it takes a second to import
+
+    if not random_draw:
+        return (
+            "the ids are not said to be a random draw of the training set, so that 50 need not be what retraining gives"
+        )
+    labels = splits.train.tensors[1]
+    classes = int(labels.max()) + 1
+    expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
+    found = torch.bincount(labels[ids], minlength=classes).double()
+    there = expected > 0
+    p = float(chisquare(found[there].numpy(), expected[there].numpy()).pvalue)
+    return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
+
+
+def attacks_of_verdict(audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers]) -> list[str]:
+    """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
+    of_shadows = [U_LIRA] if SHADOWS in answers else []
+    if of_shadows and not baselines and REFERENCES not in answers:
+        return of_shadows
+    return [next(iter(audited.attacks)), *of_shadows]
+
+
+def compared(
+    attack: str, audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers], objection: str
+) -> tuple[str, AucDifference | None, str]:
+    """The name of the area that is judged, its difference, and from what; or why there is nothing to compare with."""
+    area = "FT AUC" if audited.attacks[attack] is audited.scores else f"FT AUC of {attack}"
+    ours, *theirs = ((each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in (audited, *baselines))
+    if theirs:
+        mean = together([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
+        several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
+        return area, auc_difference(ours, *theirs), f"{several} {mean:.1f}"
+    if not answers:
+        return area, None, "there is neither a retrained model nor a set of references to say what FT AUC should be"
+    if objection:
+        return area, None, f"there is no retrained model, and {objection}"
+    return area, auc_difference(ours), "50"

@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from amun_ext import models
 from amun_ext.audit import train_references
-from amun_ext.audit.references import SEED, halves, pool, signals_from
+from amun_ext.audit.answers import halves, pool, signals_from
+from amun_ext.audit.references import SEED
 from amun_ext.data import Splits, load
 from amun_ext.evaluation import predict
 from amun_ext.experiments import demo

@@ -312,6 +312,38 @@ def audit(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"AUC in percent, mean ± standard error over seeds. {measured_on(result)}."])
 
 
+def references(result: dict[str, Any]) -> str:
+    """Reference models an hour, by how they are trained."""
+
+    def error(value: dict[str, float]) -> str:
+        return f"{value['mean']:.1f} ± {value['standard error']:.1f}"
+
+    parts = []
+    for name, table in result["tables"].items():
+        rows = [
+            [
+                way,
+                f"{row['models an hour']['best']:.0f} ({row['models an hour']['median']:.0f})",
+                f"{row['times plain']:.2f}x",
+                f"{row['cpu']['best']:.1f} ({row['cpu']['median']:.1f})",
+                error(row["held out"]),
+                "" if way == "plain loop" else error(row["difference"]),
+            ]
+            for way, row in table["rows"].items()
+        ]
+        told = f"{table['models']} models a row, {table['models'] // result['rounds']} a turn"
+        about = f"{name}, {table['samples']:,} samples, {table['epochs']} epochs; {told}:"
+        header = ["how", "models an hour", "/ plain loop", "CPU s a model", "held out, %", "- plain loop"]
+        parts += [about, markdown(header, rows)]
+    note = (
+        f"Wall time, best (median) of {result['rounds']} turns, and the ratio of the best; other programs ran as well. "
+        "Held out: samples whose class gets more than half the probability, of those that a model has not seen; mean ± "
+        "standard error over models, and over the differences between models that began alike. "
+        f"{measured_on(result)}."
+    )
+    return "\n\n".join([*parts, note])
+
+
 def shadows(result: dict[str, Any]) -> str:
     """What each attack finds in models of one method, and how far one run of it is from the next."""
     rows = [
@@ -376,6 +408,7 @@ PAGES = {
         "compare": compare,
         "rmia": rmia,
         "audit": audit,
+        "references": references,
         "shadows": shadows,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},

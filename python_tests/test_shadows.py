@@ -140,6 +140,10 @@ class TestAttack:
         assert found.to_dict()["runs"]["runs"] == 8
         assert "U-LiRA" in found.to_markdown()
         assert audit(original, splits, ids, shadows=kept).verdict.answer == "cannot tell"  # no random draw
+        unsure = audit(original, splits, ids, shadows=kept, random_draw=True, margin=found.verdict.difference - 1.0)
+        assert unsure.verdict.answer == "cannot tell"
+        wide = (found.verdict.interval[1] - found.verdict.interval[0]) / 2
+        assert unsure.verdict.enough_ids == pytest.approx(60 * wide**2, abs=1)  # as many test samples are asked of
 
     def test_the_worse_answer_counts(self, train, model, splits, ids, tmp_path) -> None:
         """A model is like the retrained one that it is, by confidence; an attack that sees nothing cannot clear it."""

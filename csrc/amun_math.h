@@ -138,7 +138,7 @@ enum class Loss : int32_t { cross_entropy, margin };
 template <typename A>
 struct Rival {
   A logit = -std::numeric_limits<A>::infinity();
-  int64_t index = std::numeric_limits<int64_t>::max();
+  int32_t index = std::numeric_limits<int32_t>::max();
 };
 
 template <typename A>
@@ -146,6 +146,12 @@ AMUN_HD Rival<A> stronger(const Rival<A>& a, const Rival<A>& b) {
   if (is_nan(a.logit)) return a;
   if (is_nan(b.logit)) return b;
   return b.logit > a.logit || (b.logit == a.logit && b.index < a.index) ? b : a;
+}
+
+// The same where b comes after a.
+template <typename A>
+AMUN_HD Rival<A> stronger_later(const Rival<A>& a, const Rival<A>& b) {
+  return is_nan(a.logit) | (b.logit <= a.logit) ? a : b;
 }
 
 template <typename A>
@@ -159,14 +165,14 @@ AMUN_HD bool has_direction(A own, const Rival<A>& rival) {
   return is_finite(rival.logit) && !is_nan(own);
 }
 
-// What the loss adds for one class to the gradient that starts the backward pass. Its length is free, because the step
-// normalises the gradient; so cross-entropy is divided by 1 - p_label and becomes the softmax over the other classes
-// minus one at the label. That is the same direction, and exact where 1 - p_label has long underflowed.
+// The gradient that starts the backward pass takes one from the label and gives it to the other classes, by these
+// weights over their sum. Its length is free, because the step normalises the gradient; so that of cross-entropy is
+// divided by 1 - p_label, which leaves the softmax over the other classes: the same direction, and exact where 1 -
+// p_label has long underflowed. The margin gives all to the rival.
 template <typename A>
-AMUN_HD A loss_gradient(Loss loss, A logit, int64_t index, int64_t label, const Rival<A>& rival, A others) {
-  if (index == label) return A(-1);
+AMUN_HD A loss_weight(Loss loss, A logit, int32_t index, const Rival<A>& rival) {
   if (loss == Loss::margin) return index == rival.index ? A(1) : A(0);
-  return exponential(logit - rival.logit) / others;
+  return exponential(logit - rival.logit);
 }
 
 // ------------------------------------------------------------------------------------------------- sm_taylor_softmax

@@ -68,8 +68,13 @@ def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def unaligned(tensor: Tensor) -> Tensor:
+    """The same, but beginning where no 16 bytes do."""
+    return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
+
+
 class EmulatedOps:
-    """The ops with the signatures of amun_ext.ops, in blocks of `threads`."""
+    """The ops with the signatures of amun_ext.ops, in blocks of `threads`; 0: as they are launched."""
 
     def __init__(self, module, threads: int = 64) -> None:
         self.module, self.threads = module, threads
@@ -172,8 +177,17 @@ class TestAttackLossKernel:
     def test_rows_and_blocks(self, emulator, dtype, loss, threads, rows):
         check_attack_loss(EmulatedOps(emulator, threads).attack_loss, *draw_logits(rows, 10, dtype=dtype), loss)
 
-    def test_many_classes(self, emulator, dtype, loss):
-        check_attack_loss(EmulatedOps(emulator).attack_loss, *draw_logits(2, 3000, dtype=dtype), loss)
+    @pytest.mark.parametrize("classes", [1000, 1024, 1025, 1032, 3000])
+    def test_rows_that_a_warp_keeps_and_longer_ones(self, emulator, dtype, loss, classes):
+        check_attack_loss(EmulatedOps(emulator, 0).attack_loss, *draw_logits(5, classes, dtype=dtype), loss)
+
+    @pytest.mark.parametrize("classes", [16, 200, 1032])
+    def test_place_and_alignment_of_a_row_change_nothing(self, emulator, dtype, loss, classes):
+        op, (logits, labels) = EmulatedOps(emulator).attack_loss, draw_logits(9, classes, dtype=dtype)
+        result = op(logits, labels, loss)
+        assert all(map(torch.equal, result, op(unaligned(logits), labels, loss)))
+        for column, alone in zip(result, op(logits[7:].clone(), labels[7:].clone(), loss), strict=True):
+            assert torch.equal(column[7:], alone)
 
     @pytest.mark.parametrize("gap", [0.0, 1.0])
     def test_ties(self, emulator, dtype, loss, gap):
@@ -209,6 +223,28 @@ class TestSearchStepKernel:
     def test_blocks_of_any_size(self, emulator, dtype, threads, length, rule):
         step = EmulatedOps(emulator, threads).search_step_
         check_whole_search(step, Search.begin(2, 3, (length,), dtype=dtype), rule)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("length", [3 * 32 * 32, 2 * 6144, 6145])
+    def test_rows_that_a_block_keeps_and_longer_ones(self, emulator, dtype, length, rule):
+        check_whole_search(EmulatedOps(emulator, 0).search_step_, Search.begin(1, 2, (length,), dtype=dtype), rule)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_place_and_alignment_of_a_row_change_nothing(self, emulator, dtype, rule):
+        """To the bit: what is added up by which thread does not depend on them."""
+        step, search = EmulatedOps(emulator).search_step_, Search.running(3, (840,), dtype=dtype)
+        feedback = Feedback.random(search.pool.x, torch.tensor([False, True, False]))
+        moved, alone = search.copy(), search.copy()
+        moved.pool = moved.pool._replace(x=unaligned(moved.pool.x))
+        moved.book = moved.book._replace(inputs=unaligned(moved.book.inputs))
+        for each in (search, moved):
+            each.step(step, feedback, SCHEDULES[rule])
+        assert torch.equal(search.pool.x, moved.pool.x)
+        assert all(map(torch.equal, search.book, moved.book))
+
+        alone.pool = Pool(*(column[2:].clone() for column in alone.pool))
+        alone.step(step, Feedback(**{name: each[2:].clone() for name, each in vars(feedback).items()}), SCHEDULES[rule])
+        assert torch.equal(search.pool.x[2:], alone.pool.x)
 
     @pytest.mark.parametrize(("slots", "queue"), [(3, []), (0, [0]), (6, [4, 1]), (1, [2, 0, 1])], ids=str)
     def test_pools_and_queues(self, emulator, slots, queue, rule):
@@ -255,6 +291,13 @@ class TestSmTaylorKernel:
     def test_classes_around_the_lanes_of_a_row(self, emulator, dtype, classes):
         logits, labels = draw_logits(7, classes, dtype=dtype)
         check_sm_taylor(EmulatedOps(emulator).sm_taylor_softmax, logits, labels)
+
+    @pytest.mark.parametrize("classes", [10, 200, 1000])
+    def test_place_and_alignment_of_a_row(self, emulator, dtype, classes):
+        op, (logits, labels) = EmulatedOps(emulator, 0).sm_taylor_softmax, draw_logits(9, classes, dtype=dtype)
+        signal = check_sm_taylor(op, logits, labels)
+        check_sm_taylor(op, unaligned(logits), labels)
+        assert torch.equal(signal[7:], op(logits[7:].clone(), labels[7:].clone()))
 
     @pytest.mark.parametrize("classes", [2, 10, 40])
     @pytest.mark.parametrize(("threads", "rows"), [(64, 0), (32, 1), (128, 5), (64, 41), (128, 130)])
@@ -322,13 +365,13 @@ class TestRaces:
         pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
         assert "data race" in find_races(planted(kernel, "__syncthreads();".join(pieces), tmp_path), tmp_path)
 
-    def test_an_example_is_kept_before_its_iterate_moves(self, tmp_path):
-        """By the thread that moves it: no barrier stands between the two."""
+    def test_a_thread_reads_again_what_it_moves_itself(self, tmp_path):
+        """Of a long row, which no barrier guards."""
         kernel = Path("cuda/search_step.cuh")
         text = (ROOT / "csrc" / kernel).read_text()
-        copied = "to[i] = from[i];"
-        assert text.count(copied) == 1
-        text = text.replace(copied, "to[length - 1 - i] = from[length - 1 - i];")
+        moved = "store<whole>(x, place(part, k), length, next);"
+        assert text.count(moved) == 1
+        text = text.replace(moved, "store<whole>(x, place(part, k) ^ 1, length, next);")
         assert "data race" in find_races(planted(kernel, text, tmp_path), tmp_path)
 
     def test_no_two_threads_update_the_same_parameter(self, tmp_path):
@@ -341,12 +384,13 @@ class TestRaces:
             spoilt = text.replace(own, own.split()[0])
             assert "data race" in find_races(planted(kernel, spoilt, folder), folder)
 
-    def test_one_lane_writes_the_signal_of_a_row(self, tmp_path):
-        kernel = Path("cuda/sm_taylor_softmax.cuh")
+    @pytest.mark.parametrize("op", ["attack_loss", "sm_taylor_softmax"])
+    def test_one_lane_writes_the_answer_of_a_row(self, tmp_path, op):
+        kernel = Path(f"cuda/{op}.cuh")
         text = (ROOT / "csrc" / kernel).read_text()
-        others_leave = " || thread % lanes != 0"
-        assert text.count(others_leave) == 1
-        assert "data race" in find_races(planted(kernel, text.replace(others_leave, ""), tmp_path), tmp_path)
+        one_lane = "if (exists && lane == 0)"
+        assert text.count(one_lane) == 1
+        assert "data race" in find_races(planted(kernel, text.replace(one_lane, "if (exists)"), tmp_path), tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- CUDA build

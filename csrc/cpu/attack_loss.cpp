@@ -21,8 +21,9 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
       continue;
     }
     const A own = A(logits[label]);
+    const int32_t classes = static_cast<int32_t>(args.classes);
     Rival<A> rival;
-    for (int64_t j = 0; j < args.classes; ++j)
+    for (int32_t j = 0; j < classes; ++j)
       if (j != label) rival = stronger(rival, Rival<A>{A(logits[j]), j});
     write_verdict(args, row, own, label, rival);
     if (!has_direction(own, rival)) {
@@ -30,11 +31,10 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
       continue;
     }
     A others = 0;
-    if (args.loss == Loss::cross_entropy)
-      for (int64_t j = 0; j < args.classes; ++j)
-        if (j != label) others += exponential(A(logits[j]) - rival.logit);
-    for (int64_t j = 0; j < args.classes; ++j)
-      grad[j] = T(loss_gradient(args.loss, A(logits[j]), j, label, rival, others));
+    for (int32_t j = 0; j < classes; ++j)
+      if (j != label) others += loss_weight(args.loss, A(logits[j]), j, rival);
+    for (int32_t j = 0; j < classes; ++j)
+      grad[j] = T(j == label ? A(-1) : loss_weight(args.loss, A(logits[j]), j, rival) / others);
   }
 }
 

@@ -8,10 +8,14 @@ namespace amun {
 
 int launch_attack_loss(ScalarType dtype, const AttackLossArgs& args, CUstream_st* stream) {
   if (args.rows == 0) return cudaSuccess;
-  constexpr int64_t rows_per_block = attack_loss_threads / warp_size;
-  const unsigned blocks = static_cast<unsigned>((args.rows + rows_per_block - 1) / rows_per_block);
-  dispatch(dtype,
-           [&](auto zero) { attack_loss_kernel<decltype(zero)><<<blocks, attack_loss_threads, 0, stream>>>(args); });
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const unsigned lanes = attack_loss_lanes<T>(args.classes), rows = attack_loss_threads / lanes;
+    const unsigned blocks = static_cast<unsigned>((args.rows + rows - 1) / rows);
+    dispatch_attack_loss<T>(args, [&](auto loss, auto whole) {
+      attack_loss_kernel<loss, whole, T><<<blocks, dim3(lanes, rows), 0, stream>>>(args);
+    });
+  });
   return cudaGetLastError();
 }
 

@@ -1,16 +1,39 @@
-// The kernel body of attack_loss: one warp per row. No launch and no torch, so that g++ can run it on CPU threads.
+// The kernel body of attack_loss: as many lanes of a warp per row as it has packs. No launch and no torch, so that g++
+// can run it on CPU threads.
 #pragma once
 
 #include "../attack_loss.h"
-#include "block_sum.cuh"
+#include "pack.cuh"
+#include "sums.cuh"
 
 namespace amun {
 
 constexpr int attack_loss_threads = 128;
+constexpr int held_logits = 32;  // of a lane, in registers: a row of up to 1,024 classes is read once
+
+template <typename T>
+unsigned attack_loss_lanes(int64_t classes) {
+  return lanes_for(packs_of<T>(classes), 1);
+}
+
+// What a kernel is compiled for, as constants: dispatch_attack_loss<T>(args, [&](auto loss, auto whole) { ... }).
+template <typename T, typename Body>
+void dispatch_attack_loss(const AttackLossArgs& args, Body&& body) {
+  const auto with = [&](auto loss) {
+    if (are_whole<T>(args.classes, args.logits) && are_whole<T>(args.classes, args.grad_logits))
+      body(loss, std::true_type{});
+    else
+      body(loss, std::false_type{});
+  };
+  if (args.loss == Loss::margin)
+    with(std::integral_constant<Loss, Loss::margin>{});
+  else
+    with(std::integral_constant<Loss, Loss::cross_entropy>{});
+}
 
 template <typename A>
-__device__ __forceinline__ Rival<A> warp_strongest(Rival<A> rival) {
-  for (int offset = warp_size / 2; offset; offset /= 2) {
+__device__ __forceinline__ Rival<A> strongest(Rival<A> rival, int lanes) {
+  for (int offset = lanes / 2; offset; offset /= 2) {
     const Rival<A> other{__shfl_xor_sync(full_warp, rival.logit, offset),
                          __shfl_xor_sync(full_warp, rival.index, offset)};
     rival = stronger(rival, other);
@@ -18,35 +41,74 @@ __device__ __forceinline__ Rival<A> warp_strongest(Rival<A> rival) {
   return rival;
 }
 
-template <typename T>
+// blockDim is {lanes, rows}.
+template <Loss loss, bool whole, typename T>
 __global__ void __launch_bounds__(attack_loss_threads) attack_loss_kernel(const AttackLossArgs args) {
   using A = Accumulate<T>;
-  const int64_t row = int64_t(blockIdx.x) * (blockDim.x / warp_size) + threadIdx.x / warp_size;
-  if (row >= args.rows) return;  // whole warps leave together
-  const int lane = threadIdx.x % warp_size;
+  constexpr int width = pack_width<T>, held = held_logits / width;
+  using Values = Pack<A, width>;
+  constexpr A infinity = std::numeric_limits<A>::infinity();
+  const int lane = threadIdx.x, lanes = blockDim.x;
+  const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  const bool exists = row < args.rows;  // and no return, because the lanes beyond the last row shuffle too
+  const int classes = exists ? static_cast<int>(args.classes) : 0;
   const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
   T* const grad = static_cast<T*>(args.grad_logits) + row * args.classes;
 
-  const int64_t label = args.labels[row];
-  const bool known = label >= 0 && label < args.classes;  // an unknown label has no answer: the same one as a NaN
+  const int64_t label = exists ? args.labels[row] : -1;
+  const bool known = label >= 0 && label < classes;  // an unknown label has no answer: the same one as a NaN
   const A own = known ? A(logits[label]) : std::numeric_limits<A>::quiet_NaN();
-  Rival<A> rival;
-  for (int64_t j = lane; j < args.classes; j += warp_size)
-    if (j != label) rival = stronger(rival, Rival<A>{A(logits[j]), j});
-  rival = warp_strongest(rival);
-  if (lane == 0) write_verdict(args, row, own, label, rival);
+  const int place = known ? static_cast<int>(label) : -1;
 
-  if (!has_direction(own, rival)) {
-    for (int64_t j = lane; j < args.classes; j += warp_size) grad[j] = T(0);
-    return;
-  }
+  // What is in the place of the label's logit, or beyond the last, is no rival to any.
+  const auto read = [&](int i) {
+    const Pack<T> part = load<whole>(logits, i, classes, T(-infinity));
+    Values values;
+#pragma unroll
+    for (int j = 0; j < width; ++j) values.at[j] = i * width + j == place ? -infinity : A(part.at[j]);
+    return values;
+  };
+  Values kept[held];
+#pragma unroll
+  for (int k = 0; k < held; ++k) kept[k] = read(k * lanes + lane);
+  // Of every pack of the lane. What `body` makes of one is kept; those of a longer row are read anew.
+  const auto each = [&](auto&& body) {
+#pragma unroll
+    for (int k = 0; k < held; ++k) body(k * lanes + lane, kept[k], false);
+    for (int i = held * lanes + lane; i * width < classes; i += lanes) {
+      Values values = read(i);
+      body(i, values, true);
+    }
+  };
+
+  Rival<A> rival{kept[0].at[0], lane * width};
+  each([&](int i, const Values& values, bool) {
+#pragma unroll
+    for (int j = 0; j < width; ++j) rival = stronger_later(rival, Rival<A>{values.at[j], i * width + j});
+  });
+  rival = strongest(rival, lanes);
+  if (exists && lane == 0) write_verdict(args, row, own, label, rival);
+
+  const auto weigh = [&](int i, Values& values) {
+#pragma unroll
+    for (int j = 0; j < width; ++j) values.at[j] = loss_weight(loss, values.at[j], i * width + j, rival);
+  };
   A others = 0;
-  if (args.loss == Loss::cross_entropy)
-    for (int64_t j = lane; j < args.classes; j += warp_size)
-      if (j != label) others += exponential(A(logits[j]) - rival.logit);
-  others = warp_sum(others);
-  for (int64_t j = lane; j < args.classes; j += warp_size)
-    grad[j] = T(loss_gradient(args.loss, A(logits[j]), j, label, rival, others));
+  each([&](int i, Values& values, bool) {
+    weigh(i, values);
+#pragma unroll
+    for (int j = 0; j < width; ++j) others += values.at[j];
+  });
+  const A share = A(1) / lane_sum(others, lanes);
+  const bool climbs = has_direction(own, rival);
+  each([&](int i, Values& values, bool anew) {
+    if (anew) weigh(i, values);
+    Pack<T> part;
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      part.at[j] = T(!climbs ? A(0) : i * width + j == place ? A(-1) : values.at[j] * share);
+    store<whole>(grad, i, classes, part);
+  });
 }
 
 }  // namespace amun

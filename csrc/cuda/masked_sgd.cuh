@@ -3,31 +3,11 @@
 #pragma once
 
 #include "../masked_sgd.h"
+#include "pack.cuh"
 
 namespace amun {
 
 constexpr int masked_sgd_threads = 256;
-
-// So many elements as one load.
-template <typename E, int width>
-struct alignas(sizeof(E) * width < 16 ? sizeof(E) * width : 16) Pack {
-  E at[width];
-};
-
-template <int width, typename E>
-__device__ __forceinline__ Pack<E, width>& pack(void* elements, int64_t i) {
-  return *reinterpret_cast<Pack<E, width>*>(static_cast<E*>(elements) + i);
-}
-
-template <int width, typename E>
-__device__ __forceinline__ const Pack<E, width>& pack(const void* elements, int64_t i) {
-  return *reinterpret_cast<const Pack<E, width>*>(static_cast<const E*>(elements) + i);
-}
-
-template <int width, typename E>
-__device__ __forceinline__ bool is_aligned(const void* elements) {
-  return reinterpret_cast<uintptr_t>(elements) % alignof(Pack<E, width>) == 0;
-}
 
 template <int width, typename T, typename M>
 __device__ __forceinline__ void update_pack(const MaskedSgdTensor& tensor, int64_t i,
@@ -46,7 +26,7 @@ __device__ __forceinline__ void update_pack(const MaskedSgdTensor& tensor, int64
 
 template <typename T, typename M>
 __global__ void __launch_bounds__(masked_sgd_threads) masked_sgd_kernel(const __grid_constant__ MaskedSgdTable table) {
-  constexpr int width = 16 / sizeof(T);
+  constexpr int width = pack_width<T>;
   static_assert(sgd_block % width == 0);
   // A copy: what is written could lie in `far`, for all the compiler knows, and it would read it again between stores.
   const MaskedSgdTensor tensor = tensor_of(table.far ? table.far : table.near, table.count, blockIdx.x);

@@ -8,8 +8,14 @@ namespace amun {
 
 int launch_search_step(ScalarType dtype, const SearchStepArgs& args, CUstream_st* stream) {
   if (args.pool_size == 0) return cudaSuccess;
+  const unsigned blocks = static_cast<unsigned>(args.pool_size);
   dispatch(dtype, [&](auto zero) {
-    search_step_kernel<decltype(zero)><<<static_cast<unsigned>(args.pool_size), search_step_threads, 0, stream>>>(args);
+    using T = decltype(zero);
+    const unsigned threads = search_step_threads<T>(args.row_length);
+    if (are_whole<T>(args))
+      search_step_kernel<T, true><<<blocks, threads, 0, stream>>>(args);
+    else
+      search_step_kernel<T, false><<<blocks, threads, 0, stream>>>(args);
   });
   return cudaGetLastError();
 }

@@ -2,56 +2,116 @@
 #pragma once
 
 #include "../search_step.h"
-#include "block_sum.cuh"
+#include "pack.cuh"
+#include "sums.cuh"
 
 namespace amun {
 
-constexpr int search_step_threads = 256;
+constexpr int most_search_step_threads = 512;
 
+// What a thread keeps of a row between the sums and the move: as many packs as there is room for in 64 registers, more
+// of which would leave too few blocks on a multiprocessor to cover for each other's waits.
 template <typename T>
-__device__ __forceinline__ void copy_row(T* to, const T* from, int64_t length) {
-  for (int64_t i = threadIdx.x; i < length; i += blockDim.x) to[i] = from[i];
+constexpr int held_packs = sizeof(T) == 2   ? 1
+                           : sizeof(T) == 4 ? 3
+                                            : 2;
+
+// As many threads as keep the whole row, so that it is read once. By its length alone: on it hangs how sums are
+// rounded.
+template <typename T>
+unsigned search_step_threads(int64_t length) {
+  constexpr int64_t each = held_packs<T> * warp_size;
+  const int64_t warps = (packs_of<T>(length) + each - 1) / each;
+  return warps * warp_size < most_search_step_threads ? (warps ? warps : 1) * warp_size : most_search_step_threads;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(search_step_threads) search_step_kernel(const SearchStepArgs args) {
+bool are_whole(const SearchStepArgs& args) {
+  return are_whole<T>(args.row_length, args.x) && are_whole<T>(args.row_length, args.grad) &&
+         are_whole<T>(args.row_length, args.inputs) && are_whole<T>(args.row_length, args.images);
+}
+
+// The same pack of the three rows that a step works on.
+template <typename T>
+struct HeldPack {
+  Pack<T> x, x0, grad;
+};
+
+template <typename T, bool whole>
+__global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) < 8 ? 2 : 1)
+    search_step_kernel(const SearchStepArgs args) {
   using A = Accumulate<T>;
-  __shared__ A scratch[3 * search_step_threads / warp_size];
+  constexpr int width = pack_width<T>, held = held_packs<T>;
+  __shared__ StepSums<A> scratch[most_search_step_threads / warp_size];
   __shared__ Verdict<A> shared_verdict;
   __shared__ int64_t refill;
 
-  const int64_t slot = blockIdx.x, length = args.row_length;
+  const int64_t slot = blockIdx.x, length = args.row_length, packs = packs_of<T>(length);
   const int64_t sample = args.slots[slot];
   T* const x = static_cast<T*>(args.x) + slot * length;
+  T* const images = static_cast<T*>(args.images);
 
   if (is_sample(args, sample)) {
     const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
     const T* const grad = static_cast<const T*>(args.grad) + slot * length;
     const Bounds<A> inner = inward_bounds<T>(args);
-    StepSums<A> sums;
-    for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const A g = inward(A(grad[i]), A(x[i]), inner.low, inner.high), d = A(x[i]) - A(x0[i]);
-      sums.gg += g * g;
-      sums.gd += g * d;
-      sums.dd += d * d;
-    }
-    sums = block_sum(sums, scratch);
-    if (threadIdx.x == 0) shared_verdict = judge(args, slot, sample, sums);
-    __syncthreads();
-    const Verdict<A> verdict = shared_verdict;
-
-    if (verdict.keep) {
-      copy_row(static_cast<T*>(args.images) + sample * length, x, length);
-      if (threadIdx.x == 0) args.found_labels[sample] = args.predicted[slot];
-    }
-    if (verdict.status == Status::pending) {
-      for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {  // each thread the elements that it has copied
-        const A g = inward(A(grad[i]), A(x[i]), inner.low, inner.high);
-        x[i] = T(next_value(A(x[i]), A(x0[i]), g, verdict.move, A(args.low), A(args.high)));
+    // The row in parts that the block's registers keep. A warp has its packs side by side: one address for all of them.
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    const int64_t part_packs = held * blockDim.x, last = packs > part_packs ? (packs - 1) / part_packs : 0;
+    HeldPack<T> kept[held];
+    const auto place = [&](int64_t part, int k) { return part * part_packs + (warp * held + k) * warp_size + lane; };
+    const auto read = [&](int64_t part) {
+#pragma unroll
+      for (int k = 0; k < held; ++k) {
+        const int64_t i = place(part, k);
+        kept[k] = {load<whole>(x, i, length), load<whole>(x0, i, length), load<whole>(grad, i, length)};
       }
-      return;
+    };
+
+    StepSums<A> sums;
+    for (int64_t part = 0; part <= last; ++part) {
+      read(part);
+#pragma unroll
+      for (int k = 0; k < held; ++k)
+#pragma unroll
+        for (int j = 0; j < width; ++j) {
+          const A at = A(kept[k].x.at[j]), d = at - A(kept[k].x0.at[j]);
+          const A g = inward(A(kept[k].grad.at[j]), at, inner.low, inner.high);
+          sums.gg += g * g;
+          sums.gd += g * d;
+          sums.dd += d * d;
+        }
     }
-    if (threadIdx.x == 0) args.status[sample] = static_cast<int8_t>(verdict.status);
+    leave_sums(sums, scratch);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      const Verdict<A> verdict = judge(args, slot, sample, add_up(scratch));
+      if (verdict.keep) args.found_labels[sample] = args.predicted[slot];
+      if (verdict.status != Status::pending) args.status[sample] = static_cast<int8_t>(verdict.status);
+      shared_verdict = verdict;
+    }
+    __syncthreads();
+
+    const Verdict<A> verdict = shared_verdict;
+    const bool moves = verdict.status == Status::pending;
+    const A low = A(args.low), high = A(args.high);
+    // Backwards, from the part that is there already: what was read last is the likeliest to be in the cache still.
+    for (int64_t part = last; verdict.keep || moves; read(--part)) {
+#pragma unroll
+      for (int k = 0; k < held; ++k) {
+        if (verdict.keep) store<whole>(images + sample * length, place(part, k), length, kept[k].x);
+        if (!moves) continue;
+        Pack<T> next;
+#pragma unroll
+        for (int j = 0; j < width; ++j) {
+          const A at = A(kept[k].x.at[j]), g = inward(A(kept[k].grad.at[j]), at, inner.low, inner.high);
+          next.at[j] = T(next_value(at, A(kept[k].x0.at[j]), g, verdict.move, low, high));
+        }
+        store<whole>(x, place(part, k), length, next);
+      }
+      if (part == 0) break;
+    }
+    if (moves) return;
   }
 
   __syncthreads();  // every thread has read slots[slot] before it changes
@@ -65,7 +125,9 @@ __global__ void __launch_bounds__(search_step_threads) search_step_kernel(const 
     if (refill >= 0) args.slot_labels[slot] = args.labels[refill];
   }
   __syncthreads();
-  if (refill >= 0) copy_row(x, static_cast<const T*>(args.images) + refill * length, length);
+  if (refill < 0) return;
+  for (int64_t i = threadIdx.x; i < packs; i += blockDim.x)
+    store<whole>(x, i, length, load<whole>(images + refill * length, i, length));
 }
 
 }  // namespace amun

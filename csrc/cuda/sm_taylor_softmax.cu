@@ -8,11 +8,14 @@ namespace amun {
 
 int launch_sm_taylor_softmax(ScalarType dtype, int64_t order, const SmTaylorArgs& args, CUstream_st* stream) {
   if (args.rows == 0) return cudaSuccess;
-  const int64_t rows_per_block = sm_taylor_threads / sm_taylor_lanes(args.classes);
-  const unsigned blocks = static_cast<unsigned>((args.rows + rows_per_block - 1) / rows_per_block);
   dispatch(dtype, [&](auto zero) {
-    dispatch_order(order, [&](auto terms) {
-      sm_taylor_kernel<decltype(terms)::value, decltype(zero)><<<blocks, sm_taylor_threads, 0, stream>>>(args);
+    using T = decltype(zero);
+    dispatch_width<T>(args, [&](auto width) {
+      const unsigned lanes = sm_taylor_lanes<width>(args.classes), rows = sm_taylor_threads / lanes;
+      const unsigned blocks = static_cast<unsigned>((args.rows + rows - 1) / rows);
+      dispatch_order(order, [&](auto terms) {
+        sm_taylor_kernel<terms, width, T><<<blocks, dim3(lanes, rows), 0, stream>>>(args);
+      });
     });
   });
   return cudaGetLastError();

@@ -1,40 +1,57 @@
-// The kernel body of sm_taylor_softmax: so many lanes of a warp per row as have about four classes each. No launch and
-// no torch, so that g++ can run it on CPU threads.
+// The kernel body of sm_taylor_softmax: a thread per row of few classes, several lanes of a warp per row of many. No
+// launch and no torch, so that g++ can run it on CPU threads.
 #pragma once
 
 #include "../sm_taylor_softmax.h"
-#include "block_sum.cuh"
+#include "pack.cuh"
+#include "sums.cuh"
 
 namespace amun {
 
 constexpr int sm_taylor_threads = 128;
 
-// A power of two: the rows of a warp lie side by side in memory, and each sums within its own lanes.
-AMUN_HD int sm_taylor_lanes(int64_t classes) {
-  int lanes = 1;
-  while (lanes < warp_size && lanes * 4 < classes) lanes *= 2;
-  return lanes;
+// A lane for about eight loads: enough of them to be under way at once.
+template <int width>
+unsigned sm_taylor_lanes(int64_t classes) {
+  return lanes_for(classes / width, 8);
 }
 
-template <int order, typename T>
+// The widest load that every row is made of, as a constant: dispatch_width<T>(args, [&](auto width) { ... }).
+template <typename T, int width = pack_width<T>, typename Body>
+void dispatch_width(const SmTaylorArgs& args, Body&& body) {
+  if constexpr (width == 1)
+    body(std::integral_constant<int, 1>{});
+  else if (args.classes % width == 0 && is_aligned<width, T>(args.logits))
+    body(std::integral_constant<int, width>{});
+  else
+    dispatch_width<T, width / 2>(args, body);
+}
+
+// blockDim is {lanes, rows}.
+template <int order, int width, typename T>
 __global__ void __launch_bounds__(sm_taylor_threads) sm_taylor_kernel(const SmTaylorArgs args) {
   using A = Accumulate<T>;
-  const int lanes = sm_taylor_lanes(args.classes);
-  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, row = thread / lanes;
-  const int64_t label = row < args.rows ? args.labels[row % args.samples] : 0;
-  const bool known = label >= 0 && label < args.classes;
+  const int lane = threadIdx.x, lanes = blockDim.x;
+  const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  const bool exists = row < args.rows;  // and no return, because the lanes beyond the last row shuffle too
+  const int64_t classes = exists ? args.classes : 0;
+  const int64_t label = exists ? args.labels[row % args.samples] : -1;
   const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
   const TaylorRule<A> rule = args.rule.as<A>();
+  // An unknown label has no answer: the same one as a NaN.
+  const bool known = label >= 0 && label < classes;
+  const A own = known ? taylor<order>(A(logits[label]), rule.margin, rule) : std::numeric_limits<A>::quiet_NaN();
 
   A others = 0;
-  if (row < args.rows)  // and no return, because the lanes beyond the last row shuffle too
-    for (int64_t j = thread % lanes; j < args.classes; j += lanes)
-      if (j != label) others += taylor<order>(A(logits[j]), A(0), rule);
-  for (int offset = lanes / 2; offset; offset /= 2) others += __shfl_xor_sync(full_warp, others, offset);
-  if (row >= args.rows || thread % lanes != 0) return;
-  // An unknown label has no answer: the same one as a NaN.
-  const A own = known ? taylor<order>(A(logits[label]), rule.margin, rule) : std::numeric_limits<A>::quiet_NaN();
-  static_cast<A*>(args.signal)[row] = own / (own + others);
+#pragma unroll 4
+  for (int64_t j = lane * width; j < classes; j += lanes * width) {
+    const Pack<T, width> part = pack<width, T>(logits, j);
+#pragma unroll
+    for (int k = 0; k < width; ++k)
+      if (j + k != label) others += taylor<order>(A(part.at[k]), A(0), rule);
+  }
+  others = lane_sum(others, lanes);
+  if (exists && lane == 0) static_cast<A*>(args.signal)[row] = own / (own + others);
 }
 
 }  // namespace amun

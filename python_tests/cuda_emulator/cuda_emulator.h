@@ -4,8 +4,8 @@
 // its CUDA threads; blocks run one after another. As on the hardware, a thread that has returned is not waited for, and
 // a shuffle that names a lane which is not there has no answer: here it throws.
 //
-// Of CUDA it knows one dimension of threads and blocks, static __shared__ memory, __syncthreads, __shfl_xor_sync over
-// a full warp, and atomicAdd. It does not see races between blocks.
+// Of CUDA it knows one dimension of blocks and two of threads, static __shared__ memory, __syncthreads, __shfl_xor_sync
+// over a full warp, and atomicAdd. It does not see races between blocks.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,7 @@
 #define __shared__ static  // one block at a time has it to itself
 
 struct ThreadIndex {
-  unsigned x;
+  unsigned x, y = 0;
 };
 inline thread_local ThreadIndex threadIdx, blockIdx, blockDim, gridDim;
 
@@ -94,17 +94,23 @@ struct Block {
 };
 
 inline thread_local Block* block;
-inline thread_local unsigned shuffles;
+inline thread_local unsigned place, shuffles;  // the thread's number in its block, those of one row after another
+
+struct Shape {
+  Shape(unsigned columns, unsigned rows = 1) : x(columns), y(rows) {}
+  unsigned x, y;
+};
 
 template <typename Body>
-void launch(unsigned blocks, unsigned threads, Body body) {
+void launch(unsigned blocks, Shape shape, Body body) {
+  const unsigned threads = shape.x * shape.y;
   for (unsigned index = 0; index < blocks; ++index) {
     Block shared(threads);
     std::exception_ptr failure;
     std::mutex failure_mutex;
     const auto run = [&](unsigned thread) {
-      threadIdx = {thread}, blockIdx = {index}, blockDim = {threads}, gridDim = {blocks};
-      block = &shared, shuffles = 0;
+      threadIdx = {thread % shape.x, thread / shape.x}, blockIdx = {index}, blockDim = {shape.x, shape.y};
+      gridDim = {blocks, 1}, block = &shared, place = thread, shuffles = 0;
       try {
         body();
       } catch (...) {
@@ -130,8 +136,8 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   using namespace cuda_emulator;
   static_assert(sizeof(T) <= sizeof(Shown::bits));
   if (mask != ~0u) throw std::invalid_argument("the emulator shuffles full warps only");
-  const unsigned lane = threadIdx.x % warp_size, source = lane ^ lane_mask;
-  Warp& warp = block->warps[threadIdx.x / warp_size];
+  const unsigned lane = place % warp_size, source = lane ^ lane_mask;
+  Warp& warp = block->warps[place / warp_size];
   auto& board = warp.boards[++shuffles % 2];
   board[lane].shuffle = shuffles;
   std::memcpy(&board[lane].bits, &value, sizeof(T));

@@ -1,5 +1,5 @@
 // The CUDA kernels as a Python module: each function takes the op's tensors as NumPy arrays and writes into them.
-// Half types come as raw bits, hence the dtype by name; `threads` is the size of a block.
+// Half types come as raw bits, hence the dtype by name; `threads` is the size of a block, 0 that of a launch.
 
 #include "cuda_emulator.h"
 // Then the kernels.
@@ -33,6 +33,13 @@ E* data(py::array& array) {
   return static_cast<E*>(array.mutable_data());
 }
 
+// So many lanes for each row.
+template <typename Kernel>
+void launch_rows(int64_t rows, unsigned lanes, unsigned threads, Kernel kernel) {
+  const unsigned rows_per_block = threads / lanes;
+  cuda_emulator::launch((rows + rows_per_block - 1) / rows_per_block, {lanes, rows_per_block}, kernel);
+}
+
 void attack_loss(const std::string& dtype, unsigned threads, py::array logits, py::array labels, bool margin_loss,
                  double gap, py::array adversarial, py::array predicted, py::array margin, py::array grad_logits) {
   amun::AttackLossArgs args;
@@ -46,11 +53,13 @@ void attack_loss(const std::string& dtype, unsigned threads, py::array logits, p
   args.predicted = data<int64_t>(predicted);
   args.margin = data<void>(margin);
   args.grad_logits = data<void>(grad_logits);
-  const int64_t rows_per_block = threads / amun::warp_size;
-  const unsigned blocks = (args.rows + rows_per_block - 1) / rows_per_block;
   const py::gil_scoped_release release;
   amun::dispatch(scalar_type(dtype), [&](auto zero) {
-    cuda_emulator::launch(blocks, threads, [&] { amun::attack_loss_kernel<decltype(zero)>(args); });
+    using T = decltype(zero);
+    amun::dispatch_attack_loss<T>(args, [&](auto loss, auto whole) {
+      launch_rows(args.rows, amun::attack_loss_lanes<T>(args.classes), threads ? threads : amun::attack_loss_threads,
+                  [&] { amun::attack_loss_kernel<loss, whole, T>(args); });
+    });
   });
 }
 
@@ -100,7 +109,10 @@ void search_step(const std::string& dtype, unsigned threads, py::array x, py::ar
   args.high = high;
   const py::gil_scoped_release release;
   amun::dispatch(scalar_type(dtype), [&](auto zero) {
-    cuda_emulator::launch(args.pool_size, threads, [&] { amun::search_step_kernel<decltype(zero)>(args); });
+    using T = decltype(zero);
+    cuda_emulator::launch(args.pool_size, threads ? threads : amun::search_step_threads<T>(args.row_length), [&] {
+      amun::are_whole<T>(args) ? amun::search_step_kernel<T, true>(args) : amun::search_step_kernel<T, false>(args);
+    });
   });
 }
 
@@ -128,7 +140,7 @@ void masked_sgd(const std::string& dtype, bool wide, unsigned threads, std::vect
   const py::gil_scoped_release release;
   amun::dispatch(scalar_type(dtype), [&](auto zero) {
     using T = decltype(zero);
-    cuda_emulator::launch(blocks, threads, [&] {
+    cuda_emulator::launch(blocks, threads ? threads : amun::masked_sgd_threads, [&] {
       wide ? amun::masked_sgd_kernel<T, amun::Accumulate<T>>(table) : amun::masked_sgd_kernel<T, T>(table);
     });
   });
@@ -144,12 +156,14 @@ void sm_taylor_softmax(const std::string& dtype, unsigned threads, py::array log
   args.logits = data<void>(logits);
   args.labels = data<int64_t>(labels);
   args.signal = data<void>(signal);
-  const int64_t rows_per_block = threads / amun::sm_taylor_lanes(args.classes);
-  const unsigned blocks = (args.rows + rows_per_block - 1) / rows_per_block;
   const py::gil_scoped_release release;
   amun::dispatch(scalar_type(dtype), [&](auto zero) {
-    amun::dispatch_order(order, [&](auto terms) {
-      cuda_emulator::launch(blocks, threads, [&] { amun::sm_taylor_kernel<terms, decltype(zero)>(args); });
+    using T = decltype(zero);
+    amun::dispatch_width<T>(args, [&](auto width) {
+      amun::dispatch_order(order, [&](auto terms) {
+        launch_rows(args.rows, amun::sm_taylor_lanes<width>(args.classes), threads ? threads : amun::sm_taylor_threads,
+                    [&] { amun::sm_taylor_kernel<terms, width, T>(args); });
+      });
     });
   });
 }
@@ -171,7 +185,7 @@ py::array_t<int64_t> block_after_exit(unsigned threads, unsigned leave) {
 
 void shuffle_after_exit(unsigned threads, unsigned leave) {
   cuda_emulator::launch(1, threads, [&] {
-    if (threadIdx.x < leave) amun::warp_sum(1.0f);
+    if (threadIdx.x < leave) amun::lane_sum(1.0f);
   });
 }
 

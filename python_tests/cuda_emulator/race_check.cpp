@@ -13,25 +13,36 @@ namespace {
 constexpr unsigned threads = 64;
 constexpr float inf = std::numeric_limits<float>::infinity();
 
-void run_attack_loss() {
-  constexpr int64_t rows = 5, classes = 37;
+// Rows of one lane, of some and of a whole warp, and one that is too long to be kept; the last warp is not full.
+template <typename Kernel>
+void launch_rows(int64_t rows, unsigned lanes, Kernel kernel) {
+  const unsigned rows_per_block = threads / lanes;
+  cuda_emulator::launch((rows + rows_per_block - 1) / rows_per_block, {lanes, rows_per_block}, kernel);
+}
+
+void run_attack_loss(int64_t classes) {
+  constexpr int64_t rows = 5;
   std::vector<float> logits(rows * classes), grad_logits(rows * classes), margin(rows);
   for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
-  std::vector<int64_t> labels{0, 1, 36, -1, 5}, predicted(rows);
+  std::vector<int64_t> labels{0, 1, classes - 1, -1, 1}, predicted(rows);
   bool adversarial[rows];
   amun::AttackLossArgs args{rows,          classes,     amun::Loss::cross_entropy, 0.5,           logits.data(),
                             labels.data(), adversarial, predicted.data(),          margin.data(), grad_logits.data()};
-  cuda_emulator::launch(3, threads, [&] { amun::attack_loss_kernel<float>(args); });
+  amun::dispatch_attack_loss<float>(args, [&](auto loss, auto whole) {
+    launch_rows(rows, amun::attack_loss_lanes<float>(classes),
+                [&] { amun::attack_loss_kernel<loss, whole, float>(args); });
+  });
 }
 
 // Slots by turns running, adversarial, without a gradient and idle; the queue has a sample for most of those that free.
-// What is adversarial ends with pgd; with ddn it is kept, and goes on in the same step.
-void run_search_step(amun::Rule rule) {
-  constexpr int64_t pool = 8, samples = 16, length = 131;
+// What is adversarial ends with pgd; with ddn it is kept, and goes on in the same step. A row of up to 768 elements is
+// kept between sums and move; one whose length is no multiple of 4 is read element by element.
+void run_search_step(amun::Rule rule, int64_t length) {
+  constexpr int64_t pool = 4, samples = 16;
   std::vector<float> x(pool * length, 0.5f), grad(pool * length, 1.0f), inputs(samples * length, 0.25f),
       images = inputs, eps(samples, 1.0f), distance(samples, inf), margin(pool, 0.5f);
   std::vector<int64_t> slots(pool), slot_labels(pool), predicted(pool, 3), labels(samples, 1), found_labels(samples),
-      queue{8, 9, 10, 11, 12}, cursor{0};
+      queue{8, 9, 10}, cursor{0};
   std::vector<int32_t> round_step(samples), grad_evals(samples);
   std::vector<int8_t> status(samples);
   bool adversarial[pool];
@@ -53,7 +64,10 @@ void run_search_step(amun::Rule rule) {
   args.eps_growth = args.last_eps_growth = 1.25, args.start = args.overshoot = args.pull_back = 1;
   args.low = 0, args.high = 1;
   for (int step = 0; step < 3; ++step)
-    cuda_emulator::launch(pool, threads, [&] { amun::search_step_kernel<float>(args); });
+    cuda_emulator::launch(pool, threads, [&] {
+      amun::are_whole<float>(args) ? amun::search_step_kernel<float, true>(args)
+                                   : amun::search_step_kernel<float, false>(args);
+    });
 }
 
 // Two tensors, the first of them a block and a bit long; neither bit nor second are whole vectors.
@@ -68,24 +82,23 @@ void run_masked_sgd() {
   cuda_emulator::launch(3, threads, [&] { amun::masked_sgd_kernel<float, float>(table); });
 }
 
-// Rows of one lane, of some and of a whole warp; the last warp is not full.
 void run_sm_taylor_softmax(int64_t classes) {
   constexpr int64_t models = 3, samples = 25, rows = models * samples;
   std::vector<float> logits(rows * classes), signal(rows);
   for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
   std::vector<int64_t> labels(samples, 1);
   const amun::SmTaylorArgs args{rows, samples, classes, {0.5, 0.6, 1e-3}, logits.data(), labels.data(), signal.data()};
-  const int64_t rows_per_block = threads / amun::sm_taylor_lanes(classes);
-  cuda_emulator::launch((rows + rows_per_block - 1) / rows_per_block, threads,
-                        [&] { amun::sm_taylor_kernel<4, float>(args); });
+  amun::dispatch_width<float>(args, [&](auto width) {
+    launch_rows(rows, amun::sm_taylor_lanes<width>(classes), [&] { amun::sm_taylor_kernel<4, width, float>(args); });
+  });
 }
 
 }  // namespace
 
 int main() {
-  run_attack_loss();
-  run_search_step(amun::Rule::pgd);
-  run_search_step(amun::Rule::ddn);
   run_masked_sgd();
   for (const int64_t classes : {2, 10, 70}) run_sm_taylor_softmax(classes);
+  for (const int64_t classes : {2, 37, 1100}) run_attack_loss(classes);
+  for (const int64_t length : {131, 1604})
+    for (const amun::Rule rule : {amun::Rule::pgd, amun::Rule::ddn}) run_search_step(rule, length);
 }

@@ -1,0 +1,71 @@
+// Memory in pieces of 16 bytes, the widest that a thread loads or stores at once.
+#pragma once
+
+#include "../amun_math.h"
+
+namespace amun {
+
+// So many elements as one load; of 16 bytes where nothing else is said.
+template <typename E, int width = 16 / sizeof(E)>
+struct alignas(sizeof(E) * width < 16 ? sizeof(E) * width : 16) Pack {
+  E at[width];
+};
+
+template <typename T>
+constexpr int pack_width = 16 / sizeof(T);
+
+template <int width, typename E>
+AMUN_HD Pack<E, width>& pack(void* elements, int64_t i) {
+  return *reinterpret_cast<Pack<E, width>*>(static_cast<E*>(elements) + i);
+}
+
+template <int width, typename E>
+AMUN_HD const Pack<E, width>& pack(const void* elements, int64_t i) {
+  return *reinterpret_cast<const Pack<E, width>*>(static_cast<const E*>(elements) + i);
+}
+
+template <int width, typename E>
+AMUN_HD bool is_aligned(const void* elements) {
+  return reinterpret_cast<uintptr_t>(elements) % alignof(Pack<E, width>) == 0;
+}
+
+// ------------------------------------------------------------------------------------------------------ rows of packs
+
+// A row is cut into packs from its first element on, and the last one may be cut short. `whole`: in no row is it, and
+// all begin at a multiple of 16 bytes. Else a pack is read element by element, but it is the same pack: which thread
+// adds what to a sum depends on the length of the row alone.
+template <typename T>
+AMUN_HD int64_t packs_of(int64_t length) {
+  return (length + pack_width<T> - 1) / pack_width<T>;
+}
+
+template <typename T>
+AMUN_HD bool are_whole(int64_t length, const void* rows) {
+  return length % pack_width<T> == 0 && is_aligned<pack_width<T>, T>(rows);
+}
+
+// Pack i of a row; beyond its end, `fill`.
+template <bool whole, typename T, typename Index>
+__device__ __forceinline__ Pack<T> load(const T* row, Index i, Index length, T fill = T(0)) {
+  constexpr int width = pack_width<T>;
+  if constexpr (whole)
+    if (i * width < length) return pack<width, T>(row, i * width);
+  Pack<T> part;
+#pragma unroll
+  for (int j = 0; j < width; ++j) part.at[j] = !whole && i * width + j < length ? row[i * width + j] : fill;
+  return part;
+}
+
+template <bool whole, typename T, typename Index>
+__device__ __forceinline__ void store(T* row, Index i, Index length, const Pack<T>& part) {
+  constexpr int width = pack_width<T>;
+  if constexpr (whole) {
+    if (i * width < length) pack<width, T>(row, i * width) = part;
+  } else {
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (i * width + j < length) row[i * width + j] = part.at[j];
+  }
+}
+
+}  // namespace amun

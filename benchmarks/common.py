@@ -1,5 +1,6 @@
 """What every benchmark shares: facts about the machine, one way to time, one place for results."""
 
+import argparse
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit.stdout.strip() or os.environ.get("COMMIT") or None,  # the variable: where there is no git
         "versions": versions(),
     }
 
@@ -77,3 +78,32 @@ def write(name: str, result: dict[str, Any]) -> None:
 def read(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+# ------------------------------------------------------------------------------------------------- benchmarks of a GPU
+
+
+def gpu_benchmark(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What such a benchmark is asked: where it runs, and whether it is a rehearsal."""
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--small", action="store_true", help="a rehearsal in small sizes, which writes nothing")
+    options = parser.parse_args()
+    if options.device == "cpu" and not options.small:
+        parser.error("--device cpu is for rehearsals: add --small")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device; a rehearsal needs --device cpu --small")
+    return options
+
+
+def driver() -> str | None:
+    """The version of the GPU's driver."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    told = subprocess.run(query, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or None
+
+
+def write_gpu(name: str, result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Into $OUT, or results/gpu; of a rehearsal nothing."""
+    if not options.small:
+        where = {**machine(), "driver": driver(), "cuda": torch.version.cuda}
+        write_json(Path(os.environ.get("OUT") or RESULTS / "gpu") / f"{name}.json", {"machine": where, **result})

@@ -18,8 +18,8 @@ def published_loop(model: nn.Module, inputs: Tensor, labels: Tensor, batch_size:
     dropped at once, the radius of the others doubled and the ascent continued; no refill of the batch. Its one change
     is an end after MAX_ROUNDS, since the published one has none.
     """
-    examples, radii = inputs.clone(), torch.full((len(inputs),), math.inf)
-    for rows in torch.arange(len(inputs)).split(batch_size):
+    examples, radii = inputs.clone(), inputs.new_full((len(inputs),), math.inf)
+    for rows in torch.arange(len(inputs), device=inputs.device).split(batch_size):
         x, x0, y = inputs[rows].clone(), inputs[rows], labels[rows]
         eps = 0.04
         for _ in range(MAX_ROUNDS):

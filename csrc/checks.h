@@ -180,8 +180,8 @@ inline AttackLossArgs check_attack_loss(const Tensor& logits, const Tensor& labe
   STD_TORCH_CHECK(is_float(logits.scalar_type()), "logits must be float32, float64, float16 or bfloat16, got ",
                   toString(logits.scalar_type()));
   STD_TORCH_CHECK(logits.size(1) >= 2, "logits must have at least two classes, got ", text(logits.sizes()));
-  STD_TORCH_CHECK(logits.size(1) <= std::numeric_limits<int32_t>::max(),
-                  "logits must have at most 2^31 - 1 classes, got ", text(logits.sizes()));
+  STD_TORCH_CHECK(logits.size(1) <= int64_t(1) << 30, "logits must have at most 2^30 classes, got ",
+                  text(logits.sizes()));
   STD_TORCH_CHECK(loss == "cross_entropy" || loss == "margin", "loss must be \"cross_entropy\" or \"margin\", got \"",
                   loss, "\"");
   STD_TORCH_CHECK(gap >= 0 && gap < std::numeric_limits<double>::infinity(),

@@ -72,15 +72,38 @@ struct Verdict {
   StepMove<A> move;
 };
 
-// What becomes of the sample in a slot: is its iterate to be kept, has its search ended, or how does it go on.
+// All that its fate hangs on but the sums: what the book knows of it, and what the model says of its iterate.
 template <typename A>
-AMUN_HD Verdict<A> judge(const SearchStepArgs& args, int64_t slot, int64_t sample, const StepSums<A>& sums) {
-  A& eps = static_cast<A*>(args.eps)[sample];
-  A& best = static_cast<A*>(args.distance)[sample];
-  int32_t& step = args.round_step[sample];
-  const bool adversarial = args.adversarial[slot];
-  const A margin = static_cast<const A*>(args.margin)[slot], distance = root(sums.dd);
-  const A infinity = std::numeric_limits<A>::infinity();
+struct Record {
+  A eps, best;  // best: the distance of the closest example so far
+  int32_t step, grad_evals;
+  bool adversarial;
+  A margin;
+};
+
+template <typename A>
+AMUN_HD Record<A> read_record(const SearchStepArgs& args, int64_t slot, int64_t sample) {
+  return {static_cast<const A*>(args.eps)[sample],
+          static_cast<const A*>(args.distance)[sample],
+          args.round_step[sample],
+          args.grad_evals[sample],
+          args.adversarial[slot],
+          static_cast<const A*>(args.margin)[slot]};
+}
+
+template <typename A>
+AMUN_HD void write_record(const SearchStepArgs& args, int64_t sample, const Record<A>& record) {
+  static_cast<A*>(args.eps)[sample] = record.eps;
+  static_cast<A*>(args.distance)[sample] = record.best;
+  args.round_step[sample] = record.step;
+  args.grad_evals[sample] = record.grad_evals;
+}
+
+// What becomes of a sample: is its iterate to be kept, has its search ended, or how does it go on.
+template <typename A>
+AMUN_HD Verdict<A> judge(const SearchStepArgs& args, Record<A>& record, const StepSums<A>& sums) {
+  auto& [eps, best, step, grad_evals, adversarial, margin] = record;
+  const A infinity = std::numeric_limits<A>::infinity(), distance = root(sums.dd);
 
   Verdict<A> verdict{Status::pending, false, {A(1), A(1), A(0)}};
   if (adversarial && distance < best) {
@@ -92,7 +115,7 @@ AMUN_HD Verdict<A> judge(const SearchStepArgs& args, int64_t slot, int64_t sampl
     return verdict;
   };
   if (args.rule != Rule::pgd && step >= args.steps) return ended(Status::exhausted);  // that took no gradient
-  ++args.grad_evals[sample];
+  ++grad_evals;
   if (adversarial && (args.rule == Rule::pgd || distance == A(0))) return ended(Status::exhausted);
   if (!is_finite(sums.gg)) return ended(Status::no_gradient);
   if (args.rule == Rule::given) {

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pybind11
 import pytest
@@ -25,6 +26,9 @@ from amun_ext import extension, ops
 from amun_ext.ops import AttackLoss, Book, Pool, Schedule, accumulate_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+import kernels as compiler  # noqa: E402
+
 EMULATOR = Path(__file__).resolve().parent / "cuda_emulator"
 COMPILER = [os.environ.get("CXX", "g++"), "-std=c++20", "-pthread", "-Wall", "-Wno-unknown-pragmas"]
 
@@ -369,9 +373,9 @@ class TestRaces:
         """Of a long row, which no barrier guards."""
         kernel = Path("cuda/search_step.cuh")
         text = (ROOT / "csrc" / kernel).read_text()
-        moved = "store<whole>(x, place(part, k), length, next);"
+        moved = "store<whole>(x, i, length, next);"
         assert text.count(moved) == 1
-        text = text.replace(moved, "store<whole>(x, place(part, k) ^ 1, length, next);")
+        text = text.replace(moved, "store<whole>(x, i ^ 1, length, next);")
         assert "data race" in find_races(planted(kernel, text, tmp_path), tmp_path)
 
     def test_no_two_threads_update_the_same_parameter(self, tmp_path):
@@ -396,24 +400,61 @@ class TestRaces:
 # --------------------------------------------------------------------------------------------------------- CUDA build
 
 
+class CudaBuild(NamedTuple):
+    library: Path
+    kernels: compiler.Kernels
+    wide: dict[str, dict[str, int]]
+
+
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory) -> Path:
-    """The extension with its CUDA kernels, built for one GPU; a GPU need not be there."""
+def cuda_build(tmp_path_factory) -> CudaBuild:
+    """The extension with its CUDA kernels, and what the compiler said of them; a GPU need not be there."""
     folder = tmp_path_factory.mktemp("cuda_build")
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp"]
-    built = run(command, cwd=ROOT, env={**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"})
+    built = compiler.build(folder)
     if "FORCE_CUDA=1 needs a CUDA toolkit" in built.stderr and os.environ.get("AMUN_REQUIRE_NVCC") != "1":
         pytest.skip(built.stderr.strip())
     assert built.returncode == 0, built.stdout + built.stderr
     (library,) = (folder / "lib").rglob("_C*.so")
-    return library
+    return CudaBuild(library, compiler.reported(built.stdout + built.stderr), compiler.wide_in_ptx(folder / "ptx"))
+
+
+class TestCompiledKernels:
+    def test_all_are_there_for_every_architecture(self, cuda_build):
+        names = [set(kernels) for kernels in cuda_build.kernels.values()]
+        assert sorted(cuda_build.kernels) == ["sm_100", "sm_80", "sm_90"]
+        assert names[0] == names[1] == names[2] == set(cuda_build.wide)
+        ops_of = {name.partition("<")[0] for name in names[0]}
+        assert ops_of == {"attack_loss", "search_step", "masked_sgd", "sm_taylor"}
+
+    def test_no_kernel_spills_or_needs_local_memory(self, cuda_build):
+        for architecture, kernels in cuda_build.kernels.items():
+            for name, facts in kernels.items():
+                assert facts["spilled"] == facts["stack"] == 0, (architecture, name, facts)
+
+    def test_enough_blocks_have_room_on_a_multiprocessor(self, cuda_build):
+        """Four of those that have an image of 3x32x32, and 256 threads: 65,536 registers in all."""
+        for architecture, kernels in cuda_build.kernels.items():
+            assert kernels["search_step<float, true>"]["registers"] <= 64, architecture
+
+    def test_whole_rows_move_16_bytes_at_a_time(self, cuda_build):
+        per_load = {"float": 4, "double": 2, "Half": 8, "BFloat16": 8}
+        for name, counts in cuda_build.wide.items():
+            op, _, arguments = name.removesuffix(">").partition("<")
+            *rest, dtype = arguments.split(", ")
+            if op == "sm_taylor":  # order, width, dtype
+                assert (counts["wide loads"] > 0) == (int(rest[1]) == per_load[dtype]), (name, counts)
+            elif op == "masked_sgd" or "true" in arguments:
+                assert counts["wide loads"] >= 2, (name, counts)
+                assert counts["wide stores"] >= 2, (name, counts)
+            else:
+                assert counts["wide loads"] == counts["wide stores"] == 0, (name, counts)
 
 
 class TestCudaBuild:
-    def test_loads_and_registers_where_there_is_no_gpu(self, cuda_library):
+    def test_loads_and_registers_where_there_is_no_gpu(self, cuda_build):
         script = f"""
 import torch
-torch.ops.load_library({str(cuda_library)!r})
+torch.ops.load_library({str(cuda_build.library)!r})
 for name in {extension.OPS!r}:
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("amun_ext::" + name, key), (name, key)
@@ -422,10 +463,10 @@ assert not torch.cuda.is_initialized()
         loaded = run([sys.executable, "-c", script], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
         assert loaded.returncode == 0, loaded.stderr
 
-    def test_refuses_a_cuda_call_where_there_is_no_gpu(self, cuda_library):
+    def test_refuses_a_cuda_call_where_there_is_no_gpu(self, cuda_build):
         script = f"""
 import torch
-torch.ops.load_library({str(cuda_library)!r})
+torch.ops.load_library({str(cuda_build.library)!r})
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 try:
     torch.ops.amun_ext.attack_loss.default.redispatch(cuda, torch.zeros(3, 2), torch.zeros(3).long(), "margin")

@@ -59,7 +59,9 @@ void step_slot(const SearchStepArgs& args, int64_t slot) {
   const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
   const T* const grad = static_cast<const T*>(args.grad) + slot * length;
   const Bounds<A> inner = inward_bounds<T>(args);
-  const Verdict<A> verdict = judge(args, slot, sample, sum_row<masked>(x, x0, grad, length, inner));
+  Record<A> record = read_record<A>(args, slot, sample);
+  const Verdict<A> verdict = judge(args, record, sum_row<masked>(x, x0, grad, length, inner));
+  write_record(args, sample, record);
   if (verdict.keep) {
     std::copy(x, x + length, static_cast<T*>(args.images) + sample * length);
     args.found_labels[sample] = args.predicted[slot];

@@ -45,26 +45,28 @@ AMUN_HD bool are_whole(int64_t length, const void* rows) {
 }
 
 // Pack i of a row; beyond its end, `fill`.
-template <bool whole, typename T, typename Index>
-__device__ __forceinline__ Pack<T> load(const T* row, Index i, Index length, T fill = T(0)) {
+template <bool whole, typename T>
+__device__ __forceinline__ Pack<T> load(const T* row, int i, int64_t length, T fill = T(0)) {
   constexpr int width = pack_width<T>;
+  const int64_t first = int64_t(i) * width;
   if constexpr (whole)
-    if (i * width < length) return pack<width, T>(row, i * width);
+    if (first < length) return pack<width, T>(row, first);
   Pack<T> part;
 #pragma unroll
-  for (int j = 0; j < width; ++j) part.at[j] = !whole && i * width + j < length ? row[i * width + j] : fill;
+  for (int j = 0; j < width; ++j) part.at[j] = !whole && first + j < length ? row[first + j] : fill;
   return part;
 }
 
-template <bool whole, typename T, typename Index>
-__device__ __forceinline__ void store(T* row, Index i, Index length, const Pack<T>& part) {
+template <bool whole, typename T>
+__device__ __forceinline__ void store(T* row, int i, int64_t length, const Pack<T>& part) {
   constexpr int width = pack_width<T>;
+  const int64_t first = int64_t(i) * width;
   if constexpr (whole) {
-    if (i * width < length) pack<width, T>(row, i * width) = part;
+    if (first < length) pack<width, T>(row, first) = part;
   } else {
 #pragma unroll
     for (int j = 0; j < width; ++j)
-      if (i * width + j < length) row[i * width + j] = part.at[j];
+      if (first + j < length) row[first + j] = part.at[j];
   }
 }
 

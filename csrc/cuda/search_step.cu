@@ -12,10 +12,8 @@ int launch_search_step(ScalarType dtype, const SearchStepArgs& args, CUstream_st
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     const unsigned threads = search_step_threads<T>(args.row_length);
-    if (are_whole<T>(args))
-      search_step_kernel<T, true><<<blocks, threads, 0, stream>>>(args);
-    else
-      search_step_kernel<T, false><<<blocks, threads, 0, stream>>>(args);
+    const auto kernel = are_whole<T>(args) ? search_step_kernel<T, true> : search_step_kernel<T, false>;
+    kernel<<<blocks, threads, 0, stream>>>(args);
   });
   return cudaGetLastError();
 }

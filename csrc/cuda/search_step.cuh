@@ -9,8 +9,8 @@ namespace amun {
 
 constexpr int most_search_step_threads = 512;
 
-// What a thread keeps of a row between the sums and the move: as many packs as there is room for in 64 registers, more
-// of which would leave too few blocks on a multiprocessor to cover for each other's waits.
+// Of a row, a thread keeps so many packs between the sums and the move, their gradients in shared memory. As many as
+// fit in 64 registers: with more, too few blocks were on a multiprocessor to cover for each other's waits.
 template <typename T>
 constexpr int held_packs = sizeof(T) == 2   ? 1
                            : sizeof(T) == 4 ? 3
@@ -31,10 +31,9 @@ bool are_whole(const SearchStepArgs& args) {
          are_whole<T>(args.row_length, args.inputs) && are_whole<T>(args.row_length, args.images);
 }
 
-// The same pack of the three rows that a step works on.
 template <typename T>
 struct HeldPack {
-  Pack<T> x, x0, grad;
+  Pack<T> x, x0;
 };
 
 template <typename T, bool whole>
@@ -42,6 +41,7 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
     search_step_kernel(const SearchStepArgs args) {
   using A = Accumulate<T>;
   constexpr int width = pack_width<T>, held = held_packs<T>;
+  __shared__ Pack<T> parked[held][most_search_step_threads];
   __shared__ StepSums<A> scratch[most_search_step_threads / warp_size];
   __shared__ Verdict<A> shared_verdict;
   __shared__ int64_t refill;
@@ -54,62 +54,67 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
   if (is_sample(args, sample)) {
     const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
     const T* const grad = static_cast<const T*>(args.grad) + slot * length;
-    const Bounds<A> inner = inward_bounds<T>(args);
+    const Bounds<A> inner = inward_bounds<T>(args), box{A(args.low), A(args.high)};
     // The row in parts that the block's registers keep. A warp has its packs side by side: one address for all of them.
-    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const int64_t part_packs = held * blockDim.x, last = packs > part_packs ? (packs - 1) / part_packs : 0;
+    const int part = held * blockDim.x;
+    const int own = threadIdx.x / warp_size * held * warp_size + threadIdx.x % warp_size;
     HeldPack<T> kept[held];
-    const auto place = [&](int64_t part, int k) { return part * part_packs + (warp * held + k) * warp_size + lane; };
-    const auto read = [&](int64_t part) {
+    const auto read = [&](int begin) {
 #pragma unroll
       for (int k = 0; k < held; ++k) {
-        const int64_t i = place(part, k);
-        kept[k] = {load<whole>(x, i, length), load<whole>(x0, i, length), load<whole>(grad, i, length)};
+        const int i = begin + own + k * warp_size;
+        kept[k] = {load<whole>(x, i, length), load<whole>(x0, i, length)};
+        parked[k][threadIdx.x] = load<whole>(grad, i, length);
       }
     };
 
     StepSums<A> sums;
-    for (int64_t part = 0; part <= last; ++part) {
-      read(part);
+    int begin = 0;
+    for (;; begin += part) {
+      read(begin);
 #pragma unroll
       for (int k = 0; k < held; ++k)
 #pragma unroll
         for (int j = 0; j < width; ++j) {
           const A at = A(kept[k].x.at[j]), d = at - A(kept[k].x0.at[j]);
-          const A g = inward(A(kept[k].grad.at[j]), at, inner.low, inner.high);
+          const A g = inward(A(parked[k][threadIdx.x].at[j]), at, inner.low, inner.high);
           sums.gg += g * g;
           sums.gd += g * d;
           sums.dd += d * d;
         }
+      if (begin + part >= packs) break;
     }
     leave_sums(sums, scratch);
     __syncthreads();
     if (threadIdx.x == 0) {
-      const Verdict<A> verdict = judge(args, slot, sample, add_up(scratch));
-      if (verdict.keep) args.found_labels[sample] = args.predicted[slot];
-      if (verdict.status != Status::pending) args.status[sample] = static_cast<int8_t>(verdict.status);
-      shared_verdict = verdict;
+      Record<A> record = read_record<A>(args, slot, sample);
+      shared_verdict = judge(args, record, add_up(scratch));
+      write_record(args, sample, record);
     }
     __syncthreads();
 
     const Verdict<A> verdict = shared_verdict;
     const bool moves = verdict.status == Status::pending;
-    const A low = A(args.low), high = A(args.high);
+    if (threadIdx.x == 0) {
+      if (verdict.keep) args.found_labels[sample] = args.predicted[slot];
+      if (!moves) args.status[sample] = static_cast<int8_t>(verdict.status);
+    }
     // Backwards, from the part that is there already: what was read last is the likeliest to be in the cache still.
-    for (int64_t part = last; verdict.keep || moves; read(--part)) {
+    for (; verdict.keep || moves; read(begin -= part)) {
 #pragma unroll
       for (int k = 0; k < held; ++k) {
-        if (verdict.keep) store<whole>(images + sample * length, place(part, k), length, kept[k].x);
+        const int i = begin + own + k * warp_size;
+        if (verdict.keep) store<whole>(images + sample * length, i, length, kept[k].x);
         if (!moves) continue;
         Pack<T> next;
 #pragma unroll
         for (int j = 0; j < width; ++j) {
-          const A at = A(kept[k].x.at[j]), g = inward(A(kept[k].grad.at[j]), at, inner.low, inner.high);
-          next.at[j] = T(next_value(at, A(kept[k].x0.at[j]), g, verdict.move, low, high));
+          const A at = A(kept[k].x.at[j]), g = inward(A(parked[k][threadIdx.x].at[j]), at, inner.low, inner.high);
+          next.at[j] = T(next_value(at, A(kept[k].x0.at[j]), g, verdict.move, box.low, box.high));
         }
-        store<whole>(x, place(part, k), length, next);
+        store<whole>(x, i, length, next);
       }
-      if (part == 0) break;
+      if (begin == 0) break;
     }
     if (moves) return;
   }

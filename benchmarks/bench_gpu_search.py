@@ -133,7 +133,7 @@ def ways(model: nn.Module, x: Tensor, labels: Tensor, device: str, batch: int) -
             return find_min_adversarial(network, x, labels, **DDN, **options, batch_size=batch)
 
         with context():
-            search()
+            find_min_adversarial(network, x[:batch], labels[:batch], **DDN, **options, batch_size=batch)
             found, wall = taken(search, device)
         rates[name] = len(x) / wall
         print(f"{name:24} {rates[name]:.0f} a second, mean distance {found.distance.mean():.4f}", flush=True)
@@ -143,8 +143,8 @@ def ways(model: nn.Module, x: Tensor, labels: Tensor, device: str, batch: int) -
 def batch_sizes(model: nn.Module, x: Tensor, labels: Tensor, device: str, small: bool) -> dict[int, float]:
     rates = {}
     for batch in (4, 8) if small else BATCHES:
+        find_min_adversarial(model, x[:batch], labels[:batch], **DDN, batch_size=batch)  # chooses kernels
         search = lambda batch=batch: find_min_adversarial(model, x, labels, **DDN, batch_size=batch)  # noqa: E731
-        search()
         rates[batch] = len(x) / taken(search, device)[1]
         print(f"batch {batch}: {rates[batch]:.0f} a second", flush=True)
     return rates
@@ -153,7 +153,6 @@ def batch_sizes(model: nn.Module, x: Tensor, labels: Tensor, device: str, small:
 def shares(model: nn.Module, x: Tensor, labels: Tensor, device: str, batch: int) -> dict[str, float]:
     """Of the wall time of a search: in our kernels, in all others (the model's, for the most part), and idle."""
     search = lambda: find_min_adversarial(model, x, labels, **DDN, batch_size=batch)  # noqa: E731
-    search()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as profiler:
         _, wall = taken(search, device)
@@ -215,18 +214,19 @@ def main() -> None:
     model, seconds = taken(lambda: trained(x, labels, small), device)
     few = correct(model, x, labels, 6 if small else SAMPLES)
     print(f"trained on {len(x)} images in {seconds:.0f} s, {len(few[0])} to search", flush=True)
-    rates = batch_sizes(model, *few, device, small)
+    result: dict[str, Any] = {"images": len(x), "samples": len(few[0])}
+
+    def keep(name: str, part: Any) -> None:
+        """At once, so that what comes later cannot lose it."""
+        result[name] = part
+        write_gpu("search", result, options)
+
+    keep("searches", compare(model, *few, device, small))
+    keep("batch size", rates := batch_sizes(model, *few, device, small))
     best = max(rates, key=lambda batch: rates[batch])
-    result = {
-        "images": len(x),
-        "samples": len(few[0]),
-        "searches": compare(model, *few, device, small),
-        "batch size": rates,
-        "ways": {"batch size": best, "rate": ways(model, *few, device, best)},
-        "shares": shares(model, *few, device, best),
-        "training": training(model, x, labels, device),
-    }
-    write_gpu("search", result, options)
+    keep("ways", {"batch size": best, "rate": ways(model, *few, device, best)})
+    keep("shares", shares(model, *few, device, best))
+    keep("training", training(model, x, labels, device))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from search_tools import Task, trained_net
 
 SEED = int(os.environ.get("AMUN_TEST_SEED") or int.from_bytes(os.urandom(4)))
 REQUIRE_CUDA = os.environ.get("AMUN_REQUIRE_CUDA") == "1"
+collect_ignore = [] if torch.cuda.is_available() or REQUIRE_CUDA else ["test_cuda_device.py"]
 AGAIN = f"AMUN_TEST_SEED={SEED} gives these random inputs again"
 
 

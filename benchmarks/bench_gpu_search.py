@@ -23,6 +23,7 @@ from bench_search import measured
 from common import gpu_benchmark, write_gpu
 from rivals import published_loop
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
@@ -156,8 +157,12 @@ def shares(model: nn.Module, x: Tensor, labels: Tensor, device: str, batch: int)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as profiler:
         _, wall = taken(search, device)
-    of = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, of) / 1e6 for event in profiler.key_averages()}
+    kind, of = (
+        (DeviceType.CUDA, "self_device_time_total") if device == "cuda" else (DeviceType.CPU, "self_cpu_time_total")
+    )
+    # Kernels alone: the calls that launched them have their time as well.
+    events = [event for event in profiler.key_averages() if event.device_type == kind]
+    times = {event.key: getattr(event, of) / 1e6 for event in events}
     own = sum(spent for name, spent in times.items() if any(kernel in name for kernel in OWN_KERNELS))
     busy = sum(times.values())
     result = {"own kernels": own / wall, "others": (busy - own) / wall, "idle": max(0.0, 1 - busy / wall)}

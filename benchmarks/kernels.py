@@ -74,13 +74,18 @@ def reported(log: str) -> Kernels:
     return kernels
 
 
-def wide_in_ptx(folder: Path) -> dict[str, dict[str, int]]:
-    """Of every kernel, in the PTX of one architecture: how many loads and stores of 16 bytes."""
-    text = "\n".join(file.read_text() for file in sorted(folder.rglob("*.ptx")) if "compute_90" in file.name)
-    parts = re.split(r"\.entry (\w+)\(", text)
-    bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
-    names = readable(list(bodies))
-    return {names[name]: count_wide("ptx", body, "ld", "st") for name, body in bodies.items()}
+def wide_in_ptx(folder: Path) -> Kernels:
+    """How many loads and stores of 16 bytes the PTX has."""
+    kernels: Kernels = {}
+    for file in sorted(folder.rglob("*.ptx")):
+        if not (architecture := re.search(r"compute_(\d+)", file.name)):
+            continue
+        parts = re.split(r"\.entry (\w+)\(", file.read_text())
+        bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
+        names = readable(list(bodies)) if bodies else {}
+        for name, body in bodies.items():
+            kernels.setdefault(f"sm_{architecture[1]}", {})[names[name]] = count_wide("ptx", body, "ld", "st")
+    return kernels
 
 
 def count_wide(language: str, text: str, load: str, store: str) -> dict[str, int]:
@@ -102,7 +107,7 @@ def disassembled(library: Path) -> Kernels:
         names = readable(list(bodies)) if bodies else {}
         for name, body in bodies.items():
             kernels.setdefault(section.split("\n")[0], {})[names[name]] = {
-                **count_wide("sass", body, "LDG", "STG"),
+                **count_wide("sass", body, "LDG?", "STG?"),
                 "local": len(re.findall(r"\b(?:LDL|STL)\b", body)),
             }
     return kernels

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(sm_taylor_threads) sm_taylor_kernel(const SmTa
   A others = 0;
 #pragma unroll 4
   for (int64_t j = lane * width; j < classes; j += lanes * width) {
-    const Pack<T, width> part = pack<width, T>(logits, j);
+    const Pack<T, width> part = read_pack<width>(logits, j);
 #pragma unroll
     for (int k = 0; k < width; ++k)
       if (j + k != label) others += taylor<order>(A(part.at[k]), A(0), rule);

@@ -36,14 +36,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def all_or_none(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`, whose files are put into it on success: all of them or, else, none."""
+    """Yield a temporary folder inside `folder`, whose files are put into it on success: all of them or, else, none."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
-        yield Path(made)
-        folder.mkdir(exist_ok=True)
-        for path in sorted(Path(made).iterdir()):
-            path.replace(folder / path.name)
+    there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as made:
+            yield Path(made)
+            for path in sorted(Path(made).iterdir()):
+                path.replace(folder / path.name)
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):  # something else is in it by now
+                folder.rmdir()
+        raise
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

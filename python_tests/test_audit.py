@@ -322,6 +322,32 @@ class TestCommand:
         again = ("--retrained", out / "retrained.safetensors", out / "retrained-1.safetensors")
         assert amun("audit", *after, *again, *kept, "--out", tmp_path / "b") == 0
         assert json.loads((tmp_path / "b/audit.json").read_text())["rows"] == told["rows"]
+        assert set(told["verdicts"]) == {"RMIA", "U-LiRA"}
+        assert models.read_metadata(out / "retrained.safetensors")["unlearning"].startswith('{"method": "retrain"')
+
+        own = out / "retraining-mine.safetensors"
+        own.touch()
+        some = ("--ids", "1-30", "--out", out)
+        assert amun("audit", *after, *some) == 0
+        assert own.exists()
+        assert " of 30 ids are none that the checkpoint says" in (out / "audit.md").read_text()
+        capsys.readouterr()
+        for message, arguments in {
+            "--retrained must be trained without the ids": ("audit", *after, "--retrained", model, "--out", out),
+            "margin must be": ("audit", *after, "--retrain", "--margin", 60, "--out", tmp_path / "c"),
+            "shadows must be of the ids": ("audit", *after, *kept, "--retrain", *some[:2], "--out", tmp_path / "c"),
+            "would write over what is audited": (
+                *("audit", "--model", out / "retrained.safetensors"),
+                *("--retrain", "--out", out),
+            ),
+            "the flags must be of the method that made the model, with its options, got with other method": (
+                *("shadows", "--model", tmp_path / "f/model.safetensors"),
+                *("--method", "ft", "--epochs", 1, "--out", tmp_path / "c"),
+            ),
+        }.items():
+            assert amun(*arguments) == 2
+            assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "c").exists()
 
     def test_bad_input_is_one_line(self, tmp_path, capsys) -> None:
         model = tmp_path / "o.safetensors"

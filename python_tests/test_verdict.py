@@ -2,8 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import t
 
 from amun_ext.audit.verdict import (
     CANNOT_TELL,
@@ -11,20 +12,41 @@ from amun_ext.audit.verdict import (
     NOT_FORGOTTEN,
     OVER_FORGOTTEN,
     Verdict,
-    Z,
     enough,
     judge,
     worst,
 )
-from amun_ext.evaluation.roc import AucDifference
+from amun_ext.evaluation.roc import AucDifference, auc_difference
 
 
 def difference(value: float, standard_error: float) -> AucDifference:
     return AucDifference(value, standard_error**2, 0.0)
 
 
-def test_its_tests_are_at_95_percent() -> None:
-    assert norm.cdf(Z) == pytest.approx(0.95, abs=1e-5)
+@pytest.mark.parametrize("freedom", [2.0, 9.0, math.inf])
+def test_its_tests_are_at_95_percent(freedom: float) -> None:
+    low, high = judge("FT AUC", AucDifference(1.0, 4.0, 0.0, 0.0, freedom), "50", ids=100).interval
+    assert t.cdf((high - 1.0) / 2.0, freedom) == pytest.approx(0.95, abs=1e-9)
+    assert (low + high) / 2 == pytest.approx(1.0)
+
+
+def test_so_few_ids_say_nothing() -> None:
+    """Their variance is hardly known, and may be 0 by chance."""
+    seen = judge("FT AUC", AucDifference(0.0, 0.0, 0.0), "50", ids=9)
+    assert (seen.answer, seen.enough_ids) == (CANNOT_TELL, 10)
+    assert judge("FT AUC", AucDifference(0.0, 0.0, 0.0), "50", ids=10).answer == FORGOTTEN
+
+
+def test_a_model_that_retraining_could_give_is_seldom_called_another() -> None:
+    """Few ids and few retrained models: at most a tenth of the answers may be not or over-forgotten, without margin."""
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(600):
+        ids, others = 12, 3
+        models = [(random.normal(size=ids), random.normal(size=300)) for _ in range(1 + others)]
+        answer = judge("FT AUC", auc_difference(*models), "theirs", ids=ids, margin=0.01).answer
+        wrong += answer in (NOT_FORGOTTEN, OVER_FORGOTTEN)
+    assert wrong / 600 < 0.14  # three deviations above a tenth
 
 
 @pytest.mark.parametrize(

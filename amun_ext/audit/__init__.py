@@ -64,7 +64,8 @@ PICTURES = 12
 class Audit:
     """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
 
-    verdict: Verdict
+    verdict: Verdict  # the worse of `verdicts`
+    verdicts: Mapping[str, Verdict]  # by attack
     flags: Sequence[str]  # sentences, none where all is well
     rows: Mapping[str, Mapping[str, Number]]  # model -> measure
     attacks: Mapping[str, Mapping[str, Mapping[str, Number]]]  # attack -> model -> FT, FR, RT AUC and TPR at 1 %
@@ -87,6 +88,7 @@ class Audit:
         """Everything but logits and scores, as plain JSON values."""
         made = {
             "verdict": asdict(self.verdict),
+            "verdicts": {attack: asdict(each) for attack, each in self.verdicts.items()},
             "flags": list(self.flags),
             "rows": {name: {key: asdict(number) for key, number in row.items()} for name, row in self.rows.items()},
             "attacks": {
@@ -136,11 +138,11 @@ def audit(
     retrained: nn.Module | Sequence[nn.Module] | None = None,
     references: Answers | None = None,
     shadows: Shadows | None = None,
-    unlearning: Mapping[str, object] | None = None,
     before: Sequence[int] = (),
     random_draw: bool = False,
     margin: float = MARGIN,
     seconds: Mapping[str, float] | None = None,
+    remarks: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
 ) -> Audit:
     """Measure how well `model` has forgotten the training samples `ids`, and say so with its uncertainty.
@@ -159,40 +161,26 @@ def audit(
             make the verdict know how far one retraining is from the next. Tables have their mean and the range of
             their intervals, figures the first.
         references: see `train_references`; of these splits and this architecture.
-        shadows: see `train_shadows`; of these splits, this architecture, these ids and this method.
-        unlearning: what made the model (`Plan.to_dict`, of plain values), where it is known: shadows must be of it.
+        shadows: see `train_shadows`; of these splits, this architecture and these ids, and of the method and the
+            recipes that made the model, which nothing here can know.
         before: ids that were forgotten earlier; they are in no set.
         random_draw: whether the ids are a random draw of the training set, not one class or one person.
         margin: points of FT AUC within which two models are equivalent.
         seconds: "audited" and "retrained" -> wall time to produce one.
+        remarks: sentences to stand among the flags.
         facts: what a reader should know.
 
     Raises:
         InputError: an argument is not what it must be, before any model is asked; a model that does not return finite
             logits [N, K].
     """
-    require(isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0, "ids", "row numbers [n], one at least", ids)
-    require(0 < margin < 50, "margin", "points of AUC between 0 and 50", margin)
-    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)])
-    require(len(gone.unique()) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
     anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
+    answers = check(model, splits, ids, original, anew, references, shadows, before, margin)
+    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)])
     given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
     models = [(name, each) for name, each in given if each is not None]
-    for name, each in models:
-        require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
-        require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
-    known = dict(seconds or {})
-    names = list(dict(models))
+    names, known = list(dict(models)), dict(seconds or {})
     require(set(known) <= set(names), "seconds", f"of models among {names}", list(known))
-    answers = {kind: each for kind, each in ((REFERENCES, references), (SHADOWS, shadows)) if each is not None}
-    for kind, told in answers.items():
-        check_same(kind, told, model, splits)
-    if shadows is not None:
-        check_shadows(shadows, ids, unlearning)
-    split(splits.train, gone)  # refuses ids that are none, and all of them
-    for name, data in (("train", splits.train), ("test", splits.test)):
-        check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
-        check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
     everything = pool(splits)
     kinds: dict[str, list[Seen]] = {name: [] for name in names}
@@ -202,14 +190,15 @@ def audit(
     audited = seen[AUDITED]
     objection = no_random_draw(splits, ids, random_draw)
     asked = attacks_of_verdict(audited, baselines, answers)
-    verdicts = [
-        judge(*compared(attack, audited, baselines, answers, objection), ids=len(ids), margin=margin)
+    verdicts = {
+        attack: judge(*compared(attack, audited, baselines, answers, objection), ids=len(ids), margin=margin)
         for attack in asked
-    ]
+    }
     members = look_like_members(audited, ids, asked[-1])  # U-LiRA, which asks of each by itself, where it can be made
     return Audit(
-        verdict=worst(verdicts),
-        flags=flags(seen),
+        verdict=worst(list(verdicts.values())),
+        verdicts=verdicts,
+        flags=[*remarks, *flags(seen)],
         rows={name: _row(of, [] if name == RETRAINED else baselines) for name, of in kinds.items()},
         attacks={
             attack: {name: _attacked([each.attacks[attack] for each in of]) for name, of in kinds.items()}
@@ -224,6 +213,45 @@ def audit(
         sizes={name: len(audited.labels[name]) for name in SETS},
         facts=dict(facts or {}),
     )
+
+
+def check(
+    model: nn.Module,
+    splits: Splits,
+    ids: Tensor,
+    original: nn.Module | None = None,
+    retrained: Sequence[nn.Module] = (),
+    references: Answers | None = None,
+    shadows: Shadows | None = None,
+    before: Sequence[int] = (),
+    margin: float = MARGIN,
+) -> dict[str, Answers]:
+    """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
+    rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
+    require(rows, "ids", "row numbers [n] int64, one at least", ids)
+    number = isinstance(margin, float | int) and 0 < margin < 50
+    require(number, "margin", "points of AUC between 0 and 50", repr(margin))
+    gone = [*ids.tolist(), *before]
+    require(len(set(gone)) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
+    for name, each in [("model", model), (ORIGINAL, original), *((RETRAINED, each) for each in retrained)]:
+        if each is not None or name == "model":
+            require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
+            assert each is not None
+            require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
+    answers: dict[str, Answers] = {}
+    for kind, told, must_be in ((REFERENCES, references, Answers), (SHADOWS, shadows, Shadows)):
+        if told is not None:
+            fits = isinstance(told, must_be) and isinstance(told, Shadows) == (kind == SHADOWS)
+            require(fits, kind, f"what load_{kind} gives", type(told).__name__)
+            check_same(kind, told, model, splits)
+            answers[kind] = told
+    if shadows is not None:
+        check_shadows(shadows, ids)
+    split(splits.train, torch.tensor(gone, dtype=torch.int64))  # refuses ids that are none, and all of them
+    for name, data in (("train", splits.train), ("test", splits.test)):
+        check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
+        check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
+    return answers
 
 
 def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from amun_ext.audit.shadows import KIND as SHADOWS
 from amun_ext.data import Splits
 from amun_ext.evaluation.roc import AucDifference, auc_difference
 
+LEAST_EXPECTED = 5.0  # ids of a class
 UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
 
 
@@ -29,8 +30,10 @@ def no_random_draw(splits: Splits, ids: Tensor, random_draw: bool) -> str:
     classes = int(labels.max()) + 1
     expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
     found = torch.bincount(labels[ids], minlength=classes).double()
-    there = expected > 0
-    p = float(chisquare(found[there].numpy(), expected[there].numpy()).pvalue)
+    few = expected < LEAST_EXPECTED  # of which the test is none; taken together
+    groups = [torch.cat([counts[~few], counts[few].sum()[None]]).numpy() for counts in (found, expected)]
+    groups = [each[groups[1] > 0] for each in groups]
+    p = float(chisquare(*groups).pvalue) if len(groups[0]) > 1 else 1.0
     return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
 
 
@@ -53,7 +56,11 @@ def compared(
         several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
         return area, _of(attack, auc_difference(ours, *theirs)), f"{several} {mean:.1f}"
     if not answers:
-        return area, None, "there is neither a retrained model nor a set of references to say what FT AUC should be"
+        return (
+            area,
+            None,
+            "there is neither a retrained model nor a set of references or shadows to say what FT AUC should be",
+        )
     if objection:
         return area, None, f"there is no retrained model, and {objection}"
     return area, _of(attack, auc_difference(ours)), "50"

@@ -13,6 +13,7 @@ from amun_ext.audit.shadows import Shadows
 from amun_ext.evaluation.lira import lira
 from amun_ext.evaluation.rmia import PRESETS, rmia
 
+U_LIRA = "U-LiRA"
 Scores = NDArray[np.float64]  # [N], NaN for a sample that the attack cannot tell of
 Signals = Mapping[str, Tensor]  # of the audited model, as those that answers keep: name -> [N]
 Groups = Mapping[str, Tensor]  # name of a set -> its rows
@@ -87,14 +88,13 @@ ATTACKS = (
     ),
     Attack("confidence", "log-odds of the true class, without references", _confidence),
     Attack(
-        "U-LiRA",
+        U_LIRA,
         "likelihood ratio of shadows that forgot a sample to those that never saw it (Hayes et al. 2024)",
         _u_lira,
         shadows.KIND,
         shadows.LEAST,
     ),
 )
-U_LIRA = ATTACKS[-1].name
 
 
 def all_scores(signals: Signals, models: Mapping[str, Answers], groups: Groups) -> dict[str, Scores]:

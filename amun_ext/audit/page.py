@@ -51,7 +51,7 @@ def _opening(audit: Audit) -> str:
 def _table(audit: Audit) -> str:
     explained = markup.terms({measure.name: measure.explanation for measure in audit.measures})
     return f"""<h2>Measures</h2>
-<p class="soft">In brackets: 95 % intervals, of these samples; another training run would add to them.</p>
+<p class="soft">In brackets: 95 % intervals, of these samples; of several models the range of theirs.</p>
 {markup.table(cells(audit))}{explained}"""
 
 

@@ -3,12 +3,13 @@
 The attack of Hayes et al. (2024, U-LiRA) asks of each sample by itself: does a model that was trained on it and then
 made to forget it answer otherwise than one that has never seen it? The samples are the forget set and as many test
 samples. Each shadow is trained on the retain set and a random half of them, and then forgets that half: as many samples
-as the request, after as much training, so that the audited model is one more draw of the same experiment. Every shadow
+as the request, after as much training. Where the ids are a random draw, there are as many test samples, and nothing was
+forgotten before, the audited model is so one more draw of the same experiment; else it is nearly one. Every shadow
 tells of both kinds, which is why there is no other set of models for samples never seen.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,7 +86,7 @@ def train_shadows(
         InputError: an argument is not what it must be; `out` is of other shadows; a file there is damaged.
     """
     check_settings(models, seed, workers)
-    require(models >= LEAST, "models", f"{LEAST} at least", models)
+    check_models(models)
     retain, rows = _sets(splits, ids, before, seed)
     everything = pool(splits)
     samples = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
@@ -111,11 +112,16 @@ def train_shadows(
 
 def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> Shadows:
     """What `train_shadows` has put there: all, or the first `models`. InputError as `load_references`."""
-    return Shadows(**vars(load(KIND, folder, models)))
+    shadows = Shadows(**vars(load(KIND, folder, models)))
+    rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
+    whole = isinstance(rows, list) and len(rows) == wanted and {"ids", "unlearning", "recipe"} <= shadows.about.keys()
+    require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, whose {KIND}.json lacks something")
+    return shadows
 
 
 def cost(splits: Splits, ids: Tensor, unlearning: Plan, recipe: Recipe, models: int) -> str:
     """What the shadows will take, in words."""
+    check_models(models)
     training, tuning = recipe.epochs, unlearning.recipe.epochs
     return (
         f"{models} shadow models: each is trained on {len(splits.train):,} samples for {training} epochs and then "
@@ -124,22 +130,21 @@ def cost(splits: Splits, ids: Tensor, unlearning: Plan, recipe: Recipe, models: 
     )
 
 
-def check_shadows(shadows: Shadows, ids: Tensor, unlearning: Mapping[str, object] | None) -> None:
-    """InputError for shadows of another request, or of another method where the model's is known."""
+def check_models(models: int) -> None:
+    require(models >= LEAST and models % 2 == 0, "models", f"an even number, {LEAST} at least", models)
+
+
+def check_shadows(shadows: Shadows, ids: Tensor) -> None:
+    """InputError for shadows of another request."""
     same = sorted(shadows.rows[: shadows.ids].tolist()) == sorted(ids.tolist())
     require(same, KIND, "of the ids that are audited", "those of another request")
-    theirs = shadows.about["unlearning"]
-    assert isinstance(theirs, dict)
-    differ = [name for name in {**theirs, **(unlearning or {})} if theirs.get(name) != (unlearning or theirs).get(name)]
-    must_be = "of the method that made the model, with its options"
-    require(not differ, KIND, must_be, f"those of one with other {', '.join(differ)}")
 
 
 def spread(shadows: Shadows) -> dict[str, float]:
     """U-LiRA's area, percent, against every shadow in the place of the audited model: mean and standard deviation.
 
-    A shadow is attacked with all others but its pair, whose half is the rest of its own. The deviation is what another
-    run of training and unlearning changes, which no interval of one model holds.
+    A shadow is attacked with all others but its pair, whose half is the rest of its own. Each has forgotten another
+    half, so the deviation is that of runs and of samples together.
     """
     odds, forgot = shadows.signals["log-odds"], shadows.membership
     areas = []

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 CAVEAT = (
     "An audit is an empirical measurement: it describes these models on these samples under these attacks. A stronger "
-    "attack may find what they do not, and intervals do not hold what another training run would change."
+    "attack may find what they do not, and the interval of one model does not hold what another run would change."
 )
+INTERVALS = "[low, high]: 95 % interval; of several models the range of theirs"
 SHOWN = 10  # samples in a list
 
 
@@ -35,7 +36,7 @@ def headline(audit: Audit) -> str:
     if verdict.answer != CANNOT_TELL or math.isnan(verdict.enough_ids):
         return said
     if math.isinf(verdict.enough_ids):
-        return f"{said} With so many test samples no number of ids would decide it."
+        return f"{said} So near to the margin no number of ids would decide it."
     return (
         f"{said} With {verdict.enough_ids:,.0f} ids rather than {audit.sizes['forget']:,} this difference would decide."
     )
@@ -45,6 +46,8 @@ def sentences(audit: Audit) -> list[str]:
     """What else a reader should know, in order of weight."""
     members = audit.members
     told = [*audit.flags]
+    if len(audit.verdicts) > 1:
+        told += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in audit.verdicts.items()]
     told.append(
         f"To {members.attack} {len(members.samples)} of {audit.sizes['forget']} forget samples look more like members "
         f"than 99 % of the test samples do; {members.by_chance:.1f} would by chance."
@@ -52,7 +55,7 @@ def sentences(audit: Audit) -> list[str]:
     if audit.runs:
         told.append(
             f"U-LiRA against {audit.runs['runs']:.0f} other runs of the method: FT AUC {audit.runs['mean']:.1f} +- "
-            f"{audit.runs['deviation']:.1f}, mean and deviation of a run."
+            f"{audit.runs['deviation']:.1f}, mean and deviation over runs and samples."
         )
     if audit.harm:
         lost, gained = audit.harm["retain samples lost"], audit.harm["retain samples gained"]
@@ -102,7 +105,16 @@ def render(audit: Audit) -> str:
     if audit.members.samples:
         tables += ["", "the forget samples that look most like members", *aligned(member_cells(audit))]
     explained = legend({measure.name: measure.explanation for measure in audit.measures})
-    lines = [*told, "", *tables, "", "[low, high]: 95 % interval", *explained, "", *textwrap.wrap(CAVEAT, 100)]
+    lines = [
+        *told,
+        "",
+        *tables,
+        "",
+        INTERVALS,
+        *explained,
+        "",
+        *textwrap.wrap(CAVEAT, 100),
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -116,7 +128,7 @@ def markdown(audit: Audit) -> str:
 
 {listed}
 {_table(cells(audit))}
-In brackets: 95 % intervals.
+{INTERVALS}.
 
 ### Attacks
 

@@ -1,8 +1,9 @@
 """Was it forgotten? A stated rule, which can also answer that it cannot tell.
 
-The FT AUC of the audited model is compared with what it should be: that of a retrained model on the same samples, or,
-against reference models, 50. Two one-sided tests at 95 % (an equivalence test: Schuirmann 1987) say whether the two
-differ by less than a margin. That no difference was found is no proof that there is none: few ids give a wide interval.
+The FT AUC of the audited model is compared with what it should be: the mean of retrained models on the same samples,
+or, against reference or shadow models, 50. Two one-sided t-tests at 95 % (an equivalence test: Schuirmann 1987) say
+whether the two differ by less than a margin. That no difference was found is no proof that there is none: few ids give
+a wide interval, and of fewer than LEAST_IDS it is not to be believed.
 """
 
 import math
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from amun_ext.evaluation.roc import AucDifference
 
 MARGIN = 5.0  # points of AUC
-Z = 1.6449  # of a one-sided test at 95 %; the interval of both tests together is that of 90 %
+LEVEL = 0.95  # of each one-sided test; the interval of both together is that of 90 %
+LEAST_IDS = 10
 
 FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL = "forgotten", "not forgotten", "over-forgotten", "cannot tell"
 
@@ -32,12 +34,13 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
     nan = math.nan
     if difference is None:
         return Verdict(CANNOT_TELL, against, nan, (nan, nan), margin, nan)
-    value, wide = difference.value, Z * difference.standard_error
+    value, wide = difference.value, _quantile(difference) * difference.standard_error
     low, high = value - wide, value + wide
     told = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
-    if math.isnan(wide):
-        reason = f"{area} differs from {against} by {value:+.1f} points, of so few samples that there is no interval"
-        return Verdict(CANNOT_TELL, reason, value, (low, high), margin, nan)
+    if math.isnan(wide) or ids < LEAST_IDS:
+        few = f"{area} differs from {against} by {value:+.1f} points, of so few samples that no interval can be trusted"
+        could = nan if math.isnan(wide) else max(enough(difference, ids, margin), LEAST_IDS)
+        return Verdict(CANNOT_TELL, few, value, (low, high), margin, could)
     if -margin < low and high < margin:
         answer, reason = FORGOTTEN, f"{told}: less than {margin:g}"
     elif low > margin:
@@ -55,10 +58,21 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """What attacks say together: a model has forgotten where all of them say so (which needs no correction for their
     number), and has not where one of them says so."""
-    return min(verdicts, key=lambda each: (NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL, FORGOTTEN).index(each.answer))
+    order = NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL, FORGOTTEN
+    return min(verdicts, key=lambda each: (order.index(each.answer), -each.enough_ids))
 
 
 def enough(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
     """Forget samples from which on the same difference would decide: the interval then ends before the margin."""
-    left = (abs(abs(difference.value) - margin) / Z) ** 2 - difference.nonmember_variance - difference.run_variance
+    left = (
+        (abs(abs(difference.value) - margin) / _quantile(difference)) ** 2
+        - difference.nonmember_variance
+        - difference.run_variance
+    )
     return math.ceil(ids * difference.member_variance / left) if left > 0 else math.inf
+
+
+def _quantile(difference: AucDifference) -> float:
+    from scipy.stats import t  # here, because it takes a second to import
+
+    return float(t.ppf(LEVEL, difference.freedom))

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from amun_ext import audit as audits
 from amun_ext import info, models
 from amun_ext.checks import require
+from amun_ext.cli import provenance
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
-from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
+from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
+from amun_ext.files import plain
 
-TRAINING = "retraining-{}.safetensors"  # what a stopped command goes on with
+RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 Metadata = dict[str, str]
 
 
@@ -33,9 +35,9 @@ def add(commands: Commands) -> None:
         "--retrain --out audit\n"
         "  amun audit --model forgotten/model.safetensors --data fashion-mnist-mini --fraction 0.1 "
         "--references references --out audit\n\n"
-        "writes audit.json, audit.md and audit.html into the folder --out, with --retrain retrained.safetensors too.\n"
-        "FT AUC is compared with that of a model that was retrained without the ids, or, where --references are given\n"
-        "and the ids are a random draw, with 50.\n"
+        "writes audit.json, audit.md and audit.html into the folder --out, with --retrain the models, too.\n"
+        "FT AUC is compared with that of models that were retrained without the ids, or, where --references or\n"
+        "--shadows are given and the ids are a random draw, with 50.\n"
         "exit status: 0 done, 1 failed, 2 bad input; the verdict is in the report",
         RESUMES,
     )
@@ -70,16 +72,27 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    check_free(options.out, *audits.FILES)
+    require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
+    made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
+    check_free(options.out, *audits.FILES, *(path.name for path in made))
+    for path in (options.model, options.original):
+        own = path is not None and path.resolve() in [each.resolve() for each in made]
+        require(not own, "--out", "another folder: --retrain would write over what is audited", path)
     splits = load(options.data, options.root, options.download)
     model, metadata = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, metadata)
-    require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
     references = None if options.references is None else audits.load_references(options.references)
     shadows = None if options.shadows is None else audits.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained]
-    retrained += _retrained(options, splits, model, metadata, torch.tensor([*ids.tolist(), *before]))
+    gone = [*ids.tolist(), *before]
+    remarks = provenance.check_retrained(options.retrained, [known for _, known in retrained], gone)
+    remarks += provenance.remarks(metadata, ids.tolist(), references)
+    given = [each for each, _ in retrained]
+    audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
+    if shadows is not None:
+        provenance.check_shadows(shadows, metadata, before)
+    retrained += _retrained(made, options, splits, model, metadata, torch.tensor(gone))
     found = audits.audit(
         model,
         splits,
@@ -88,11 +101,11 @@ def run(options: argparse.Namespace) -> None:
         retrained=[each for each, _ in retrained],
         references=references,
         shadows=shadows,
-        unlearning=json.loads(metadata["unlearning"]) if "unlearning" in metadata else None,
         before=before,
         random_draw=options.random_draw or options.fraction is not None,
         margin=options.margin,
         seconds=_seconds(metadata, [known for _, known in retrained]),
+        remarks=remarks,
         facts={
             **about(options, metadata),
             "ids": ids.tolist(),
@@ -104,30 +117,36 @@ def run(options: argparse.Namespace) -> None:
         },
     )
     found.write(options.out)
-    for path in options.out.glob(TRAINING.format("*")):
-        path.unlink()
-    print(f"{found.to_text()}\n\nwrote {', '.join(audits.FILES)} into {options.out}")
+    for number in range(options.retrain):
+        (options.out / TRAINING.format(number)).unlink()
+    told = ", ".join([*audits.FILES, *(path.name for path in made)])
+    print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
 
 
 def _retrained(
-    options: argparse.Namespace, splits: Splits, model: nn.Module, metadata: Metadata, gone: Tensor
+    paths: Sequence[Path],
+    options: argparse.Namespace,
+    splits: Splits,
+    model: nn.Module,
+    metadata: Metadata,
+    gone: Tensor,
 ) -> list[tuple[nn.Module, Metadata]]:
-    """As many as --retrain asks for, trained without `gone`, and kept in --out."""
-    if not options.retrain:
+    """One for each of `paths`, trained without `gone`."""
+    if not paths:
         return []
-    others = {name: value for name, value in metadata.items() if name not in ("forgotten", "seconds")}
+    others = {name: value for name, value in metadata.items() if name not in ("forgotten", "seconds", "unlearning")}
     asked, anew = sets(splits, gone, others, with_copies=True), retraining(model, metadata)
+    others |= {"forgotten": json.dumps(sorted(gone.tolist())), "unlearning": json.dumps(plain(anew.to_dict()))}
+    warm_up()
     made = []
-    for number in range(options.retrain):
+    for number, path in enumerate(paths):
         checkpoint = options.out / TRAINING.format(number)
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)
         told = {"seconds": f"{time.perf_counter() - start:.3f}"} if fresh else {}  # else another try has done a part
-        known = {**others, "forgotten": json.dumps(sorted(gone.tolist())), **told}
-        path = options.out / ("retrained.safetensors" if number == 0 else f"retrained-{number}.safetensors")
-        models.save_checkpoint(path, each, known)
-        made.append((each, known))
+        models.save_checkpoint(path, each, others | told)
+        made.append((each, others | told))
     return made
 
 

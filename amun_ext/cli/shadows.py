@@ -1,6 +1,7 @@
 """amun shadows: models for an audit to attack every sample by itself with."""
 
 import argparse
+import json
 from pathlib import Path
 
 from amun_ext import audit as audits
@@ -8,8 +9,10 @@ from amun_ext.audit.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
 from amun_ext.cli.loading import check_folder, ids_in_question, rebuilt
 from amun_ext.cli.method import add_method, chosen_plan, settled
+from amun_ext.cli.provenance import check_method
 from amun_ext.data import load
 from amun_ext.deletion.request import retraining
+from amun_ext.files import plain
 
 
 def add(commands: Commands) -> None:
@@ -43,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     model, metadata = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, metadata)
     chosen, training = settled(chosen, model, metadata, options), retraining(model, metadata).recipe
+    check_method("the flags", json.loads(json.dumps(plain(chosen.to_dict()))), metadata)
     print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
     made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, before=before, **how)

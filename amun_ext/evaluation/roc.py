@@ -1,7 +1,7 @@
 """ROC curves at low false-positive rates, and how sure an area is; everything in percent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -104,6 +104,7 @@ class AucDifference:
     member_variance: float
     nonmember_variance: float
     run_variance: float = 0.0  # of the mean of several others, beyond the samples; unknown, and 0, for one
+    freedom: float = math.inf  # degrees of it, of the whole variance (Welch and Satterthwaite)
 
     @property
     def standard_error(self) -> float:
@@ -118,15 +119,26 @@ def auc_difference(one: tuple[Scores, Scores], *others: tuple[Scores, Scores]) -
     certainty. Several others, such as models of several runs, also tell how far one run is from the next.
     """
     ins, outs = _shares("one", one)
+    sizes = len(ins), len(outs)
     if not others:
-        return AucDifference(float(ins.mean()) - 50.0, _variance(ins), _variance(outs))
+        of_samples = _variance(ins), _variance(outs)
+        freedom = _freedom(zip(of_samples, sizes, strict=True))
+        return AucDifference(float(ins.mean()) - 50.0, *of_samples, freedom=freedom)
     of_others = [_shares("others", other) for other in others]
-    sizes, got = (len(ins), len(outs)), [(len(each[0]), len(each[1])) for each in of_others]
+    got = [(len(each[0]), len(each[1])) for each in of_others]
     require(set(got) == {sizes}, "others", f"scores of the same samples, {sizes} of them", got)
     areas = [float(each.mean()) for each, _ in of_others]
     runs = float(np.var(areas, ddof=1)) / len(areas) if len(areas) > 1 else 0.0
     ins, outs = (each - np.mean(of, axis=0) for each, of in zip((ins, outs), zip(*of_others, strict=True), strict=True))
-    return AucDifference(float(ins.mean()), _variance(ins), _variance(outs), runs)
+    of_samples = _variance(ins), _variance(outs)
+    freedom = _freedom(zip((*of_samples, runs), (*sizes, len(areas)), strict=True))
+    return AucDifference(float(ins.mean()), *of_samples, runs, freedom)
+
+
+def _freedom(parts: Iterable[tuple[float, int]]) -> float:
+    """Of a sum of variances of means, each of so many."""
+    known = [(variance, count) for variance, count in parts if variance > 0]
+    return sum(v for v, _ in known) ** 2 / sum(v**2 / (n - 1) for v, n in known) if known else math.inf
 
 
 def _variance(shares: Array) -> float:

@@ -72,6 +72,11 @@ class Plan:
         return {"method": self.method, "retain set": retain, **masked, **self.options, "recipe": asdict(self.recipe)}
 
 
+def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    """The names by which two `Plan.to_dict`, of plain values, differ."""
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
 def plan(
     method: str,
     with_retain: bool = True,

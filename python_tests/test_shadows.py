@@ -152,7 +152,11 @@ class TestAttack:
         same = audit(original, splits, ids, retrained=original, shadows=kept)
         assert same.verdict.answer == "forgotten"
         retrained = fitted(model, TensorDataset(*splits.train[[row for row in range(300) if row not in ids]]))
-        assert audit(original, splits, ids, retrained=retrained, shadows=kept).verdict.answer == "not forgotten"
+        found = audit(original, splits, ids, retrained=retrained, shadows=kept)
+        assert found.verdict.answer == "not forgotten"
+        named = [attack for attack in found.verdicts if f"By {attack} alone: " in found.to_text()]
+        assert named == [attack for attack, each in found.verdicts.items() if each is not found.verdict]
+        assert len(named) == 1
 
     def test_spread_of_made_up_answers(self) -> None:
         """Shadows that answer +1 or -1 more for what they forgot, and those that answer at random."""

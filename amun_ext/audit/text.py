@@ -35,8 +35,8 @@ def headline(audit: Audit) -> str:
     said = f"{verdict.answer.capitalize()}: {verdict.reason}."
     if verdict.answer != CANNOT_TELL or math.isnan(verdict.enough_ids):
         return said
-    if math.isinf(verdict.enough_ids):
-        return f"{said} So near to the margin no number of ids would decide it."
+    if verdict.enough_ids > audit.sizes["forget"] + audit.sizes["retain"]:
+        return f"{said} No number of ids that the training set has would decide it."
     return (
         f"{said} With {verdict.enough_ids:,.0f} ids rather than {audit.sizes['forget']:,} this difference would decide."
     )
@@ -46,8 +46,8 @@ def sentences(audit: Audit) -> list[str]:
     """What else a reader should know, in order of weight."""
     members = audit.members
     told = [*audit.flags]
-    if len(audit.verdicts) > 1:
-        told += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in audit.verdicts.items()]
+    others = {attack: each for attack, each in audit.verdicts.items() if each is not audit.verdict}
+    told += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in others.items()]
     told.append(
         f"To {members.attack} {len(members.samples)} of {audit.sizes['forget']} forget samples look more like members "
         f"than 99 % of the test samples do; {members.by_chance:.1f} would by chance."

@@ -150,7 +150,8 @@ def audit(
     The verdict is an equivalence test of FT AUC (the chance that a forget sample looks more like a member than a test
     sample) against that of `retrained` on the same samples; or against 50, which a retrained model would have, where
     there are `references` or `shadows` and the ids are a `random_draw` of the training set. Else it cannot tell. With
-    `shadows` the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts.
+    `shadows` the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts; where they are
+    all that there is to compare with, it is judged alone.
 
     Args:
         model: the unlearned classifier.
@@ -158,7 +159,7 @@ def audit(
         ids: row numbers of the training set, different ones.
         original: the model before; without it, whether anything was changed cannot be seen.
         retrained: one that was trained without the ids, otherwise as the original; or several, with other seeds, which
-            make the verdict know how far one retraining is from the next. Tables have their mean and the range of
+            make the verdict hold how well the mean of retraining is known. Tables have their mean and the range of
             their intervals, figures the first.
         references: see `train_references`; of these splits and this architecture.
         shadows: see `train_shadows`; of these splits, this architecture and these ids, and of the method and the

@@ -79,7 +79,7 @@ def train_shadows(
         recipe: that of the original.
         out: a folder, for these shadows alone.
         before: ids that were forgotten earlier; no shadow is trained on them.
-        models: an even number, 6 at least; the published attack has 64 and more.
+        models: an even number, 6 at least.
         workers: models at once, each in a process of its own.
 
     Raises:

@@ -57,8 +57,8 @@ def add(commands: Commands) -> None:
         const=1,
         default=0,
         metavar="N",
-        help="train one, as the checkpoint says that it was trained, or N with different seeds, which tell how far one "
-        "is from the next",
+        help="train one, as the checkpoint says that it was trained, or N with different seeds, whose spread the "
+        "verdict then holds",
     )
     command.add_argument("--references", type=Path, help="a folder that amun references has written")
     command.add_argument("--shadows", type=Path, help="a folder that amun shadows has written")

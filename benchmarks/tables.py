@@ -440,16 +440,38 @@ def gpu_search(result: dict[str, Any]) -> str:
         ]
         for name, entry in result["searches"].items()
     ]
-    ways, shares = result["ways"], result["shares"]
     parts = [markdown(["search", "samples", "found", "mean distance", "median", "samples a second"], searches)]
-    for title, rates in (
-        ("ddn, 10 gradients, batch size", result["batch size"]),
-        (f"the same, batch size {ways['batch size']}", ways["rate"]),
-        ("training", result["training"]),
-    ):
-        parts.append(markdown([title, "a second"], [[name, f"{rate:.0f}"] for name, rate in rates.items()]))
-    told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
-    parts.append(f"Of a search's time: {told}. Driver {result['machine']['driver']}. {measured_on(result)}.")
+    rates = {"ddn, 10 gradients, batch size": result.get("batch size")}
+    if ways := result.get("ways"):
+        rates[f"the same, batch size {ways['batch size']}"] = ways["rate"]
+    rates["training"] = result.get("training")
+    for title, part in rates.items():
+        if part:  # a run that was stopped has kept what was done
+            parts.append(markdown([title, "a second"], [[name, f"{rate:.0f}"] for name, rate in part.items()]))
+    if shares := result.get("shares"):
+        parts.append(f"Of a search's time: {', '.join(f'{share:.1%} {name}' for name, share in shares.items())}.")
+    parts.append(f"Driver {result['machine']['driver']}. {measured_on(result)}.")
+    return "\n\n".join(parts)
+
+
+def gpu_paper(result: dict[str, Any]) -> str:
+    parts = []
+    for request, table in result["tables"].items():
+        rows = [
+            [
+                name,
+                *(f"{row[key]:.2f}" for key in ("UA", "RA", "TA")),
+                *(f"{row[attack]['FT AUC']['value']:.2f}" for attack in ("RMIA", "RMIA, as published", "confidence")),
+                f"{row['gap']:.2f}",
+            ]
+            for name, row in table["rows"].items()
+        ]
+        header = [f"{request} forgotten", "UA", "RA", "TA", "FT AUC, RMIA", "as published", "confidence", "gap"]
+        parts.append(markdown(header, rows))
+    parts.append(
+        f"{result['references']} reference models; one model a row. Driver {result['machine']['driver']}. "
+        f"{measured_on(result)}."
+    )
     return "\n\n".join(parts)
 
 
@@ -475,6 +497,7 @@ PAGES = {
         "kernels": kernels,
         "gpu/ops": gpu_ops,
         "gpu/search": gpu_search,
+        "gpu/paper": gpu_paper,
     },
     HERE.parent / "README.md": {"demo": demo_once, "search in short": search_in_short},
 }

@@ -22,7 +22,12 @@ def run(name: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("ops", "'fused SGD, no mask': "), ("search", "plain loop, bfloat16, channels_last")]
+    ("name", "last"),
+    [
+        ("ops", "'fused SGD, no mask': "),
+        ("search", "plain loop, bfloat16, channels_last"),
+        ("paper", "50%  D_A, no D_R"),
+    ],
 )
 def test_rehearsal(tmp_path, name, last):
     rehearsed = run(name, tmp_path, "--device", "cpu", "--small")

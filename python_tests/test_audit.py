@@ -175,9 +175,13 @@ class TestAudit:
         assert not found.flags
         assert "gap" not in row
 
-    def test_against_itself_there_is_no_difference(self, retrained, splits, ids) -> None:
+    def test_against_itself_there_is_no_difference(self, original, retrained, references, splits, ids) -> None:
+        """And without the model before, or an attack that finds it, nothing shows that this says anything."""
         found = audit(retrained, splits, ids, retrained=retrained)
-        assert (found.verdict.answer, found.verdict.difference) == ("forgotten", 0)
+        assert (found.verdict.answer, found.verdict.difference) == ("cannot tell", 0)
+        assert "without the model before (original)" in found.verdict.reason
+        with_original = {"original": original, "retrained": retrained, "references": references}
+        assert audit(retrained, splits, ids, **with_original).verdict.answer == "forgotten"
         assert found.rows["audited"]["gap"].value == 0
         assert list(found.attacks) == ["confidence"]
 
@@ -328,7 +332,9 @@ class TestCommand:
         own = out / "retraining-mine.safetensors"
         own.touch()
         some = ("--ids", "1-30", "--out", out)
-        assert amun("audit", *after, *some) == 0
+        answer = {"not forgotten": 10, "over-forgotten": 11, "cannot tell": 12}
+        status = amun("audit", *after, *some, "--fail-unless", "forgotten")
+        assert status == answer[json.loads((out / "audit.json").read_text())["verdict"]["answer"]]
         assert own.exists()
         assert " of 30 ids are none that the checkpoint says" in (out / "audit.md").read_text()
         capsys.readouterr()

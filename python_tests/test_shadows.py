@@ -149,9 +149,13 @@ class TestAttack:
         """A model is like the retrained one that it is, by confidence; an attack that sees nothing cannot clear it."""
         kept = train(recipe=TRAINING)
         original = fitted(model, splits.train)
-        same = audit(original, splits, ids, retrained=original, shadows=kept)
-        assert same.verdict.answer == "forgotten"
         retrained = fitted(model, TensorDataset(*splits.train[[row for row in range(300) if row not in ids]]))
+        same = audit(retrained, splits, ids, original=original, retrained=retrained, shadows=kept)
+        assert same.verdict.answer == "forgotten"
+        assert (
+            "the model barely changed"
+            in audit(original, splits, ids, original=original, retrained=original, shadows=kept).verdict.reason
+        )
         found = audit(original, splits, ids, retrained=retrained, shadows=kept)
         assert found.verdict.answer == "not forgotten"
         named = [attack for attack in found.verdicts if f"By {attack} alone: " in found.to_text()]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.against import attacks_of_verdict, compared, no_random_draw
+from amun_ext.audit.against import attacks_of_verdict, no_random_draw
 from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
 from amun_ext.audit.attacks import all_scores
-from amun_ext.audit.flags import flags
+from amun_ext.audit.flags import flags, no_op
 from amun_ext.audit.measures import (
     AUDITED,
     COMPARED,
@@ -32,11 +32,12 @@ from amun_ext.audit.measures import (
     together,
 )
 from amun_ext.audit.members import Members, harm, look_like_members
+from amun_ext.audit.power import judged
 from amun_ext.audit.references import KIND as REFERENCES
 from amun_ext.audit.references import load_references, train_references
 from amun_ext.audit.shadows import KIND as SHADOWS
 from amun_ext.audit.shadows import Shadows, check_shadows, load_shadows, spread, train_shadows
-from amun_ext.audit.verdict import MARGIN, Verdict, judge, worst
+from amun_ext.audit.verdict import MARGIN, Verdict
 from amun_ext.checks import check_images, check_labels, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
@@ -64,7 +65,7 @@ PICTURES = 12
 class Audit:
     """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
 
-    verdict: Verdict  # the worse of `verdicts`
+    verdict: Verdict  # of `verdicts` the worse, see `amun_ext.audit.power`
     verdicts: Mapping[str, Verdict]  # by attack
     flags: Sequence[str]  # sentences, none where all is well
     rows: Mapping[str, Mapping[str, Number]]  # model -> measure
@@ -153,11 +154,14 @@ def audit(
     `shadows` the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts; where they are
     all that there is to compare with, it is judged alone.
 
+    "Forgotten" needs the `original`: the same test must notice that it was trained on the ids, else it cannot tell. It
+    is blocked where clearly more forget samples look like members than chance allows (see `amun_ext.audit.power`).
+
     Args:
         model: the unlearned classifier.
         splits: the data that the original was trained on, in its order, and test data that no model was trained on.
         ids: row numbers of the training set, different ones.
-        original: the model before; without it, whether anything was changed cannot be seen.
+        original: the model before. Without it nothing shows what the audit would notice, and it is never "forgotten".
         retrained: one that was trained without the ids, otherwise as the original; or several, with other seeds, which
             make the verdict hold how well the mean of retraining is known. Tables have their mean and the range of
             their intervals, figures the first.
@@ -190,14 +194,13 @@ def audit(
     seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
     audited = seen[AUDITED]
     objection = no_random_draw(splits, ids, random_draw)
+    verdict, verdicts = judged(
+        audited, seen.get(ORIGINAL), baselines, answers, objection, margin=margin, no_op=no_op(seen)
+    )
     asked = attacks_of_verdict(audited, baselines, answers)
-    verdicts = {
-        attack: judge(*compared(attack, audited, baselines, answers, objection), ids=len(ids), margin=margin)
-        for attack in asked
-    }
     members = look_like_members(audited, ids, asked[-1])  # U-LiRA, which asks of each by itself, where it can be made
     return Audit(
-        verdict=worst(list(verdicts.values())),
+        verdict=verdict,
         verdicts=verdicts,
         flags=[*remarks, *flags(seen)],
         rows={name: _row(of, [] if name == RETRAINED else baselines) for name, of in kinds.items()},

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amun_ext.audit.measures import Seen
@@ -30,11 +31,20 @@ class Members:
     by_chance: float  # how many there would be, on average, of samples like those of the test set
 
 
+def above_test(forget: NDArray[np.float64], test: NDArray[np.float64]) -> int:
+    """How many of `forget` [n] score higher than all but FPR percent of `test` [m]."""
+    return int((forget > _threshold(np.sort(test))).sum())
+
+
+def _threshold(ordered: NDArray[np.float64]) -> float:
+    return float(ordered[-1 - int(FPR * len(ordered) / 100)])
+
+
 def look_like_members(seen: Seen, ids: Tensor, attack: str) -> Members:
     """The forget samples that `attack` calls members where it does FPR percent of the test samples, at most."""
     forget, test = seen.attacks[attack]["forget"], np.sort(seen.attacks[attack]["test"])
     allowed = int(FPR * len(test) / 100)
-    threshold = float(test[-1 - allowed])
+    threshold = _threshold(test)
     probability = seen.logits["forget"].double().softmax(1).gather(1, seen.labels["forget"][:, None])[:, 0].numpy()
     below = 100.0 * np.searchsorted(test, forget, side="left") / len(test)
     found = [

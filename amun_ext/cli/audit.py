@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amun_ext import audit as audits
 from amun_ext import info, models
+from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
@@ -21,6 +22,7 @@ from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
 from amun_ext.files import plain
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
+EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
 Metadata = dict[str, str]
 
 
@@ -38,7 +40,9 @@ def add(commands: Commands) -> None:
         "writes audit.json, audit.md and audit.html into the folder --out, with --retrain the models, too.\n"
         "FT AUC is compared with that of models that were retrained without the ids, or, where --references or\n"
         "--shadows are given and the ids are a random draw, with 50.\n"
-        "exit status: 0 done, 1 failed, 2 bad input; the verdict is in the report",
+        '"forgotten" needs --original: the audit must see that the model before was trained on the ids.\n'
+        "exit status: 0 done, 1 failed, 2 bad input; with --fail-unless forgotten also\n"
+        + ", ".join(f"{code} {answer}" for answer, code in EXIT_STATUS.items()),
         RESUMES,
     )
     add_data(command)
@@ -68,9 +72,12 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--margin", type=float, default=audits.MARGIN, help="points of FT AUC that are none (default: %(default)s)"
     )
+    command.add_argument(
+        "--fail-unless", choices=["forgotten"], help="end with another status than 0 where the verdict is another"
+    )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
@@ -121,6 +128,7 @@ def run(options: argparse.Namespace) -> None:
         (options.out / TRAINING.format(number)).unlink()
     told = ", ".join([*audits.FILES, *(path.name for path in made)])
     print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
+    return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
 
 
 def _retrained(

@@ -1,0 +1,91 @@
+"""When a passed test of FT AUC means "forgotten": the audit must have shown that it would notice otherwise.
+
+A weak attack finds no difference between any two models, so that a model which has forgotten nothing passes as well.
+"Forgotten" therefore needs the model before: the same test must see that this one was trained on the forget samples
+(one-sided, at LEVEL) and must not pass it. And an area is a mean: where a few samples look like members more than
+chance allows, the answer is "not forgotten".
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from amun_ext.audit.against import attacks_of_verdict, compared
+from amun_ext.audit.answers import Answers
+from amun_ext.audit.measures import Seen
+from amun_ext.audit.members import FPR, above_test
+from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
+
+EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
+
+
+def judged(
+    audited: Seen,
+    original: Seen | None,
+    baselines: Sequence[Seen],
+    answers: Mapping[str, Answers],
+    objection: str,
+    *,
+    margin: float,
+    no_op: str = "",
+) -> tuple[Verdict, dict[str, Verdict]]:
+    """The verdict, and that of every attack. objection: why 50 is no baseline; no_op: why the model is the one before.
+
+    A model has forgotten where all attacks say so and one of them would have noticed that it has not.
+    """
+    ids = len(audited.labels["forget"])
+    passed, answered = [], {}
+    for attack in attacks_of_verdict(audited, baselines, answers):
+
+        def verdict(model: Seen, attack: str = attack) -> Verdict:
+            return judge(*compared(attack, model, baselines, answers, objection), ids=ids, margin=margin)
+
+        found = verdict(audited)
+        if found.answer == FORGOTTEN and (told := excess(audited, baselines, attack)):
+            found = replace(found, answer=NOT_FORGOTTEN, reason=f"{found.reason}, but {told}")
+        passed.append(found.answer == FORGOTTEN)
+        doubt = no_op or shows_nothing(None if original is None else verdict(original))
+        if passed[-1] and doubt:
+            found = replace(found, answer=CANNOT_TELL, reason=f"{found.reason}, but {doubt}", enough_ids=math.nan)
+        answered[attack] = found
+    shown = [found for found in answered.values() if found.answer == FORGOTTEN]
+    return (shown[0] if all(passed) and shown else worst(list(answered.values()))), answered
+
+
+def shows_nothing(original: Verdict | None) -> str:
+    """Why the test would not notice a model that has forgotten nothing; empty where it would."""
+    if original is None:
+        return "without the model before (original) nothing shows that one which has forgotten nothing would not pass"
+    if original.answer == FORGOTTEN:
+        return "the model before passes too, so this audit shows nothing"
+    if not original.interval[0] > 0:
+        low, high = original.interval
+        return (
+            "the test does not see that the model before was trained on these samples: it differs by "
+            f"{original.difference:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
+        )
+    return ""
+
+
+def excess(audited: Seen, baselines: Sequence[Seen], attack: str) -> str:
+    """What is said of forget samples that look like members, where there are more of them than chance allows.
+
+    The threshold is that of the test samples, so for samples like them the number is beta-binomial. Where there are
+    retrained models it must also be more than theirs, by Fisher's exact test: such samples may be atypical.
+    """
+    from scipy.stats import betabinom, hypergeom  # here, because it takes a second to import
+
+    forget, test = audited.attacks[attack]["forget"], audited.attacks[attack]["test"]
+    ids, count = len(forget), above_test(forget, test)
+    allowed = int(FPR * len(test) / 100)
+    p = float(betabinom.sf(count - 1, ids, allowed + 1, len(test) - allowed))
+    if baselines:
+        theirs = [above_test(each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in baselines]
+        usual = math.ceil(sum(theirs) / len(theirs))
+        p = max(p, float(hypergeom.sf(count - 1, 2 * ids, count + usual, ids)))
+    if p > EXCESS * (1 - 1e-9):  # one in a hundred, rounded, is not less
+        return ""
+    return (
+        f"{count} of {ids} forget samples look more like members to {attack} than 99 % of the test samples do, "
+        f"{ids * (allowed + 1) / (len(test) + 1):.1f} would by chance (p = {p:.1g})"
+    )

@@ -70,18 +70,16 @@ def share(count: int, total: int) -> Number:
 
 
 def attack_auc(scores: Scores, sets: str) -> Number:
-    """Percent, with DeLong's interval; 50 is a coin. NaN for an attack that does not tell of both sets."""
+    """Percent, with its interval; 50 is a coin. NaN for an attack that does not tell of both sets."""
     members, others = COMPARED[sets]
     if not len(scores[members]) or not len(scores[others]):
         return Number(math.nan)
     area = auc(scores[members], scores[others])
-    wide = Z95 * area.standard_error
-    low, high = np.clip([area.value - wide, area.value + wide], 0, 100).tolist()  # NaN stays
-    return Number(area.value, low, high)
+    return Number(area.value, *area.interval())
 
 
 def drawn_auc(scores: Scores, sets: str) -> Number:
-    """The same with a bootstrap interval beside DeLong's: it needs no normal distribution, and takes a second."""
+    """The same with a bootstrap interval beside it: it needs no normal distribution, and takes a second."""
     found = attack_auc(scores, sets)
     if math.isnan(found.value):
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.evaluation.mia import Auc, auc
+from amun_ext.evaluation.mia import FEW, Auc, auc
 
 Row = dict[str, float]  # name of a column -> value; NaN where there is nothing to say
 
@@ -46,6 +46,11 @@ def forget_auc(seen: Observation) -> Auc:
     return auc(seen.log_odds["forget"], seen.log_odds["test"])
 
 
+def forget_error(seen: Observation) -> float:
+    area = forget_auc(seen)
+    return area.standard_error if area.samples >= FEW else math.nan
+
+
 CLOSER = "closer to retraining is better"
 MEASURES = (
     Column("UA", f"% of the forget set classified correctly; {CLOSER}", lambda seen: seen.accuracy["forget"], True),
@@ -58,7 +63,11 @@ MEASURES = (
         lambda seen: forget_auc(seen).value,
         True,
     ),
-    Column("FT SE", "standard error of FT AUC (DeLong)", lambda seen: forget_auc(seen).standard_error),
+    Column(
+        "FT SE",
+        f"standard error of FT AUC (DeLong); a dash where fewer than {FEW} samples would make it too small",
+        forget_error,
+    ),
     Column("seconds", "wall time to produce the model, search included; less is better", lambda seen: seen.seconds),
 )
 COMPARISONS = (

@@ -26,7 +26,8 @@ def render(report: Report) -> str:
 
 
 def _opening(report: Report) -> str:
-    return f'<h1>Unlearning report</h1>\n<p>{escape(summary(report))}</p>\n<p class="soft">{CAVEAT}</p>\n'
+    warned = "".join(f"<p><b>Warning:</b> {escape(remark)}.</p>\n" for remark in report.remarks)
+    return f'<h1>Unlearning report</h1>\n{warned}<p>{escape(summary(report))}</p>\n<p class="soft">{CAVEAT}</p>\n'
 
 
 def _table(report: Report) -> str:

@@ -16,6 +16,7 @@ from amun_ext.evaluation import text
 from amun_ext.evaluation.accuracy import accuracy, predict
 from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observation, Row, table
 from amun_ext.evaluation.mia import log_odds
+from amun_ext.evaluation.remarks import broken, no_op, remembers
 from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
 from amun_ext.files import plain, write_json, write_text
 
@@ -31,6 +32,7 @@ class Report:
     headline: str
     baseline: str | None
     search: Mapping[str, float] | None  # the adversarial examples in numbers
+    remarks: Sequence[str]  # what can be seen to have gone wrong with the headline, none where all is well
     twins: Sequence[Twin]  # some of them, from the closest to the farthest
     facts: Mapping[str, object]
 
@@ -42,7 +44,7 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Everything but scores and pictures, as plain JSON values; `columns` explains the keys of a row."""
-        keys = ("rows", "sizes", "before", "headline", "baseline", "search", "facts")
+        keys = ("rows", "sizes", "before", "headline", "baseline", "search", "remarks", "facts")
         explained = {column.name: column.explanation for column in self.columns}
         return {key: plain(getattr(self, key)) for key in keys} | {"columns": explained}
 
@@ -108,9 +110,22 @@ def evaluate(
         headline=headline,
         baseline=baseline,
         search=None if adversarial is None else summarise(adversarial),
+        remarks=_remarks(seen, before, headline, baseline),
         twins=[] if adversarial is None else pick(adversarial, *sets["forget"], classes),
         facts=dict(facts or {}),
     )
+
+
+def _remarks(seen: Mapping[str, Observation], before: str, headline: str, baseline: str | None) -> list[str]:
+    if headline == before:
+        return []
+    old, new, name = seen[before], seen[headline], before if baseline is None else baseline
+    found = {
+        "no-op": no_op(old.log_odds["forget"], new.log_odds["forget"]),
+        "broken": broken(new.accuracy["test"], name, seen[name].accuracy["test"]),
+        "remembers": remembers(*((each.log_odds["forget"], each.log_odds["test"]) for each in (old, new))),
+    }
+    return [f"{kind}: {told}" for kind, told in found.items() if told]
 
 
 def _tensors(name: str, data: TensorDataset) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,7 +66,7 @@ class AucInterval:
     """An area and two intervals for it, (low, high), percent."""
 
     value: float
-    delong: tuple[float, float]  # normal, from DeLong's error; NaN for one sample on a side
+    analytic: tuple[float, float]  # of `Auc.interval`: DeLong's, or Clopper and Pearson's of few samples
     bootstrap: tuple[float, float]
 
 
@@ -83,7 +82,6 @@ def auc_interval(
     whole("draws", draws, 2)
     whole("seed", seed, 0)
     area = auc(members, nonmembers)
-    half = NormalDist().inv_cdf(0.5 + level / 200) * area.standard_error
     ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
     ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)[1]
     random = np.random.default_rng(seed)
@@ -92,8 +90,8 @@ def auc_interval(
         _area(_redraw(ranks[: len(ins)], kinds, random), _redraw(ranks[len(ins) :], kinds, random))
         for _ in range(draws)
     ]
-    low, high = np.percentile(drawn, [50 - level / 2, 50 + level / 2])
-    return AucInterval(area.value, _edges(area.value - half, area.value + half), _edges(low, high))
+    low, high = np.percentile(drawn, [50 - level / 2, 50 + level / 2]).tolist()
+    return AucInterval(area.value, area.interval(level), (low, high))
 
 
 @dataclass(frozen=True)
@@ -161,8 +159,3 @@ def _area(ins: NDArray[np.intp], outs: NDArray[np.intp]) -> float:
     """From how often each rank is among members and non-members; without a sort, which a thousand draws feel."""
     below = np.cumsum(outs) - outs / 2
     return 100.0 * float(ins @ below) / (int(ins.sum()) * int(outs.sum()))
-
-
-def _edges(low: float, high: float) -> tuple[float, float]:
-    low, high = np.clip([low, high], 0, 100).tolist()  # NaN stays
-    return low, high

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from amun_ext.evaluation.mia import FEW, auc
+
 if TYPE_CHECKING:
     from amun_ext.evaluation.report import Report
 
@@ -20,6 +22,11 @@ CAVEAT = (
 def number(value: float, digits: int = 1, unit: str = "") -> str:
     """Fixed digits; a dash where there is no number."""
     return f"{value:.{digits}f}{unit}" if math.isfinite(value) else "-"
+
+
+def counted(count: float, what: str) -> str:
+    """The number and the noun, which agree."""
+    return f"{count:.0f} {what}" + "s" * (count != 1)
 
 
 def cells(report: Report) -> list[list[str]]:
@@ -51,7 +58,9 @@ def render(report: Report) -> str:
     """The table, aligned, what it says in words, and one line of legend per column."""
     columns = legend({column.name: column.explanation for column in report.columns})
     told, caveat = textwrap.wrap(summary(report), 100), textwrap.wrap(CAVEAT, 100)
-    return "\n".join(line.rstrip() for line in [*aligned(cells(report)), "", *told, "", *columns, "", *caveat])
+    warned = [line for remark in report.remarks for line in textwrap.wrap(f"Warning: {remark}.", 100)]
+    parts = (aligned(cells(report)), warned, told, columns, caveat)
+    return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts if part)
 
 
 def summary(report: Report) -> str:
@@ -67,19 +76,25 @@ def summary(report: Report) -> str:
         return f"{now}; retraining gives {number(retrain[key], unit=PERCENT)}" if retrain else now
 
     sentences = [
-        f"Accuracy on the {report.sizes['forget']} forgotten images {change('UA')}.",
-        f"Accuracy on the {report.sizes['test']} test images {change('TA')}.",
+        f"Accuracy on the {counted(report.sizes['forget'], 'forgotten image')} {change('UA')}.",
+        f"Accuracy on the {counted(report.sizes['test'], 'test image')} {change('TA')}.",
         "The chance that the model is surer of a forgotten image than of a test image, by which an attacker tells them "
         f"apart, {change('FT AUC')}; 50{PERCENT} is a coin toss.",
     ]
+    scores = report.scores[report.headline]
+    area = auc(scores["forget"], scores["test"])
+    if area.samples < FEW:
+        low, high = (number(end, unit=PERCENT) for end in area.interval())
+        sentences.append(f"So few samples hardly tell that chance: its 95{PERCENT} interval is {low} to {high}.")
     if retrain and 2 * abs(after["UA"] - retrain["UA"]) > abs(before["UA"] - retrain["UA"]):
         sentences.append("That is nearer to the model before than to retraining: much is still to be forgotten.")
     if retrain and math.isfinite(after["seconds"] + retrain["seconds"]):
         sentences.append(f"It took {number(after['seconds'])} seconds, retraining {number(retrain['seconds'])}.")
     if report.search:
+        of, distance = counted(report.search["samples"], "forgotten image"), number(report.search["median_distance"], 2)
         sentences.append(
-            f"The search found an adversarial twin of {report.search['found']} of {report.search['samples']} forgotten "
-            f"images, at a median L2 distance of {number(report.search['median_distance'], 2)}."
+            f"The search found an adversarial twin of {report.search['found']} of {of}, at a median L2 distance of "
+            f"{distance}."
         )
     if report.headline != report.before:
         sentences.append(f"The model before is {report.before}, the model after is {report.headline}.")

@@ -18,6 +18,7 @@ from training_tools import TRAININGS, Noisy
 from amun_ext import InputError
 from amun_ext.models.fresh import reinitialised
 from amun_ext.training import Epoch, Part, Pass, Recipe, Run, crop_and_flip, fit
+from amun_ext.unlearning import unlearn
 
 # Python 3.12 and later warn where a process with threads makes another, as DataLoader does
 FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
@@ -923,6 +924,45 @@ def test_reinitialised_refuses_what_it_cannot_draw_again() -> None:
 
     with pytest.raises(InputError, match=r"reset_parameters\(\) draws all weights anew, got old \['1.scale'\]"):
         reinitialised(nn.Sequential(nn.Linear(2, 3), Own()))
+
+
+class Normalising(nn.Module):
+    """As the README has it: the constants of a normalisation inside, and a counter of what it has seen, if wanted."""
+
+    def __init__(self, counts: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(0.3))
+        self.counts, self.linear = counts, nn.Linear(4, 2)
+
+    def forward(self, x):
+        if self.counts and self.training:
+            self.mean += 0.1 * (x.mean() - self.mean)
+        return self.linear(x - self.mean)
+
+
+def test_reinitialised_keeps_constants_and_refuses_what_training_changes() -> None:
+    fresh = reinitialised(model := Normalising(), torch.rand(2, 4))
+    assert fresh.mean == model.mean
+    assert not torch.equal(fresh.linear.weight, model.linear.weight)
+    with pytest.raises(InputError, match=r"got old \['mean'\]"):
+        reinitialised(Normalising(counts=True), torch.rand(2, 4))
+
+
+def test_a_frozen_backbone_is_retrained_with() -> None:
+    """Its weights and statistics stay, bit by bit; the head is drawn anew."""
+    backbone = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    backbone[1].running_mean.fill_(7)
+    model = nn.Sequential(backbone.requires_grad_(False), nn.Linear(8, 2))
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    fresh = reinitialised(model)
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("0.")
+    assert not any(each.requires_grad for each in fresh[0].parameters())
+    data = TensorDataset(torch.rand(6, 1, 4, 4), torch.tensor([0, 1] * 3))
+    rows = [TensorDataset(*data[:2]), TensorDataset(*data[2:])]
+    made = unlearn(model, *rows, method="retrain", recipe=Recipe(1, 0.1, batch_norm="frozen"))
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("0.")
 
 
 def test_reinitialised_refuses_weights_behind_a_parametrisation() -> None:

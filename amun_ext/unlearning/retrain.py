@@ -4,11 +4,12 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.models.fresh import reinitialised
+from amun_ext.models.state import placement
 from amun_ext.training import PAPER_TRAINING, Part, Pass, Recipe, Run, fit
 
 
@@ -17,7 +18,8 @@ def retrain(
 ) -> None:
     """Give `model` fresh weights, in place, and train it on `retain` alone with `recipe`, the original's.
 
-    Fresh weights come from every module's `reset_parameters()`; InputError for a module that has none, and for a mask.
+    Fresh weights come from every module's `reset_parameters()`; frozen parameters and constant buffers stay.
+    InputError for trainable weights that nothing draws anew, and for a mask.
     """
     assert retain is not None
     require(run.mask is None, "mask", "left out: retraining changes all weights", "one")
@@ -35,10 +37,17 @@ def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe) 
     devices = {tensor.device.index for tensor in model.state_dict().values() if tensor.is_cuda}
     with torch.random.fork_rng(sorted(devices)):
         torch.manual_seed(run.seed)
-        fresh = reinitialised(model)
+        fresh = reinitialised(model, _probe(model, data))
     model.load_state_dict(fresh.state_dict())
     buffers = dict(fresh.named_buffers())  # among them some that are in no state dict, and have learned all the same
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     fit(model, [Pass([Part(data)])], recipe, run, description="retrain")
+
+
+def _probe(model: nn.Module, data: Dataset[Any]) -> Tensor:
+    """Two of the inputs, as the model wants them: BatchNorm has no variance of one."""
+    inputs = torch.stack([data[row][0] for row in range(2)])
+    device, dtype = placement(model, inputs)
+    return inputs.to(device, dtype, copy=True)

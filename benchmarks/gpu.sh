@@ -19,7 +19,7 @@ mkdir -p "${OUT:=benchmarks/results/gpu}"
 OUT=$(realpath "$OUT")
 COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
 export OUT COMMIT PYTHONPATH=$PWD PYTHONUNBUFFERED=1 AMUN_REQUIRE_CUDA=1 AMUN_REQUIRE_NVCC=1
-export AMUN_TEST_SEED=${AMUN_TEST_SEED:-$(date +%s)}
+export AMUN_TEST_SEED=${AMUN_TEST_SEED:-random}
 wanted=" ${*:-build smoke ops search paper device memcheck racecheck ops_tests} "
 failed=()
 

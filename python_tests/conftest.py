@@ -1,17 +1,30 @@
-"""What every test gets: the devices there are, and random inputs that are new in each run and can be had again."""
+"""What every test gets: the devices there are, and random inputs that are the same in each run.
+
+AMUN_TEST_SEED=random explores: it draws another seed, and says which. AMUN_TEST_SEED=NUMBER takes that one.
+"""
 
 import copy
 import hashlib
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from search_tools import Task, trained_net
 
-SEED = int(os.environ.get("AMUN_TEST_SEED") or int.from_bytes(os.urandom(4)))
+ASKED = os.environ.get("AMUN_TEST_SEED") or "0"
+SEED = int.from_bytes(os.urandom(4)) if ASKED == "random" else int(ASKED)
+os.environ["AMUN_TEST_SEED"] = str(SEED)  # for the processes of pytest-xdist
 REQUIRE_CUDA = os.environ.get("AMUN_REQUIRE_CUDA") == "1"
 collect_ignore = [] if torch.cuda.is_available() or REQUIRE_CUDA else ["test_cuda_device.py"]
 AGAIN = f"AMUN_TEST_SEED={SEED} gives these random inputs again"
+
+
+# Without a database of former failures, by which a run would depend on the runs before it; time is the machine's.
+settings.register_profile("same in each run", derandomize=ASKED != "random", database=None, deadline=None)
+settings.load_profile("same in each run")
 
 
 def pytest_configure():
@@ -32,7 +45,10 @@ def _own_random_inputs(request):
     """A test draws the same numbers alone and among others, and leaves the generators as it found them."""
     digest = hashlib.sha256(f"{SEED} {request.node.nodeid}".encode()).digest()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int.from_bytes(digest[:4]))
+        seed = int.from_bytes(digest[:4])
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         yield
 
 

@@ -2,11 +2,14 @@
 
 import math
 import pkgutil
+from numbers import Integral, Real
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 SHOWN = 3  # names in one message
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 class InputError(ValueError):
@@ -38,7 +41,7 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
         bounds[0] <= low and high <= bounds[1],
         name,
         f"inside bounds {bounds} (put normalisation into the model)",
-        f"values from {low:.6g} to {high:.6g}",
+        f"values from {low!r} to {high!r}",  # all digits: the last one may be what is outside
     )
 
 
@@ -58,8 +61,18 @@ def users_own(what: str, name: str, **arguments: object) -> object:
 
 def whole(name: str, value: object, least: int) -> None:
     """Refuse anything but an integer from `least` on (a bool is none)."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+    fits = is_whole(value) and least <= value < 2**31
     require(fits, name, f"a whole number from {least} on", repr(value))
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is an integer, of Python or NumPy (a bool is none)."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, of Python or NumPy (a bool is none)."""
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:
@@ -69,7 +82,8 @@ def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None 
     require(integral, name, "integers", labels.dtype)
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")
     if count:
-        low, high = (int(edge) for edge in labels.aminmax())
+        wide = labels.to(torch.int64) if labels.dtype in UNSIGNED else labels  # which torch does not compare
+        low, high = (int(edge) for edge in wide.aminmax())
         must_be = "not negative" if num_classes is None else f"in [0, {num_classes})"
         fits = low >= 0 and (num_classes is None or high < num_classes)
         require(fits, name, must_be, f"values from {low} to {high}")

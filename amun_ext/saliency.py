@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
+from amun_ext.checks import InputError, check_images, check_labels, is_number, listed, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, evaluating, placement
@@ -61,7 +61,7 @@ def saliency_mask(
         FloatingPointError: a gradient is NaN or infinite.
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-    require(isinstance(keep, float | int) and 0 < keep <= 1, "keep", "a fraction in (0, 1]", repr(keep))
+    require(is_number(keep) and 0 < keep <= 1, "keep", "a fraction in (0, 1]", repr(keep))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
     whole("batch_size", batch_size, 1)
     parameters = _trainable(model)

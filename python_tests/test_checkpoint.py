@@ -213,3 +213,21 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
             models.save_checkpoint(target, small(2), {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_of_data_parallel_are_taken(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3))
+    torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, path := tmp_path / "p.pt")
+    models.load_checkpoint(path, other := nn.Sequential(nn.Linear(2, 3)))
+    assert same(model, other)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_plain_values_leave_the_model_as_it_was(tmp_path, kind):
+    model = nn.Sequential(nn.Linear(2, 3))
+    before = copy.deepcopy(model)
+    odd = torch.ones(3, 2).to_sparse() if kind == "sparse" else torch.ones(3, 2, device="meta")
+    torch.save({"0.bias": torch.ones(3), "0.weight": odd}, path := tmp_path / "p.pt")
+    with pytest.raises(InputError):
+        models.load_checkpoint(path, model)
+    assert same(model, before)

@@ -1,12 +1,15 @@
 """The training loop: its arithmetic against torch.optim by hand, its schedules, and what it leaves behind."""
 
 import copy
+import json
 import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import training_tools
@@ -970,6 +973,14 @@ def test_reinitialised_refuses_weights_behind_a_parametrisation() -> None:
     for wrap in (nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm):
         with pytest.raises(InputError, match="draws all weights anew"):
             reinitialised(nn.Sequential(wrap(nn.Linear(4, 3))))
+
+
+def test_recipes_take_numpys_numbers() -> None:
+    recipe = Recipe(epochs=np.int64(3), lr=np.float32(0.5), batch_size=np.uint8(4))
+    assert json.loads(json.dumps(asdict(recipe)))["lr"] == 0.5
+    for wrong in ({"epochs": True}, {"epochs": 3.0}, {"lr": True}, {"lr": "0.1"}):
+        with pytest.raises(InputError, match="must be"):
+            Recipe(**{"epochs": 1, "lr": 0.1, **wrong})
 
 
 def test_augmented_images_suit_models_that_view_them() -> None:

@@ -38,7 +38,7 @@ from amun_ext.audit.references import load_references, train_references
 from amun_ext.audit.shadows import KIND as SHADOWS
 from amun_ext.audit.shadows import Shadows, check_shadows, load_shadows, spread, train_shadows
 from amun_ext.audit.verdict import MARGIN, Verdict
-from amun_ext.checks import check_images, check_labels, require
+from amun_ext.checks import check_images, check_labels, is_number, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
@@ -233,7 +233,7 @@ def check(
     """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
     require(rows, "ids", "row numbers [n] int64, one at least", ids)
-    number = isinstance(margin, float | int) and 0 < margin < 50
+    number = is_number(margin) and 0 < margin < 50
     require(number, "margin", "points of AUC between 0 and 50", repr(margin))
     gone = [*ids.tolist(), *before]
     require(len(set(gone)) == len(gone), "ids", "different, and none that was forgotten before", "some twice")

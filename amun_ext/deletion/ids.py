@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require, whole
+from amun_ext.checks import InputError, is_whole, require, whole
 
 COLUMNS = ("id", "index")
 SHOWN = 5  # ids named in one message
@@ -40,7 +40,7 @@ def forget_ids(
     InputError names the ids (the first five) that are unknown, repeated or no integers; it also refuses none and all.
     """
     _one_of({"ids": ids, "file": file, "fraction": fraction})
-    require(isinstance(total, int) and total >= 2, "total", "at least 2 samples", total)
+    require(is_whole(total) and total >= 2, "total", "at least 2 samples", total)
     chosen = some_ids(total, ids=ids, file=file, fraction=fraction, seed=seed)
     return _some_left(chosen, total, "ids" if file is None else str(file))
 
@@ -97,7 +97,7 @@ def _share(total: int, fraction: float) -> int:
 
 
 def _draw(total: int, count: int, seed: int) -> Tensor:
-    require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
+    require(is_whole(seed) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
     return torch.from_numpy(np.random.RandomState(seed).choice(total, count, replace=False).astype(np.int64))
 
 

@@ -94,7 +94,8 @@ def evaluate(
     headline = (between or names)[0] if headline is None else headline
     for argument, chosen in (("baseline", [baseline]), ("headline", [headline]), ("seconds", seconds)):
         for name in chosen:
-            require(name is None or name in models, argument, f"among the rows {names}", repr(name))
+            none = ", or None where there is no retrained model" if argument == "baseline" else ""
+            require(name is None or name in models, argument, f"among the rows {names}{none}", repr(name))
     for name, value in seconds.items():
         require(0 <= value < math.inf, f"seconds[{name!r}]", "finite and not negative", value)
     if adversarial is not None:

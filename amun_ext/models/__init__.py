@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from amun_ext.checks import require, users_own
+from amun_ext.checks import is_whole, require, users_own
 from amun_ext.models.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from amun_ext.models.resnet import resnet18
 from amun_ext.models.small_cnn import small_cnn
@@ -26,7 +26,7 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
     counts = {"num_classes": (num_classes, 2), "in_channels": (in_channels, 1)}
     counts |= {} if width is None else {"width": (width, 1)}
     for argument, (value, least) in counts.items():
-        require(isinstance(value, int) and value >= least, argument, f"an integer of at least {least}", repr(value))
+        require(is_whole(value) and value >= least, argument, f"an integer of at least {least}", repr(value))
     sizes = {argument: value for argument, (value, _) in counts.items()}
     if name in MODELS:
         return MODELS[name](**sizes)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from amun_ext.checks import InputError, listed, require
 from amun_ext.files import write_tensors
 
+PARALLEL = "module."  # what DataParallel puts before every name
+
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write the state dict of `model` with `metadata` to a .safetensors file. InputError for NaN weights and for a
@@ -36,6 +38,8 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     """
     path = Path(path)
     state, metadata = _read(path)
+    if state and all(key.startswith(PARALLEL) for key in state):
+        state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
     _check_tensors(str(path), state)
     expected = model.state_dict()
     problems = {
@@ -82,8 +86,16 @@ def _read(path: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, s
 def _check_tensors(name: str, state: Mapping[str, Any]) -> None:
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     require(not others, name, "a state dict of tensors", f"other things at {listed(others)}")
+    unlike = [key for key, value in state.items() if not _is_plain(value)]
+    require(
+        not unlike, name, "of dense tensors with values", f"sparse, quantised, nested or meta ones at {listed(unlike)}"
+    )
     nan = [key for key, value in state.items() if value.is_floating_point() and value.float().isnan().any()]
     require(not nan, name, "free of NaN", f"NaN in {listed(nan)}")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
 
 
 def _fits(stored: Tensor, own: Tensor) -> bool:

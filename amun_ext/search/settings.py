@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 import torch
 
 from amun_ext import ops
-from amun_ext.checks import require, whole
+from amun_ext.checks import is_number, require, whole
 from amun_ext.search.methods import METHODS, PYTHON, Method, PythonRule
 
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
@@ -108,7 +107,7 @@ def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(name: str, value: object) -> None:
-    require(isinstance(value, Real) and not isinstance(value, bool), name, "a number", repr(value))
+    require(is_number(value), name, "a number", repr(value))
 
 
 def _schedule(method: str, row: Method, options: dict[str, Any], eps_max: float) -> ops.Schedule:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amun_ext.checks import require, whole
+from amun_ext.checks import is_number, require, whole
 
 BATCH_NORM = ("train", "frozen", "eval")
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,11 +35,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            whole(name, getattr(self, name), 1)
+            whole(name, value := getattr(self, name), 1)
+            object.__setattr__(self, name, int(value))  # NumPy's would fit in no JSON
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
-            fits = isinstance(value, float | int) and math.isfinite(value) and value >= 0
+            fits = is_number(value) and math.isfinite(value) and value >= 0
             require(fits, name, "finite and not negative", repr(value))
+            object.__setattr__(self, name, float(value))
         for name in ("augment", "channels_last"):
             require(isinstance(getattr(self, name), bool), name, "True or False", repr(getattr(self, name)))
         require(self.momentum < 1, "momentum", "less than 1", self.momentum)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from amun_ext.checks import InputError, check_images, check_labels, require
+from amun_ext.checks import InputError, check_images, check_labels, is_number, require
 from amun_ext.data import as_tensors, copies
 from amun_ext.models.state import count_classes
 from amun_ext.saliency import saliency_mask
@@ -127,7 +127,7 @@ def unlearn(
     require(retain is not None or not row.needs_retain, "retain", must_be, "None")
     mask = row.keep if mask is None else mask
     named = mask if isinstance(mask, Mapping) else None
-    keep = float(mask) if isinstance(mask, float | int) and not isinstance(mask, bool) else math.nan
+    keep = float(mask) if is_number(mask) else math.nan
     must_be = "bool tensors by name, or a fraction in (0, 1]"
     require(mask is None or named is not None or 0 < keep <= 1, "mask", must_be, repr(mask))
     run = Run(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import check_images, require
+from amun_ext.checks import check_images, is_number, require
 from amun_ext.models.state import evaluating, placement
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
@@ -44,7 +44,7 @@ def boundary_shrink(
     pair = isinstance(bounds, Sequence) and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
     require(pair, "bounds", "a pair of finite numbers, the smaller one first", bounds)
     check_images("forget", images, bounds)
-    require(isinstance(eps, float | int) and 0 < eps < float("inf"), "eps", "a positive, finite number", repr(eps))
+    require(is_number(eps) and 0 < eps < float("inf"), "eps", "a positive, finite number", repr(eps))
     require(isinstance(require_wrong, bool), "require_wrong", "True or False", repr(require_wrong))
     require(teacher in TEACHERS, "teacher", f"one of {TEACHERS}", repr(teacher))
 

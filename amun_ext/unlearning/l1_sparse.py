@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import require, whole
+from amun_ext.checks import is_number, require, whole
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
 RECIPE = Recipe(epochs=10, lr=0.01)
@@ -53,7 +53,7 @@ def l1_sparse(
         epochs_without: so many epochs at the end go without the penalty; the schedule ends before them.
     """
     assert retain is not None
-    number = isinstance(gamma, float | int) and 0 <= gamma < float("inf")
+    number = is_number(gamma) and 0 <= gamma < float("inf")
     require(number, "gamma", "finite and not negative", repr(gamma))
     require(gamma_schedule in SCHEDULES, "gamma_schedule", f"one of {tuple(SCHEDULES)}", repr(gamma_schedule))
     whole("epochs_without", epochs_without, 0)

@@ -104,8 +104,11 @@ class MaskedSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             check_options(group)
             together = defaultdict(list)  # what one call of the op can take
+            masked = any(param in self._masks for param in group["params"])
             for name, param in _named(group):
                 if param.grad is not None:
+                    known = not masked or param in self._masks  # else it was frozen when the masks were given
+                    require(known, "masks", "there for every parameter with a gradient", f"none for {name}")
                     require(param.grad.layout == torch.strided, f"the gradient of {name}", "dense", param.grad.layout)
                     first = group["momentum"] != 0 and self.state[param].get("momentum_buffer") is None
                     together[param.device, first].append(param)
@@ -215,12 +218,13 @@ def _refuse_unknown(masks: Mapping[str, Tensor], groups: list[dict[str, Any]]) -
 def _masks_of(group: Mapping[str, Any], masks: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
     """The group's masks by parameter, looked at."""
     require("param_names" in group, "params", "(name, parameter) pairs, as masks go by name", "parameters alone")
-    missing = [name for name in group["param_names"] if name not in masks]
-    require(not missing, "masks", "there for every parameter", f"none for {missing}")
-    for name, param in _named(group):
+    named = [(name, param) for name, param in _named(group) if name in masks or param.requires_grad]
+    missing = [name for name, _ in named if name not in masks]
+    require(not missing, "masks", "there for every parameter that requires a gradient", f"none for {missing}")
+    for name, param in named:
         mask, argument = masks[name], f"masks[{name!r}]"
         require(isinstance(mask, Tensor), argument, "a tensor", type(mask).__name__)
         require(mask.layout == torch.strided, argument, "dense", mask.layout)
         require(mask.dtype == torch.bool, argument, "bool", mask.dtype)
         require(mask.shape == param.shape, argument, f"of shape {tuple(param.shape)}", tuple(mask.shape))
-    return {param: masks[name] for name, param in _named(group)}
+    return {param: masks[name] for name, param in named}

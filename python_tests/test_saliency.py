@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext import InputError, saliency_mask
+from amun_ext import InputError, MaskedSGD, saliency_mask
 from amun_ext.saliency import FORMAT, SCORES, load_mask, save_mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -372,3 +372,19 @@ class TestFiles:
         with pytest.raises(InputError, match="mask must be bool tensors by name"):
             save_mask(tmp_path / "mask.safetensors", mask)
         assert not any(tmp_path.iterdir())
+
+
+def test_the_mask_of_a_model_with_frozen_layers_is_one_for_the_optimizer():
+    """Which is given all parameters; a layer that is unfrozen afterwards has no mask, and is not moved without."""
+    model = nn.Sequential(nn.Linear(4, 3).requires_grad_(False), nn.Linear(3, 2))
+    data = TensorDataset(torch.rand(8, 4), torch.randint(2, (8,)))
+    optimizer = MaskedSGD(model.named_parameters(), 0.1, masks=saliency_mask(model, data, 0.5))
+    before = copy.deepcopy(model)
+    model(data.tensors[0]).sum().backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before[0].weight)
+    assert not torch.equal(model[1].weight, before[1].weight)
+    model.requires_grad_(True)
+    model(data.tensors[0]).sum().backward()
+    with pytest.raises(InputError, match="every parameter with a gradient, got none for 0[.]weight"):
+        optimizer.step()

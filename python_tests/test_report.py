@@ -300,3 +300,17 @@ class TestHtml:
 
     def test_is_the_same_page_for_the_same_report(self, report):
         assert render(report) == render(report)
+
+
+def test_tabular_data_have_bounds_of_their_own(arguments):
+    """And the error for another range, or without a retrained model, says what to do."""
+    shifted = {
+        name: TensorDataset(arguments[name].tensors[0] - 3, arguments[name].tensors[1])
+        for name in ("forget", "retain", "test")
+    }
+    tabular = arguments | shifted | {"adversarial": None}
+    with pytest.raises(InputError, match=r"inside bounds \(0\.0, 1\.0\)"):
+        evaluate(**tabular)
+    assert evaluate(**tabular, bounds=(-math.inf, math.inf)).sizes["forget"] == len(shifted["forget"])
+    with pytest.raises(InputError, match="or None where there is no retrained model"):
+        evaluate(**arguments | {"baseline": "anew"})

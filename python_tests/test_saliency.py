@@ -386,5 +386,5 @@ def test_the_mask_of_a_model_with_frozen_layers_is_one_for_the_optimizer():
     assert not torch.equal(model[1].weight, before[1].weight)
     model.requires_grad_(True)
     model(data.tensors[0]).sum().backward()
-    with pytest.raises(InputError, match="every parameter with a gradient, got none for 0[.]weight"):
+    with pytest.raises(InputError, match=r"every parameter with a gradient, got none for 0\.weight"):
         optimizer.step()

@@ -133,6 +133,13 @@ class TestAmun:
             InputError, match=r"nonsense must be left out: method amun has the options .*include_forget"
         ):
             unlearn(model, forget, nonsense=1)
+        with pytest.raises(InputError, match=r"lr must be in the recipe, as recipe=Recipe\(lr=\.\.\.\), got 0\.1"):
+            unlearn(model, forget, lr=0.1)
+
+    def test_examples_are_shown_in_a_line(self, model: Recording) -> None:
+        shown = repr(find_min_adversarial(model, *labelled(model, 4).tensors))
+        assert shown.startswith("AdversarialSet(4 of 4 found, images (4, ")
+        assert "\n" not in shown
 
     @pytest.mark.parametrize("search", SEARCHES)
     def test_trains_on_the_examples_of_the_search(self, model: Recording, search: str) -> None:

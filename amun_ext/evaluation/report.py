@@ -73,20 +73,24 @@ def evaluate(
     headline: str | None = None,
     adversarial: AdversarialExamples | None = None,
     classes: Sequence[str] = (),
+    bounds: tuple[float, float] = (0.0, 1.0),
     facts: Mapping[str, object] | None = None,
 ) -> Report:
     """Measure how much each model resembles one retrained without the forget set (paper sections 3.1 and 3.3).
 
     models: row name -> model, in table order; the first row is the model before unlearning. forget, retain, test:
-    images [N, ...] in [0, 1] and labels [N]. seconds: row name -> wall time to produce that model. baseline: the row of
-    the retrained model; None leaves gap and speed-up out. headline: the row shown as "after"; by default the first that
-    is neither "before" nor the baseline. adversarial: what the search found for the forget images [N, C, H, W], row by
-    row. classes: names of all K classes, or none. facts: what a reader should know (versions, seed, settings).
+    inputs [N, ...] within bounds, and labels [N]. seconds: row name -> wall time to produce that model. baseline: the
+    row of the retrained model; None leaves gap and speed-up out. headline: the row shown as "after"; by default the
+    first that is neither "before" nor the baseline. adversarial: what the search found for the forget images
+    [N, C, H, W] in [0, 1], row by row. classes: names of all K classes, or none. bounds: the least and the largest
+    value that inputs can have; (-inf, inf) for none. facts: what a reader should know (versions, seed, settings).
 
     Raises InputError for unknown row names, empty or malformed sets, labels beyond the logits, and models that do not
     return finite logits [N, K].
     """
-    sets = {name: _tensors(name, data) for name, data in (("forget", forget), ("retain", retain), ("test", test))}
+    sets = {
+        name: _tensors(name, data, bounds) for name, data in (("forget", forget), ("retain", retain), ("test", test))
+    }
     seconds, names = dict(seconds or {}), list(models)
     require(bool(names), "models", "at least one model", "none")
     before = names[0]
@@ -129,10 +133,10 @@ def _remarks(seen: Mapping[str, Observation], before: str, headline: str, baseli
     return [f"{kind}: {told}" for kind, told in found.items() if told]
 
 
-def _tensors(name: str, data: TensorDataset) -> tuple[Tensor, Tensor]:
+def _tensors(name: str, data: TensorDataset, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Images [N, ...] and labels [N] of a data set, the labels on the CPU."""
     images, labels = as_tensors(data, name)
-    check_images(f"{name} images", images, (0.0, 1.0))
+    check_images(f"{name} images", images, bounds)
     return images, labels.cpu()
 
 

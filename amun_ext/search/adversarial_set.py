@@ -46,6 +46,10 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         rows: list[int] = self.found.nonzero()[:, 0].tolist()
         return rows
 
+    def __repr__(self) -> str:
+        shape, median = tuple(self.images.shape), float("nan") if not len(self) else self.distance[self.found].median()
+        return f"AdversarialSet({len(self)} of {shape[0]} found, images {shape}, median distance {float(median):.4g})"
+
     def __len__(self) -> int:
         return len(self._found_rows)
 

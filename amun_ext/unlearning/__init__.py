@@ -18,7 +18,7 @@ from amun_ext.data import as_tensors, copies
 from amun_ext.models.state import count_classes
 from amun_ext.saliency import saliency_mask
 from amun_ext.search import find_min_adversarial
-from amun_ext.training import Epoch, Run
+from amun_ext.training import Epoch, Recipe, Run
 from amun_ext.training.loop import check
 from amun_ext.training.parts import in_memory
 from amun_ext.unlearning.amun import amun
@@ -122,7 +122,10 @@ def unlearn(
         options = {**{name: value for name, value in told.items() if name != "gradient_only"}, **options}
         gradient_only = told.get("gradient_only", False) if gradient_only is None else gradient_only
     for name, value in options.items():
-        require(name in row.options, name, f"left out: method {method} has the options {sorted(row.options)}", value)
+        must_be = f"left out: method {method} has the options {sorted(row.options)}"
+        if name in Recipe.__dataclass_fields__:
+            must_be = f"in the recipe, as recipe=Recipe({name}=...)"
+        require(name in row.options, name, must_be, value)
     must_be = f"given: method {method} trains on it"
     require(retain is not None or not row.needs_retain, "retain", must_be, "None")
     mask = row.keep if mask is None else mask

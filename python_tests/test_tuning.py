@@ -534,6 +534,9 @@ class TestTrials:
         assert [result.feasible(each) for each in [failed, *trials]] == [False, False, True, True, False]
         assert [result.feasible(each, "retrain") for each in [failed, *trials]] == [False, True, True, True, True]
         assert result.counted()["ft"] == "5 trials, of which 1 diverged and 2 lost too much accuracy"
+        no_better = replace(result, original=stage.Seen({"TA": 80.0, "expected gap": 2.0, "gap": 5.0}, {}))
+        told = "the best is no better than doing nothing (expected gap 2.00, and 2.00 without any unlearning)"
+        assert told in no_better.counted()["ft"]
         assert replace(result, max_drop=10.0).best("ft") is trials[3]
         assert replace(result, max_drop=-11.0).best("ft") is None
 

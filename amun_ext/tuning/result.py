@@ -123,8 +123,17 @@ class Tuning:
             told[method] = (
                 f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
                 + f"; {twice} that led were made again with another seed" * (twice > 0)
+                + self._no_better(method)
             )
         return told
+
+    def _no_better(self, method: str) -> str:
+        """That the choice is no better than the model before, by its own objective."""
+        column, best = OBJECTIVES[self.by].column, self.best(method)
+        if best is None or best.row is None or best.row[column] < self.original.row[column]:
+            return ""
+        told = f"{column} {best.row[column]:.2f}, and {self.original.row[column]:.2f} without any unlearning"
+        return f"; WARNING: the best is no better than doing nothing ({told}): try more trials or another method"
 
     def to_text(self) -> str:
         """The table and its legend, for a terminal."""

@@ -127,23 +127,86 @@ class TestForget:
         assert report["facts"]["fine-tuned on"] == "D_F + D_A"
         assert report["baseline"] is None
 
-    def test_a_foreign_checkpoint_and_the_users_own_functions(
-        self, original: Path, tmp_path: Path, monkeypatch
-    ) -> None:
-        (tmp_path / "mine.py").write_text(
-            "from amun_ext import data, models\n"
-            "def net(num_classes, in_channels):\n"
-            "    return models.build('small-cnn', num_classes=num_classes, in_channels=in_channels, width=8)\n"
-            "def digits():\n"
-            "    return data.load('digits')\n"
-        )
+    def test_a_foreign_checkpoint_and_the_users_own_functions(self, original: Path, tmp_path: Path) -> None:
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         models.load_checkpoint(original, model)
         torch.save({"state_dict": model.state_dict()}, tmp_path / "net.pt")
+        with_own_code(tmp_path)
+        ended = run_in(tmp_path, "forget --model net.pt --arch mine:net --data mine:digits --ids 1,2,3 --epochs 1")
+        assert ended.returncode == 0, ended.stderr
+        assert (tmp_path / "out/model.safetensors").exists()
+        assert not (tmp_path / "ran").exists()
+
+
+def with_own_code(folder: Path) -> None:
+    """The user's module, and others that nobody has named: called like what the package and its processes import."""
+    (folder / "mine.py").write_text(
+        "from amun_ext import data, models\n"
+        "def net(num_classes, in_channels):\n"
+        "    return models.build('small-cnn', num_classes=num_classes, in_channels=in_channels, width=8)\n"
+        "def digits():\n"
+        "    return data.load('digits')\n"
+    )
+    for name in ("html", "matplotlib", "optuna", "scipy", "pickle", "socket", "tempfile"):
+        (folder / f"{name}.py").write_text("import sys\nopen('ran', 'a').write(f'{__name__} in {sys.argv}\\n')\n")
+
+
+def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """As the installed command does it: a script elsewhere, whose own folder is first on the path."""
+    scripts = folder.parent / f"{folder.name}-bin"
+    scripts.mkdir(exist_ok=True)
+    (scripts / "amun").write_text(
+        "import sys\nfrom amun_ext.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    arguments = [sys.executable, str(scripts / "amun"), *command.split(), "--out", "out"]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+class TestCode:
+    """Only what the user names is run, and only for that is the current folder looked at, last."""
+
+    def test_no_module_of_the_current_folder(self, original: Path, tmp_path: Path) -> None:
+        with_own_code(tmp_path)
+        ended = run_in(tmp_path, f"forget --model {original} --data digits --ids 1,2,3 --epochs 1")
+        assert ended.returncode == 0, ended.stderr
+        assert not (tmp_path / "ran").exists()
+
+    def test_none_in_workers_either_and_the_users_own_there_too(self, original: Path, tmp_path: Path) -> None:
+        with_own_code(tmp_path)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        recipe = models.load_checkpoint(original, model)["recipe"]
+        models.save_checkpoint(tmp_path / "net.safetensors", model, {"arch": "mine:net", "recipe": recipe})
+        flags = "--arch mine:net --data mine:digits --models 2 --workers 2 --epochs 1"
+        ended = run_in(tmp_path, f"references --model net.safetensors {flags}")
+        assert ended.returncode == 0, ended.stderr
+        assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+    @pytest.mark.parametrize("command", ["search", "forget --ids 5", "tune --ids 5", "audit", "references", "shadows"])
+    def test_a_checkpoint_names_none(self, original: Path, tmp_path: Path, command: str, capsys, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
-        arguments = "forget --model net.pt --arch mine:net --data mine:digits --ids 1,2,3 --epochs 1 --out out"
-        assert cli.main(arguments.split()) == 0
-        assert Path("out/model.safetensors").exists()
+        monkeypatch.setattr(sys, "path", [*sys.path, ""])
+        (tmp_path / "helpers.py").write_text("open('ran', 'w')\n")
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        metadata = models.load_checkpoint(original, model) | {"arch": "helpers:build"}
+        models.save_checkpoint("downloaded.safetensors", model, metadata)
+        command += " --model downloaded.safetensors --data digits --out out"
+        assert cli.main(command.split()) == 2
+        assert capsys.readouterr().err == (
+            "amun: error: --arch must be given, because downloaded.safetensors asks for code, which is run where it is "
+            "named: --arch 'helpers:build', got none\n"
+        )
+        assert not Path("ran").exists()
+
+    def test_nor_does_one_beside_it(self, original: Path, tmp_path: Path, capsys) -> None:
+        """--arch is for all checkpoints of a command, but none of them has chosen it."""
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        metadata = models.load_checkpoint(original, model) | {"arch": "helpers:build"}
+        models.save_checkpoint(tmp_path / "before.safetensors", model, metadata)
+        beside = ["--original", str(tmp_path / "before.safetensors"), "--ids", "5", "--out", str(tmp_path / "out")]
+        assert cli.main(["audit", "--model", str(original), "--data", "digits", *beside]) == 2
+        assert "before.safetensors asks for code" in capsys.readouterr().err
+        assert cli.main(["audit", "--model", str(original), "--data", "digits", *beside, "--arch", "small-cnn"]) == 0
 
 
 class TestMethods:

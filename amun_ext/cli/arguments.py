@@ -57,7 +57,9 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
         "--model", type=Path, required=True, help="checkpoint: .safetensors, or .pt/.pth (weights only)"
     )
     command.add_argument(
-        "--arch", help="its architecture, where the checkpoint does not say (not written by amun train)"
+        "--arch",
+        help="its architecture, where the checkpoint does not say (not written by amun train), or your own "
+        "module:function, which is only run where it is named",
     )
     command.add_argument("--width", type=int, help="of --arch")
 

@@ -70,6 +70,9 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     metadata = models.read_metadata(path) if path.suffix == ".safetensors" else {}
     arch = options.arch or metadata.get("arch")
     require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
+    # A file that comes from elsewhere must not choose what code is run here.
+    must_be = f"given, because {path} asks for code, which is run where it is named: --arch {arch!r}"
+    require(options.arch is not None or ":" not in str(arch), "--arch", must_be, "none")
     width = int(metadata["width"]) if options.width is None and "width" in metadata else options.width
     images = splits.train.tensors[0]
     model = models.build(str(arch), num_classes=len(splits.classes), in_channels=images.shape[1], width=width)

@@ -325,7 +325,7 @@ def test_a_killed_command_goes_on_with_its_training(original, tmp_path, kept, mo
     process = subprocess.Popen(
         [sys.executable, "-m", "amun_ext.cli", *command], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    file = tmp_path / f"out/{kept}.safetensors"
+    file = tmp_path / f"out/unfinished-forget/{kept}.safetensors"
     while not file.exists() and process.poll() is None:
         time.sleep(0.02)
     process.kill()
@@ -403,7 +403,7 @@ def test_a_full_disk_is_one_line_status_1_and_no_half_file(original, tmp_path, c
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 1
     assert "amun: failed: [Errno 28] No space left on device" in capsys.readouterr().err
     # What the search has found is kept for the next try.
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
 
 
 def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path, capsys, monkeypatch) -> None:
@@ -412,7 +412,7 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
 
     monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", stop)
     assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
     assert forget(original, tmp_path / "out", "--ids", "5,7") == 2
     assert "out must be a new file or one of this search" in capsys.readouterr().err
 
@@ -425,6 +425,72 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model.safetensors", "report.json", "report.html"}  # near copies of what is forgotten are gone
+
+
+NAMED_LIKE_OURS = (
+    "examples.safetensors",
+    "examples.safetensors.bak",
+    "examples.safetensors.partial",
+    ".examples.safetensors.old",
+    "mask-of-mine.safetensors",
+    "fine-tuning.safetensors",
+    "retraining.safetensors.txt",
+    "retraining-0.safetensors",
+)
+
+
+@pytest.mark.parametrize("command", ["forget --keep 0.5 --epochs 1 --retrain", "audit --retrain"])
+def test_no_file_of_the_users_is_removed(original, tmp_path, command) -> None:
+    """Nothing goes that this run has not made, whatever it is called."""
+    for name in NAMED_LIKE_OURS:
+        (tmp_path / name).write_text(name)
+    name, *flags = command.split()
+    flags += ["--model", str(original), "--data", "digits", "--ids", "3", "--out", str(tmp_path)]
+    assert cli.main([name, *flags]) == 0
+    assert all((tmp_path / name).read_text() == name for name in NAMED_LIKE_OURS)
+    assert not [*tmp_path.glob("unfinished*")]
+
+
+def test_a_folder_of_the_users_is_not_worked_in(original, tmp_path, capsys) -> None:
+    (tmp_path / "unfinished-forget").mkdir()
+    own = tmp_path / "unfinished-forget/README.txt"
+    own.write_text("a thesis")
+    assert forget(original, tmp_path, "--ids", "3") == 2
+    assert "out must be free to hold a folder unfinished-forget of what is not finished" in capsys.readouterr().err
+    assert own.read_text() == "a thesis"
+    own.unlink()  # as a kill may leave it
+    assert forget(original, tmp_path, "--ids", "3", "--epochs", "1") == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("forget", "unfinished-forget"),
+        ("forget", "model.safetensors"),
+        ("forget", "report.html"),
+        ("search", "curves"),
+        ("search", "ddn.safetensors"),
+        ("search", "ddn.safetensors.partial"),
+        ("compare", "cells"),
+        ("compare", "compare.json"),
+        ("tune", "journal.log"),
+        ("audit", "audit.md"),
+        ("train", "net.safetensors"),
+        ("demo", "report.html"),
+    ],
+)
+def test_nothing_is_written_through_a_link(original, tmp_path, capsys, command, name) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    (out / name).symlink_to(elsewhere)
+    flags = ["--model", str(original), "--data", "digits", "--ids", "3"]
+    flags = {"train": ["--model", "small-cnn", "--data", "digits", "--epochs", "1"], "demo": []}.get(command, flags)
+    flags += {"search": ["--methods", "ddn"], "tune": ["--trials", "1", "--epochs", "1"]}.get(command, [])
+    place = out / name if command == "train" else out
+    assert cli.main([command, *flags, "--out", str(place)]) == 2
+    assert f"out must be free of symbolic links where results are to be, got {out / name}" in capsys.readouterr().err
+    assert (out / name).is_symlink()
+    assert not elsewhere.exists()
 
 
 def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> None:

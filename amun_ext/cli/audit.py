@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_comman
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
-from amun_ext.files import plain
+from amun_ext.files import plain, workplace
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 Metadata = dict[str, str]
@@ -92,7 +93,8 @@ def run(options: argparse.Namespace) -> None:
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
         provenance.check_shadows(shadows, metadata, before)
-    retrained += _retrained(made, options, splits, model, metadata, torch.tensor(gone))
+    place = workplace(options.out, "audit") if made else options.out
+    retrained += _retrained(made, place, options, splits, model, metadata, torch.tensor(gone))
     found = audits.audit(
         model,
         splits,
@@ -117,14 +119,15 @@ def run(options: argparse.Namespace) -> None:
         },
     )
     found.write(options.out)
-    for number in range(options.retrain):
-        (options.out / TRAINING.format(number)).unlink()
+    if made:
+        shutil.rmtree(place)
     told = ", ".join([*audits.FILES, *(path.name for path in made)])
     print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
 
 
 def _retrained(
     paths: Sequence[Path],
+    place: Path,
     options: argparse.Namespace,
     splits: Splits,
     model: nn.Module,
@@ -140,7 +143,7 @@ def _retrained(
     warm_up()
     made = []
     for number, path in enumerate(paths):
-        checkpoint = options.out / TRAINING.format(number)
+        checkpoint = place / TRAINING.format(number)
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)

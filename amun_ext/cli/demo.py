@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from amun_ext.cli.arguments import Commands, add_command, seed
-from amun_ext.cli.loading import check_folder
+from amun_ext.cli.loading import check_folder, check_free
 from amun_ext.experiments import demo
 
 
@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
+    check_free(options.out, *demo.FILES)
     torch.set_num_threads(1)  # so small a network gains little from a second one, and loses much on a busy machine
     report, trained, ids = demo.run(options.seed, progress=True)
     demo.write(report, trained, ids, options.out)

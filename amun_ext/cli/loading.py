@@ -14,6 +14,7 @@ from amun_ext import models, tuning
 from amun_ext.checks import require
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion import forget_ids
+from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
 from amun_ext.unlearning.choices import load_about, load_choices
 
@@ -99,3 +100,4 @@ def check_folder(folder: Path) -> None:
 def check_free(folder: Path, *names: str) -> None:
     for name in names:
         require(not (folder / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
+        no_link(folder / name)

@@ -83,6 +83,7 @@ class TestForget:
         assert report["facts"]["ids"] == [3, 17, *range(40, 61)]
         assert report["facts"]["ids not forgotten"] == []
         assert "retrain" in capsys.readouterr().out
+        assert "data:image" not in (tmp_path / "out/report.html").read_text()
         before, after = (safe_open(path, "pt") for path in (original, tmp_path / "out/model.safetensors"))
         assert any(not torch.equal(before.get_tensor(key), after.get_tensor(key)) for key in before.keys())  # noqa: SIM118
 
@@ -497,6 +498,7 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     monkeypatch.setattr(demo, "TRAINING", Recipe(epochs=1, lr=0.05, batch_size=64))
     monkeypatch.setattr(demo, "FINE_TUNING", Recipe(epochs=1, lr=0.01))
     assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert "data:image" not in (tmp_path / "demo/report.html").read_text()
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names == {"original.safetensors", "unlearned.safetensors", "report.html", "report.json"}
     rows = json.loads((tmp_path / "demo/report.json").read_text())["rows"]
@@ -520,6 +522,16 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize("command", ["forget --epochs 1", "audit"])
+def test_a_page_has_forgotten_images_only_where_told_so(original, tmp_path, command) -> None:
+    name, *flags = command.split()
+    flags += ["--model", str(original), "--data", "digits", "--ids", "0-199", "--out", str(tmp_path)]
+    for more, shown in ([], False), (["--with-images"], True):
+        assert cli.main([name, *flags, *more]) == 0
+        (page,) = tmp_path.glob("*.html")
+        assert ("data:image" in page.read_text()) == shown
+
+
 COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
 
 
@@ -528,7 +540,9 @@ def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])
     assert ended.value.code == 0
-    assert "usage: amun" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage: amun" in printed
+    assert ("--with-images" in printed) == (command in (["demo"], ["forget"], ["audit"]))
 
 
 @pytest.mark.parametrize("bad", [["--device", "abacus"], ["--device", "meta"], ["--seed", "-1"], ["--seed", "9" * 30]])

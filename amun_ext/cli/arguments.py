@@ -72,6 +72,14 @@ def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._Mutua
     return which
 
 
+def add_images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--with-images",
+        action="store_true",
+        help="show some of the forgotten images in the page; unless told so no page of this command has any",
+    )
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
     group = command.add_mutually_exclusive_group()
     group.add_argument("--preset", choices=PRESETS, help="options that others have published")

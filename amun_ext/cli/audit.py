@@ -15,7 +15,7 @@ from amun_ext import audit as audits
 from amun_ext import info, models
 from amun_ext.checks import require
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
@@ -69,6 +69,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--margin", type=float, default=audits.MARGIN, help="points of FT AUC that are none (default: %(default)s)"
     )
+    add_images(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
             "versions": info.versions(),
         },
     )
-    found.write(options.out)
+    found.write(options.out, with_images=options.with_images)
     if made:
         shutil.rmtree(place)
     told = ", ".join([*audits.FILES, *(path.name for path in made)])

@@ -237,11 +237,11 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
 
 
-def write(outcome: Outcome, folder: Path) -> None:
+def write(outcome: Outcome, folder: Path, *, with_images: bool = False) -> None:
     """model.safetensors, report.json and report.html, all three or none, into `folder`, without what was kept there."""
     with all_or_none(folder) as made:
         save_checkpoint(made / "model.safetensors", outcome.model, outcome.metadata)
         outcome.report.to_json(made / "report.json")
-        outcome.report.to_html(made / "report.html")
+        outcome.report.to_html(made / "report.html", with_images=with_images)
     if outcome.place is not None:
         shutil.rmtree(outcome.place)

@@ -103,11 +103,13 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
     return report, models, ids.tolist()
 
 
-def write(report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path) -> None:
+def write(
+    report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path, *, with_images: bool = False
+) -> None:
     """The report, and the models before and after as checkpoints like any other."""
     about = {"arch": MODEL, "recipe": json.dumps(asdict(TRAINING)), "training_data": fingerprint(load(DATA).train)}
     original, unlearned, told, page = (folder / name for name in FILES)
     save_checkpoint(original, models[ORIGINAL], about)
     save_checkpoint(unlearned, models[HEADLINE], {**about, "forgotten": json.dumps(ids)})
     report.to_json(told)
-    report.to_html(page)
+    report.to_html(page, with_images=with_images)

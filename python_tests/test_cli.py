@@ -452,6 +452,14 @@ def test_no_file_of_the_users_is_removed(original, tmp_path, command) -> None:
     assert not [*tmp_path.glob("unfinished*")]
 
 
+def test_the_model_that_is_to_forget_is_not_written_over(original, tmp_path, capsys) -> None:
+    own = tmp_path / "model.safetensors"
+    own.write_bytes(before := original.read_bytes())
+    assert forget(own, tmp_path, "--ids", "3") == 2
+    assert "--out must be another folder: the result would be written over" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
 def test_a_folder_of_the_users_is_not_worked_in(original, tmp_path, capsys) -> None:
     (tmp_path / "unfinished-forget").mkdir()
     own = tmp_path / "unfinished-forget/README.txt"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from amun_ext import deletion
+from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
 from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, rebuilt, unseen
 from amun_ext.cli.method import add_method, chosen_plan, settled
@@ -42,6 +43,9 @@ def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     chosen = chosen_plan(options)
     check_free(options.out, "model.safetensors", "report.json", "report.html")
+    own = options.model.resolve() == (options.out / "model.safetensors").resolve()
+    must_be = "another folder: the result would be written over the model that is to forget"
+    require(not own, "--out", must_be, options.out)
     splits = load(options.data, options.root, options.download)
     ids = ids_to_forget(options, splits)
     original, metadata = rebuilt(options, splits)

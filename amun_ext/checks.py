@@ -2,6 +2,7 @@
 
 import math
 import pkgutil
+import sys
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -46,7 +47,12 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
 
 
 def users_own(what: str, name: str, **arguments: object) -> object:
-    """What the user's function returns that "module:function" names; InputError when it cannot be had or fails."""
+    """What the user's function returns that "module:function" names; InputError when it cannot be had or fails.
+
+    It may be in the current folder, which is looked at last and stays on the path: what it returns may import more.
+    """
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -15,6 +15,32 @@ from torch import Tensor
 
 from amun_ext.checks import InputError, require
 
+NOTE = "README.txt"
+NOTED = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
+
+
+def workplace(folder: str | os.PathLike[str], command: str) -> Path:
+    """A folder in `folder` for what `command` keeps until it is done, and then removes as a whole.
+
+    It has a note that tells it from any other, of which nothing is used or removed. InputError for another's.
+    """
+    place = Path(folder) / f"unfinished-{command}"
+    no_link(place)
+    try:
+        place.mkdir(parents=True)
+    except FileExistsError:
+        note = place / NOTE  # a kill may have come before it was written
+        ours = place.is_dir() and ((note.is_file() and note.read_bytes() == NOTED) or not any(place.iterdir()))
+        got = f"{place}, which is not such a one"
+        require(ours, "out", f"free to hold a folder {place.name} of what is not finished", got)
+    write_text(place / NOTE, NOTED.decode())
+    return place
+
+
+def no_link(path: Path) -> None:
+    """Refuse to write through a symbolic link to where nobody has said."""
+    require(not path.is_symlink(), "out", "free of symbolic links where results are to be", path)
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:

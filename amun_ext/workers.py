@@ -46,7 +46,7 @@ def started(work: Callable[..., Result], model: nn.Module, count: int) -> Iterat
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, work, packed, threads), daemon=True)
-            with _without_interrupts():
+            with _begun_safely():
                 process.start()
                 processes.append(process)
             theirs.close()  # so that the end of the process is the end of the connection
@@ -60,14 +60,20 @@ def started(work: Callable[..., Result], model: nn.Module, count: int) -> Iterat
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """A process that is started here never sees a Ctrl-C: it is for the one who asked, who then ends the others."""
-    resource_tracker.ensure_running()  # its own start would let them through again
+def _begun_safely() -> Iterator[None]:
+    """A process that is started here never sees a Ctrl-C: it is for the one who asked, who then ends the others.
+
+    Nor does it begin with modules of the current folder, as Python does otherwise, before it has our path.
+    """
+    safe_path = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    resource_tracker.ensure_running()  # its own start would let interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ["PYTHONSAFEPATH"] = safe_path  # empty is as good as unset
 
 
 def _shared_out(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> Iterator[tuple[Key, Any]]:

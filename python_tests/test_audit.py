@@ -247,6 +247,12 @@ class TestAudit:
         assert page.startswith("## Audit: not forgotten\n")
         for name in told["columns"]:
             assert f"| {name} |" in page
+        page = (tmp_path / "audit.html").read_text()
+        assert f"id {told['members']['samples'][0]['id']}, " in page
+        assert "data:image" not in page  # nothing of what was to be deleted
+        found.write(tmp_path, with_images=True)
+        shown = (tmp_path / "audit.html").read_text()
+        assert shown.count('src="data:image/png') == len(found.pictures) == min(12, len(found.members.samples)) > 0
 
     def test_the_models_and_the_random_state_are_left_as_they_were(self, original, splits, ids) -> None:
         before = {name: tensor.clone() for name, tensor in original.state_dict().items()}

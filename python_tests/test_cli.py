@@ -83,6 +83,7 @@ class TestForget:
         assert report["facts"]["ids"] == [3, 17, *range(40, 61)]
         assert report["facts"]["ids not forgotten"] == []
         assert "retrain" in capsys.readouterr().out
+        assert "data:image" not in (tmp_path / "out/report.html").read_text()
         before, after = (safe_open(path, "pt") for path in (original, tmp_path / "out/model.safetensors"))
         assert any(not torch.equal(before.get_tensor(key), after.get_tensor(key)) for key in before.keys())  # noqa: SIM118
 
@@ -127,23 +128,86 @@ class TestForget:
         assert report["facts"]["fine-tuned on"] == "D_F + D_A"
         assert report["baseline"] is None
 
-    def test_a_foreign_checkpoint_and_the_users_own_functions(
-        self, original: Path, tmp_path: Path, monkeypatch
-    ) -> None:
-        (tmp_path / "mine.py").write_text(
-            "from amun_ext import data, models\n"
-            "def net(num_classes, in_channels):\n"
-            "    return models.build('small-cnn', num_classes=num_classes, in_channels=in_channels, width=8)\n"
-            "def digits():\n"
-            "    return data.load('digits')\n"
-        )
+    def test_a_foreign_checkpoint_and_the_users_own_functions(self, original: Path, tmp_path: Path) -> None:
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         models.load_checkpoint(original, model)
         torch.save({"state_dict": model.state_dict()}, tmp_path / "net.pt")
+        with_own_code(tmp_path)
+        ended = run_in(tmp_path, "forget --model net.pt --arch mine:net --data mine:digits --ids 1,2,3 --epochs 1")
+        assert ended.returncode == 0, ended.stderr
+        assert (tmp_path / "out/model.safetensors").exists()
+        assert not (tmp_path / "ran").exists()
+
+
+def with_own_code(folder: Path) -> None:
+    """The user's module, and others that nobody has named: called like what the package and its processes import."""
+    (folder / "mine.py").write_text(
+        "from amun_ext import data, models\n"
+        "def net(num_classes, in_channels):\n"
+        "    return models.build('small-cnn', num_classes=num_classes, in_channels=in_channels, width=8)\n"
+        "def digits():\n"
+        "    return data.load('digits')\n"
+    )
+    for name in ("html", "matplotlib", "optuna", "scipy", "pickle", "socket", "tempfile"):
+        (folder / f"{name}.py").write_text("import sys\nopen('ran', 'a').write(f'{__name__} in {sys.argv}\\n')\n")
+
+
+def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """As the installed command does it: a script elsewhere, whose own folder is first on the path."""
+    scripts = folder.parent / f"{folder.name}-bin"
+    scripts.mkdir(exist_ok=True)
+    (scripts / "amun").write_text(
+        "import sys\nfrom amun_ext.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    arguments = [sys.executable, str(scripts / "amun"), *command.split(), "--out", "out"]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+class TestCode:
+    """Only what the user names is run, and only for that is the current folder looked at, last."""
+
+    def test_no_module_of_the_current_folder(self, original: Path, tmp_path: Path) -> None:
+        with_own_code(tmp_path)
+        ended = run_in(tmp_path, f"forget --model {original} --data digits --ids 1,2,3 --epochs 1")
+        assert ended.returncode == 0, ended.stderr
+        assert not (tmp_path / "ran").exists()
+
+    def test_none_in_workers_either_and_the_users_own_there_too(self, original: Path, tmp_path: Path) -> None:
+        with_own_code(tmp_path)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        recipe = models.load_checkpoint(original, model)["recipe"]
+        models.save_checkpoint(tmp_path / "net.safetensors", model, {"arch": "mine:net", "recipe": recipe})
+        flags = "--arch mine:net --data mine:digits --models 2 --workers 2 --epochs 1"
+        ended = run_in(tmp_path, f"references --model net.safetensors {flags}")
+        assert ended.returncode == 0, ended.stderr
+        assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+    @pytest.mark.parametrize("command", ["search", "forget --ids 5", "tune --ids 5", "audit", "references", "shadows"])
+    def test_a_checkpoint_names_none(self, original: Path, tmp_path: Path, command: str, capsys, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
-        arguments = "forget --model net.pt --arch mine:net --data mine:digits --ids 1,2,3 --epochs 1 --out out"
-        assert cli.main(arguments.split()) == 0
-        assert Path("out/model.safetensors").exists()
+        monkeypatch.setattr(sys, "path", [*sys.path, ""])
+        (tmp_path / "helpers.py").write_text("open('ran', 'w')\n")
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        metadata = models.load_checkpoint(original, model) | {"arch": "helpers:build"}
+        models.save_checkpoint("downloaded.safetensors", model, metadata)
+        command += " --model downloaded.safetensors --data digits --out out"
+        assert cli.main(command.split()) == 2
+        assert capsys.readouterr().err == (
+            "amun: error: --arch must be given, because downloaded.safetensors asks for code, which is run where it is "
+            "named: --arch 'helpers:build', got none\n"
+        )
+        assert not Path("ran").exists()
+
+    def test_nor_does_one_beside_it(self, original: Path, tmp_path: Path, capsys) -> None:
+        """--arch is for all checkpoints of a command, but none of them has chosen it."""
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
+        metadata = models.load_checkpoint(original, model) | {"arch": "helpers:build"}
+        models.save_checkpoint(tmp_path / "before.safetensors", model, metadata)
+        beside = ["--original", str(tmp_path / "before.safetensors"), "--ids", "5", "--out", str(tmp_path / "out")]
+        assert cli.main(["audit", "--model", str(original), "--data", "digits", *beside]) == 2
+        assert "before.safetensors asks for code" in capsys.readouterr().err
+        assert cli.main(["audit", "--model", str(original), "--data", "digits", *beside, "--arch", "small-cnn"]) == 0
 
 
 class TestMethods:
@@ -262,7 +326,7 @@ def test_a_killed_command_goes_on_with_its_training(original, tmp_path, kept, mo
     process = subprocess.Popen(
         [sys.executable, "-m", "amun_ext.cli", *command], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    file = tmp_path / f"out/{kept}.safetensors"
+    file = tmp_path / f"out/unfinished-forget/{kept}.safetensors"
     while not file.exists() and process.poll() is None:
         time.sleep(0.02)
     process.kill()
@@ -340,7 +404,7 @@ def test_a_full_disk_is_one_line_status_1_and_no_half_file(original, tmp_path, c
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 1
     assert "amun: failed: [Errno 28] No space left on device" in capsys.readouterr().err
     # What the search has found is kept for the next try.
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
 
 
 def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path, capsys, monkeypatch) -> None:
@@ -349,7 +413,7 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
 
     monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", stop)
     assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["examples.safetensors"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
     assert forget(original, tmp_path / "out", "--ids", "5,7") == 2
     assert "out must be a new file or one of this search" in capsys.readouterr().err
 
@@ -364,10 +428,85 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
     assert names == {"model.safetensors", "report.json", "report.html"}  # near copies of what is forgotten are gone
 
 
+NAMED_LIKE_OURS = (
+    "examples.safetensors",
+    "examples.safetensors.bak",
+    "examples.safetensors.partial",
+    ".examples.safetensors.old",
+    "mask-of-mine.safetensors",
+    "fine-tuning.safetensors",
+    "retraining.safetensors.txt",
+    "retraining-0.safetensors",
+)
+
+
+@pytest.mark.parametrize("command", ["forget --keep 0.5 --epochs 1 --retrain", "audit --retrain"])
+def test_no_file_of_the_users_is_removed(original, tmp_path, command) -> None:
+    """Nothing goes that this run has not made, whatever it is called."""
+    for name in NAMED_LIKE_OURS:
+        (tmp_path / name).write_text(name)
+    name, *flags = command.split()
+    flags += ["--model", str(original), "--data", "digits", "--ids", "3", "--out", str(tmp_path)]
+    assert cli.main([name, *flags]) == 0
+    assert all((tmp_path / name).read_text() == name for name in NAMED_LIKE_OURS)
+    assert not [*tmp_path.glob("unfinished*")]
+
+
+def test_the_model_that_is_to_forget_is_not_written_over(original, tmp_path, capsys) -> None:
+    own = tmp_path / "model.safetensors"
+    own.write_bytes(before := original.read_bytes())
+    assert forget(own, tmp_path, "--ids", "3") == 2
+    assert "--out must be another folder: the result would be written over" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
+def test_a_folder_of_the_users_is_not_worked_in(original, tmp_path, capsys) -> None:
+    (tmp_path / "unfinished-forget").mkdir()
+    own = tmp_path / "unfinished-forget/README.txt"
+    own.write_text("a thesis")
+    assert forget(original, tmp_path, "--ids", "3") == 2
+    assert "out must be free to hold a folder unfinished-forget of what is not finished" in capsys.readouterr().err
+    assert own.read_text() == "a thesis"
+    own.unlink()  # as a kill may leave it
+    assert forget(original, tmp_path, "--ids", "3", "--epochs", "1") == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("forget", "unfinished-forget"),
+        ("forget", "model.safetensors"),
+        ("forget", "report.html"),
+        ("search", "curves"),
+        ("search", "ddn.safetensors"),
+        ("search", "ddn.safetensors.partial"),
+        ("compare", "cells"),
+        ("compare", "compare.json"),
+        ("tune", "journal.log"),
+        ("audit", "audit.md"),
+        ("train", "net.safetensors"),
+        ("demo", "report.html"),
+    ],
+)
+def test_nothing_is_written_through_a_link(original, tmp_path, capsys, command, name) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    (out / name).symlink_to(elsewhere)
+    flags = ["--model", str(original), "--data", "digits", "--ids", "3"]
+    flags = {"train": ["--model", "small-cnn", "--data", "digits", "--epochs", "1"], "demo": []}.get(command, flags)
+    flags += {"search": ["--methods", "ddn"], "tune": ["--trials", "1", "--epochs", "1"]}.get(command, [])
+    place = out / name if command == "train" else out
+    assert cli.main([command, *flags, "--out", str(place)]) == 2
+    assert f"out must be free of symbolic links where results are to be, got {out / name}" in capsys.readouterr().err
+    assert (out / name).is_symlink()
+    assert not elsewhere.exists()
+
+
 def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(demo, "TRAINING", Recipe(epochs=1, lr=0.05, batch_size=64))
     monkeypatch.setattr(demo, "FINE_TUNING", Recipe(epochs=1, lr=0.01))
     assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert "data:image" not in (tmp_path / "demo/report.html").read_text()
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names == {"original.safetensors", "unlearned.safetensors", "report.html", "report.json"}
     rows = json.loads((tmp_path / "demo/report.json").read_text())["rows"]
@@ -391,6 +530,16 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize("command", ["forget --epochs 1", "audit"])
+def test_a_page_has_forgotten_images_only_where_told_so(original, tmp_path, command) -> None:
+    name, *flags = command.split()
+    flags += ["--model", str(original), "--data", "digits", "--ids", "0-199", "--out", str(tmp_path)]
+    for more, shown in ([], False), (["--with-images"], True):
+        assert cli.main([name, *flags, *more]) == 0
+        (page,) = tmp_path.glob("*.html")
+        assert ("data:image" in page.read_text()) == shown
+
+
 COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
 
 
@@ -399,7 +548,9 @@ def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])
     assert ended.value.code == 0
-    assert "usage: amun" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage: amun" in printed
+    assert ("--with-images" in printed) == (command in (["demo"], ["forget"], ["audit"]))
 
 
 @pytest.mark.parametrize("bad", [["--device", "abacus"], ["--device", "meta"], ["--seed", "-1"], ["--seed", "9" * 30]])

@@ -315,13 +315,15 @@ class TestCells:
 
         monkeypatch.setattr("amun_ext.experiments.compare.find_min_adversarial", slow)
         rows = "ga,amun,amun:no-forget,amun+salun"
+        (own := tmp_path / "out/cells/my-examples.safetensors").parent.mkdir(parents=True)
+        own.touch()
         assert run(original, tmp_path / "out", "--methods", rows, "--seeds", 2, "--tuned", tuned) == 0
         assert searched == [{"method": "ddn"}]
         for table in written(tmp_path / "out")["tables"].values():
             for name in rows.split(","):
                 seconds = [cell["row"]["seconds"] for cell in table[name]["cells"].values()]
                 assert all((each > 1.5) == ("amun" in name) for each in seconds), (name, seconds)
-        assert not [*(tmp_path / "out/cells").glob("examples*")]
+        assert [*(tmp_path / "out").rglob("*examples*")] == [own]
 
     def test_other_searches_are_other_examples(self, original, tmp_path, monkeypatch) -> None:
         methods = []

@@ -1,6 +1,8 @@
 """Requests to forget: each form, the published draw, and every id that cannot be forgotten."""
 
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from amun_ext.deletion import forget_ids, split
 
 
 def write(folder, name, text):
-    (folder / name).write_text(text, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8", newline="")
     return folder / name
 
 
@@ -59,6 +61,8 @@ def test_ids(ids, expected):
         (torch.tensor(7), "several integers, got 7"),
         (" ", "at least one id, got none"),
         ("1,,2", "ranges such as 40-60, got ''"),
+        ("1,2\v", r"got '2\\x0b'"),
+        ("1,2\u2028", r"got '2\\u2028'"),
         ("1,two,-3,4.0,5-,6", r"got 'two', '-3', '4\.0', '5-'"),
         ("²,٣", "got '²', '٣'"),
         ("60-40", "ranges that go up, got 60-40"),
@@ -108,6 +112,10 @@ def test_any_text_is_ids_or_refused(text):
         ("a.csv", "id\n3\n17\n40\n41\n42\n"),
         ("a.csv", "name,index\na,3\nb,17\nc,40\nd,41\ne,42\n"),
         ("a.csv", "\ufeffname,id\n9,3\n9,17\n9,40\n9,41\n9,42\n"),
+        ("a.csv", 'id,name\r\n3,"Smith, ""J"""\r\n\r\n"17","two\nlines"\r\n40-42,\r\n'),
+        ("a.csv", "id,note\r3,\r17,\r40-42,\r"),
+        ("a.csv", "id,note\n3,see also\v7\n17,a\x85b\u2028" + "5\n40 - 42\t,\x1c8\x0c9\n"),
+        ("a.txt", "3 # and not\v7\n17 # nor\u2028" + "8\r40-42 # nor\x85" + "9\n"),
     ],
 )
 def test_files(tmp_path, name, text):
@@ -125,10 +133,27 @@ def test_files(tmp_path, name, text):
         ("a.json", "[1, 2.5, NaN, true, null]", "integers, got 2.5, nan, True, None"),
         ("a.json", "[1, 2", r"a\.json must be a readable file of ids"),
         ("a.csv", "", "got no rows"),
-        ("a.csv", "name,number\na,3\n", "a column id or index, got name, number"),
+        ("a.csv", "name,number\na,3\n", "a column id or index, got 'name', 'number'"),
         ("a.csv", "id,index\n3,4\n", "clear which column has the ids, got id and index"),
-        ("a.csv", "name,id\na,3\nb\n", "got ''"),
+        ("a.csv", "name,id\na,3\nb\n", r"a\.csv line 3 must be a row of 2 cells, as the header is, got 1: 'b'"),
+        ("a.csv", "name,id\nSmith, 7,30\n", r"line 2 must be a row of 2 cells, .* got 3: 'Smith', ' 7', '30'"),
+        ("a.csv", "id\n1,2,3\n", "line 2 must be a row of 1 cells, .* got 3: '1', '2', '3'"),
+        ("a.csv", 'note,id\n"two\nlines",3\n\nb,4,5\n', "line 5 must be a row of 2 cells"),
+        ("a.csv", 'id,note\n3,\n4,"open\n5,\n6,\n', "line 3 must be a row of a .csv file, got unexpected end of data"),
+        ("a.csv", 'id,note\n3,"closed" too\n', "line 2 must be a row of a .csv file"),
+        ("a.csv", "id,note,id\n3,,4\n", "line 1 must be a header that has every name once, got 'id' again"),
+        ("a.csv", "note,id,note\n3,4,5\n", "line 1 must be a header that has every name once, got 'note' again"),
+        ("a.csv", "id;note\n3;4\n", "a column id or index, got 'id;note'"),
+        ("a.csv", "id\n\n", "at least one id, got none"),
         ("a.csv", "id\n3\nx\n", "got 'x'"),
+        ("a.csv", "id\n3\n7\v\n", r"got '7\\x0b'"),
+        ("a.csv", "id\n3\n" + "x" * 1000, r"got 'x+\.\.\.x+'$"),
+        ("a.csv", "id\n" + "x" * 200_000, "line 2 must be a row of a .csv file, got field larger than field limit"),
+        ("a.txt", "3\n7\v8\n", r"got '7\\x0b8'"),
+        ("a.json", "[" * 100_000, r"a\.json must be a readable file of ids: maximum recursion depth"),
+        ("a.json", "[" * 500 + "]" * 500, r"a\.json must be integers, got \[\[\[.{1,20}\]$"),
+        ("a.json", "[" + "9" * 5000 + "]", r"a\.json must be a readable file of ids"),
+        ("a.json", json.dumps([*range(101)]), "a list of at most 100 integers, got 100 commas"),
     ],
 )
 def test_wrong_files(tmp_path, name, text, message):
@@ -137,12 +162,43 @@ def test_wrong_files(tmp_path, name, text, message):
 
 
 def test_unreadable_files(tmp_path):
-    for path in (tmp_path / "absent.txt", tmp_path):
-        with pytest.raises(InputError, match="must be a readable file of ids"):
+    os.mkfifo(tmp_path / "pipe.csv")
+    write(tmp_path, "a.txt", "3\n")
+    os.truncate(tmp_path / "a.txt", 2**40)
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    for path, got in {
+        tmp_path / "absent.txt": ", got nothing",
+        tmp_path / ("long" * 100): ", got nothing",
+        tmp_path: ", got a folder, a pipe or a device",
+        tmp_path / "pipe.csv": ", got a folder, a pipe or a device",
+        "/dev/zero": ", got a folder, a pipe or a device",
+        tmp_path / "a.txt": " of at most 33554432 bytes, got more",
+        tmp_path / "b.txt": ": 'utf-8' codec",
+    }.items():
+        with pytest.raises(InputError, match=f"must be a readable file of ids{got}"):
             forget_ids(100, file=path)
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="must be a readable file of ids"):
-        forget_ids(100, file=tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "row"),
+    [
+        ("a.txt", "", "0-99999999999999999\n"),
+        ("a.txt", "", "xx\n"),
+        ("a.csv", "id\n", "5\n"),
+        ("a.csv", "id\n", "x\n"),
+        ("a.json", "[", "{},"),
+    ],
+)
+def test_a_large_file_takes_little_more_than_its_text(tmp_path, name, start, row):
+    size = 8 * 2**20
+    path = write(tmp_path, name, start + row * (size // len(row)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError):
+            forget_ids(10_000, file=path)
+        assert tracemalloc.get_traced_memory()[1] < 8 * size  # a text of which a part is read may take 4 bytes a letter
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.1, 5000), (0.2, 10_000), (0.29, 14_500)])

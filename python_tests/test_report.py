@@ -123,12 +123,12 @@ class TestSearch:
         report = evaluate(**arguments)
         assert not report.twins
         assert report.to_dict()["search"]["median_distance"] is None
-        assert "adversarial twins" not in render(report)
+        assert "adversarial twins" not in render(report, with_images=True)
 
     def test_the_image_itself_is_a_twin_at_distance_zero(self, arguments):
         examples = arguments["adversarial"]
         examples.images, examples.distance[:] = arguments["forget"].tensors[0], 0.0
-        assert "enlarged 1 times" in render(evaluate(**arguments))
+        assert "enlarged 1 times" in render(evaluate(**arguments), with_images=True)
 
 
 NOTHING = TensorDataset(torch.rand(0, 1, 2, 2), torch.zeros(0, dtype=torch.long))
@@ -240,8 +240,9 @@ class Page(HTMLParser):
 
 
 class TestHtml:
-    def test_is_well_formed_and_self_contained(self, report, tmp_path):
-        report.to_html(tmp_path / "report.html")
+    @pytest.mark.parametrize("with_images", [False, True])
+    def test_is_well_formed_and_self_contained(self, report, tmp_path, with_images):
+        report.to_html(tmp_path / "report.html", with_images=with_images)
         source = (tmp_path / "report.html").read_text(encoding="utf-8")
         page = Page(source)
         assert not page.open
@@ -263,12 +264,21 @@ class TestHtml:
         assert "empirical measurement" in words
 
     def test_shows_three_histograms_and_every_twin(self, report):
-        page = Page(render(report))
+        page = Page(render(report, with_images=True))
         tags = [tag for tag, _ in page.tags]
         assert tags.count("svg") == 3
         assert tags.count("img") == 3 * 3
         assert ("tr", {"class": "baseline"}) in page.tags
         assert "currentColor" in render(report)
+
+    def test_shows_no_image_unless_asked_to(self, report, tmp_path):
+        """A page that outlives a deletion must not hold what was deleted, nor its near copies."""
+        report.to_html(tmp_path / "report.html")
+        source = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert source == render(report) != render(report, with_images=True)
+        assert "img" not in {tag for tag, _ in Page(source).tags}
+        assert "data:image" not in source
+        assert "their adversarial twins" not in source
 
     def test_takes_the_pages_colours_only(self, report):
         svgs = re.findall(r"<svg.*?</svg>", render(report), re.DOTALL)
@@ -279,7 +289,7 @@ class TestHtml:
     def test_escapes_every_name_it_is_given(self, arguments):
         models = {HOSTILE + "before": Scorer(0.5), HOSTILE: Scorer(0.6), "retrain": Scorer(0.7)}
         hostile = {"models": models, "seconds": None, "classes": [HOSTILE, "b"], "facts": {HOSTILE: [HOSTILE]}}
-        source = render(evaluate(**arguments | hostile))
+        source = render(evaluate(**arguments | hostile), with_images=True)
         page = Page(source)
         assert "script" not in {tag for tag, _ in page.tags}
         assert HOSTILE not in source
@@ -292,7 +302,7 @@ class TestHtml:
             for name in ("forget", "retain", "test")
         }
         arguments["adversarial"].images = arguments["adversarial"].images.expand(-1, channels, -1, -1)
-        assert render(evaluate(**arguments | sets)).count("data:image/png") == 9
+        assert render(evaluate(**arguments | sets), with_images=True).count("data:image/png") == 9
 
     def test_draws_scores_that_are_all_the_same(self, report):
         constant = {row: {name: 0 * values for name, values in sets.items()} for row, sets in report.scores.items()}

@@ -303,8 +303,11 @@ class TestTune:
         assert drawn["held-out"][:10] == drawn["retrain"][:10]
         assert drawn["held-out"][10:] != drawn["retrain"][10:]
 
-    def test_examples_and_retrained_model_are_made_once(self, tune, monkeypatch) -> None:
+    def test_examples_and_retrained_model_are_made_once(self, tune, tmp_path, monkeypatch) -> None:
+        (own := tmp_path / "out/retraining.safetensors").parent.mkdir()
+        own.touch()
         first = tune(["amun"], trials=2, by="retrain")
+        assert own.exists()
 
         def again(*_: object, **__: object) -> None:
             raise AssertionError("that was done")

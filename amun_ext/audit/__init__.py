@@ -120,14 +120,14 @@ class Audit:
 
         return text.markdown(self)
 
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Its FILES into `folder`, all or none."""
+    def write(self, folder: str | os.PathLike[str], *, with_images: bool = False) -> None:
+        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples."""
         from amun_ext.audit import page  # here, because matplotlib takes a second to import
 
         with all_or_none(folder) as made:
             self.to_json(made / FILES[0])
             write_text(made / FILES[1], self.to_markdown())
-            write_text(made / FILES[2], page.render(self))
+            write_text(made / FILES[2], page.render(self, with_images))
 
 
 def audit(

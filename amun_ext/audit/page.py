@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amun_ext.audit.text import CAVEAT, attack_cells, cells, headline, sentences
 from amun_ext.evaluation import markup
@@ -30,8 +31,8 @@ CSS = """
 """
 
 
-def render(audit: Audit) -> str:
-    sections = [_opening(audit), _table(audit), _attacks(audit), _histograms(audit), _worst(audit)]
+def render(audit: Audit, with_images: bool = False) -> str:
+    sections = [_opening(audit), _table(audit), _attacks(audit), _histograms(audit), _worst(audit, with_images)]
     return markup.document("Audit", [*sections, markup.facts(audit.facts)], CSS)
 
 
@@ -101,13 +102,16 @@ def _histograms(audit: Audit) -> str:
     return confidence(drawn, titles, audit.sizes, "Thin curves are normals of the same mean and deviation.")
 
 
-def _worst(audit: Audit) -> str:
+def _worst(audit: Audit, with_images: bool) -> str:
     if not audit.pictures:
         return ""
+
+    def image(number: int, picture: NDArray[np.float32]) -> str:
+        return f'<img alt="forget sample {number}" src="{png_uri(picture)}">' if with_images else ""
+
     cards = "".join(
-        f'<figure><img alt="forget sample {each.id}" src="{png_uri(picture)}"><figcaption>id {each.id}, '
-        f"{escape(audit.classes[each.label])}<br>above {number(each.above)} % of the test samples</figcaption>"
-        "</figure>\n"
+        f"<figure>{image(each.id, picture)}<figcaption>id {each.id}, {escape(audit.classes[each.label])}<br>"
+        f"above {number(each.above)} % of the test samples</figcaption></figure>\n"
         for each, picture in zip(audit.members.samples, audit.pictures, strict=False)
     )
     return f"""<h2>Forget samples that look most like members</h2>

@@ -17,7 +17,6 @@ COMMANDS = (demo, train, forget, search, compare, tune, audit, references, shado
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples have no adversarial example."""
     options = parser().parse_args(arguments)
-    sys.path.insert(0, "")  # a user's own module:function is found where they stand
     warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {message}", file=sys.stderr)
     try:
         return options.run(options) or 0

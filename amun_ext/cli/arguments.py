@@ -57,7 +57,9 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
         "--model", type=Path, required=True, help="checkpoint: .safetensors, or .pt/.pth (weights only)"
     )
     command.add_argument(
-        "--arch", help="its architecture, where the checkpoint does not say (not written by amun train)"
+        "--arch",
+        help="its architecture, where the checkpoint does not say (not written by amun train), or your own "
+        "module:function, which is only run where it is named",
     )
     command.add_argument("--width", type=int, help="of --arch")
 
@@ -68,6 +70,14 @@ def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._Mutua
     which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
     which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
     return which
+
+
+def add_images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--with-images",
+        action="store_true",
+        help="show some of the forgotten images in the page; unless told so no page of this command has any",
+    )
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

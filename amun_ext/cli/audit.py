@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,11 +16,11 @@ from amun_ext import info, models
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
-from amun_ext.files import plain
+from amun_ext.files import plain, workplace
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
@@ -75,6 +76,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--fail-unless", choices=["forgotten"], help="end with another status than 0 where the verdict is another"
     )
+    add_images(command)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -99,7 +101,8 @@ def run(options: argparse.Namespace) -> int:
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
         provenance.check_shadows(shadows, metadata, before)
-    retrained += _retrained(made, options, splits, model, metadata, torch.tensor(gone))
+    place = workplace(options.out, "audit") if made else options.out
+    retrained += _retrained(made, place, options, splits, model, metadata, torch.tensor(gone))
     found = audits.audit(
         model,
         splits,
@@ -123,9 +126,9 @@ def run(options: argparse.Namespace) -> int:
             "versions": info.versions(),
         },
     )
-    found.write(options.out)
-    for number in range(options.retrain):
-        (options.out / TRAINING.format(number)).unlink()
+    found.write(options.out, with_images=options.with_images)
+    if made:
+        shutil.rmtree(place)
     told = ", ".join([*audits.FILES, *(path.name for path in made)])
     print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
@@ -133,6 +136,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _retrained(
     paths: Sequence[Path],
+    place: Path,
     options: argparse.Namespace,
     splits: Splits,
     model: nn.Module,
@@ -148,7 +152,7 @@ def _retrained(
     warm_up()
     made = []
     for number, path in enumerate(paths):
-        checkpoint = options.out / TRAINING.format(number)
+        checkpoint = place / TRAINING.format(number)
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from amun_ext.cli.arguments import Commands, add_command, seed
-from amun_ext.cli.loading import check_folder
+from amun_ext.cli.arguments import Commands, add_command, add_images, seed
+from amun_ext.cli.loading import check_folder, check_free
 from amun_ext.experiments import demo
 
 
@@ -18,11 +18,13 @@ def add(commands: Commands) -> None:
         "--out", type=Path, default=Path("amun-demo"), help="folder of the results (default: %(default)s)"
     )
     command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
+    add_images(command)
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
+    check_free(options.out, *demo.FILES)
     torch.set_num_threads(1)  # so small a network gains little from a second one, and loses much on a busy machine
     report, trained, ids = demo.run(options.seed, progress=True)
-    demo.write(report, trained, ids, options.out)
+    demo.write(report, trained, ids, options.out, with_images=options.with_images)
     print(f"{report.to_text()}\n\nwrote report.html, report.json and two checkpoints into {options.out}")

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from amun_ext import deletion
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.checks import require
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
 from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, rebuilt, unseen
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.data import load
@@ -35,12 +36,16 @@ def add(commands: Commands) -> None:
     command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
+    add_images(command)
 
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     chosen = chosen_plan(options)
     check_free(options.out, "model.safetensors", "report.json", "report.html")
+    own = options.model.resolve() == (options.out / "model.safetensors").resolve()
+    must_be = "another folder: the result would be written over the model that is to forget"
+    require(not own, "--out", must_be, options.out)
     splits = load(options.data, options.root, options.download)
     ids = ids_to_forget(options, splits)
     original, metadata = rebuilt(options, splits)
@@ -55,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)
     outcome = deletion.forget(original, measured, request, folder=options.out, facts=tested_on, progress=True)
-    write(outcome, options.out)
+    write(outcome, options.out, with_images=options.with_images)
     print(f"{outcome.report.to_text()}\n\nwrote model.safetensors, report.json and report.html into {options.out}")
     if outcome.not_forgotten:
         shown = ", ".join(map(str, outcome.not_forgotten))

@@ -14,6 +14,7 @@ from amun_ext import models, tuning
 from amun_ext.checks import require
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion import forget_ids
+from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
 from amun_ext.unlearning.choices import load_about, load_choices
 
@@ -70,6 +71,9 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     metadata = models.read_metadata(path) if path.suffix == ".safetensors" else {}
     arch = options.arch or metadata.get("arch")
     require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
+    # A file that comes from elsewhere must not choose what code is run here.
+    must_be = f"given, because {path} asks for code, which is run where it is named: --arch {arch!r}"
+    require(options.arch is not None or ":" not in str(arch), "--arch", must_be, "none")
     width = int(metadata["width"]) if options.width is None and "width" in metadata else options.width
     images = splits.train.tensors[0]
     model = models.build(str(arch), num_classes=len(splits.classes), in_channels=images.shape[1], width=width)
@@ -96,3 +100,4 @@ def check_folder(folder: Path) -> None:
 def check_free(folder: Path, *names: str) -> None:
     for name in names:
         require(not (folder / name).is_dir(), "--out", f"free to hold a file {name}", "a folder of that name")
+        no_link(folder / name)

@@ -10,7 +10,7 @@ import torch
 from amun_ext import models
 from amun_ext.checks import require
 from amun_ext.cli.arguments import Commands, add_command, add_data, add_recipe, recipe
-from amun_ext.cli.loading import check_folder
+from amun_ext.cli.loading import check_folder, check_free
 from amun_ext.data import fingerprint, load
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     training = replace(demo.TRAINING, **recipe(options))
     check_folder(options.out.parent)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
-    require(not options.out.is_dir(), "--out", "a file", f"the folder {options.out}")
+    check_free(options.out.parent, options.out.name)
     splits = load(options.data, options.root, options.download)
     images, _ = splits.train.tensors
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}

@@ -1,13 +1,15 @@
 """The samples to forget, by their row numbers in the training set."""
 
 import csv
+import io
 import itertools
 import json
 import operator
 import os
 import re
+import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from amun_ext.checks import InputError, is_whole, require, whole
 
 COLUMNS = ("id", "index")
 SHOWN = 5  # ids named in one message
+LARGEST = 32 * 2**20  # bytes of a file of ids, which is read as a whole
 
 
 def forget_ids(
@@ -34,7 +37,9 @@ def forget_ids(
 
     Exactly one of
       ids       integers, or text such as "3,17,40-60" (both ends count);
-      file      .json: a list of integers; .csv: a column `id` or `index`; other: one id or range a line, # comments;
+      file      .json: a list of integers; .csv: a column `id` or `index`; other: one id or range a line, # comments.
+                Only \\n, \\r\\n and \\r end a line, and every row of a .csv has the cells of its header; lines without
+                anything are passed over. 32 MiB at most, and no pipe or device;
       fraction  n = round(fraction * total) ids by numpy.random.RandomState(seed).choice(total, n, replace=False),
                 which reproduces AMUN's published forget sets (total 50,000, n 5,000 or 10,000, seeds 1, 10, 100).
     InputError names the ids (the first five) that are unknown, repeated or no integers; it also refuses none and all.
@@ -68,12 +73,12 @@ def some_ids(
     if isinstance(ids, str):
         return _checked(_parse(ids.split(",") if ids.strip() else [], total, "ids"), total, "ids")
     assert ids is not None
-    return _checked(_integers(ids, "ids"), total, "ids")
+    return _checked(_integers(ids, total, "ids"), total, "ids")
 
 
 def split(dataset: TensorDataset, ids: Tensor) -> tuple[TensorDataset, TensorDataset]:
     """(forget, retain): forget in the order of `ids`, retain in that of `dataset`. InputError as `forget_ids`."""
-    ids = _some_left(_checked(_integers(ids, "ids"), len(dataset), "ids"), len(dataset), "ids")
+    ids = _some_left(_checked(_integers(ids, len(dataset), "ids"), len(dataset), "ids"), len(dataset), "ids")
     kept = torch.ones(len(dataset), dtype=torch.bool)
     kept[ids] = False
     forget, retain = (TensorDataset(*(tensor[rows] for tensor in dataset.tensors)) for rows in (ids, kept))
@@ -115,11 +120,14 @@ def _some_left(ids: Tensor, total: int, name: str) -> Tensor:
     return ids
 
 
-def _integers(values: Any, name: str) -> list[int]:
-    """Integers of Python, NumPy or PyTorch; neither text nor True, which Python counts as 1."""
+def _integers(values: Any, total: int, name: str) -> list[int]:
+    """Integers of Python, NumPy or PyTorch; neither text nor True, which Python counts as 1.
+
+    Of more than `total` only as many are taken as show, here and in `_parse`, that one is unknown or repeated.
+    """
     values = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
     require(isinstance(values, Iterable), name, "several integers", repr(values))
-    pairs = [(value, _integer(value)) for value in values]
+    pairs = [(value, _integer(value)) for value in itertools.islice(values, total + 1)]
     require(all(number is not None for _, number in pairs), name, "integers", _first(v for v, n in pairs if n is None))
     return [number for _, number in pairs if number is not None]
 
@@ -133,41 +141,85 @@ def _integer(value: Any) -> int | None:
 
 def _parse(parts: Iterable[str], total: int, name: str) -> list[int]:
     """The numbers of texts such as "17" and "40-60"."""
-    texts = [part.strip() for part in parts]
-    matches = [re.fullmatch(r"([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?", text) for text in texts]
-    wrong = [text for text, match in zip(texts, matches, strict=True) if match is None]
-    require(not wrong, name, "integers from 0 on, or ranges such as 40-60", _first(wrong))
     numbers: list[int] = []
-    for match in filter(None, matches):
-        first, last = int(match[1]), int(match[2] or match[1])
-        require(first <= last, name, "ranges that go up", match[0])
-        numbers += range(first, min(last, max(first, total)) + 1)  # as far as its first unknown id: it may be huge
+    wrong: list[str] = []
+    for text in (part.strip(" \t") for part in parts):
+        match = re.fullmatch(r"([0-9]{1,18})(?:[ \t]*-[ \t]*([0-9]{1,18}))?", text)
+        if match is None:
+            wrong.append(text)
+        else:
+            first, last = int(match[1]), int(match[2] or match[1])
+            require(first <= last, name, "ranges that go up", match[0])
+            numbers += range(first, min(last, max(first, total)) + 1)  # as far as its first unknown id: it may be huge
+        if len(wrong) > SHOWN or len(numbers) > total:
+            break
+    require(not wrong, name, "integers from 0 on, or ranges such as 40-60", _first(wrong))
     return numbers
 
 
 def _read(path: Path, total: int) -> list[int]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-        if path.suffix == ".json":
-            values = json.loads(text)
-        rows = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else []
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} must be a readable file of ids: {error}") from error
+    name, text = str(path), _text(path)
     if path.suffix == ".json":
-        require(isinstance(values, list), str(path), "a list of integers", type(values).__name__)
-        return _integers(values, str(path))
+        # More commas than samples are a list of more: parsed it would take many times the memory of its text.
+        require(text.count(",") < total, name, f"a list of at most {total} integers", f"{text.count(',')} commas")
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{name} must be a readable file of ids: {error}") from error
+        require(isinstance(values, list), name, "a list of integers", type(values).__name__)
+        return _integers(values, total, name)
+    lines = io.StringIO(text, newline="")  # where str.splitlines would end a line at a vertical tab, too
     if path.suffix == ".csv":
-        require(bool(rows), str(path), "a table with a column id or index, and rows", "no rows")
-        require(
-            not all(name in rows[0] for name in COLUMNS), str(path), "clear which column has the ids", "id and index"
-        )
-        column = next((column for column in COLUMNS if column in rows[0]), None)
-        require(column is not None, str(path), "a table with a column id or index", ", ".join(map(str, rows[0])))
-        return _parse((row[column] or "" for row in rows), total, str(path))
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return _parse((line for line in lines if line), total, str(path))
+        return _parse(_column(lines, name), total, name)
+    stripped = (line.partition("#")[0].strip(" \t\r\n") for line in lines)
+    return _parse((line for line in stripped if line), total, name)
+
+
+def _text(path: Path) -> str:
+    must_be = "a readable file of ids"
+    other = "a folder, a pipe or a device" if os.path.exists(path) else "nothing"
+    require(os.path.isfile(path), str(path), must_be, other)  # a pipe that nobody writes to is waited for for ever
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        require(len(content) <= LARGEST, str(path), f"{must_be} of at most {LARGEST} bytes", "more")
+        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be {must_be}: {error}") from error
+
+
+def _column(lines: Iterable[str], name: str) -> Iterator[str]:
+    """The cells of the one column that has the ids."""
+    rows = _rows(lines, name)
+    line, header = next(rows, (1, []))
+    require(bool(header), name, "a table with a column id or index, and rows", "no rows")
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    require(not twice, f"{name} line {line}", "a header that has every name once", f"{_first(twice)} again")
+    known = [column for column in COLUMNS if column in header]
+    require(len(known) < 2, name, "clear which column has the ids", "id and index")
+    require(len(known) == 1, name, "a table with a column id or index", _first(header))
+    at = header.index(known[0])
+    for line, row in rows:
+        must_be = f"a row of {len(header)} cells, as the header is"
+        require(len(row) == len(header), f"{name} line {line}", must_be, f"{len(row)}: {_first(row)}")
+        yield row[at]
+
+
+def _rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row and the number of the line that it begins in."""
+    reader = csv.reader(lines, strict=True)  # else a quote that is never closed takes in all that follows
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{name} line {line} must be a row of a .csv file, got {error}") from error
+        if row is None:
+            return
+        if row:
+            yield line, row
 
 
 def _first(values: Iterable[Any]) -> str:
-    shown = [repr(value) for value in itertools.islice(values, SHOWN + 1)]
+    shown = [reprlib.repr(value) for value in itertools.islice(values, SHOWN + 1)]
     return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")

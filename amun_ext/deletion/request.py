@@ -1,6 +1,7 @@
 """A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from amun_ext.data import Splits, copies, fingerprint
 from amun_ext.deletion.ids import split
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import all_or_none, plain
+from amun_ext.files import all_or_none, plain, workplace
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import reinitialised
@@ -64,6 +65,7 @@ class Outcome:
     model: nn.Module
     metadata: dict[str, str]  # of the new checkpoint
     not_forgotten: list[int]  # ids without an adversarial example
+    place: Path | None  # what was kept while it worked
 
 
 def sets(splits: Splits, ids: Tensor, metadata: Mapping[str, str], *, with_copies: bool = False) -> Sets:
@@ -108,9 +110,9 @@ def forget(
 ) -> Outcome:
     """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
 
-    In `folder` it keeps its examples, mask and fine-tuning, from which the same request goes on after a kill; `write`
-    removes them. `facts` are further ones for the report. Raises InputError, before any work, as `sets` and
-    `retraining`, and for too little to train on.
+    In a folder of its own in `folder` it keeps its examples, mask and fine-tuning, from which the same request goes on
+    after a kill; `write` removes it. `facts` are further ones for the report. Raises InputError, before any work, as
+    `sets` and `retraining`, for too little to train on, and where that folder is another's.
     """
     chosen, asked = request.plan, sets(splits, request.ids, request.metadata, with_copies=request.with_copies)
     if chosen.search is not None:
@@ -120,15 +122,16 @@ def forget(
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
+    place = None if folder is None else workplace(folder, "forget")
     warm_up()
-    examples, tuning, training = (None if folder is None else folder / name for name in (EXAMPLES, TUNING, TRAINING))
+    examples, tuning, training = (None if place is None else place / name for name in (EXAMPLES, TUNING, TRAINING))
 
-    fresh, start = not _kept(folder, EXAMPLES, MASKS, TUNING), time.perf_counter()
+    fresh, start = not _kept(place, EXAMPLES, MASKS, TUNING), time.perf_counter()
     adversarial = None
     if chosen.search is not None:
         told = {**chosen.search, "out": examples, "progress": progress}
         adversarial = find_min_adversarial(original, *asked.forget.tensors, **told)
-    mask = None if chosen.mask is None else _mask(original, asked.forget, chosen.mask, folder, progress)
+    mask = None if chosen.mask is None else _mask(original, asked.forget, chosen.mask, place, progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `not_forgotten` has them by id
         models[row] = chosen.unlearn(
@@ -144,7 +147,7 @@ def forget(
     if fresh:  # else an earlier try has done a part of it
         seconds[row] = time.perf_counter() - start
     if anew is not None:
-        fresh, start = not _kept(folder, TRAINING), time.perf_counter()
+        fresh, start = not _kept(place, TRAINING), time.perf_counter()
         models[RETRAIN] = anew.unlearn(
             original,
             asked.forget,
@@ -184,7 +187,7 @@ def forget(
     metadata["unlearning"] = json.dumps(plain(chosen.to_dict()))
     if row in seconds:
         metadata["seconds"] = f"{seconds[row]:.3f}"
-    return Outcome(report, models[row], metadata, not_forgotten)
+    return Outcome(report, models[row], metadata, not_forgotten, place)
 
 
 def warm_up() -> None:
@@ -203,10 +206,10 @@ def _told(chosen: Plan) -> dict[str, object]:
     }
 
 
-def _mask(model: nn.Module, forget_set: TensorDataset, keep: float, folder: Path | None, progress: bool) -> Mask:
+def _mask(model: nn.Module, forget_set: TensorDataset, keep: float, place: Path | None, progress: bool) -> Mask:
     """Kept in a file of its own: gradients of a GPU may differ from one try to the next, and the mask with them."""
     tensors = {**model.state_dict(), **dict(zip(("images", "labels"), forget_set.tensors, strict=True))}
-    path = None if folder is None else folder / MASKS.replace("*", f"{keep}-{digest(tensors)}")
+    path = None if place is None else place / MASKS.replace("*", f"{keep}-{digest(tensors)}")
     if path is not None and path.exists():
         return load_mask(path, model)
     mask = saliency_mask(model, forget_set, keep, progress=progress)
@@ -215,10 +218,10 @@ def _mask(model: nn.Module, forget_set: TensorDataset, keep: float, folder: Path
     return mask
 
 
-def _kept(folder: Path | None, *names: str) -> list[Path]:
-    """What is in the folder of these, and what a kill left of them half-written."""
+def _kept(place: Path | None, *names: str) -> bool:
+    """Whether an earlier try has left some of these, be it half-written."""
     patterns = [pattern for name in names for pattern in (f"{name}*", f".{name}.*")]
-    return [] if folder is None else [path for pattern in patterns for path in folder.glob(pattern)]
+    return place is not None and any(path for pattern in patterns for path in place.glob(pattern))
 
 
 def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bool) -> Tensor:
@@ -234,11 +237,11 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
 
 
-def write(outcome: Outcome, folder: Path) -> None:
+def write(outcome: Outcome, folder: Path, *, with_images: bool = False) -> None:
     """model.safetensors, report.json and report.html, all three or none, into `folder`, without what was kept there."""
     with all_or_none(folder) as made:
         save_checkpoint(made / "model.safetensors", outcome.model, outcome.metadata)
         outcome.report.to_json(made / "report.json")
-        outcome.report.to_html(made / "report.html")
-    for path in _kept(folder, EXAMPLES, MASKS, TUNING, TRAINING):
-        path.unlink()
+        outcome.report.to_html(made / "report.html", with_images=with_images)
+    if outcome.place is not None:
+        shutil.rmtree(outcome.place)

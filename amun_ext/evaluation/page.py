@@ -20,8 +20,9 @@ CSS = """
 """
 
 
-def render(report: Report) -> str:
-    sections = [_opening(report), _table(report), _histograms(report), _twins(report), markup.facts(report.facts)]
+def render(report: Report, with_images: bool = False) -> str:
+    pictures = _twins(report) if with_images else ""
+    sections = [_opening(report), _table(report), _histograms(report), pictures, markup.facts(report.facts)]
     return markup.document("Unlearning report", sections, CSS)
 
 

@@ -51,11 +51,12 @@ class Report:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """One page that needs no other file and no network."""
+    def to_html(self, path: str | os.PathLike[str], *, with_images: bool = False) -> None:
+        """One page that needs no other file and no network. `with_images`: it shows some of the forget images, each
+        beside its adversarial twin, and so has to go where these have to."""
         from amun_ext.evaluation import page  # here, because matplotlib takes a second to import
 
-        write_text(path, page.render(self))
+        write_text(path, page.render(self, with_images))
 
     def to_text(self) -> str:
         """The table and its legend, for a terminal."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
 from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
-from amun_ext.files import plain, write_json, write_text
+from amun_ext.files import no_link, plain, workplace, write_json, write_text
 from amun_ext.info import versions
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS
@@ -43,7 +44,8 @@ class _Ground:
     original: nn.Module
     test: TensorDataset
     asked: Sets
-    out: Path
+    cells: Path
+    place: Path  # of what goes when all are done
     identity: Mapping[str, object]
 
 
@@ -112,15 +114,15 @@ def compare(
     for seed in range(seeds):
         jobs.append(_Job(None, RETRAIN, seed, retraining))
         jobs += [_Job(setting, name, seed, chosen) for setting, name, chosen in settings if chosen is not None]
-    ground = _Ground(original, test, asked, out, _identity(original, test, asked))
+    no_link(cells := out / "cells")
+    ground = _Ground(original, test, asked, cells, workplace(out, "compare"), _identity(original, test, asked))
     done: dict[tuple[str | None, str], dict[int, Cell]] = {}
     warm_up()
     with tqdm(jobs, "compare", unit="model", disable=not progress) as bar:
         for job in bar:
             bar.set_postfix_str(f"{job.name}, seed {job.seed}")
             done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, ground)
-    for path in (out / "cells").glob("*examples.*"):
-        path.unlink()  # near copies of what is to be forgotten
+    shutil.rmtree(ground.place)  # near copies of what is to be forgotten
 
     def line(setting: str, name: str, chosen: Plan | None) -> Line:
         title = _title(name, chosen)
@@ -168,7 +170,7 @@ def _cell(job: _Job, ground: _Ground) -> Cell:
     told = None if job.plan is None else job.plan.to_dict()
     identity = plain({**ground.identity, "plan": told, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
-    path = _path(ground.out, ".".join(part for part in parts if part is not None), identity)
+    path = _path(ground.cells, ".".join(part for part in parts if part is not None), identity)
     kept = _read(path, identity)
     if kept is not None:
         row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
@@ -211,7 +213,7 @@ def _seen(model: nn.Module, seconds: float, ground: _Ground) -> Row:
 def _examples(search: Mapping[str, Any], ground: _Ground) -> tuple[AdversarialSet, float]:
     """The adversarial examples of the forget set, and the seconds of their search, which all cells of it share."""
     identity = plain({**ground.identity, "search": search})
-    about = _path(ground.out, "examples", identity)
+    about = _path(ground.place, "examples", identity)
     file = about.with_suffix(".safetensors")
     kept = _read(about, identity)
     if kept is not None and file.exists():
@@ -224,10 +226,10 @@ def _examples(search: Mapping[str, Any], ground: _Ground) -> tuple[AdversarialSe
     return found, seconds
 
 
-def _path(out: Path, name: str, identity: object) -> Path:
+def _path(folder: Path, name: str, identity: object) -> Path:
     """Of a cell: other settings have another file, so that none is ever taken for another."""
     known_by = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
-    return out / "cells" / f"{name}.{known_by}.json"
+    return folder / f"{name}.{known_by}.json"
 
 
 def _read(path: Path, identity: object) -> dict[str, Any] | None:

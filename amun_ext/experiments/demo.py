@@ -23,6 +23,7 @@ from amun_ext.unlearning import unlearn
 DATA, MODEL, FRACTION, SEARCH = "fashion-mnist-mini", "small-cnn", 0.1, "ddn"
 TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)
 FINE_TUNING = Recipe(epochs=10, lr=0.03, schedule="cosine")
+FILES = ("original.safetensors", "unlearned.safetensors", "report.json", "report.html")
 ORIGINAL, HEADLINE, WITH_FORGET, RETRAIN = "no-op (original)", "AMUN (D_R + D_A)", "AMUN (D_R + D_F + D_A)", "retrain"
 
 Result = TypeVar("Result")
@@ -102,10 +103,13 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
     return report, models, ids.tolist()
 
 
-def write(report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path) -> None:
+def write(
+    report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path, *, with_images: bool = False
+) -> None:
     """The report, and the models before and after as checkpoints like any other."""
     about = {"arch": MODEL, "recipe": json.dumps(asdict(TRAINING)), "training_data": fingerprint(load(DATA).train)}
-    save_checkpoint(folder / "original.safetensors", models[ORIGINAL], about)
-    save_checkpoint(folder / "unlearned.safetensors", models[HEADLINE], {**about, "forgotten": json.dumps(ids)})
-    report.to_json(folder / "report.json")
-    report.to_html(folder / "report.html")
+    original, unlearned, told, page = (folder / name for name in FILES)
+    save_checkpoint(original, models[ORIGINAL], about)
+    save_checkpoint(unlearned, models[HEADLINE], {**about, "forgotten": json.dumps(ids)})
+    report.to_json(told)
+    report.to_html(page, with_images=with_images)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from amun_ext.checks import require
 from amun_ext.evaluation import predict
 from amun_ext.evaluation.text import aligned, legend, number
-from amun_ext.files import plain, write_json, write_text
+from amun_ext.files import no_link, plain, write_json, write_text
 from amun_ext.info import versions
 from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial
 
@@ -184,6 +184,8 @@ def compare(
     some = torch.linspace(0, len(images) - 1, min(CURVE_SAMPLES, len(images))).round().long() if curves else everything
     plan: list[tuple[str, int | None]] = [(method, None) for method in methods]
     plan += [(method, steps) for method in methods if curves for steps in _curve_steps(method)]
+    if out is not None:
+        no_link(Path(out) / "curves")
     runs: dict[tuple[str, int | None], Run] = {}
     # Nothing of the bar is to be seen while the first search may still refuse what it is given.
     with tqdm(plan, disable=not progress, leave=False, unit="search", delay=0.5) as bar:

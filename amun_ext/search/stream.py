@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.digest import digest, parts
+from amun_ext.files import no_link
 from amun_ext.ops import accumulate_dtype
 from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
 
@@ -134,6 +135,8 @@ def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tup
     partial = path.with_name(f"{path.name}.partial")
     header, places, size = _header(samples, about)
     path.parent.mkdir(parents=True, exist_ok=True)
+    no_link(path)
+    no_link(partial)
     existing = path if path.exists() else partial
     with open(os.open(existing, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
         _lock(file.fileno(), existing, path)

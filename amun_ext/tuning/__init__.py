@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,7 +17,7 @@ from amun_ext.checks import require, whole
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
-from amun_ext.files import claim
+from amun_ext.files import claim, no_link, workplace
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -200,6 +201,7 @@ def check_methods(methods: Sequence[str], with_retain: bool) -> None:
 
 
 def _same_study(out: Path, identity: Mapping[str, object]) -> None:
+    no_link(out / JOURNAL)
     others = (out / JOURNAL).exists() and not (out / STUDY).exists()
     require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
     claim(out / STUDY, {"format": FORMAT, **identity}, "study")
@@ -218,11 +220,11 @@ def _retrained(stage: Stage, recipe: Recipe, out: Path, progress: bool) -> nn.Mo
         stage.forget,
         stage.retain,
         seed=stage.seed + RETRAIN_SEED,  # as a request does it
-        checkpoint=out / RETRAINING,
+        checkpoint=(place := workplace(out, "tune")) / RETRAINING,
         progress=progress,
     )
     save_checkpoint(path, model, {"recipe": json.dumps(asdict(recipe))})
-    (out / RETRAINING).unlink()
+    shutil.rmtree(place)
     return model
 
 

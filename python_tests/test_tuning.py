@@ -348,10 +348,7 @@ class TestGoingOn:
         journal = tmp_path / "out/journal.log"
         lines = journal.read_bytes().splitlines(keepends=True)
         journal.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])  # of the last trial
-        (tmp_path / "out/journal.log.lock").symlink_to(journal)  # Optuna would wait for it for half a minute
-        start = time.perf_counter()
         assert told(tune()) == first
-        assert time.perf_counter() - start < 20
 
     def test_every_cut_of_the_journal(self, tune, tmp_path, monkeypatch) -> None:
         """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""

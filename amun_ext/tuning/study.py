@@ -25,6 +25,16 @@ def check_optuna() -> None:
     require(installed, "amun tune", "used where Optuna is: pip install 'amun_ext[tune]'", "none")
 
 
+class _Held:
+    """In place of Optuna's lock files: the whole journal is locked already, and a Ctrl-C among theirs is an OSError."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def journal(path: Path) -> Iterator["optuna.storages.BaseStorage"]:
     """The storage at `path`, ours alone inside. InputError when another process is at it, and for a broken file."""
@@ -36,12 +46,11 @@ def journal(path: Path) -> Iterator["optuna.storages.BaseStorage"]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"out must be no other process's, got {path}, at which one is") from error
-        # A kill can leave half a line, to which the next would be added, and a lock, for which it would wait.
+        # A kill can leave half a line, to which the next would be added.
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
         try:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_Held()))  # type: ignore[arg-type]
         except (ValueError, KeyError) as error:
             raise InputError(f"out must have a journal that can be read, got {path}: {error!r}") from error
         yield storage

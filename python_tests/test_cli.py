@@ -69,6 +69,16 @@ class TestTrain:
 
 
 class TestForget:
+    def test_a_whole_class(self, original: Path, tmp_path: Path, capsys) -> None:
+        """By name or number; of digits, whose names are numerals, both are the same."""
+        assert forget(original, tmp_path / "out", "--class", "3", "--epochs", "1") == 0
+        labels = data.load("digits").train.tensors[1]
+        assert told(tmp_path / "out")["facts"]["ids"] == (labels == 3).nonzero()[:, 0].tolist()
+        for wrong in ("11", "three", "-1", ""):
+            assert forget(original, tmp_path / "no", f"--class={wrong}") == 2
+            assert "--class must be one of 0, 1, 2" in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
     def test_writes_model_report_and_page(self, original: Path, tmp_path: Path, capsys) -> None:
         assert forget(original, tmp_path / "out", "--ids", "3,17,40-60", "--retrain", "--epochs", "1") == 0
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -69,6 +69,7 @@ def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._Mutua
     which.add_argument("--ids", help="row numbers of the data, such as 3,17,40-60")
     which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
     which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
+    which.add_argument("--class", dest="of_class", metavar="CLASS", help="all of a class, by its name or number")
     return which
 
 

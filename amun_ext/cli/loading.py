@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,21 @@ LEFT_OUT = "; amun tune has looked at the others"
 
 def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
     """The rows that add_ids asks for."""
-    total = len(splits.train)
-    return forget_ids(total, ids=options.ids, file=options.ids_file, fraction=options.fraction, seed=options.seed)
+    return forget_ids(len(splits.train), **asked(options, splits.train, splits.classes), seed=options.seed)
+
+
+def asked(options: argparse.Namespace, data: TensorDataset, classes: Sequence[str]) -> dict[str, Any]:
+    """What add_ids says, as `forget_ids` takes it; the rows of a class as ids."""
+    ids = options.ids
+    if options.of_class is not None:
+        named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
+        numeral = options.of_class.isdecimal() and len(options.of_class) < 10
+        number = named.get(options.of_class, int(options.of_class) if numeral else -1)
+        known = f"one of {', '.join(classes)}, or a number below {len(classes)}"
+        require(0 <= number < len(classes), "--class", known, repr(options.of_class))
+        ids = data.tensors[1].eq(number).nonzero()[:, 0].tolist()
+        require(bool(ids), "--class", "one that has samples", repr(options.of_class))
+    return {"ids": ids, "file": options.ids_file, "fraction": options.fraction}
 
 
 def ids_in_question(
@@ -35,7 +48,7 @@ def ids_in_question(
     InputError for other data than those that the checkpoint was trained on.
     """
     forgotten = json.loads(metadata.get("forgotten", "[]"))
-    if options.ids is None and options.ids_file is None and options.fraction is None:
+    if all(each is None for each in asked(options, splits.train, splits.classes).values()):
         require(bool(forgotten), "--ids", "given, because the checkpoint has forgotten none", "none")
         ids = forget_ids(len(splits.train), ids=forgotten)
     else:

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.loading import about, check_folder, check_free, rebuilt
+from amun_ext.cli.loading import about, asked, check_folder, check_free, rebuilt
 from amun_ext.data import load
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
@@ -74,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
     methods = [method.strip() for method in options.methods.split(",")]
     searches.check_methods(methods)
     splits = load(options.data, options.root, options.download)
-    images, labels = getattr(splits, options.part).tensors
-    ids = chosen_ids(options, len(images))
+    part = getattr(splits, options.part)
+    images, labels = part.tensors
+    ids = chosen_ids(options, part, splits.classes)
     model, metadata = rebuilt(options, splits)
     found = searches.compare(
         model,
@@ -97,8 +100,8 @@ def run(options: argparse.Namespace) -> int:
     return 3 if found.missing else 0
 
 
-def chosen_ids(options: argparse.Namespace, total: int) -> Tensor:
+def chosen_ids(options: argparse.Namespace, data: TensorDataset, classes: Sequence[str]) -> Tensor:
     """The rows to search."""
-    ways = {"ids": options.ids, "file": options.ids_file, "fraction": options.fraction, "count": options.count}
-    given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, total)}
-    return some_ids(total, **given, seed=options.seed)
+    ways = asked(options, data, classes) | {"count": options.count}
+    given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, len(data))}
+    return some_ids(len(data), **given, seed=options.seed)

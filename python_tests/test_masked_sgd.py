@@ -751,7 +751,10 @@ class TestMaskedSGDErrors:
         net = draw_net()
         good = draw_masks(net)
         for change, message in (
-            ({"0.weight": None}, r"masks must be there for every parameter, got none for \['0.weight'\]"),
+            (
+                {"0.weight": None},
+                r"masks must be there for every parameter that requires a gradient, got none for \['0.weight'\]",
+            ),
             (
                 {"7.bias": good["0.bias"]},
                 r"masks must be for these parameters .*, got masks for \['7.bias'\]",
@@ -772,7 +775,7 @@ class TestMaskedSGDErrors:
         optimizer = MaskedSGD(net.named_parameters(), masks=draw_masks(net))
         mask = torch.ones(3, dtype=torch.bool)
         for group, message in (
-            ({}, r"masks must be there for every parameter, got none for \['late'\]"),
+            ({}, r"masks must be there for every parameter that requires a gradient, got none for \['late'\]"),
             ({"masks": {"late": mask, "0.bias": mask}}, r"no others, got masks for \['0.bias'\]"),
             ({"masks": {"late": mask[:2]}}, r"masks\['late'\] must be of shape \(3,\), got \(2,\)"),
             ({"masks": {"late": mask}, "lr": -1.0}, "lr must be"),

@@ -105,6 +105,15 @@ class TestExcess:
         assert excess(people.model(odd), [], "confidence").startswith("3")
         assert not excess(people.model(odd), [people.model(odd), people.model(odd)], "confidence")
 
+    @pytest.mark.parametrize(("ours", "theirs", "blocked"), [(7, 1, True), (7, 0, True), (3, 1, False), (7, 6, False)])
+    def test_seven_of_120_where_a_retrained_model_has_one(self, ours: int, theirs: int, blocked: bool) -> None:
+        test = np.arange(3000.0)
+        models = [
+            seen({"forget": np.r_[np.full(above, 5000.0), np.full(120 - above, 1500.0)], "test": test})
+            for above in (ours, theirs)
+        ]
+        assert bool(excess(models[0], models[1:], "confidence")) == blocked
+
     def test_it_is_seldom_seen_by_chance(self) -> None:
         """At most EXCESS of the audits, but for a chance of 10^-9."""
         count = 1000

@@ -17,6 +17,7 @@ from amun_ext.audit.members import FPR, above_test
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
 
 EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
+UNUSUAL = 0.05  # the same of a retrained model, from which on the samples are taken for atypical
 
 
 def judged(
@@ -70,19 +71,26 @@ def shows_nothing(original: Verdict | None) -> str:
 def excess(audited: Seen, baselines: Sequence[Seen], attack: str) -> str:
     """What is said of forget samples that look like members, where there are more of them than chance allows.
 
-    The threshold is that of the test samples, so for samples like them the number is beta-binomial. Where there are
-    retrained models it must also be more than theirs, by Fisher's exact test: such samples may be atypical.
+    The threshold is that of the test samples, so for samples like them the number is beta-binomial. Where retrained
+    models have unusually many as well, the samples are atypical, and there must be more than theirs by Fisher's exact
+    test.
     """
     from scipy.stats import betabinom, hypergeom  # here, because it takes a second to import
 
     forget, test = audited.attacks[attack]["forget"], audited.attacks[attack]["test"]
     ids, count = len(forget), above_test(forget, test)
     allowed = int(FPR * len(test) / 100)
-    p = float(betabinom.sf(count - 1, ids, allowed + 1, len(test) - allowed))
+
+    def by_chance(found: int) -> float:
+        """How probable so many, or more, are."""
+        return float(betabinom.sf(found - 1, ids, allowed + 1, len(test) - allowed))
+
+    p = by_chance(count)
     if baselines:
         theirs = [above_test(each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in baselines]
         usual = math.ceil(sum(theirs) / len(theirs))
-        p = max(p, float(hypergeom.sf(count - 1, 2 * ids, count + usual, ids)))
+        if by_chance(usual) < UNUSUAL:
+            p = max(p, float(hypergeom.sf(count - 1, 2 * ids, count + usual, ids)))
     if p > EXCESS * (1 - 1e-9):  # one in a hundred, rounded, is not less
         return ""
     return (

@@ -975,6 +975,12 @@ def test_reinitialised_refuses_weights_behind_a_parametrisation() -> None:
             reinitialised(nn.Sequential(wrap(nn.Linear(4, 3))))
 
 
+def test_a_single_sample_is_retrained_on() -> None:
+    data = [TensorDataset(torch.rand(1, 4), torch.tensor([number])) for number in (0, 1)]
+    made = unlearn(Normalising(), *data, method="retrain", recipe=Recipe(1, 0.1))
+    assert all(each.isfinite().all() for each in made.parameters())
+
+
 def test_recipes_take_numpys_numbers() -> None:
     recipe = Recipe(epochs=np.int64(3), lr=np.float32(0.5), batch_size=np.uint8(4))
     assert json.loads(json.dumps(asdict(recipe)))["lr"] == 0.5

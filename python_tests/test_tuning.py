@@ -348,7 +348,11 @@ class TestGoingOn:
         journal = tmp_path / "out/journal.log"
         lines = journal.read_bytes().splitlines(keepends=True)
         journal.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])  # of the last trial
+        (lock := tmp_path / "out/journal.log.lock").symlink_to(
+            journal
+        )  # for which Optuna would wait, and then remove it
         assert told(tune()) == first
+        assert lock.is_symlink()
 
     def test_every_cut_of_the_journal(self, tune, tmp_path, monkeypatch) -> None:
         """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""

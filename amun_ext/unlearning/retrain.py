@@ -36,8 +36,9 @@ def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int
 def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe) -> None:
     devices = {tensor.device.index for tensor in model.state_dict().values() if tensor.is_cuda}
     with torch.random.fork_rng(sorted(devices)):
+        probe = _probe(model, data)  # before the seed: an item may be drawn by a transform
         torch.manual_seed(run.seed)
-        fresh = reinitialised(model, _probe(model, data))
+        fresh = reinitialised(model, probe)
     model.load_state_dict(fresh.state_dict())
     buffers = dict(fresh.named_buffers())  # among them some that are in no state dict, and have learned all the same
     with torch.no_grad():
@@ -47,7 +48,8 @@ def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe) 
 
 
 def _probe(model: nn.Module, data: Dataset[Any]) -> Tensor:
-    """Two of the inputs, as the model wants them: BatchNorm has no variance of one."""
-    inputs = torch.stack([data[row][0] for row in range(2)])
+    """Two of the inputs, where there are two, as the model wants them: BatchNorm has no variance of one."""
+    count = min(2, len(data))  # type: ignore[arg-type]
+    inputs = torch.stack([data[row][0] for row in range(count)])
     device, dtype = placement(model, inputs)
     return inputs.to(device, dtype, copy=True)

@@ -80,8 +80,14 @@ class TestAttackLoss:
         labels = torch.randint(5, (200,), device=device)
         result = check_attack_loss(ops.attack_loss, logits, labels, loss)
         assert torch.equal(result.predicted, logits.argmax(1))
-        assert ((result.margin == 0) & result.adversarial).any()
-        assert ((result.margin == 0) & ~result.adversarial).any()
+        tied = logits.gather(1, labels[:, None])[:, 0] == logits.scatter(1, labels[:, None], -1).amax(1)
+        assert (tied & result.adversarial).any()
+        assert (tied & ~result.adversarial).any()
+        assert (result.margin[tied & result.adversarial] == 0).all()
+        # The label still wins: a rounding of its logit is left to go.
+        own = logits.gather(1, labels[:, None])[:, 0].to(result.margin).where(logits.any(1), 1).clamp(min=0)
+        left = torch.finfo(result.margin.dtype).eps * own.where(own > 0, 1)
+        assert torch.equal(result.margin[tied & ~result.adversarial], left[tied & ~result.adversarial])
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_infinite_logits(self, device, dtype, loss):
@@ -205,7 +211,9 @@ class TestGap:
         lead = (logits.scatter(1, labels[:, None], -1).amax(1, keepdim=True) - own)[:, 0]
         result = ops.attack_loss(logits.to(dtype), labels, "margin", gap)
         assert torch.equal(result.adversarial, (logits.argmax(1) != labels) & (lead >= gap))
-        assert torch.equal(result.margin, (gap - lead).to(result.margin))
+        won = (gap == 0) & (lead == 0) & ~result.adversarial  # where a rounding is left to go
+        assert torch.equal(result.margin[~won], (gap - lead).to(result.margin)[~won])
+        assert (result.margin[won] > 0).all()
         if gap:
             assert result.adversarial[lead == gap].all()
             assert ((result.predicted != labels) & ~result.adversarial).any()  # ahead, but by too little
@@ -927,12 +935,14 @@ class TestFirstRadius:
         assert outward.any()
         if rule != "pgd":
             grad[outward] = 0
+        # Steps that are less than 16 roundings of the iterate may not move it.
+        wide = accumulate_dtype(dtype)
+        shortest = 16 * torch.finfo(wide).eps * search.pool.x.double().norm(dim=1)
         search.step(ops.search_step_, feedback, schedule)
-        expected = (1.5 * feedback.margin.double() / grad.norm(dim=1)).clamp(0.5e-6, 0.5)
-        assert_close(search.book.eps / expected, torch.ones(200), accumulate_dtype(dtype))
-        assert (search.book.eps[:2] / 0.5e-6 - 1 < 1e-5).all()
-        for end in (0.5e-6, 0.5):
-            assert (expected == end).any()
+        expected = (1.5 * feedback.margin.double() / grad.norm(dim=1)).clamp(min=shortest).clamp(max=0.5)
+        assert_close(search.book.eps / expected, torch.ones(200), wide)
+        assert (search.book.eps[:2] / shortest[:2] - 1 < 1e-5).all()
+        assert (expected == 0.5).any()
 
         search.step(ops.search_step_, Feedback.random(search.pool.x), schedule)  # and once only
         change = 1 + 0.3 * (0.05 / 0.3) ** (1 / 5) if rule == "ddn" else 1
@@ -941,15 +951,20 @@ class TestFirstRadius:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     @pytest.mark.parametrize("rule", ["pgd", "ddn", "deepfool"])
     def test_a_tie_that_the_label_wins_still_moves(self, device, rule, dtype):
-        search = Search.running(1, (20,), device=device, dtype=dtype, eps=0)
-        search.book.inputs.zero_()  # where the shortest move is not rounded away
-        search.pool.x.zero_()
-        attack = ops.attack_loss(torch.ones(1, 3, device=device, dtype=dtype), torch.zeros_like(search.cursor))
-        assert (attack.margin, attack.predicted, attack.adversarial) == (0, 0, False)
-        feedback = Feedback(torch.randn_like(search.pool.x), attack.adversarial, attack.predicted, attack.margin)
-        search.step(ops.search_step_, feedback, SCHEDULES[rule], (-1.0, 1.0))
-        length = 0.5e-6 * (0.6 if rule == "pgd" else 1)
-        assert_close(search.pool.x / length, directions(feedback.grad), dtype)
+        schedule, eps = SCHEDULES[rule], torch.finfo(dtype).eps
+        for size in (0.0, 1e-3):  # of the image: a rounding of the logits and one of the image
+            search = Search.running(1, (16,), device=device, dtype=dtype, eps=0)
+            search.book.inputs.fill_(size)
+            search.pool.x.fill_(size)
+            attack = ops.attack_loss(torch.ones(1, 3, device=device, dtype=dtype), torch.zeros_like(search.cursor))
+            assert (attack.margin, attack.predicted, attack.adversarial) == (eps, 0, False)
+            grad = directions(torch.randn_like(search.pool.x)) / 3
+            feedback = Feedback(grad, attack.adversarial, attack.predicted, attack.margin)
+            search.step(ops.search_step_, feedback, schedule, (-1.0, 1.0))
+            estimate = 3 * eps * (schedule.overshoot if rule == "deepfool" else schedule.start)
+            length = max(estimate, 16 * eps * 4 * size) * (schedule.step_fraction if rule == "pgd" else 1)
+            moved = (search.pool.x - search.book.inputs) / length
+            torch.testing.assert_close(moved, 3 * grad, rtol=0, atol=1e-5 if size == 0 else 0.05)
 
 
 class TestDdn:

@@ -176,6 +176,11 @@ class Search:
         rows = self.found()
         return rows[self.book.distance[rows] > radius * (1 + 1e-4)]
 
+    def count_in_one_step(self) -> int:
+        """How many pgd has found by the first step of a radius that was given: it may be too long for them."""
+        given = self.schedule.rule == "pgd" and self.settings.eps_init > 0
+        return int((self.book.grad_evals[self.found()] == 2).sum()) if given else 0
+
     def give_up(self, rows: Tensor) -> None:
         self.book.status[rows] = ops.Status.EXHAUSTED
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from amun_ext.checks import InputError, check_images, check_labels, is_number, listed, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.files import write_tensors
-from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 
 SCORES = ("abs_sum", "sum_abs")
 FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}
@@ -144,7 +144,7 @@ def _scores(
     with evaluating(model), torch.enable_grad():
         for x, y in tqdm(batches, "saliency", unit="batch", disable=not progress):
             # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
-            logits = model(x.to(device, dtype, copy=True))
+            logits = logits_of(model, x.to(device, dtype, copy=True))
             loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
             require(loss.requires_grad, "model", "a map to logits that depend on its trainable parameters", "others")
             grads = torch.autograd.grad(loss, weights, allow_unused=True)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.checks import require
-from amun_ext.models.state import placement
+from amun_ext.models.state import logits_of, placement
 from amun_ext.search.graph import repeated
 from amun_ext.search.methods import Iterate, PythonRule
 from amun_ext.search.settings import Settings
@@ -62,13 +62,10 @@ class Search:
         """The model's answer to what the caller will hold: the iterate in the dtype of the inputs."""
         # Cloned: the pool and the book are safe from a model that changes its input in place.
         held = x.to(self.given_dtype).to(self.model_dtype).clone()
-        logits: Tensor
         if self.cheaply and self.settings.precision:
             with torch.autocast(self.device.type, self.settings.precision):
-                logits = self.twin(held).float()
-        else:
-            logits = (self.twin if self.cheaply else self.model)(held)
-        return logits
+                return logits_of(self.twin, held).float()
+        return logits_of(self.twin if self.cheaply else self.model, held)
 
     @torch.no_grad()
     def look(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from amun_ext.checks import check_images, check_labels, require, whole
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.models.state import placement
+from amun_ext.models.state import logits_of, placement
 from amun_ext.optim import MaskedSGD
 from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
@@ -119,7 +119,7 @@ def fit(
             sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulate)))
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
-                    logits = model(some)
+                    logits = logits_of(model, some)
                 # a sum over a batch is beyond what half precision tells apart
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(wide, theirs, reduction="sum")

@@ -162,9 +162,13 @@ def unlearn(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as error:  # it is the user's, and may raise anything
         raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
+    can_train = all(parameter.is_leaf for parameter in copied.parameters())  # not so of TorchScript
+    must_be = "one whose deep copy can be trained, such as the module that a script was made from"
+    require(can_train, "model", must_be, type(model).__name__)
+    return copied
 
 
 def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> TensorDataset:

@@ -71,7 +71,7 @@ def prepared(model: nn.Module, probe: Tensor) -> nn.Module:
 
 
 def _ordinary(model: nn.Module) -> bool:
-    """Whether a deep copy and its hooks see all there is. A hook may be bound to anything, which would be copied too."""
+    """Whether a deep copy and hooks see all there is. A hook may be bound to anything, which would be copied too."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
     for module in model.modules():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from amun_ext import ops
@@ -36,7 +36,7 @@ CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
 
 def find_min_adversarial(
     model: nn.Module,
-    inputs: Tensor | Dataset[Any],
+    inputs: Tensor | Dataset[Any] | DataLoader[Any],
     labels: Tensor | None = None,
     *,
     method: str | PythonRule = "pgd",
@@ -80,7 +80,7 @@ def find_min_adversarial(
     Args:
         model: maps [N, ...] to logits [N, K]. Normalisation belongs inside: distances are in the units of `inputs`.
         inputs: floating point [N, ...] inside `bounds`, also a memory map, or a map-style Dataset of (input, label),
-            which is read a chunk at a time.
+            which is read a chunk at a time, or a DataLoader, which stands for its dataset, in the dataset's order.
         labels: true labels [N]; None with a Dataset.
         method: see above. The following are the method's own where None, and refused where it has no such setting.
         loss: what is climbed; "cross_entropy" (the paper's, of pgd and ffgsm; exact where the softmax saturates) or

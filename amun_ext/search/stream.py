@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
 from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
@@ -39,7 +39,11 @@ PENDING = -1  # in grad_evals: this row has not been searched
 class Samples:
     """Inputs and labels, read and checked a chunk at a time; those of tensors, which may be memory maps, at once."""
 
-    def __init__(self, inputs: Tensor | Dataset[Any], labels: Tensor | None, bounds: tuple[float, float]) -> None:
+    def __init__(
+        self, inputs: Tensor | Dataset[Any] | DataLoader[Any], labels: Tensor | None, bounds: tuple[float, float]
+    ) -> None:
+        if isinstance(inputs, DataLoader):
+            inputs = _dataset_of(inputs)
         if isinstance(inputs, TensorDataset) and labels is None:
             inputs, labels = as_tensors(inputs, "inputs")
         self.inputs, self.labels = inputs, labels
@@ -92,6 +96,18 @@ class Samples:
         """Of all samples of a tensor; of a Dataset, whose items may take long to read, the first ones and how many."""
         inputs, labels = self.read(range(len(self) if isinstance(self.inputs, Tensor) else min(len(self), 64)))
         return f"{len(self)} {digest({'inputs': inputs, 'labels': labels})}"
+
+
+def _dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
+    """That whose items a loader gives out, all of them and as they are, be it in another order."""
+    sampler = loader.sampler
+    plain = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    must_be = "a DataLoader of all items of a map-style dataset, with no sampler or collate_fn of its own"
+    got = type(sampler).__name__ if not plain else repr(loader.collate_fn)
+    require(plain and loader.collate_fn is default_collate, "inputs", must_be, got)
+    return loader.dataset
 
 
 def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -1,5 +1,6 @@
 """The bodies of the CUDA kernels on CPU threads, alone and under ThreadSanitizer; and that the CUDA build loads."""
 
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -56,10 +57,12 @@ def build_emulator() -> Path:
     for file in sorted([*EMULATOR.iterdir(), *(ROOT / "csrc").rglob("*.*h")]):
         made_of.update(file.read_bytes())
     module = ROOT / "build/cuda_emulator" / made_of.hexdigest()[:16] / f"amun_cuda_emulator{suffix}"
-    if not module.exists():
-        module.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=module.parent) as folder:  # whole or not at all
-            compile_cpp(EMULATOR / "emulator.cpp", Path(folder) / "module.so", *flags).replace(module)
+    module.parent.mkdir(parents=True, exist_ok=True)
+    with (module.parent / "lock").open("w") as lock:  # by one process of a run, while the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not module.exists():
+            with tempfile.TemporaryDirectory(dir=module.parent) as folder:  # whole or not at all
+                compile_cpp(EMULATOR / "emulator.cpp", Path(folder) / "module.so", *flags).replace(module)
     return module
 
 
@@ -358,6 +361,7 @@ BARRIERS = [
 ]
 
 
+@pytest.mark.slow
 class TestRaces:
     def test_kernels_have_none(self, tmp_path):
         assert find_races(ROOT / "csrc", tmp_path) == ""
@@ -407,17 +411,23 @@ class CudaBuild(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def cuda_build(tmp_path_factory) -> CudaBuild:
+def cuda_build(once) -> CudaBuild:
     """The extension with its CUDA kernels, and what the compiler said of them; a GPU need not be there."""
-    folder = tmp_path_factory.mktemp("cuda_build")
-    built = compiler.build(folder)
-    if "FORCE_CUDA=1 needs a CUDA toolkit" in built.stderr and os.environ.get("AMUN_REQUIRE_NVCC") != "1":
-        pytest.skip(built.stderr.strip())
-    assert built.returncode == 0, built.stdout + built.stderr
-    (library,) = (folder / "lib").rglob("_C*.so")
-    return CudaBuild(library, compiler.reported(built.stdout + built.stderr), compiler.wide_in_ptx(folder / "ptx"))
+
+    def build(folder: Path) -> None:
+        built = compiler.build(folder)
+        (folder / "said").write_text(built.stdout + built.stderr)
+
+    folder = once("cuda_build", build)
+    said = (folder / "said").read_text()
+    if "FORCE_CUDA=1 needs a CUDA toolkit" in said and os.environ.get("AMUN_REQUIRE_NVCC") != "1":
+        pytest.skip(said.strip())
+    libraries = [*(folder / "lib").rglob("_C*.so")]
+    assert len(libraries) == 1, said
+    return CudaBuild(libraries[0], compiler.reported(said), compiler.wide_in_ptx(folder / "ptx"))
 
 
+@pytest.mark.slow
 class TestCompiledKernels:
     def test_all_are_there_for_every_architecture(self, cuda_build):
         names = [set(kernels) for kernels in cuda_build.kernels.values()]
@@ -451,6 +461,7 @@ class TestCompiledKernels:
                 assert counts["wide loads"] == counts["wide stores"] == 0, (name, counts)
 
 
+@pytest.mark.slow
 class TestCudaBuild:
     def test_loads_and_registers_where_there_is_no_gpu(self, cuda_build):
         script = f"""

@@ -54,7 +54,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True)
 def _own_random_inputs(request):
     """A test draws the same numbers alone and among others, and leaves the generators as it found them."""
-    digest = hashlib.sha256(f"{SEED} {request.node.nodeid}".encode()).digest()
+    seed = 0 if request.node.get_closest_marker("same_inputs") else SEED
+    digest = hashlib.sha256(f"{seed} {request.node.nodeid}".encode()).digest()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seed = int.from_bytes(digest[:4])
         torch.manual_seed(seed)
@@ -95,10 +96,11 @@ def one_thread():
     """Every test has one thread."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained() -> Task:
+    """Of which shares and medians are asserted: the same whatever the seed is."""
     with torch.random.fork_rng():
-        torch.manual_seed(SEED)
+        torch.manual_seed(0)
         images, labels = torch.rand(100, 1, 6, 6), torch.randint(0, 4, (100,))
         return trained_net(images, labels), images, labels
 

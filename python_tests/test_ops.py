@@ -197,6 +197,7 @@ class TestGap:
     @pytest.mark.parametrize("gap", [1e-3, 0.5, 3.0])
     def test_matches_the_reference(self, device, dtype, gap):
         logits, labels = draw_logits(200, 7, device=device, dtype=dtype)
+        logits = (logits * 64).round() / 64  # or rounding may decide whether a lead is the gap
         drawn = torch.rand(logits.shape, device=device)
         logits[drawn < 0.02], logits[drawn > 0.98] = -torch.inf, torch.inf
         logits[::9, 3] = torch.nan

@@ -3,6 +3,7 @@
 import math
 import pkgutil
 import sys
+import unicodedata
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 SHOWN = 3  # names in one message
+UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of controls, halves of surrogates, separators of lines
+TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # which way text is written
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -26,6 +29,18 @@ def require(condition: bool, argument: str, must_be: str, got: object) -> None:
 def listed(names: list[str]) -> str:
     """The first of `names`, and how many more there are."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def shown(text: str) -> str:
+    """`text` in one line, with escapes for what a terminal would obey or not print."""
+    return "".join(
+        each if each not in TURNS and unicodedata.category(each) not in UNSEEN else ascii(each)[1:-1] for each in text
+    )
+
+
+def distinct(name: str) -> str:
+    """A name with escapes also where another one could look the same: where it is not in its composed form."""
+    return shown(name) if unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
 
 
 def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.audit.answers import Answers, Signals, check_settings, collect, halves, identity, load, pool, signals_from
-from amun_ext.checks import require
+from amun_ext.checks import is_whole, require
 from amun_ext.data import Splits, copies
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import auc, predict
@@ -114,7 +114,9 @@ def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> S
     """What `train_shadows` has put there: all, or the first `models`. InputError as `load_references`."""
     shadows = Shadows(**vars(load(KIND, folder, models)))
     rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
-    whole = isinstance(rows, list) and len(rows) == wanted and {"ids", "unlearning", "recipe"} <= shadows.about.keys()
+    told = [shadows.about.get(name) for name in ("ids", "unlearning", "forgotten before")]
+    whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_whole, rows))
+    whole = whole and all(map(isinstance, told, (int, dict, list)))
     require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, whose {KIND}.json lacks something")
     return shadows
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
-from amun_ext.checks import require
+from amun_ext.checks import distinct, listed, require
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
@@ -34,8 +34,8 @@ def asked(options: argparse.Namespace, data: TensorDataset, classes: Sequence[st
         named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
         numeral = options.of_class.isdecimal() and len(options.of_class) < 10
         number = named.get(options.of_class, int(options.of_class) if numeral else -1)
-        known = f"one of {', '.join(classes)}, or a number below {len(classes)}"
-        require(0 <= number < len(classes), "--class", known, repr(options.of_class))
+        known = f"one of {listed([*map(distinct, classes)])}, or a number below {len(classes)}"
+        require(0 <= number < len(classes), "--class", known, f"'{distinct(options.of_class)}'")
         ids = data.tensors[1].eq(number).nonzero()[:, 0].tolist()
         require(bool(ids), "--class", "one that has samples", repr(options.of_class))
     return {"ids": ids, "file": options.ids_file, "fraction": options.fraction}

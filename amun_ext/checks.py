@@ -47,6 +47,7 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
     """Refuse anything but a finite floating-point tensor [N, ...] inside `bounds`."""
     require(isinstance(images, Tensor), name, "a tensor [N, ...]", type(images).__name__)
     require(images.dim() >= 2, name, "a batch [N, ...] of at least two dimensions", f"shape {tuple(images.shape)}")
+    require(not images.is_meta, name, "a tensor with values", "one on the device meta")
     require(images.is_floating_point(), name, "floating point (divide 8-bit images by 255)", images.dtype)
     require(len(images) > 0, name, "a non-empty batch", f"shape {tuple(images.shape)}")
     require(images.layout == torch.strided and images[0].numel() > 0, name, "dense, with elements", images.shape)
@@ -99,6 +100,7 @@ def is_number(value: object) -> TypeGuard[float]:
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:
     """Refuse anything but an integer tensor [count] of classes in [0, num_classes); at least not negative."""
     require(isinstance(labels, Tensor), name, "a tensor [N]", type(labels).__name__)
+    require(not labels.is_meta, name, "a tensor with values", "one on the device meta")
     integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     require(integral, name, "integers", labels.dtype)
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")

@@ -46,8 +46,8 @@ def halves(samples: int, models: int, seed: int = 0) -> Tensor:
     rows = []
     for pair in range(models // 2):
         generator = torch.Generator().manual_seed(seed + pair * 2**20)
-        chosen = torch.zeros(samples, dtype=torch.bool)
-        chosen[torch.randperm(samples, generator=generator)[: samples // 2]] = True
+        chosen = torch.zeros(samples, dtype=torch.bool, device="cpu")
+        chosen[torch.randperm(samples, generator=generator, device="cpu")[: samples // 2]] = True
         rows += [chosen, ~chosen]
     return torch.stack(rows)
 

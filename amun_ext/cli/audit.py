@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     if shadows is not None:
         provenance.check_shadows(shadows, record, before)
     place = workplace(options.out, "audit") if made else options.out
-    retrained += _retrained(made, place, options, splits, model, record, torch.tensor(gone))
+    retrained += _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"))
     found = audits.audit(
         model,
         splits,

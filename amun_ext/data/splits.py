@@ -53,7 +53,7 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
         same = image.shape == first.shape and image.dtype == first.dtype
         expected, got = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
         require(same, f"{name}[{index}]", f"an image like {name}[{rows.start}], {expected}", got)
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items], device="cpu")
 
 
 def _item(item: Any, name: str) -> tuple[Tensor, int]:

@@ -81,7 +81,9 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = Fal
     again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
     ids = _with_copies(splits, ids, before, with_copies)
-    forget_set, retain_set = split(splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]))
+    forget_set, retain_set = split(
+        splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
+    )
     forget_set = TensorDataset(*(tensor[: len(ids)] for tensor in forget_set.tensors))
     require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
     return Sets(ids, before, forget_set, retain_set, print_of_data)
@@ -194,7 +196,7 @@ def forget(
 
 def warm_up() -> None:
     """The first optimiser of a process takes seconds, in which torch imports its compiler: they are no method's."""
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True, device="cpu")], lr=0.0)
 
 
 def _told(chosen: Plan) -> dict[str, object]:
@@ -236,7 +238,7 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
     must_be = "complete (--with-copies adds what is missing): a copy would go on being trained on"
     require(with_copies or not pairs, "ids", must_be, told)
-    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
+    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 
 def write(outcome: Outcome, folder: Path, *, with_images: bool = False) -> None:

@@ -21,6 +21,7 @@ def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype
 def count_classes(model: nn.Module, inputs: Tensor) -> int:
     """K, from the logits [n, K] of the first two of `inputs` [N, ...], in eval mode. InputError for other answers."""
     device, dtype = placement(model, inputs)
+    require(device.type != "meta", "model", "of weights with values", "tensors on the device meta")
     probe = inputs[:2].to(device, dtype, copy=True)
     try:
         with evaluating(model):

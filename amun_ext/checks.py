@@ -71,12 +71,13 @@ def users_own(what: str, name: str, **arguments: object) -> object:
         sys.path.append("")
     try:
         function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{what} {name!r} must be an importable module:function, got {error}") from error
+    except (Exception, SystemExit) as error:  # the module is the user's, and may raise anything
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{what} {name!r} must be an importable module:function, got {reason}") from error
     require(callable(function), f"{what} {name!r}", "a function", type(function).__name__)
     try:
         return function(**arguments)
-    except Exception as error:  # it is the user's, and may raise anything
+    except (Exception, SystemExit) as error:
         call = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         raise InputError(f"{what} {call} must return, got {type(error).__name__}: {error}") from error
 

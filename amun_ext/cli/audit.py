@@ -16,7 +16,7 @@ from amun_ext import info, models
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images, count
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
 from amun_ext.deletion import Record
@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
     )
     anew.add_argument(
         "--retrain",
-        type=int,
+        type=count,
         nargs="?",
         const=1,
         default=0,
@@ -81,7 +81,6 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
     check_free(options.out, *audits.FILES, *(path.name for path in made))
     for path in (options.model, options.original):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
-from amun_ext.checks import distinct, listed, require
+from amun_ext.checks import distinct, listed, require, shown
 from amun_ext.data import Splits, fingerprint
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
@@ -87,7 +87,8 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     require(options.arch is not None or ":" not in str(arch), "--arch", must_be, "none")
     rows, unknown = len(splits.train), [number for number in record.gone if number >= len(splits.train)]
     require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
-    width = record.width if options.width is None else options.width
+    known = record.width if arch in models.MODELS else None  # a function of the user's takes none
+    width = known if options.width is None else options.width
     images = splits.train.tensors[0]
     sizes: dict[str, Any] = {"num_classes": len(splits.classes), "in_channels": images.shape[1], "width": width}
     if arch in models.MODELS:  # not to make one that is larger than the file by far
@@ -111,6 +112,9 @@ def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
 
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
+    require(shown(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
+    links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
+    require(not links, "--out", "in a folder", f"{links and links[0]}, a symbolic link to what is not there")
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)

@@ -181,7 +181,7 @@ def audit(
     """
     anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
     answers = check(model, splits, ids, original, anew, references, shadows, before, margin)
-    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)])
+    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64, device="cpu")])
     given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
     models = [(name, each) for name, each in given if each is not None]
     names, known = list(dict(models)), dict(seconds or {})
@@ -251,7 +251,9 @@ def check(
             answers[kind] = told
     if shadows is not None:
         check_shadows(shadows, ids)
-    split(splits.train, torch.tensor(gone, dtype=torch.int64))  # refuses ids that are none, and all of them
+    split(
+        splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")
+    )  # refuses ids that are none, and all of them
     for name, data in (("train", splits.train), ("test", splits.test)):
         check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
         check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
@@ -260,9 +262,9 @@ def check(
 
 def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
     """Of each set, in training and test data one behind the other."""
-    kept = torch.ones(train, dtype=torch.bool)
+    kept = torch.ones(train, dtype=torch.bool, device="cpu")
     kept[gone] = False
-    return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test)}
+    return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test, device="cpu")}
 
 
 def _see(

@@ -1,6 +1,5 @@
 """What many trained models say of the same samples: kept in a file for each model, without its weights or logits."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from amun_ext.data import Splits, fingerprint
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.files import claim, plain, write_tensors
+from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
 from amun_ext.workers import started
 
@@ -46,8 +46,8 @@ def halves(samples: int, models: int, seed: int = 0) -> Tensor:
     rows = []
     for pair in range(models // 2):
         generator = torch.Generator().manual_seed(seed + pair * 2**20)
-        chosen = torch.zeros(samples, dtype=torch.bool)
-        chosen[torch.randperm(samples, generator=generator)[: samples // 2]] = True
+        chosen = torch.zeros(samples, dtype=torch.bool, device="cpu")
+        chosen[torch.randperm(samples, generator=generator, device="cpu")[: samples // 2]] = True
         rows += [chosen, ~chosen]
     return torch.stack(rows)
 
@@ -107,8 +107,9 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     """
     folder = Path(folder)
     try:
-        about = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
-        known = about["format"] == _format(kind) and {"data", "architecture"} <= about.keys()
+        path = folder / f"{kind}.json"
+        about = parse_json(str(path), text_of(str(path), path, "a file"))
+        known = about["format"] == _format(kind) and {"data", "architecture", "recipe"} <= about.keys()
         total = int(about["samples"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{kind} must be a folder that amun {kind} has written, got {folder}: {error}") from error

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
 import amun_ext
-from amun_ext.checks import InputError
+from amun_ext.checks import InputError, shown
 from amun_ext.cli import audit, compare, demo, forget, info, references, search, shadows, train, tune
+from amun_ext.cli.arguments import Parser
 
 __all__ = ["COMMANDS", "main", "parser"]
 
@@ -17,22 +19,31 @@ COMMANDS = (demo, train, forget, search, compare, tune, audit, references, shado
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples have no adversarial example."""
     options = parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {shown(str(message))}", file=sys.stderr)
     try:
         return options.run(options) or 0
     except InputError as error:
-        print(f"amun: error: {error}", file=sys.stderr)
-        return 2
+        return _told("error", str(error), options.debug, 2)
     except (OSError, FloatingPointError) as error:
-        print(f"amun: failed: {error}", file=sys.stderr)
-        return 1
+        return _told("failed", str(error), options.debug, 1)
+    except Exception as error:  # a model or data of the user's may raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        return _told("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
     except KeyboardInterrupt:
         print(f"amun: stopped; {options.stopped}", file=sys.stderr)
         return 130
 
 
+def _told(kind: str, reason: str, debug: bool, status: int) -> int:
+    """One line about the exception at hand."""
+    if debug:
+        traceback.print_exc()
+    print(f"amun: {kind}: {shown(reason)}", file=sys.stderr)
+    return status
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="amun",
         description="Make a trained image classifier forget some of its training samples, and measure how well it did.",
         epilog="Start with: amun demo",

@@ -1,11 +1,11 @@
 """amun audit: a verdict on how well a model has forgotten."""
 
 import argparse
-import json
 import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,15 +16,15 @@ from amun_ext import info, models
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images, count
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
+from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
-from amun_ext.files import plain, workplace
+from amun_ext.files import workplace
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
-Metadata = dict[str, str]
 
 
 def add(commands: Commands) -> None:
@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
     )
     anew.add_argument(
         "--retrain",
-        type=int,
+        type=count,
         nargs="?",
         const=1,
         default=0,
@@ -81,28 +81,27 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
     check_free(options.out, *audits.FILES, *(path.name for path in made))
     for path in (options.model, options.original):
         own = path is not None and path.resolve() in [each.resolve() for each in made]
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
     splits = load(options.data, options.root, options.download)
-    model, metadata = rebuilt(options, splits)
-    ids, before = ids_in_question(options, splits, metadata)
+    model, record = rebuilt(options, splits)
+    ids, before = ids_in_question(options, splits, record)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
     references = None if options.references is None else audits.load_references(options.references)
     shadows = None if options.shadows is None else audits.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained]
     gone = [*ids.tolist(), *before]
     remarks = provenance.check_retrained(options.retrained, [known for _, known in retrained], gone)
-    remarks += provenance.remarks(metadata, ids.tolist(), references)
+    remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
-        provenance.check_shadows(shadows, metadata, before)
+        provenance.check_shadows(shadows, record, before)
     place = workplace(options.out, "audit") if made else options.out
-    retrained += _retrained(made, place, options, splits, model, metadata, torch.tensor(gone))
+    retrained += _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"))
     found = audits.audit(
         model,
         splits,
@@ -114,10 +113,10 @@ def run(options: argparse.Namespace) -> int:
         before=before,
         random_draw=options.random_draw or options.fraction is not None,
         margin=options.margin,
-        seconds=_seconds(metadata, [known for _, known in retrained]),
+        seconds=_seconds(record, [known for _, known in retrained]),
         remarks=remarks,
         facts={
-            **about(options, metadata),
+            **about(options, record),
             "ids": ids.tolist(),
             "ids forgotten before": before,
             "references": None if references is None else len(references),
@@ -140,15 +139,15 @@ def _retrained(
     options: argparse.Namespace,
     splits: Splits,
     model: nn.Module,
-    metadata: Metadata,
+    record: Record,
     gone: Tensor,
-) -> list[tuple[nn.Module, Metadata]]:
+) -> list[tuple[nn.Module, Record]]:
     """One for each of `paths`, trained without `gone`."""
     if not paths:
         return []
-    others = {name: value for name, value in metadata.items() if name not in ("forgotten", "seconds", "unlearning")}
-    asked, anew = sets(splits, gone, others, with_copies=True), retraining(model, metadata)
-    others |= {"forgotten": json.dumps(sorted(gone.tolist())), "unlearning": json.dumps(plain(anew.to_dict()))}
+    asked = sets(splits, gone, replace(record, forgotten=None), with_copies=True)
+    anew = retraining(model, record)
+    told = replace(record, forgotten=tuple(sorted(gone.tolist())), unlearning=anew.plain())
     warm_up()
     made = []
     for number, path in enumerate(paths):
@@ -156,14 +155,15 @@ def _retrained(
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)
-        told = {"seconds": f"{time.perf_counter() - start:.3f}"} if fresh else {}  # else another try has done a part
-        models.save_checkpoint(path, each, others | told)
-        made.append((each, others | told))
+        seconds = round(time.perf_counter() - start, 3) if fresh else None  # else another try has done a part
+        own = replace(told, seconds=seconds)
+        models.save_checkpoint(path, each, own.to_metadata())
+        made.append((each, own))
     return made
 
 
-def _seconds(audited: Metadata, retrained: Sequence[Metadata]) -> dict[str, float]:
+def _seconds(audited: Record, retrained: Sequence[Record]) -> dict[str, float]:
     """What checkpoints say of the time that they took."""
     told = {"audited": [audited], "retrained": retrained}
-    known = {name: [float(each["seconds"]) for each in of if "seconds" in each] for name, of in told.items()}
+    known = {name: [each.seconds for each in of if each.seconds is not None] for name, of in told.items()}
     return {name: statistics.mean(times) for name, times in known.items() if times}

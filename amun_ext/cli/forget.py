@@ -48,14 +48,14 @@ def run(options: argparse.Namespace) -> int:
     require(not own, "--out", must_be, options.out)
     splits = load(options.data, options.root, options.download)
     ids = ids_to_forget(options, splits)
-    original, metadata = rebuilt(options, splits)
+    original, record = rebuilt(options, splits)
     request = Request(
         ids=ids,
         with_copies=options.with_copies,
-        plan=settled(chosen, original, metadata, options),
+        plan=settled(chosen, original, record, options),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
-        metadata=metadata,
+        record=record,
     )
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)

@@ -1,12 +1,12 @@
 """Which method is to unlearn, and with what options."""
 
 import argparse
-from collections.abc import Mapping
 
 from torch import nn
 
 from amun_ext.cli.arguments import add_recipe, add_settings, given, recipe
 from amun_ext.cli.loading import chosen_options
+from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining
 from amun_ext.experiments import demo
 from amun_ext.search import METHODS as SEARCHES
@@ -51,6 +51,6 @@ def chosen_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def settled(chosen: Plan, model: nn.Module, metadata: Mapping[str, str], options: argparse.Namespace) -> Plan:
+def settled(chosen: Plan, model: nn.Module, record: Record, options: argparse.Namespace) -> Plan:
     """The plan with the recipe of the checkpoint, where the method is to retrain."""
-    return retraining(model, metadata, recipe(options)) if options.method == "retrain" else chosen
+    return retraining(model, record, recipe(options)) if options.method == "retrain" else chosen

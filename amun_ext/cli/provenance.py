@@ -1,62 +1,59 @@
 """What checkpoints and folders say of how they were made: whether it fits what an audit takes them for."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from amun_ext.audit import Answers, Shadows
 from amun_ext.checks import require
-from amun_ext.training import Recipe
+from amun_ext.deletion import Record
 from amun_ext.unlearning.plan import differing
 
-Metadata = Mapping[str, str]
 
-
-def check_retrained(paths: Sequence[Path], told: Sequence[Metadata], gone: Sequence[int]) -> list[str]:
+def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequence[int]) -> list[str]:
     """InputError for a model that was trained on some of the ids; a remark on one of which that is not known."""
     remarks = []
-    for path, metadata in zip(paths, told, strict=True):
-        if "training_data" not in metadata:
+    for path, record in zip(paths, told, strict=True):
+        if record.training_data is None:
             remarks.append(f"{path.name} does not say what it was trained on: that it was without the ids is not known")
             continue
-        seen = sorted(set(gone) - set(json.loads(metadata.get("forgotten", "[]"))))
+        seen = sorted(set(gone) - set(record.gone))
         got = f"{path.name}, which says nothing of being without {seen[:5]}"
         require(not seen, "--retrained", "trained without the ids", got)
     return remarks
 
 
-def check_shadows(shadows: Shadows, metadata: Metadata, before: Sequence[int]) -> None:
+def check_shadows(shadows: Shadows, record: Record, before: Sequence[int]) -> None:
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
-    recipe = _recipe(metadata)
+    recipe = _recipe(record)
     same = recipe is None or shadows.about["recipe"] == recipe
     require(same, "--shadows", "trained with the recipe of the checkpoint", "with another")
     same = shadows.about["forgotten before"] == sorted(before)
     require(same, "--shadows", "of the same ids forgotten before", "of others")
     theirs = shadows.about["unlearning"]
     assert isinstance(theirs, dict)
-    check_method("--shadows", theirs, metadata)
+    check_method("--shadows", theirs, record)
 
 
-def check_method(argument: str, told: Mapping[str, object], metadata: Metadata) -> None:
+def check_method(argument: str, told: Mapping[str, object], record: Record) -> None:
     """InputError for another method than that which made the model, or other options, where it is known."""
-    if "unlearning" in metadata:
-        differ = differing(told, json.loads(metadata["unlearning"]))
+    if record.unlearning is not None:
+        differ = differing(told, record.unlearning)
         must_be = "of the method that made the model, with its options"
         require(not differ, argument, must_be, f"with other {', '.join(differ)}")
 
 
-def remarks(metadata: Metadata, ids: Sequence[int], references: Answers | None) -> list[str]:
+def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> list[str]:
     """What a reader should know of an audit that is none of what was asked for, perhaps."""
     told = []
-    others = set(ids) - set(json.loads(metadata.get("forgotten", "[]")))
-    if "forgotten" in metadata and others:
+    others = set(ids) - set(record.gone)
+    if record.forgotten is not None and others:
         told.append(f"{len(others)} of {len(ids)} ids are none that the checkpoint says to have forgotten")
-    recipe = _recipe(metadata)
+    recipe = _recipe(record)
     if references is not None and recipe is not None and references.about["recipe"] != recipe:
         told.append("the references were trained with another recipe than the model")
     return told
 
 
-def _recipe(metadata: Metadata) -> dict[str, object] | None:
-    return asdict(Recipe(**json.loads(metadata["recipe"]))) if "recipe" in metadata else None
+def _recipe(record: Record) -> dict[str, object] | None:
+    return None if record.recipe is None else asdict(record.recipe)

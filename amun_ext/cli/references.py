@@ -35,8 +35,8 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     splits = load(options.data, options.root, options.download)
-    model, metadata = rebuilt(options, splits)
-    anew = retraining(model, metadata, recipe(options))
+    model, record = rebuilt(options, splits)
+    anew = retraining(model, record, recipe(options))
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
     made = audits.train_references(model, splits, anew.recipe, out=options.out, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

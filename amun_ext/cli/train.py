@@ -1,8 +1,7 @@
 """amun train: a classifier and its checkpoint."""
 
 import argparse
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from amun_ext.checks import require
 from amun_ext.cli.arguments import Commands, add_command, add_data, add_recipe, recipe
 from amun_ext.cli.loading import check_folder, check_free
 from amun_ext.data import fingerprint, load
+from amun_ext.deletion import Record
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
 from amun_ext.models.state import count_classes
@@ -46,13 +46,8 @@ def run(options: argparse.Namespace) -> None:
     model = models.build(options.model, **shape, width=options.width).to(options.device)
     count_classes(model, images)
     fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, progress=True))
-    metadata = {
-        "arch": options.model,
-        "training_data": fingerprint(splits.train),
-        "recipe": json.dumps(asdict(training)),
-    }
-    metadata |= {} if options.width is None else {"width": str(options.width)}
-    models.save_checkpoint(options.out, model, metadata)
+    record = Record(options.model, options.width, fingerprint(splits.train), training)
+    models.save_checkpoint(options.out, model, record.to_metadata())
     sets = {"training": splits.train.tensors, "test": splits.test.tensors}
     reached = {name: accuracy(predict(model, images), labels) for name, (images, labels) in sets.items()}
     told = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     check_free(options.out, "tuned.json", "trials.json", "tuning.html")
     splits = load(options.data, options.root, options.download)
     ids = ids_to_forget(options, splits)
-    original, metadata = rebuilt(options, splits)
+    original, record = rebuilt(options, splits)
     tuned = tuning.tune(
         original,
         splits,
@@ -66,10 +66,10 @@ def run(options: argparse.Namespace) -> int:
         with_retain=not options.without_retain,
         recipe=replace(tuning.RECIPE, **recipe(options)),
         max_drop=options.max_drop,
-        metadata=metadata,
+        metadata=record.to_metadata(),
         workers=options.workers,
         seed=options.seed,
-        facts=about(options, metadata),
+        facts=about(options, record),
         progress=True,
     )
     tuning.write(tuned, options.out)

@@ -1,11 +1,10 @@
 """A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
 
-import json
 import shutil
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +14,10 @@ from torch.utils.data import TensorDataset
 from amun_ext.checks import require
 from amun_ext.data import Splits, copies, fingerprint
 from amun_ext.deletion.ids import split
+from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import all_or_none, plain, workplace
+from amun_ext.files import all_or_none, workplace
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import reinitialised
@@ -38,14 +38,14 @@ Mask = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `metadata` is the checkpoint's: `forgotten` lists the ids of earlier requests."""
+    """What is asked for. `record` is the checkpoint's, and knows the ids of earlier requests."""
 
     ids: Tensor
     with_copies: bool
     plan: Plan
     retrain: bool
     seed: int
-    metadata: Mapping[str, str]
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -68,31 +68,33 @@ class Outcome:
     place: Path | None  # what was kept while it worked
 
 
-def sets(splits: Splits, ids: Tensor, metadata: Mapping[str, str], *, with_copies: bool = False) -> Sets:
-    """What is to be forgotten by the checkpoint with this `metadata`, and what is left.
+def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = False) -> Sets:
+    """What is to be forgotten by the checkpoint with this `record`, and what is left.
 
     InputError for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies`
     adds them), training data other than the checkpoint's, and too little that is left.
     """
-    before = json.loads(metadata.get("forgotten", "[]"))
+    before = [*record.gone]
     print_of_data = fingerprint(splits.train)
-    known = metadata.get("training_data", print_of_data)
-    require(known == print_of_data, "data", "those that the checkpoint was trained on, in the same order", "others")
+    same = record.training_data in (None, print_of_data)
+    require(same, "data", "those that the checkpoint was trained on, in the same order", "others")
     again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
     ids = _with_copies(splits, ids, before, with_copies)
-    forget_set, retain_set = split(splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]))
+    forget_set, retain_set = split(
+        splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
+    )
     forget_set = TensorDataset(*(tensor[: len(ids)] for tensor in forget_set.tensors))
     require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
     return Sets(ids, before, forget_set, retain_set, print_of_data)
 
 
-def retraining(original: nn.Module, metadata: Mapping[str, str], recipe: Mapping[str, object] | None = None) -> Plan:
+def retraining(original: nn.Module, record: Record, recipe: Mapping[str, object] | None = None) -> Plan:
     """To train anew as the checkpoint says that it was trained, but for single fields of the `recipe`.
 
     InputError where it does not say, and for a model that cannot be given fresh weights.
     """
-    told = {**json.loads(metadata.get("recipe", "{}")), **(recipe or {})}
+    told = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
     known = {"epochs", "lr"} <= told.keys()
     require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
     reinitialised(original)  # refuses what cannot be
@@ -114,11 +116,11 @@ def forget(
     after a kill; `write` removes it. `facts` are further ones for the report. Raises InputError, before any work, as
     `sets` and `retraining`, for too little to train on, and where that folder is another's.
     """
-    chosen, asked = request.plan, sets(splits, request.ids, request.metadata, with_copies=request.with_copies)
+    chosen, asked = request.plan, sets(splits, request.ids, request.record, with_copies=request.with_copies)
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
         require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
-    anew = retraining(original, request.metadata) if request.retrain else None
+    anew = retraining(original, request.record) if request.retrain else None
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
@@ -182,17 +184,19 @@ def forget(
         },
     )
     forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
-    known = {name: value for name, value in request.metadata.items() if name != "seconds"}
-    metadata = {**known, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
-    metadata["unlearning"] = json.dumps(plain(chosen.to_dict()))
-    if row in seconds:
-        metadata["seconds"] = f"{seconds[row]:.3f}"
-    return Outcome(report, models[row], metadata, not_forgotten, place)
+    record = replace(
+        request.record,
+        training_data=asked.training_data,
+        forgotten=tuple(forgotten),
+        unlearning=chosen.plain(),
+        seconds=seconds.get(row),
+    )
+    return Outcome(report, models[row], record.to_metadata(), not_forgotten, place)
 
 
 def warm_up() -> None:
     """The first optimiser of a process takes seconds, in which torch imports its compiler: they are no method's."""
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True, device="cpu")], lr=0.0)
 
 
 def _told(chosen: Plan) -> dict[str, object]:
@@ -234,7 +238,7 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
     must_be = "complete (--with-copies adds what is missing): a copy would go on being trained on"
     require(with_copies or not pairs, "ids", must_be, told)
-    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
+    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 
 def write(outcome: Outcome, folder: Path, *, with_images: bool = False) -> None:

@@ -178,10 +178,14 @@ def compare(
     searches is not searched again. facts: what a reader should know. Raises as `find_min_adversarial`.
     """
     check_methods(methods)
-    common, everything = common or Common(), torch.arange(len(images))
+    common, everything = common or Common(), torch.arange(len(images), device="cpu")
     right = predict(model, images).argmax(1) == labels.cpu()
     # Evenly spread, not the first: ids may come class by class.
-    some = torch.linspace(0, len(images) - 1, min(CURVE_SAMPLES, len(images))).round().long() if curves else everything
+    some = (
+        torch.linspace(0, len(images) - 1, min(CURVE_SAMPLES, len(images)), device="cpu").round().long()
+        if curves
+        else everything
+    )
     plan: list[tuple[str, int | None]] = [(method, None) for method in methods]
     plan += [(method, steps) for method in methods if curves for steps in _curve_steps(method)]
     if out is not None:

@@ -29,12 +29,14 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 def count_classes(model: nn.Module, inputs: Tensor) -> int:
     """K, from the logits [n, K] of the first two of `inputs` [N, ...], in eval mode. InputError for other answers."""
     device, dtype = placement(model, inputs)
+    require(device.type != "meta", "model", "of weights with values", "tensors on the device meta")
     probe = inputs[:2].to(device, dtype, copy=True)
     with evaluating(model):
         try:
             logits = logits_of(model, probe)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {error}") from error
+        except Exception as error:  # it is the user's, and may raise anything
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {reason}") from error
     is_logits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(probe) and logits.shape[1] >= 2
     got = (
         f"shape {tuple(logits.shape)} for {len(probe)} inputs" if isinstance(logits, Tensor) else type(logits).__name__

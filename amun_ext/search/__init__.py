@@ -227,7 +227,7 @@ def _write(rows: stream.Rows, part: range, search: Search) -> None:
         "images": images,
         "labels": torch.where(found, book.found_labels, book.labels),
         "true_labels": book.labels,
-        "source_index": torch.arange(part.start, part.stop),
+        "source_index": torch.arange(part.start, part.stop, device="cpu"),
         "eps": eps.masked_fill(found & (distance == 0), 0),
         "distance": distance.masked_fill(~found, math.inf),
         "found": found,

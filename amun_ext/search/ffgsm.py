@@ -64,7 +64,8 @@ def _keep(search: Search, rows: Tensor, x: Tensor, labels: Tensor) -> None:
 def _directions(rows: Tensor, attempt: int, like: Tensor) -> Tensor:
     """A random direction for each row, the same in whatever batch."""
     noise = [
-        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(TRIES * int(row) + attempt)) for row in rows
+        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(TRIES * int(row) + attempt), device="cpu")
+        for row in rows
     ]
     return _unit(torch.stack(noise).to(like)) if noise else like
 

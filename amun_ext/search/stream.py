@@ -60,7 +60,9 @@ class Samples:
             first = as_tensors(inputs, "inputs", rows)
         self.like = first[0]
         # As the images have them: 0.3 is another number in float32.
-        low, high = torch.tensor(bounds, dtype=self.like.dtype if self.like.is_floating_point() else None).tolist()
+        low, high = torch.tensor(
+            bounds, dtype=self.like.dtype if self.like.is_floating_point() else None, device="cpu"
+        ).tolist()
         self.bounds: tuple[float, float] = low, high
         self._check(*first, rows)
 
@@ -130,7 +132,7 @@ def results(
         with in_file(Path(out), samples, about) as rows_and_flush:
             yield rows_and_flush
         return
-    empty = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout(samples).items()}
+    empty = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in layout(samples).items()}
     rows = {name: tensor.to(samples.like.device) for name, tensor in empty.items()}
     rows["grad_evals"].fill_(PENDING)
     yield rows, lambda: None

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from amun_ext.checks import check_images, check_labels, require, whole
+from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.models.state import logits_of, placement
+from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD
 from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
@@ -96,6 +96,8 @@ def fit(
     fewest = min(map(len, feeds))
     must_be = "at least two samples: BatchNorm has no variance of one"
     require(fewest >= 2 or not statistics, "parts", must_be, fewest)
+    if statistics and recipe.batch_size == 1:
+        _check_single(model, like.to(device, dtype))
     mask = run.mask() if callable(run.mask) else run.mask
     optimizer = _optimizer(model, recipe, mask, run.gradient_only)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
@@ -171,6 +173,8 @@ def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     require(len(trainable) > 0, "model", "trainable in some parameter", "all frozen")
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    require(not broken, "model", "of finite weights", f"NaN or infinite ones in {listed(broken)}")
     require(not recipe.augment or like.dim() == 3, "augment", "off for inputs other than [N, C, H, W]", like.dim() + 1)
     scaled = recipe.precision == "float16" and any(weight.dtype == torch.float16 for weight in trainable)
     require(
@@ -213,6 +217,16 @@ def _accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+@torch.no_grad()
+def _check_single(model: nn.Module, sample: Tensor) -> None:
+    """InputError where a batch of one is too small: over several pixels BatchNorm has a variance of one image."""
+    try:
+        with evaluating(model):
+            model.train()(sample[None])
+    except ValueError as error:
+        raise InputError(f"batch_size must be 2 at least: BatchNorm has no variance of one, got 1 ({error})") from error
 
 
 def _mode(model: nn.Module, batch_norm: str) -> None:

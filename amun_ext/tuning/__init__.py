@@ -1,7 +1,6 @@
 """Which options to unlearn with: a search over them, on a set that stands in for the request's (paper, appendix C)."""
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from amun_ext.checks import require, whole
 from amun_ext.data import Splits, fingerprint
+from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
 from amun_ext.files import claim, no_link, workplace
@@ -96,7 +96,7 @@ def tune(
         InputError: Optuna is missing; an argument is not what it must be; `out` is of another study.
     """
     study.check_optuna()
-    out, methods, metadata = Path(out), list(methods), metadata or {}
+    out, methods, record = Path(out), list(methods), Record.read(metadata or {}, "metadata")
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     check_methods(methods, with_retain)
     require(by in OBJECTIVES, "by", f"one of {tuple(OBJECTIVES)}", repr(by))
@@ -104,10 +104,10 @@ def tune(
     whole("workers", workers, 1)
     whole("seed", seed, 0)
     require(0 <= max_drop <= 100, "max_drop", "points of accuracy, from 0 to 100", max_drop)
-    asked = sets(splits, ids, metadata, with_copies=True)
+    asked = sets(splits, ids, record, with_copies=True)
     forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
     held_out, _ = halves(splits.test, seed)
-    anew = retraining(model, metadata) if by == "retrain" else None
+    anew = retraining(model, record) if by == "retrain" else None
     _same_study(
         out,
         {
@@ -223,7 +223,7 @@ def _retrained(stage: Stage, recipe: Recipe, out: Path, progress: bool) -> nn.Mo
         checkpoint=(place := workplace(out, "tune")) / RETRAINING,
         progress=progress,
     )
-    save_checkpoint(path, model, {"recipe": json.dumps(asdict(recipe))})
+    save_checkpoint(path, model, Record(recipe=recipe).to_metadata())
     shutil.rmtree(place)
     return model
 

@@ -201,7 +201,7 @@ def _tensors_of(dataset: Dataset[Any]) -> TensorDataset | None:
     whole_set = _tensors_of(dataset.dataset) if type(dataset) is Subset else None
     if whole_set is None:
         return None
-    rows = torch.tensor([int(index) for index in dataset.indices], dtype=torch.int64)  # type: ignore[attr-defined]
+    rows = torch.tensor([int(index) for index in dataset.indices], dtype=torch.int64, device="cpu")  # type: ignore[attr-defined]
     return TensorDataset(*(tensor[rows] for tensor in whole_set.tensors))
 
 

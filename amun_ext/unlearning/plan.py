@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
+from amun_ext.files import plain
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS, unlearn
@@ -70,6 +71,10 @@ class Plan:
         masked = {} if self.mask is None else {"mask": self.mask, "gradient only": self.gradient_only}
         retain = "used" if self.with_retain else "not used"
         return {"method": self.method, "retain set": retain, **masked, **self.options, "recipe": asdict(self.recipe)}
+
+    def plain(self) -> dict[str, object]:
+        """`to_dict` in the values of JSON, as checkpoints keep it."""
+        return {name: plain(value) for name, value in self.to_dict().items()}
 
 
 def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:

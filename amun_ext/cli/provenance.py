@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from amun_ext.audit import Answers, Shadows
+from amun_ext.audit import FILES, Answers, Shadows
 from amun_ext.checks import require
+from amun_ext.cli.earlier import facts
+from amun_ext.deletion.request import SECONDS
+from amun_ext.files import file_digest
 from amun_ext.training import Recipe
 from amun_ext.unlearning.plan import differing
 
@@ -56,6 +59,16 @@ def remarks(metadata: Metadata, ids: Sequence[int], references: Answers | None) 
     if references is not None and recipe is not None and references.about["recipe"] != recipe:
         told.append("the references were trained with another recipe than the model")
     return told
+
+
+def seconds(path: Path, metadata: Metadata) -> float | None:
+    """That the model at `path` took, by a report or audit beside it; or by itself, as older ones are."""
+    for name in ("report.json", FILES[0]):
+        known = facts(path.parent, name).get(SECONDS)
+        took = known.get(file_digest(path)) if isinstance(known, dict) and known else None
+        if isinstance(took, int | float) and not isinstance(took, bool):
+            return float(took)
+    return float(metadata["seconds"]) if "seconds" in metadata else None
 
 
 def _recipe(metadata: Metadata) -> dict[str, object] | None:

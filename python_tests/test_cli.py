@@ -413,10 +413,10 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", stop)
-    assert forget(original, tmp_path / "out", "--ids", "5,6") == 130
+    assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
-    assert forget(original, tmp_path / "out", "--ids", "5,7") == 2
-    assert "out must be a new file or one of this search" in capsys.readouterr().err
+    assert forget(original, tmp_path / "out", "--ids", "5,7", "--epochs", "1") == 2
+    assert "--out must be where no other one was stopped" in capsys.readouterr().err
 
     monkeypatch.undo()
 

@@ -24,6 +24,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, models, tuning, workers
 from amun_ext.data import Splits, copies
+from amun_ext.files import workplace
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.tuning import objectives, space, stage, study
 from amun_ext.tuning.result import LEADING
@@ -361,12 +362,7 @@ class TestGoingOn:
         for end in range(0, len(whole), max(1, len(whole) // 40)):
             journal.write_bytes(whole[:end])
             before = finished(tmp_path / "out")
-            again = told(tune(trials=3))["ft"]
-            assert again[: len(before)] == first[: len(before)], end
-            # A kill between the draws of one trial may change its later ones, and nothing else.
-            assert [(number, drawn["lr"]) for number, drawn, *_ in again] == [
-                (number, drawn["lr"]) for number, drawn, *_ in first
-            ]
+            assert told(tune(trials=3))["ft"] == first, end
             assert {*before} <= finished(tmp_path / "out").keys()
             ends.add(len(before))
         assert ends == {0, 1, 2}
@@ -381,7 +377,7 @@ class TestGoingOn:
 
     def test_two_at_once_are_refused(self, tune, tmp_path) -> None:
         tune()
-        with study.journal(tmp_path / "out/journal.log"), pytest.raises(InputError, match="at which one is"):
+        with workplace(tmp_path / "out", "tune"), pytest.raises(InputError, match="at which one is"):
             tune()
 
     CHANGES = {  # noqa: RUF012
@@ -725,7 +721,7 @@ def finished(out: Path) -> dict[int, str]:
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            if entry["op_code"] == 6:
+            if entry["op_code"] == 6 and entry["state"]:  # 0: it begins
                 assert entry["trial_id"] not in ends
                 ends[entry["trial_id"]] = line
     return ends

@@ -1,9 +1,11 @@
 """How well was it forgotten? Attacks, measures with intervals, and a verdict by a stated rule (paper section 3)."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ from amun_ext.checks import check_images, check_labels, is_number, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
-from amun_ext.files import all_or_none, plain, write_json, write_text
+from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
 
 __all__ = [
     "MARGIN",
@@ -120,11 +122,15 @@ class Audit:
 
         return text.markdown(self)
 
-    def write(self, folder: str | os.PathLike[str], *, with_images: bool = False) -> None:
-        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples."""
+    def write(self, folder: str | os.PathLike[str], *, with_images: bool = False, place: Path | None = None) -> None:
+        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples.
+
+        place: the workplace in `folder`, where there is one.
+        """
         from amun_ext.audit import page  # here, because matplotlib takes a second to import
 
-        with all_or_none(folder) as made:
+        own = workplace(folder, "audit") if place is None else contextlib.nullcontext(place)
+        with own as place, all_or_none(folder, place) as made:
             self.to_json(made / FILES[0])
             write_text(made / FILES[1], self.to_markdown())
             write_text(made / FILES[2], page.render(self, with_images))

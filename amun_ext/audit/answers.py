@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from tqdm.auto import tqdm
 
 from amun_ext.checks import InputError, require, whole
 from amun_ext.data import Splits, fingerprint
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
-from amun_ext.files import claim, plain, write_tensors
+from amun_ext.files import claim, plain, workplace, write_tensors
+from amun_ext.progress import progress_bar
 from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
 from amun_ext.workers import started
@@ -84,19 +84,21 @@ def collect(
     folder, models = Path(folder), len(membership)
     told = plain({"format": _format(kind), "samples": membership.shape[1], **identity})
     assert isinstance(told, dict)
-    claim(folder / f"{kind}.json", told, f"set of {kind}")
-    paths = [_path(kind, folder, number) for number in range(models)]
-    todo = [number for number in range(models) if not paths[number].exists()]
-    jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
-        (number, (membership[number], first_seed + number)) for number in todo
-    )
-    with (
-        started(work, model, min(workers, max(1, len(todo)))) as made,
-        tqdm(total=models, initial=models - len(todo), desc=kind, unit="model", disable=not progress) as bar,
-    ):
-        for number, signals in made(jobs):
-            write_tensors(paths[number], {"membership": membership[number], **signals}, {"format": _format(kind)})
-            bar.update()
+    with workplace(folder, kind) as place:
+        claim(folder / f"{kind}.json", told, f"set of {kind}", place)
+        paths = [_path(kind, folder, number) for number in range(models)]
+        todo = [number for number in range(models) if not paths[number].exists()]
+        jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
+            (number, (membership[number], first_seed + number)) for number in todo
+        )
+        with (
+            started(work, model, min(workers, max(1, len(todo)))) as made,
+            progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
+        ):
+            for number, signals in made(jobs):
+                tensors = {"membership": membership[number], **signals}
+                write_tensors(paths[number], tensors, {"format": _format(kind)}, place)
+                bar.update()
     return load(kind, folder, models)
 
 

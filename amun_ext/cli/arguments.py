@@ -94,6 +94,10 @@ def add_images(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--overwrite", action="store_true", help="replace the result of another request or training")
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
     group = command.add_mutually_exclusive_group()
     group.add_argument("--preset", choices=PRESETS, help="options that others have published")

@@ -1,7 +1,6 @@
 """amun audit: a verdict on how well a model has forgotten."""
 
 import argparse
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,11 +16,12 @@ from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_F
 from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images, count
+from amun_ext.cli.earlier import now
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
 from amun_ext.data import Splits, load
 from amun_ext.deletion import Record
-from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
-from amun_ext.files import workplace
+from amun_ext.deletion.request import RETRAIN_SEED, SECONDS, retraining, sets, warm_up
+from amun_ext.files import file_digest, workplace
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
@@ -81,6 +81,11 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
+    with workplace(options.out, "audit") as place:
+        return _audit(options, place)
+
+
+def _audit(options: argparse.Namespace, place: Path) -> int:
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
     check_free(options.out, *audits.FILES, *(path.name for path in made))
     for path in (options.model, options.original):
@@ -100,8 +105,8 @@ def run(options: argparse.Namespace) -> int:
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
         provenance.check_shadows(shadows, record, before)
-    place = workplace(options.out, "audit") if made else options.out
-    retrained += _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"))
+    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"))
+    retrained += anew
     found = audits.audit(
         model,
         splits,
@@ -113,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
         before=before,
         random_draw=options.random_draw or options.fraction is not None,
         margin=options.margin,
-        seconds=_seconds(record, [known for _, known in retrained]),
+        seconds=_seconds(options, record, [known for _, known in retrained], [*took.values()]),
         remarks=remarks,
         facts={
             **about(options, record),
@@ -122,12 +127,13 @@ def run(options: argparse.Namespace) -> int:
             "references": None if references is None else len(references),
             "shadows": None if shadows is None else len(shadows),
             "retrained models": len(retrained),
+            "digest of the model": file_digest(options.model),
+            "date": now(),
+            SECONDS: took,
             "versions": info.versions(),
         },
     )
-    found.write(options.out, with_images=options.with_images)
-    if made:
-        shutil.rmtree(place)
+    found.write(options.out, with_images=options.with_images, place=place)
     told = ", ".join([*audits.FILES, *(path.name for path in made)])
     print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
@@ -141,29 +147,33 @@ def _retrained(
     model: nn.Module,
     record: Record,
     gone: Tensor,
-) -> list[tuple[nn.Module, Record]]:
-    """One for each of `paths`, trained without `gone`."""
+) -> tuple[list[tuple[nn.Module, Record]], dict[str, float]]:
+    """One for each of `paths`, trained without `gone`; and the seconds that it took, by the digest of its file."""
     if not paths:
-        return []
-    asked = sets(splits, gone, replace(record, forgotten=None), with_copies=True)
-    anew = retraining(model, record)
-    told = replace(record, forgotten=tuple(sorted(gone.tolist())), unlearning=anew.plain())
+        return [], {}
+    asked, anew = sets(splits, gone, replace(record, forgotten=None), with_copies=True), retraining(model, record)
+    told = replace(record, forgotten=tuple(sorted(gone.tolist())), unlearning=anew.plain(), seconds=None)
     warm_up()
-    made = []
+    made, took = [], {}
     for number, path in enumerate(paths):
         checkpoint = place / TRAINING.format(number)
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)
-        seconds = round(time.perf_counter() - start, 3) if fresh else None  # else another try has done a part
-        own = replace(told, seconds=seconds)
-        models.save_checkpoint(path, each, own.to_metadata())
-        made.append((each, own))
-    return made
+        seconds = time.perf_counter() - start
+        models.save_checkpoint(place / path.name, each, told.to_metadata())
+        if fresh:  # else another try has done a part
+            took[file_digest(place / path.name)] = seconds
+        (place / path.name).replace(path)
+        made.append((each, told))
+    return made, took
 
 
-def _seconds(audited: Record, retrained: Sequence[Record]) -> dict[str, float]:
-    """What checkpoints say of the time that they took."""
-    told = {"audited": [audited], "retrained": retrained}
-    known = {name: [each.seconds for each in of if each.seconds is not None] for name, of in told.items()}
+def _seconds(
+    options: argparse.Namespace, audited: Record, retrained: Sequence[Record], took: Sequence[float]
+) -> dict[str, float]:
+    """What is known of the time that models took."""
+    given = [provenance.seconds(path, known) for path, known in zip(options.retrained, retrained, strict=False)]
+    told = {"audited": [provenance.seconds(options.model, audited)], "retrained": [*given, *took]}
+    known = {name: [each for each in times if each is not None] for name, times in told.items()}
     return {name: statistics.mean(times) for name, times in known.items() if times}

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from amun_ext.audit import Answers, Shadows
+from amun_ext.audit import FILES, Answers, Shadows
 from amun_ext.checks import require
+from amun_ext.cli.earlier import facts
 from amun_ext.deletion import Record
+from amun_ext.deletion.request import SECONDS
+from amun_ext.files import file_digest
 from amun_ext.unlearning.plan import differing
 
 
@@ -53,6 +56,16 @@ def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> l
     if references is not None and recipe is not None and references.about["recipe"] != recipe:
         told.append("the references were trained with another recipe than the model")
     return told
+
+
+def seconds(path: Path, record: Record) -> float | None:
+    """That the model at `path` took, by a report or audit beside it; or by itself, as older ones are."""
+    for name in ("report.json", FILES[0]):
+        known = facts(path.parent, name).get(SECONDS)
+        took = known.get(file_digest(path)) if isinstance(known, dict) and known else None
+        if isinstance(took, int | float) and not isinstance(took, bool):
+            return float(took)
+    return record.seconds
 
 
 def _recipe(record: Record) -> dict[str, object] | None:

@@ -28,6 +28,11 @@ def _width(name: str, text: str) -> int:
     return int(text)
 
 
+def _seed(name: str, text: str) -> int:
+    require(re.fullmatch("[0-9]{1,18}", text) is not None, name, "a whole number from 0 on", reprlib.repr(text))
+    return int(text)
+
+
 def _seconds(name: str, text: str) -> float:
     fits = re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) is not None
     require(fits, name, "a number of seconds, such as 12.5", reprlib.repr(text))
@@ -78,9 +83,10 @@ class Record:
     width: int | None = _key(_width)
     training_data: str | None = _key(_text)  # a fingerprint
     recipe: Recipe | None = _key(_recipe, _dumped)  # noqa: RUF009
+    seed: int | None = _key(_seed)
     forgotten: tuple[int, ...] | None = _key(_ids, json.dumps)
     unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a Plan.to_dict of plain values
-    seconds: float | None = _key(_seconds, "{:.3f}".format)  # that the last of these took
+    seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
     others: Mapping[str, str] = field(default_factory=dict)  # which are not amun's, and stay as they are
 
     @property

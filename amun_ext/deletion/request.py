@@ -1,10 +1,10 @@
 """A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
 
-import shutil
+import json
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from amun_ext.deletion.ids import split
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import all_or_none, workplace
+from amun_ext.files import all_or_none, file_digest, plain
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import reinitialised
@@ -31,6 +31,8 @@ ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
 # What a request keeps while it works, for the same one to go on after a kill. All of it knows what is to be forgotten.
 EXAMPLES, MASKS = "examples.safetensors", "mask-*.safetensors"
+RESULTS = MODEL, REPORT, PAGE = "model.safetensors", "report.json", "report.html"
+NEW_DIGEST, SECONDS = "digest of the new model", "seconds by digest"  # facts; SHA-256 of files
 TUNING, TRAINING = "fine-tuning.safetensors", "retraining.safetensors"
 
 Mask = dict[str, Tensor]
@@ -46,6 +48,13 @@ class Request:
     retrain: bool
     seed: int
     record: Record
+
+    def digest(self, model: str, splits: Splits) -> str:
+        """What tells it from any other: all that is asked for, of the `model` with this digest and these data."""
+        asked = {each.name: getattr(self, each.name) for each in fields(self)}
+        asked |= {"ids": sorted(self.ids.tolist()), "plan": self.plan.to_dict(), "record": model}
+        told = json.dumps([plain(asked), fingerprint(splits.train), fingerprint(splits.test)], sort_keys=True)
+        return digest({}, told)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Outcome:
     model: nn.Module
     metadata: dict[str, str]  # of the new checkpoint
     not_forgotten: list[int]  # ids without an adversarial example
-    place: Path | None  # what was kept while it worked
+    seconds: float | None  # that it took; None where an earlier try did a part
 
 
 def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = False) -> Sets:
@@ -106,15 +115,15 @@ def forget(
     splits: Splits,
     request: Request,
     *,
-    folder: Path | None = None,
+    place: Path | None = None,
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Outcome:
     """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
 
-    In a folder of its own in `folder` it keeps its examples, mask and fine-tuning, from which the same request goes on
-    after a kill; `write` removes it. `facts` are further ones for the report. Raises InputError, before any work, as
-    `sets` and `retraining`, for too little to train on, and where that folder is another's.
+    In the workplace `place` it keeps its examples, mask and fine-tuning, from which the same request goes on after a
+    kill. `facts` are further ones for the report. Raises InputError, before any work, as `sets` and `retraining`, and
+    for too little to train on.
     """
     chosen, asked = request.plan, sets(splits, request.ids, request.record, with_copies=request.with_copies)
     if chosen.search is not None:
@@ -124,7 +133,6 @@ def forget(
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
-    place = None if folder is None else workplace(folder, "forget")
     warm_up()
     examples, tuning, training = (None if place is None else place / name for name in (EXAMPLES, TUNING, TRAINING))
 
@@ -189,9 +197,9 @@ def forget(
         training_data=asked.training_data,
         forgotten=tuple(forgotten),
         unlearning=chosen.plain(),
-        seconds=seconds.get(row),
+        seconds=None,  # times are in the report, so that equal requests give equal models
     )
-    return Outcome(report, models[row], record.to_metadata(), not_forgotten, place)
+    return Outcome(report, models[row], record.to_metadata(), not_forgotten, seconds.get(row))
 
 
 def warm_up() -> None:
@@ -241,11 +249,15 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 
-def write(outcome: Outcome, folder: Path, *, with_images: bool = False) -> None:
-    """model.safetensors, report.json and report.html, all three or none, into `folder`, without what was kept there."""
-    with all_or_none(folder) as made:
-        save_checkpoint(made / "model.safetensors", outcome.model, outcome.metadata)
-        outcome.report.to_json(made / "report.json")
-        outcome.report.to_html(made / "report.html", with_images=with_images)
-    if outcome.place is not None:
-        shutil.rmtree(outcome.place)
+def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = False) -> None:
+    """model.safetensors, report.json and report.html, all three or none, into `folder`, whose workplace is `place`.
+
+    Times are in the report, so that equal requests give equal models, to the bit.
+    """
+    with all_or_none(folder, place) as made:
+        save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
+        made_model = file_digest(made / MODEL)
+        facts = {NEW_DIGEST: made_model, SECONDS: {} if outcome.seconds is None else {made_model: outcome.seconds}}
+        report = replace(outcome.report, facts={**outcome.report.facts, **facts})
+        report.to_json(made / REPORT)
+        report.to_html(made / PAGE, with_images=with_images)

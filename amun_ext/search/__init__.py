@@ -18,6 +18,7 @@ from amun_ext.checks import check_labels, is_number, require, whole
 from amun_ext.digest import digest
 from amun_ext.models.prepare import prepared
 from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.progress import progress_bar
 from amun_ext.search import stream
 from amun_ext.search.adversarial_set import AdversarialSet, Transfer
 from amun_ext.search.batch import fitting
@@ -159,9 +160,7 @@ def find_min_adversarial(
         without_gradient = in_one_step = 0
         with stream.results(out, samples, about) as (rows, flush):
             done = int((rows["grad_evals"] != stream.PENDING).sum())
-            bar = tqdm(
-                total=len(samples), initial=done, desc="search", unit="sample", disable=not progress, leave=False
-            )
+            bar = progress_bar(progress, total=len(samples), initial=done, desc="search", unit="sample", leave=False)
             with bar:
                 for start in range(done, len(samples), chunk):
                     part = range(start, min(start + chunk, len(samples)))

@@ -1,7 +1,6 @@
 """Where the samples of a search come from, and where its results go: a chunk at a time, in memory or in a file."""
 
 import contextlib
-import fcntl
 import json
 import math
 import mmap
@@ -20,6 +19,7 @@ from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.digest import digest, parts
 from amun_ext.files import no_link
+from amun_ext.locks import locked
 from amun_ext.ops import accumulate_dtype
 from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
 
@@ -155,49 +155,30 @@ def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tup
     path.parent.mkdir(parents=True, exist_ok=True)
     no_link(path)
     no_link(partial)
-    existing = path if path.exists() else partial
-    with open(os.open(existing, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-        _lock(file.fileno(), existing, path)
-        if existing == partial and file.read(8) in (b"", bytes(8)):
-            try:
-                file.truncate(0)
-                os.posix_fallocate(file.fileno(), 0, size)
-                start, length = places["grad_evals"][2:]
-                os.pwrite(file.fileno(), length * PENDING.to_bytes(4, "little", signed=True), start)
-                os.pwrite(file.fileno(), header, 0)  # last: without it the file counts as new
-            except OSError:
-                partial.unlink()
-                raise
-        else:
-            _same(path, existing, about)
-        memory = mmap.mmap(file.fileno(), size)
+    with locked(path.with_name(f".{path.name}.lock"), path):
+        existing = path if path.exists() else partial
+        with open(os.open(existing, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+            if existing == partial and file.read(8) in (b"", bytes(8)):
+                try:
+                    file.truncate(0)
+                    os.posix_fallocate(file.fileno(), 0, size)
+                    start, length = places["grad_evals"][2:]
+                    os.pwrite(file.fileno(), length * PENDING.to_bytes(4, "little", signed=True), start)
+                    os.pwrite(file.fileno(), header, 0)  # last: without it the file counts as new
+                except OSError:
+                    partial.unlink()
+                    raise
+            else:
+                _same(path, existing, about)
+            memory = mmap.mmap(file.fileno(), size)
         rows = {
             name: torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
             for name, (dtype, shape, start, _) in places.items()
         }
-        try:
-            yield rows, memory.flush
-            memory.flush()
-            if existing == partial and not (rows["grad_evals"] == PENDING).any():
-                partial.replace(path)
-        finally:  # `memory` holds the file open, and may itself be held by the traceback of an error
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _lock(file: int, existing: Path, path: Path) -> None:
-    """InputError when another process is at the file, or was between our look for it and now."""
-    message = f"out must be no other search's, got {path}, at which another process is"
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(file), existing.stat())
-    except (BlockingIOError, FileNotFoundError) as error:
-        raise InputError(message) from error
-    if existing != path and path.exists():  # finished meanwhile
-        if ours and os.fstat(file).st_size == 0:
-            existing.unlink()
-        ours = False
-    if not ours:
-        raise InputError(message)
+        yield rows, memory.flush
+        memory.flush()
+        if existing == partial and not (rows["grad_evals"] == PENDING).any():
+            partial.replace(path)
 
 
 def _header(samples: Samples, about: dict[str, str]) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from tqdm.auto import tqdm
 
 from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD
+from amun_ext.progress import progress_bar
 from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, identity
@@ -139,7 +139,7 @@ def fit(
             _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
             done = {"initial": len(history), "total": recipe.epochs}
-            with tqdm(desc=description, unit="epoch", disable=not run.progress, **done) as bar:
+            with progress_bar(run.progress, desc=description, unit="epoch", **done) as bar:
                 for number in range(len(history), recipe.epochs):
                     start = time.perf_counter()
                     lr = recipe.lr * recipe.lr_factor(number)

@@ -33,11 +33,8 @@ SHORT = Recipe(epochs=1, lr=0.01)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, one_thread) -> Path:
-    path = tmp_path_factory.mktemp("original") / "model.safetensors"
-    arguments = "train --data digits --model small-cnn --width 4 --epochs 6 --lr 0.1 --schedule cosine --batch-size 64"
-    assert cli.main([*arguments.split(), "--out", str(path)]) == 0
-    return path
+def original(digits_checkpoint: Path) -> Path:
+    return digits_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +111,7 @@ class TestTable:
                         assert line[column]["deviation"] is None
 
     def test_the_no_op_is_the_model_as_it_is(self, original: Path, full: Path) -> None:
-        model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         models.load_checkpoint(original, model)
         splits = data.load("digits")
         forget, retain = split(splits.train, forget_ids(1197, fraction=0.05))
@@ -189,7 +186,7 @@ class TestTable:
         assert seen["sizes"]["test"] == 300
         assert seen["facts"]["tested on"] == "300 of 600 test samples; amun tune has looked at the others"
         _, rest = tuning.halves(data.load("digits").test, 7)
-        model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+        model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         models.load_checkpoint(original, model)
         assert seen["tables"]["with"][NOOP]["TA"]["mean"] == accuracy(predict(model, rest.tensors[0]), rest.tensors[1])
 
@@ -270,7 +267,7 @@ class TestCells:
         if other[0] == "--tuned":
             other = ["--tuned", choices(tmp_path / "other.json", {("ga", True): Recipe(epochs=1, lr=0.02)})]
         if other[0] == "--model":
-            model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+            model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
             metadata = models.load_checkpoint(original, model)
             next(model.parameters()).data[0] += 0.01
             models.save_checkpoint(other_model := tmp_path / "other.safetensors", model, metadata)
@@ -402,10 +399,10 @@ def test_bad_input_is_one_line_status_2_and_no_file(original, tmp_path, capsys, 
 
 
 def test_a_checkpoint_without_a_recipe_needs_to_be_told(original, tmp_path, capsys) -> None:
-    model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+    model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
     models.load_checkpoint(original, model)
     torch.save(model.state_dict(), foreign := tmp_path / "net.pt")
-    arch = ("--arch", "small-cnn", "--width", 4, "--methods", "ga", "--seeds", 1, "--settings", "without")
+    arch = ("--arch", "small-cnn", "--width", 8, "--methods", "ga", "--seeds", 1, "--settings", "without")
     assert run(foreign, tmp_path / "out", *arch) == 2
     assert "retraining must be of a checkpoint that knows its recipe, or told epochs and lr" in capsys.readouterr().err
     assert run(foreign, tmp_path / "out", *arch, "--lr", 0.1) == 0

@@ -105,6 +105,8 @@ def about(options: argparse.Namespace, metadata: dict[str, str]) -> dict[str, ob
 
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
+    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other
+    require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)

@@ -1,7 +1,7 @@
 """What is on disk after a kill: each command is killed before every one of its file-system events, and run again.
 
-A kill is SIGKILL, before each file that is opened for writing, renamed, linked, locked or removed and each folder that is
-made or removed; tensors are written by a library without such events, so that half a file of its own stands for them.
+A kill is SIGKILL, before each file that is opened for writing, renamed, linked, locked or removed and each folder that
+is made or removed; tensors are written by a library without such events: half a file of its own stands for them.
 After the kill the folder must show all old results or all new ones. After the second run everything must be what it is
 without a kill, the tensors to the bit, and nothing else may be there. Times and dates are not compared, nor are pages,
 which have them.

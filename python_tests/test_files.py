@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from amun_ext import files, locks
 from amun_ext.checks import InputError
@@ -17,10 +19,10 @@ EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symli
 RESULTS = {"model": "new", "report": "new", "page": "new"}
 
 
-def put(folder: Path, results: dict[str, str] = RESULTS) -> None:
+def put(folder: Path, results: dict[str, str | float] = RESULTS) -> None:
     with files.workplace(folder, "test") as place, files.all_or_none(folder, place) as made:
         for name, text in results.items():
-            files.write_text(made / name, text)
+            (files.write_text if isinstance(text, str) else files.write_json)(made / name, text)
 
 
 def read(folder: Path) -> dict[str, str]:
@@ -86,10 +88,8 @@ def test_a_kill_before_any_event_shows_all_old_or_all_new(tmp_path: Path, before
 class TestAllOrNone:
     def test_a_failure_leaves_the_old(self, tmp_path: Path) -> None:
         put(tmp_path, {"model": "old"})
-        with pytest.raises(RuntimeError), files.workplace(tmp_path, "test") as place:
-            with files.all_or_none(tmp_path, place) as made:
-                files.write_text(made / "model", "new")
-                raise RuntimeError
+        with pytest.raises(ValueError, match="JSON compliant"):
+            put(tmp_path, {"model": "new", "report": float("nan")})
         assert read(tmp_path) == {"model": "old"}
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -106,8 +106,8 @@ class TestAllOrNone:
 
         owner = os if stopped == "link" else Path
         before = getattr(owner, stopped)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(owner, stopped, end)
+        monkeypatch.setattr(owner, stopped, end)
+        with pytest.raises(KeyboardInterrupt):
             put(tmp_path)
         assert read(tmp_path) == {"model": "old", "report": "old"}
         assert not [path for path in tmp_path.iterdir() if path.is_symlink()]
@@ -140,13 +140,17 @@ class TestAllOrNone:
 
 class TestWorkplace:
     def test_stays_after_a_failure_where_something_is_in_it(self, tmp_path: Path) -> None:
-        for content in (False, True):
-            with pytest.raises(RuntimeError), files.workplace(tmp_path / "new", "test") as place:
+        def fail(*kept: str) -> None:
+            with files.workplace(tmp_path / "new", "test") as place:
                 files.keep_only(place, "a request")
-                if content:
-                    (place / "examples").touch()
+                for name in kept:
+                    (place / name).touch()
                 raise RuntimeError
-            assert (tmp_path / "new").exists() == content
+
+        for kept in ([], ["examples"]):
+            with pytest.raises(RuntimeError):
+                fail(*kept)
+            assert (tmp_path / "new").exists() == bool(kept)
         with files.workplace(tmp_path / "new", "test") as place:
             files.keep_only(place, "a request")
             assert (place / "examples").exists()
@@ -172,15 +176,27 @@ class TestWorkplace:
         assert not [*tmp_path.iterdir()]
 
     def test_two_commands_but_not_one_twice(self, tmp_path: Path) -> None:
-        with files.workplace(tmp_path, "test"), files.workplace(tmp_path, "another"):
-            with pytest.raises(InputError, match=r"no other process's, got .*unfinished-test, at which one is"):
-                put(tmp_path)
+        refused = pytest.raises(InputError, match=r"no other process's, got .*unfinished-test, at which one is")
+        with files.workplace(tmp_path, "test"), files.workplace(tmp_path, "another"), refused:
+            put(tmp_path)
         put(tmp_path)
 
 
 def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     files.write_text(tmp_path / "page", "caf\udce9 \u2603")
     assert (tmp_path / "page").read_bytes() == b"caf\\udce9 \xe2\x98\x83"
+
+
+def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
+    """safetensors puts metadata into an order of its own, another one each time."""
+    metadata = {f"key {number}": '"\u2603\n\x07' for number in range(20)}
+    for number in range(3):
+        files.write_tensors(tmp_path / str(number), {"b": torch.ones(3), "a": torch.zeros(2)}, metadata)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(3)}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata
+        assert file.get_tensor("b").tolist() == [1, 1, 1]
+        assert file.get_tensor("a").tolist() == [0, 0]
 
 
 class TestLock:

@@ -65,8 +65,8 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     }
     metadata |= {} if options.width is None else {"width": str(options.width)}
     if options.out.exists() and not options.overwrite:
-        told = _told(options.out)
-        differ = [name for name in metadata.keys() | told.keys() if metadata.get(name) != told.get(name)]
+        theirs = _told(options.out)
+        differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
         got = f"{options.out}, a model with other {', '.join(sorted(differ))}"
         require(not differ, "--out", MUST_BE, got)
         print(f"already done: this training's model is in {options.out}")

@@ -72,6 +72,17 @@ class TestSignals:
         assert "Traceback" not in errors
 
 
+def test_an_interrupt_during_the_imports_ends_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "amun_ext.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[2]}"
+    command = [sys.executable, "-c", "import amun_command; amun_command.main()"]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout + ended.stderr == ""
+
+
 class TestOutput:
     @pytest.mark.parametrize(
         ("redirection", "status", "told"),

@@ -73,12 +73,9 @@ class TestSignals:
 
 
 def test_an_interrupt_during_the_imports_ends_without_a_word(tmp_path: Path) -> None:
-    (tmp_path / "amun_ext.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
-    )
-    path = f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[2]}"
+    (tmp_path / "amun_ext.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(9)\n")
     command = [sys.executable, "-c", "import amun_command; amun_command.main()"]
-    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGINT
     assert ended.stdout + ended.stderr == ""
 

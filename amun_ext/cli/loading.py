@@ -112,6 +112,8 @@ def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
 
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
+    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other
+    require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
     require(shown(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
     links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
     require(not links, "--out", "in a folder", f"{links and links[0]}, a symbolic link to what is not there")

@@ -61,9 +61,11 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     record = Record(options.model, options.width, fingerprint(splits.train), training, options.seed)
     metadata = record.to_metadata()
     if options.out.exists() and not options.overwrite:
-        same = metadata.items() == _told(options.out).items()
-        require(same, "--out", MUST_BE, f"{options.out}, which is not this training's")
-        print(f"already done: {options.out} is of this training")
+        theirs = _told(options.out)
+        differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
+        got = f"{options.out}, a model with other {', '.join(sorted(differ))}"
+        require(not differ, "--out", MUST_BE, got)
+        print(f"already done: this training's model is in {options.out}")
         return
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
     fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, checkpoint=place / KEPT, progress=True))

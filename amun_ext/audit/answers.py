@@ -18,12 +18,14 @@ from amun_ext.data import Splits, fingerprint
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.files import claim, plain, write_tensors
+from amun_ext.models.fresh import Init, check_init, described
 from amun_ext.training import Recipe
 from amun_ext.workers import started
 
 KEPT = ("log-odds", "sm-taylor")  # of every sample and model
 Signals = dict[str, Tensor]  # name in KEPT -> [N] float32
-Work = Callable[[nn.Module, Tensor, int], Signals]
+Start = tuple[nn.Module, Init]  # the model under audit, and where the first weights of others like it come from
+Work = Callable[[Start, Tensor, int], Signals]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +71,14 @@ def collect(
     folder: str | os.PathLike[str],
     identity: Mapping[str, object],
     work: Work,
-    model: nn.Module,
+    start: Start,
     membership: Tensor,
     *,
     first_seed: int,
     workers: int,
     progress: bool,
 ) -> Answers:
-    """Call `work` with the model, a row of `membership` [M, N] and a seed for every model that is not in the folder.
+    """Call `work` with the start, a row of `membership` [M, N] and a seed for every model that is not in the folder.
 
     A model's file is there when it is done, so that the same call goes on where a former one was stopped; with more
     rows it adds to them. `kind` is the name of what is made, in the plural.
@@ -91,7 +93,7 @@ def collect(
         (number, (membership[number], first_seed + number)) for number in todo
     )
     with (
-        started(work, model, min(workers, max(1, len(todo)))) as made,
+        started(work, start, min(workers, max(1, len(todo)))) as made,
         tqdm(total=models, initial=models - len(todo), desc=kind, unit="model", disable=not progress) as bar,
     ):
         for number, signals in made(jobs):
@@ -128,12 +130,14 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     )
 
 
-def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int) -> dict[str, object]:
-    """What a set of models is of."""
+def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: Init) -> dict[str, object]:
+    """What a set of models is of. InputError for first weights that cannot be had."""
+    check_init(model, init)
     return {
         "architecture": architecture(model),
         "data": _data(splits),
         "recipe": asdict(recipe),
+        "init": described(init),
         "seed": seed,
     }
 

@@ -18,9 +18,11 @@ from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
+from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits, load
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
 from amun_ext.files import plain, workplace
+from amun_ext.unlearning.plan import Plan
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
@@ -65,6 +67,7 @@ def add(commands: Commands) -> None:
         help="train one, as the checkpoint says that it was trained, or N with different seeds, whose spread the "
         "verdict then holds",
     )
+    add_init(command)
     command.add_argument("--references", type=Path, help="a folder that amun references has written")
     command.add_argument("--shadows", type=Path, help="a folder that amun shadows has written")
     command.add_argument(
@@ -101,8 +104,10 @@ def run(options: argparse.Namespace) -> int:
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
         provenance.check_shadows(shadows, metadata, before)
+    first = init(options, splits, model, metadata)
+    anew = retraining(model, metadata, init=first) if made else None
     place = workplace(options.out, "audit") if made else options.out
-    retrained += _retrained(made, place, options, splits, model, metadata, torch.tensor(gone))
+    retrained += _retrained(made, place, options, splits, model, metadata, torch.tensor(gone), anew)
     found = audits.audit(
         model,
         splits,
@@ -142,12 +147,13 @@ def _retrained(
     model: nn.Module,
     metadata: Metadata,
     gone: Tensor,
+    anew: Plan | None,
 ) -> list[tuple[nn.Module, Metadata]]:
     """One for each of `paths`, trained without `gone`."""
-    if not paths:
+    if anew is None:
         return []
     others = {name: value for name, value in metadata.items() if name not in ("forgotten", "seconds", "unlearning")}
-    asked, anew = sets(splits, gone, others, with_copies=True), retraining(model, metadata)
+    asked = sets(splits, gone, others, with_copies=True)
     others |= {"forgotten": json.dumps(sorted(gone.tolist())), "unlearning": json.dumps(plain(anew.to_dict()))}
     warm_up()
     made = []

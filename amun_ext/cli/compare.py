@@ -16,6 +16,7 @@ from amun_ext.cli.arguments import (
     recipe,
 )
 from amun_ext.cli.loading import about, check_folder, check_free, chosen_options, ids_to_forget, rebuilt, unseen
+from amun_ext.cli.start import add_init, init
 from amun_ext.data import load
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments import compare
@@ -58,6 +59,7 @@ def add(commands: Commands) -> None:
         help="with the retain set, without, or both (default: %(default)s)",
     )
     add_settings(command)
+    add_init(command)
     add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
 
 
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         test,
         sets(splits, ids, metadata, with_copies=options.with_copies),
         rows,
-        retraining(original, metadata, recipe(options)),
+        retraining(original, metadata, recipe(options), init(options, splits, original, metadata)),
         seeds=options.seeds,
         out=options.out,
         facts={

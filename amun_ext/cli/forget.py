@@ -10,6 +10,7 @@ from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
 from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, rebuilt, unseen
 from amun_ext.cli.method import add_method, chosen_plan, settled
+from amun_ext.cli.start import add_init, init
 from amun_ext.data import load
 from amun_ext.deletion import Request
 from amun_ext.deletion.request import write
@@ -36,6 +37,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
+    add_init(command)
     add_images(command)
 
 
@@ -49,13 +51,15 @@ def run(options: argparse.Namespace) -> int:
     splits = load(options.data, options.root, options.download)
     ids = ids_to_forget(options, splits)
     original, metadata = rebuilt(options, splits)
+    first = init(options, splits, original, metadata)
     request = Request(
         ids=ids,
         with_copies=options.with_copies,
-        plan=settled(chosen, original, metadata, options),
+        plan=settled(chosen, original, metadata, options, first),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
         metadata=metadata,
+        init=first,
     )
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as shown
 
 from amun_ext.audit import Answers, Shadows
-from amun_ext.checks import require
+from amun_ext.checks import differences, require
 from amun_ext.training import Recipe
-from amun_ext.unlearning.plan import differing
 
 Metadata = Mapping[str, str]
 
@@ -28,11 +28,11 @@ def check_retrained(paths: Sequence[Path], told: Sequence[Metadata], gone: Seque
 
 def check_shadows(shadows: Shadows, metadata: Metadata, before: Sequence[int]) -> None:
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
-    recipe = _recipe(metadata)
-    same = recipe is None or shadows.about["recipe"] == recipe
-    require(same, "--shadows", "trained with the recipe of the checkpoint", "with another")
-    same = shadows.about["forgotten before"] == sorted(before)
-    require(same, "--shadows", "of the same ids forgotten before", "of others")
+    other = _other_recipe(shadows, metadata)
+    require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
+    theirs, others = shadows.about["forgotten before"], sorted(before)
+    got = f"{shown(theirs)} instead of {shown(others)}"
+    require(theirs == others, "--shadows", "of the same ids forgotten before", got)
     theirs = shadows.about["unlearning"]
     assert isinstance(theirs, dict)
     check_method("--shadows", theirs, metadata)
@@ -41,9 +41,9 @@ def check_shadows(shadows: Shadows, metadata: Metadata, before: Sequence[int]) -
 def check_method(argument: str, told: Mapping[str, object], metadata: Metadata) -> None:
     """InputError for another method than that which made the model, or other options, where it is known."""
     if "unlearning" in metadata:
-        differ = differing(told, json.loads(metadata["unlearning"]))
+        differ = differences(told, json.loads(metadata["unlearning"]))
         must_be = "of the method that made the model, with its options"
-        require(not differ, argument, must_be, f"with other {', '.join(differ)}")
+        require(not differ, argument, must_be, f"with {differ}")
 
 
 def remarks(metadata: Metadata, ids: Sequence[int], references: Answers | None) -> list[str]:
@@ -52,11 +52,15 @@ def remarks(metadata: Metadata, ids: Sequence[int], references: Answers | None) 
     others = set(ids) - set(json.loads(metadata.get("forgotten", "[]")))
     if "forgotten" in metadata and others:
         told.append(f"{len(others)} of {len(ids)} ids are none that the checkpoint says to have forgotten")
-    recipe = _recipe(metadata)
-    if references is not None and recipe is not None and references.about["recipe"] != recipe:
-        told.append("the references were trained with another recipe than the model")
+    other = "" if references is None else _other_recipe(references, metadata)
+    if other:
+        told.append(f"the references were trained with another recipe than the model: {other}")
     return told
 
 
-def _recipe(metadata: Metadata) -> dict[str, object] | None:
-    return asdict(Recipe(**json.loads(metadata["recipe"]))) if "recipe" in metadata else None
+def _other_recipe(made: Answers, metadata: Metadata) -> str:
+    """What is other in the recipe than that of the checkpoint, where this tells one."""
+    theirs = made.about["recipe"]
+    assert isinstance(theirs, Mapping)
+    wanted = json.loads(metadata["recipe"]) if "recipe" in metadata else theirs
+    return differences(*(asdict(Recipe(**each)) for each in (theirs, wanted)))  # an older one lacks newer fields

@@ -10,6 +10,7 @@ from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_comman
 from amun_ext.cli.loading import check_folder, ids_in_question, rebuilt
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.provenance import check_method
+from amun_ext.cli.start import add_init, init
 from amun_ext.data import load
 from amun_ext.deletion.request import retraining
 from amun_ext.files import plain
@@ -37,6 +38,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--models", type=int, default=16, help="an even number, 6 at least (default: %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
     add_method(command)
+    add_init(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -45,9 +47,11 @@ def run(options: argparse.Namespace) -> None:
     splits = load(options.data, options.root, options.download)
     model, metadata = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, metadata)
-    chosen, training = settled(chosen, model, metadata, options), retraining(model, metadata).recipe
+    first = init(options, splits, model, metadata)
+    chosen = settled(chosen, model, metadata, options, first)
+    training = retraining(model, metadata, init=first).recipe
     check_method("the flags", json.loads(json.dumps(plain(chosen.to_dict()))), metadata)
     print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
-    made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, before=before, **how)
+    made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, init=first, before=before, **how)
     print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")

@@ -14,6 +14,7 @@ from amun_ext.cli.loading import check_folder, check_free
 from amun_ext.data import fingerprint, load
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
+from amun_ext.models.fresh import described
 from amun_ext.models.state import count_classes
 from amun_ext.training import Part, Pass, Run, fit
 
@@ -30,6 +31,7 @@ def add(commands: Commands) -> None:
     add_data(command)
     command.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
     command.add_argument("--width", type=int, help="channels of the first layer (default: the architecture's own)")
+    command.add_argument("--init", type=Path, help="checkpoint of weights to begin with (default: drawn by the seed)")
     command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     add_recipe(command, "training", demo.TRAINING)
 
@@ -45,12 +47,16 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     model = models.build(options.model, **shape, width=options.width).to(options.device)
     count_classes(model, images)
+    if options.init is not None:
+        models.load_checkpoint(options.init, model)
+    began = {} if options.init is None else {"init": str(described(model.state_dict()))}
     fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, progress=True))
     metadata = {
         "arch": options.model,
         "training_data": fingerprint(splits.train),
         "recipe": json.dumps(asdict(training)),
     }
+    metadata |= began
     metadata |= {} if options.width is None else {"width": str(options.width)}
     models.save_checkpoint(options.out, model, metadata)
     sets = {"training": splits.train.tensors, "test": splits.test.tensors}

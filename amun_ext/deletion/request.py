@@ -20,7 +20,7 @@ from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import all_or_none, plain, workplace
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
-from amun_ext.models.fresh import reinitialised
+from amun_ext.models.fresh import Init, check_init, described
 from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
@@ -46,6 +46,7 @@ class Request:
     retrain: bool
     seed: int
     metadata: Mapping[str, str]
+    init: Init = None  # of retraining
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,25 @@ def sets(splits: Splits, ids: Tensor, metadata: Mapping[str, str], *, with_copie
     return Sets(ids, before, forget_set, retain_set, print_of_data)
 
 
-def retraining(original: nn.Module, metadata: Mapping[str, str], recipe: Mapping[str, object] | None = None) -> Plan:
+def retraining(
+    original: nn.Module,
+    metadata: Mapping[str, str],
+    recipe: Mapping[str, object] | None = None,
+    init: Init = None,
+) -> Plan:
     """To train anew as the checkpoint says that it was trained, but for single fields of the `recipe`.
 
-    InputError where it does not say, and for a model that cannot be given fresh weights.
+    init: where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
+    InputError where the checkpoint does not say how, or began with other weights, and for a model that cannot be given
+    those of an untrained one.
     """
-    told = {**json.loads(metadata.get("recipe", "{}")), **(recipe or {})}
-    known = {"epochs", "lr"} <= told.keys()
-    require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
-    reinitialised(original)  # refuses what cannot be
-    return replace(plan("retrain", default={"recipe": Recipe(**told)}), source="the checkpoint")
+    known = {**json.loads(metadata.get("recipe", "{}")), **(recipe or {})}
+    enough = {"epochs", "lr"} <= known.keys()
+    require(enough, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
+    began, given = metadata.get("init"), described(init)
+    require(began in (None, given), "init", f"what the checkpoint's training began with, {began}", given or "none")
+    check_init(original, init)
+    return replace(plan("retrain", default={"recipe": Recipe(**known), "init": init}), source="the checkpoint")
 
 
 def forget(
@@ -118,7 +128,7 @@ def forget(
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
         require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
-    anew = retraining(original, request.metadata) if request.retrain else None
+    anew = retraining(original, request.metadata, init=request.init) if request.retrain else None
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}

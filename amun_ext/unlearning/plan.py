@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
+from amun_ext.models.fresh import described
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS, unlearn
@@ -69,12 +70,9 @@ class Plan:
         """What decides the result, for people and for files."""
         masked = {} if self.mask is None else {"mask": self.mask, "gradient only": self.gradient_only}
         retain = "used" if self.with_retain else "not used"
-        return {"method": self.method, "retain set": retain, **masked, **self.options, "recipe": asdict(self.recipe)}
-
-
-def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """The names by which two `Plan.to_dict`, of plain values, differ."""
-    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+        init = {"init": described(self.options["init"])} if "init" in self.options else {}
+        own = {**self.options, **init, "recipe": asdict(self.recipe)}
+        return {"method": self.method, "retain set": retain, **masked, **own}
 
 
 def plan(

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from amun_ext.checks import InputError, require, whole
-from amun_ext.data import Splits, fingerprint
+from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.files import claim, plain, write_tensors
@@ -163,7 +163,7 @@ def architecture(model: nn.Module) -> str:
 
 
 def _data(splits: Splits) -> str:
-    return f"{fingerprint(splits.train)} {fingerprint(splits.test)}"
+    return f"{training_data(splits)} {fingerprint(splits.test)}"
 
 
 def _format(kind: str) -> str:

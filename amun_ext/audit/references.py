@@ -68,13 +68,15 @@ def train_references(
     check_settings(models, seed, workers)
     everything = pool(splits)
     require(len(everything) >= 4, "splits", "of four samples at least", len(everything))
+    membership = halves(len(everything), models, seed)
+    membership[:, list(splits.absent)] = False
     return collect(
         KIND,
         out,
         identity(model, splits, recipe, seed, init),
         partial(_trained, everything, recipe),
         (model, init),
-        halves(len(everything), models, seed),
+        membership,
         first_seed=seed + SEED,
         workers=workers,
         progress=progress,

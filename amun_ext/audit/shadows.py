@@ -101,6 +101,7 @@ def train_shadows(
     """
     check_settings(models, seed, workers)
     check_models(models)
+    before = sorted({*before, *splits.absent})
     retain, rows = _sets(splits, ids, before, seed)
     everything = pool(splits)
     samples = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
@@ -112,7 +113,7 @@ def train_shadows(
             "unlearning": unlearning.to_dict(),
             "ids": len(ids),
             "rows": rows.tolist(),
-            "forgotten before": sorted(before),
+            "forgotten before": before,
         },
         partial(_shadow, retain, samples, recipe, unlearning),
         (model, init),

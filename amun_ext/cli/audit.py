@@ -17,9 +17,9 @@ from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_F
 from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
-from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
+from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, load_for, rebuilt
 from amun_ext.cli.start import add_init, init
-from amun_ext.data import Splits, load
+from amun_ext.data import Splits, without
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
 from amun_ext.files import plain, workplace
 from amun_ext.unlearning.plan import Plan
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.model, options.original):
         own = path is not None and path.resolve() in [each.resolve() for each in made]
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     model, metadata = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, metadata)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
@@ -152,8 +152,12 @@ def _retrained(
     """One for each of `paths`, trained without `gone`."""
     if anew is None:
         return []
-    others = {name: value for name, value in metadata.items() if name not in ("forgotten", "seconds", "unlearning")}
-    asked = sets(splits, gone, others, with_copies=True)
+    told, own = without(metadata, splits.absent), ("seconds", "unlearning")
+    others = {name: value for name, value in told.items() if name not in own}
+    others |= {"forgotten": json.dumps(splits.absent)}
+    asked = sets(
+        splits, gone[~torch.isin(gone, torch.tensor(splits.absent, dtype=torch.int64))], others, with_copies=True
+    )
     others |= {"forgotten": json.dumps(sorted(gone.tolist())), "unlearning": json.dumps(plain(anew.to_dict()))}
     warm_up()
     made = []

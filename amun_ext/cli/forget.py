@@ -8,10 +8,9 @@ from pathlib import Path
 from amun_ext import deletion
 from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
-from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, rebuilt, unseen
+from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, load_for, rebuilt, unseen
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.start import add_init, init
-from amun_ext.data import load
 from amun_ext.deletion import Request
 from amun_ext.deletion.request import write
 
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     own = options.model.resolve() == (options.out / "model.safetensors").resolve()
     must_be = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", must_be, options.out)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     ids = ids_to_forget(options, splits)
     original, metadata = rebuilt(options, splits)
     first = init(options, splits, original, metadata)

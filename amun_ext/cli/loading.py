@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,24 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
-from amun_ext.checks import require
-from amun_ext.data import Splits, fingerprint
+from amun_ext.checks import listed, require
+from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import forget_ids
 from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
 from amun_ext.unlearning.choices import load_about, load_choices
 
 LEFT_OUT = "; amun tune has looked at the others"
+
+
+def load_for(options: argparse.Namespace) -> Splits:
+    """--data, in the rows that --model knows them by; it tells of what is left out."""
+    metadata = models.read_metadata(options.model) if options.model.suffix == ".safetensors" else {}
+    splits = aligned(load(options.data, options.root, options.download, classes_of(metadata)), metadata)
+    if splits.outside:
+        told = f"left out, because the model was not trained on it ({len(splits.outside)})"
+        print(f"amun: {told}: {listed([*splits.outside])}", file=sys.stderr)
+    return splits
 
 
 def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
@@ -50,12 +61,20 @@ def ids_in_question(
     forgotten = json.loads(metadata.get("forgotten", "[]"))
     if all(each is None for each in asked(options, splits.train, splits.classes).values()):
         require(bool(forgotten), "--ids", "given, because the checkpoint has forgotten none", "none")
-        ids = forget_ids(len(splits.train), ids=forgotten)
+        there = sorted({*forgotten} - {*splits.absent})
+        require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
+        ids = forget_ids(len(splits.train), ids=there)
     else:
         ids = ids_to_forget(options, splits)
+    check_there(splits, ids)
     known = metadata.get("training_data")
-    require(known in (None, fingerprint(splits.train)), "--data", "what the checkpoint was trained on", "others")
+    require(known in (None, training_data(splits)), "--data", "what the checkpoint was trained on", "others")
     return ids, sorted({*forgotten} - {*ids.tolist()})
+
+
+def check_there(splits: Splits, ids: Tensor) -> None:
+    gone = sorted({*ids.tolist()} & {*splits.absent})
+    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
 
 
 def chosen_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from amun_ext import audit as audits
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_recipe, recipe
-from amun_ext.cli.loading import check_folder, rebuilt
+from amun_ext.cli.loading import check_folder, load_for, rebuilt
 from amun_ext.cli.start import add_init, init
-from amun_ext.data import load
 from amun_ext.deletion.request import retraining
 
 
@@ -36,7 +35,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     model, metadata = rebuilt(options, splits)
     first = init(options, splits, model, metadata)
     anew = retraining(model, metadata, recipe(options), first)

@@ -7,11 +7,10 @@ from pathlib import Path
 from amun_ext import audit as audits
 from amun_ext.audit.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.loading import check_folder, ids_in_question, rebuilt
+from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.provenance import check_method
 from amun_ext.cli.start import add_init, init
-from amun_ext.data import load
 from amun_ext.deletion.request import retraining
 from amun_ext.files import plain
 
@@ -44,7 +43,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     chosen = chosen_plan(options)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     model, metadata = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, metadata)
     first = init(options, splits, model, metadata)

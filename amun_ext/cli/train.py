@@ -11,7 +11,7 @@ from amun_ext import models
 from amun_ext.checks import require
 from amun_ext.cli.arguments import Commands, add_command, add_data, add_recipe, recipe
 from amun_ext.cli.loading import check_folder, check_free
-from amun_ext.data import fingerprint, load
+from amun_ext.data import load, manifest_of, training_data
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
 from amun_ext.models.fresh import described
@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
     fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, progress=True))
     metadata = {
         "arch": options.model,
-        "training_data": fingerprint(splits.train),
+        "training_data": training_data(splits),
+        **manifest_of(splits),
         "recipe": json.dumps(asdict(training)),
     }
     metadata |= began

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from amun_ext import tuning
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_recipe, recipe
-from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, rebuilt
+from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, load_for, rebuilt
 from amun_ext.cli.start import add_init, init
-from amun_ext.data import load
 
 
 def add(commands: Commands) -> None:
@@ -54,7 +53,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_free(options.out, "tuned.json", "trials.json", "tuning.html")
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     ids = ids_to_forget(options, splits)
     original, metadata = rebuilt(options, splits)
     tuned = tuning.tune(

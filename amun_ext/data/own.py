@@ -1,5 +1,6 @@
 """The user's own data: a folder of images, an .npz file, or a function."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from amun_ext.data.vision import INSTALL
 CHANNELS = (1, 3, 4)
 
 
-def load_folder(root: Path) -> Splits:
+def load_folder(root: Path, known: Sequence[str] = ()) -> Splits:
     """Read `root`/train/<class>/<image> and `root`/test/<class>/<image>, classes and images in alphabetical order.
+
+    Training and test set have the same classes, unless these are `known`: then some may be gone, and others there.
 
     All images have one size. They stay grey [1, H, W] when all are grey, else all become RGB [3, H, W] (transparency is
     dropped). InputError names the file that is no 8-bit image or has another size. Files that start with a dot are
@@ -23,11 +26,15 @@ def load_folder(root: Path) -> Splits:
     """
     classes = _folders(root / "train")
     test_classes = _folders(root / "test")
+    if known:
+        classes = test_classes = tuple(sorted({*known, *classes, *test_classes}))
     require(test_classes == classes, f"{root}/test", f"the classes of train, {', '.join(classes)}", test_classes)
     files = {
-        part: [(path, label) for label, name in enumerate(classes) for path in _images(root / part / name)]
+        part: [(path, label) for label, name in enumerate(classes) for path in _images(root / part / name, bool(known))]
         for part in ("train", "test")
     }
+    for name, found in files.items():
+        require(bool(found), str(root / name), "a folder of images", "no file in it")
     images = {path: _read_image(path) for part in files.values() for path, _ in part}
     first, shape = next((path, image.shape[:2]) for path, image in images.items())
     for path, image in images.items():
@@ -40,7 +47,8 @@ def load_folder(root: Path) -> Splits:
         pixels = stacked.transpose(0, 3, 1, 2) if stacked.ndim == 4 else stacked
         return tensor_dataset(pixels, np.array([label for _, label in files[name]]))
 
-    return Splits(part("train"), part("test"), classes)
+    names = tuple(path.relative_to(root).as_posix() for path, _ in files["train"])
+    return Splits(part("train"), part("test"), classes, names)
 
 
 def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
@@ -97,9 +105,11 @@ def _folders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, may_lack: bool) -> list[Path]:
+    if may_lack and not folder.is_dir():
+        return []
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    require(bool(paths), str(folder), "a folder of images", "no file in it")
+    require(may_lack or bool(paths), str(folder), "a folder of images", "no file in it")
     return paths
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.data import Splits, copies, fingerprint
+from amun_ext.data import Splits, aligned, copies, training_data, without
 from amun_ext.deletion.ids import split
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
@@ -75,8 +75,9 @@ def sets(splits: Splits, ids: Tensor, metadata: Mapping[str, str], *, with_copie
     InputError for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies`
     adds them), training data other than the checkpoint's, and too little that is left.
     """
+    splits = aligned(splits, metadata)
     before = json.loads(metadata.get("forgotten", "[]"))
-    print_of_data = fingerprint(splits.train)
+    print_of_data = training_data(splits)
     known = metadata.get("training_data", print_of_data)
     require(known == print_of_data, "data", "those that the checkpoint was trained on, in the same order", "others")
     again = sorted(set(before) & set(ids.tolist()))
@@ -124,6 +125,7 @@ def forget(
     after a kill; `write` removes it. `facts` are further ones for the report. Raises InputError, before any work, as
     `sets` and `retraining`, for too little to train on, and where that folder is another's.
     """
+    splits = aligned(splits, request.metadata)
     chosen, asked = request.plan, sets(splits, request.ids, request.metadata, with_copies=request.with_copies)
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
@@ -192,7 +194,8 @@ def forget(
         },
     )
     forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
-    known = {name: value for name, value in request.metadata.items() if name != "seconds"}
+    told = without(request.metadata, splits.absent)
+    known = {name: value for name, value in told.items() if name != "seconds"}
     metadata = {**known, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
     metadata["unlearning"] = json.dumps(plain(chosen.to_dict()))
     if row in seconds:

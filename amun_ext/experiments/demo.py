@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from amun_ext.data import fingerprint, load
+from amun_ext.data import load, manifest_of, training_data
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.evaluation import Report, evaluate
@@ -107,7 +107,9 @@ def write(
     report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path, *, with_images: bool = False
 ) -> None:
     """The report, and the models before and after as checkpoints like any other."""
-    about = {"arch": MODEL, "recipe": json.dumps(asdict(TRAINING)), "training_data": fingerprint(load(DATA).train)}
+    splits = load(DATA)
+    about = {"arch": MODEL, "recipe": json.dumps(asdict(TRAINING)), "training_data": training_data(splits)}
+    about |= manifest_of(splits)
     original, unlearned, told, page = (folder / name for name in FILES)
     save_checkpoint(original, models[ORIGINAL], about)
     save_checkpoint(unlearned, models[HEADLINE], {**about, "forgotten": json.dumps(ids)})

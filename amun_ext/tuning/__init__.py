@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amun_ext.checks import require, whole
-from amun_ext.data import Splits, fingerprint
+from amun_ext.data import Splits, aligned, fingerprint
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
 from amun_ext.files import claim, no_link, workplace
@@ -107,6 +107,7 @@ def tune(
     whole("workers", workers, 1)
     whole("seed", seed, 0)
     require(0 <= max_drop <= 100, "max_drop", "points of accuracy, from 0 to 100", max_drop)
+    splits = aligned(splits, metadata)
     asked = sets(splits, ids, metadata, with_copies=True)
     forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
     held_out, _ = halves(splits.test, seed)

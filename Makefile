@@ -1,5 +1,6 @@
 # make demo    train, forget 10 % of the embedded images, compare with retraining; writes amun-demo/report.html
-# make test    all tests (ARGS=... goes to pytest; ARGS=--cov=amun_ext adds a coverage figure)
+# make test    the tests, but for those that build, kill or rehearse whole programs (ARGS=... goes to pytest)
+# make test-all    those too (ARGS=--cov=amun_ext adds a coverage figure)
 # make lint    ruff, mypy, clang-format
 # make bench   the benchmarks and their tables in benchmarks/README.md (ARGS=... names some)
 #
@@ -32,13 +33,19 @@ endif
 EXTENSION := amun_ext/_C.abi3.so
 NATIVE := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format bench build complete clean
+.PHONY: demo test test-all lint format bench build complete clean
 
 demo: build
 	$(RUN) -m amun_ext.cli demo --out $(OUT)
 
+# A worker for each core. Whoever is done takes over what another has not begun: tests of a module mostly stay together.
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: build
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) $(PYTEST) -m "not slow" $(ARGS)
+
+test-all: build
+	$(RUN) $(PYTEST) $(ARGS)
 
 lint: build
 	$(RUN) -m ruff check .
@@ -76,7 +83,7 @@ $(EXTENSION): setup.py $(shell find csrc -type f)
 # What is used as it is must have what is needed; it is not changed.
 complete:
 	@$(PYTHON) -c 'import sys, importlib.util as u; \
-	  needed = "numpy safetensors tqdm sklearn matplotlib setuptools ninja pytest hypothesis pybind11 optuna torchvision PIL".split(); \
+	  needed = "numpy safetensors tqdm sklearn matplotlib setuptools ninja pytest xdist hypothesis pybind11 optuna torchvision PIL".split(); \
 	  missing = [name for name in needed if not u.find_spec(name)]; \
 	  missing and sys.exit(f"{sys.executable} lacks {missing}: pip install them, or leave PYTHON= out")'
 

@@ -4,6 +4,7 @@ import math
 import pkgutil
 import reprlib
 import sys
+import unicodedata
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TypeGuard
@@ -14,6 +15,8 @@ from torch import Tensor
 SHOWN = 3  # names in one message
 _shorten = reprlib.Repr()
 _shorten.maxstring = 80  # digests and names of functions are told whole
+UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of controls, halves of surrogates, separators of lines
+TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # which way text is written
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -48,10 +51,23 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def shown(text: str) -> str:
+    """`text` in one line, with escapes for what a terminal would obey or not print."""
+    return "".join(
+        each if each not in TURNS and unicodedata.category(each) not in UNSEEN else ascii(each)[1:-1] for each in text
+    )
+
+
+def distinct(name: str) -> str:
+    """A name with escapes also where another one could look the same: where it is not in its composed form."""
+    return shown(name) if unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
+
+
 def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:
     """Refuse anything but a finite floating-point tensor [N, ...] inside `bounds`."""
     require(isinstance(images, Tensor), name, "a tensor [N, ...]", type(images).__name__)
     require(images.dim() >= 2, name, "a batch [N, ...] of at least two dimensions", f"shape {tuple(images.shape)}")
+    require(not images.is_meta, name, "a tensor with values", "one on the device meta")
     require(images.is_floating_point(), name, "floating point (divide 8-bit images by 255)", images.dtype)
     require(len(images) > 0, name, "a non-empty batch", f"shape {tuple(images.shape)}")
     require(images.layout == torch.strided and images[0].numel() > 0, name, "dense, with elements", images.shape)
@@ -75,12 +91,13 @@ def users_own(what: str, name: str, **arguments: object) -> object:
         sys.path.append("")
     try:
         function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{what} {name!r} must be an importable module:function, got {error}") from error
+    except (Exception, SystemExit) as error:  # the module is the user's, and may raise anything
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{what} {name!r} must be an importable module:function, got {reason}") from error
     require(callable(function), f"{what} {name!r}", "a function", type(function).__name__)
     try:
         return function(**arguments)
-    except Exception as error:  # it is the user's, and may raise anything
+    except (Exception, SystemExit) as error:
         call = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         raise InputError(f"{what} {call} must return, got {type(error).__name__}: {error}") from error
 
@@ -104,6 +121,7 @@ def is_number(value: object) -> TypeGuard[float]:
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:
     """Refuse anything but an integer tensor [count] of classes in [0, num_classes); at least not negative."""
     require(isinstance(labels, Tensor), name, "a tensor [N]", type(labels).__name__)
+    require(not labels.is_meta, name, "a tensor with values", "one on the device meta")
     integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     require(integral, name, "integers", labels.dtype)
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")

@@ -1,9 +1,12 @@
-"""Files that are whole or absent: written beside their name first, renamed when complete."""
+"""Files that are whole or absent: written elsewhere first, renamed when complete."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,93 +17,225 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amun_ext.checks import InputError, differences, require
+from amun_ext.locks import locked
 
-NOTE = "README.txt"
+NOTE, REQUEST = "README.txt", "request.txt"
 NOTED = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
+WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+OLD, NEW, SHOWN = "old", "new", "shown"  # folders of results that are put in place, and the link to one of them
 
 
-def workplace(folder: str | os.PathLike[str], command: str) -> Path:
-    """A folder in `folder` for what `command` keeps until it is done, and then removes as a whole.
+@contextlib.contextmanager
+def workplace(folder: str | os.PathLike[str], command: str) -> Iterator[Path]:
+    """A folder in `folder` for what `command` keeps until it is done, ours alone inside, and then removed as a whole.
 
-    It has a note that tells it from any other, of which nothing is used or removed. InputError for another's.
+    After a failure it stays where there is something in it, for the next run. It has a note that tells it from any
+    other, of which nothing is used or removed. InputError for another's, and when another process is at it.
     """
-    place = Path(folder) / f"unfinished-{command}"
-    no_link(place)
-    try:
-        place.mkdir(parents=True)
-    except FileExistsError:
-        note = place / NOTE  # a kill may have come before it was written
-        ours = place.is_dir() and ((note.is_file() and note.read_bytes() == NOTED) or not any(place.iterdir()))
-        got = f"{place}, which is not such a one"
-        require(ours, "out", f"free to hold a folder {place.name} of what is not finished", got)
-    write_text(place / NOTE, NOTED.decode())
-    return place
-
-
-def no_link(path: Path) -> None:
-    """Refuse to write through a symbolic link to where nobody has said."""
-    require(not path.is_symlink(), "out", "free of symbolic links where results are to be", path)
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; rename it to `path` on success, remove it on any failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a result is as readable as any other file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def all_or_none(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`, whose files are put into it on success: all of them or, else, none."""
     folder = Path(folder)
-    there = folder.exists()
+    place, there = folder / f"unfinished-{command}", folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as made:
-            yield Path(made)
-            for path in sorted(Path(made).iterdir()):
-                path.replace(folder / path.name)
+        with locked(folder / f".{place.name}.lock", place):
+            _enter(place)
+            _settle(folder, place)
+            try:
+                yield place
+            except BaseException:
+                _settle(folder, place)
+                if not _holds_something(place):
+                    _remove(place)
+                raise
+            _remove(place)
     except BaseException:
         if not there:
-            with contextlib.suppress(OSError):  # something else is in it by now
+            with contextlib.suppress(OSError):  # something is in it by now
                 folder.rmdir()
         raise
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _enter(place: Path) -> None:
+    """A kill may have come before the note was written, or after all but the note was removed."""
+    no_link(place)
+    note = place / NOTE
+    with contextlib.suppress(FileExistsError):
+        place.mkdir()
+    found = {path.name for path in place.iterdir()} if place.is_dir() else {""}
+    told = note.read_bytes() if note.is_file() and not note.is_symlink() else b""
+    ours = told == NOTED or (found <= {NOTE} and NOTED.startswith(told))
+    must_be = f"free to hold a folder {place.name} of what is not finished"
+    require(ours, "out", must_be, f"{place}, which is not such a one")
+    if told != NOTED:
+        note.write_bytes(NOTED)
+    _delete(*place.glob(".*.partial"))  # a dead run's, because the lock is ours
+
+
+def _delete(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _empty(place: Path) -> None:
+    _delete(*(path for path in place.iterdir() if path.name != NOTE))
+
+
+def keep_only(place: Path, request: str, overwrite: bool = False) -> None:
+    """The workplace is for this request from now on, and keeps what a former run of it has left.
+
+    InputError where it is of another one, unless that is to be removed.
+    """
+    told = place / REQUEST
+    if told.is_file() and told.read_text(encoding="utf-8") == request:
+        return
+    must_be = "where no other one was stopped (its command goes on with it, --overwrite removes it)"
+    require(overwrite or not _holds_something(place), "--out", must_be, place)
+    _empty(place)
+    write_text(told, request)
+
+
+def _holds_something(place: Path) -> bool:
+    return any(path.name not in (NOTE, REQUEST) for path in place.iterdir())
+
+
+def _remove(place: Path) -> None:
+    """The note last: what is left by a kill is known by it."""
+    _empty(place)
+    (place / NOTE).unlink(missing_ok=True)
+    place.rmdir()
+
+
+def no_link(path: Path) -> None:
+    """Refuse to write through a symbolic link to where nobody has said; one that `all_or_none` has left is ours."""
+    ours = path.is_symlink() and path.readlink().parts[1:] == (SHOWN, path.name)
+    require(ours or not path.is_symlink(), "out", "free of symbolic links where results are to be", path)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], scratch: Path | None = None) -> Iterator[Path]:
+    """Yield a path to write to; rename it to `path` on success, remove it on any failure.
+
+    It is in a new folder of its own, which only we can read, in `scratch` or else that of `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch or path.parent, prefix=f".{path.name}.", suffix=".partial") as made:
+        temporary = Path(made) / path.name
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors makes it private; a result is as readable as any other file
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def all_or_none(folder: str | os.PathLike[str], place: Path) -> Iterator[Path]:
+    """Yield a folder, whose files are put into `folder` on success: all of them at once or, else, none.
+
+    `place` is the workplace of the command in `folder`. While files are put in place each name in `folder` is a link by
+    way of one and the same link, to the old files or to the new ones: turning that one is a single rename.
+    """
+    folder = Path(folder)
+    for name in (NEW, OLD):
+        (place / name).mkdir()
+    yield place / NEW
+    made = sorted(path.name for path in (place / NEW).iterdir())
+    for name in made:
+        no_link(folder / name)
+        _sync(place / NEW / name)
+    _sync(place / NEW)
+    try:
+        for name in made:
+            if (folder / name).exists():
+                os.link(folder / name, place / OLD / name)
+        _link(OLD, place / SHOWN, place)
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        for name in made:  # one by one, for want of a better way
+            (place / NEW / name).replace(folder / name)
+    else:
+        for name in made:
+            _link(f"{place.name}/{SHOWN}/{name}", folder / name, place)
+        _link(NEW, place / SHOWN, place)
+    _settle(folder, place)
+
+
+def _link(target: str, path: Path, place: Path) -> None:
+    """In place of what was there."""
+    temporary = place / "link"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _settle(folder: Path, place: Path) -> None:
+    """Whatever is shown, old or new, becomes files again; no link is left, be it after a kill at any time."""
+    shown = place / SHOWN
+    if shown.is_symlink():
+        for path in sorted((place / shown.readlink()).iterdir()):
+            path.replace(folder / path.name)
+        for path in (place / NEW).iterdir():  # where nothing was before
+            ours = folder / path.name
+            if ours.is_symlink() and ours.readlink() == Path(place.name, SHOWN, path.name):
+                ours.unlink()
+        _sync(folder)
+        shown.unlink()
+    _delete(place / NEW, place / OLD)
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk, so that no power failure comes between a file and its name."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # of which not every file system can do it
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    scratch: Path | None = None,
+) -> None:
     """A safetensors file. OSError when it cannot be written."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, scratch) as temporary:
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_text(path: str | os.PathLike[str], text: str, scratch: Path | None = None) -> None:
+    """In UTF-8; what it has no characters for, such as bytes of a file's name, is escaped."""
+    with atomic_path(path, scratch) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: str | os.PathLike[str], value: object) -> None:
+def write_json(path: str | os.PathLike[str], value: object, scratch: Path | None = None) -> None:
     """Write JSON that every parser reads: NaN and infinity are refused, not written."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", scratch)
 
 
-def claim(path: Path, identity: Mapping[str, object], what: str) -> None:
+def file_digest(path: Path) -> str:
+    """SHA-256, as sha256sum has it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def claim(path: Path, identity: Mapping[str, object], what: str, scratch: Path | None = None) -> None:
     """Write down whose folder it is that `path` is in. InputError, which calls it one of this `what`, for another's."""
     if not path.exists():
-        write_json(path, identity)
+        write_json(path, identity, scratch)
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

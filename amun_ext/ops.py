@@ -36,7 +36,8 @@ def attack_loss(
 ) -> AttackLoss:
     """Success test and start of the backward pass of an untargeted attack, one pass per row.
 
-    A row is adversarial when another class is predicted, by `gap` logits at least.
+    A row is adversarial when another class is predicted, by `gap` logits at least. In all others the margin is at least
+    a rounding of the logits, also at a tie that the label wins.
 
     `grad_logits` has the direction of the gradient of the loss that the attack ascends; its length is free, since the
     step normalises per sample. It stays exact where the softmax saturates. Rows with a NaN are not adversarial and are
@@ -44,8 +45,10 @@ def attack_loss(
 
     Equivalent to (up to the positive factor 1 / (1 - p_label) in `grad_logits`):
         others = logits.scatter(1, labels[:, None], -inf)
-        margin = logits.gather(1, labels[:, None])[:, 0] - others.amax(1) + gap
+        own, rival = logits.gather(1, labels[:, None])[:, 0], others.amax(1)
+        margin = own - rival + gap
         predicted = logits.argmax(1); adversarial = (predicted != labels) & (margin <= 0)
+        margin = where(adversarial, margin, margin.clamp(min=eps * maximum(own.abs(), rival.abs())))
         grad_logits = grad(F.cross_entropy(logits, labels, reduction="sum"), logits)    # loss="cross_entropy"
         grad_logits = one_hot(others.argmax(1)) - one_hot(labels)                       # loss="margin"
 
@@ -143,8 +146,8 @@ def search_step_(
         given: x = clamp(grad, *bounds): the caller has computed the next iterate
 
     ddn and deepfool take those elements of grad as zero that point out of the box from its bounds. An eps of 0 becomes
-    start * m / |grad| first. That is at least 1e-6 * eps_max and at most eps_max; the former is also the least length
-    of a deepfool step from a point that is not adversarial: at a tie the margin is 0.
+    start * m / |grad| first, at most eps_max and at least 16 roundings of |x|, which is also the least length of a
+    deepfool step from a point that is not adversarial: a shorter one may move nothing.
 
     Per sample, L2 norms, sums in float32 (float64 for float64): there a gradient norm below 1e-22 or above 1e19 counts
     as none. Not differentiable.

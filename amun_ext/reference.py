@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amun_ext.ops import AttackLoss, Book, Pool, Schedule, Status, accumulate_dtype
 
-SHORTEST = 1e-6  # of eps_max: an estimated radius, and a step of deepfool from a point that is not adversarial
+ROUNDINGS = 16  # of the elements of an iterate: a step of that length is sure to move it
 
 
 def attack_loss(
@@ -27,6 +27,10 @@ def attack_loss(
     nan = wide.isnan().any(1)
     predicted = wide.argmax(1).masked_fill(nan, -1)
     adversarial = (predicted != labels) & ~nan & ((margin <= 0) | (gap == 0))
+    # At a tie the label still wins: what is left to go is a rounding of the logits then, not nothing.
+    larger = torch.maximum(own.abs(), rival.abs())[:, 0]
+    least = torch.finfo(wide.dtype).eps * torch.where(larger > 0, larger, torch.ones_like(larger))
+    margin = torch.where(adversarial | ~(margin < least), margin, least)
 
     ascent = others.softmax(1) if loss == "cross_entropy" else torch.zeros_like(wide).scatter(1, rival_index, 1.0)
     ascent = ascent.scatter(1, labels[:, None], -1.0)
@@ -51,6 +55,12 @@ def pgd_step(
     shrink = (eps / delta.flatten(1).norm(dim=1)).clamp(max=1.0).view(per_sample)
     moved: Tensor = x0.to(wide) + shrink * delta
     return moved.clamp(*bounds).to(x.dtype)
+
+
+def resolution(x: Tensor) -> Tensor:
+    """The shortest step that is sure to move `x`: some roundings of its elements."""
+    shortest: Tensor = ROUNDINGS * torch.finfo(x.dtype).eps * x.norm()
+    return shortest
 
 
 def grown(eps: Tensor, schedule: Schedule) -> Tensor:
@@ -114,7 +124,7 @@ def deepfool_step(
     norm = grad.norm()
     length = schedule.overshoot * left / norm
     if not adversarial:
-        length = length.clamp(min=SHORTEST * schedule.eps_max)
+        length = length.clamp(min=resolution(x))
     most = torch.finfo(grad.dtype).max  # 0 times infinity would be NaN
     next_x: Tensor = (x0 + pulled + (length / norm).clamp(-most, most) * grad).clamp(*bounds)
     return next_x
@@ -158,7 +168,7 @@ def search_step_(
             ended = Status.PENDING
             if book.eps[sample] == 0 and rule != "given":
                 estimate = schedule.start * margin[slot] / squared.sqrt()
-                book.eps[sample] = estimate.clamp(SHORTEST * schedule.eps_max, schedule.eps_max)
+                book.eps[sample] = estimate.clamp(min=resolution(x)).clamp(max=schedule.eps_max)
         if rule == "pgd" and ended == Status.PENDING and book.round_step[sample] == schedule.steps:
             larger = grown(book.eps[row], schedule)
             if larger > book.eps[sample]:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from amun_ext.checks import InputError, check_images, check_labels, is_number, listed, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.files import write_tensors
-from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.models.state import count_classes, evaluating, logits_of, placement
+from amun_ext.progress import progress_bar
 
 SCORES = ("abs_sum", "sum_abs")
 FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}
@@ -142,9 +142,9 @@ def _scores(
     device, dtype = placement(model, inputs)
     batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
     with evaluating(model), torch.enable_grad():
-        for x, y in tqdm(batches, "saliency", unit="batch", disable=not progress):
+        for x, y in progress_bar(progress, batches, "saliency", unit="batch"):
             # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
-            logits = model(x.to(device, dtype, copy=True))
+            logits = logits_of(model, x.to(device, dtype, copy=True))
             loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
             require(loss.requires_grad, "model", "a map to logits that depend on its trainable parameters", "others")
             grads = torch.autograd.grad(loss, weights, allow_unused=True)

@@ -63,14 +63,15 @@ def started(work: Callable[..., Result], model: object, count: int) -> Iterator[
 
 @contextlib.contextmanager
 def _begun_safely() -> Iterator[None]:
-    """A process that is started here never sees a Ctrl-C: it is for the one who asked, who then ends the others.
+    """A process that is started here never sees a Ctrl-C or SIGHUP: they are for the one who asked, who then ends the
+    others; and SIGTERM when it can end in order. Nor does one of them end us before it has all that it is to read.
 
     Nor does it begin with modules of the current folder, as Python does otherwise, before it has our path.
     """
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
     os.environ["PYTHONSAFEPATH"] = "1"
     resource_tracker.ensure_running()  # its own start would let interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
     try:
         yield
     finally:
@@ -103,6 +104,7 @@ def _shared_out(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> 
 
 def _serve(end: Connection, work: Callable[..., Any], packed: bytes, threads: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: there are semaphores to give back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -37,11 +37,32 @@ AMUN_HD bool is_finite(A value) {
 
 // ------------------------------------------------------------------------------------------------------ search_step_
 
-// The three reductions that every rule is made of; d = x - x0, g = the gradient of the attacked loss.
+// The reductions that every rule is made of; d = x - x0, g = the gradient of the attacked loss.
 template <typename A>
 struct StepSums {
-  A gg = 0, gd = 0, dd = 0;  // <g, g>, <g, d>, <d, d>
+  A gg = 0, gd = 0, dd = 0, xx = 0;  // <g, g>, <g, d>, <d, d>, <x, x>
+
+  AMUN_HD void add(A g, A x, A x0) {
+    const A d = x - x0;
+    gg += g * g;
+    gd += g * d;
+    dd += d * d;
+    xx += x * x;
+  }
+
+  AMUN_HD void add(const StepSums& other) {
+    gg += other.gg;
+    gd += other.gd;
+    dd += other.dd;
+    xx += other.xx;
+  }
 };
+
+// The shortest step that is sure to move x: some roundings of its elements.
+template <typename A>
+AMUN_HD A resolution(const StepSums<A>& sums) {
+  return A(16) * std::numeric_limits<A>::epsilon() * root(sums.xx);
+}
 
 // The next iterate: x <- clamp(origin * x0 + keep * d + push * g).
 template <typename A>

@@ -14,18 +14,30 @@ struct AttackLossArgs {
   const int64_t* labels;  // [B]
   bool* adversarial;      // [B]
   int64_t* predicted;     // [B]     -1 where a logit is NaN
-  void* margin;           // A [B]   label's logit minus the strongest other, plus the gap
+  void* margin;           // A [B]   logits left to go: label's logit minus the strongest other, plus the gap
   void* grad_logits;      // T [B, K]
 };
+
+// By how much the larger of two logits may be rounded; of two zeros, one.
+template <typename A>
+AMUN_HD A logit_rounding(A own, A rival) {
+  own = own < A(0) ? -own : own;
+  rival = rival < A(0) ? -rival : rival;
+  const A larger = own > rival ? own : rival;
+  return std::numeric_limits<A>::epsilon() * (larger > A(0) ? larger : A(1));
+}
 
 template <typename A>
 AMUN_HD void write_verdict(const AttackLossArgs& args, int64_t row, A own, int64_t label, const Rival<A>& rival) {
   const bool unknown = is_nan(own) || is_nan(rival.logit);
   const bool ahead = !unknown && is_ahead(rival, own, label);
   const A margin = own - rival.logit + A(args.gap);
-  args.adversarial[row] = ahead && (args.gap == 0 || margin <= A(0));
+  const bool adversarial = ahead && (args.gap == 0 || margin <= A(0));
+  // At a tie the label still wins: what is left to go is a rounding of the logits then, not nothing.
+  const A least = adversarial ? margin : logit_rounding(own, rival.logit);
+  args.adversarial[row] = adversarial;
   args.predicted[row] = unknown ? -1 : ahead ? rival.index : label;
-  static_cast<A*>(args.margin)[row] = margin;
+  static_cast<A*>(args.margin)[row] = margin < least ? least : margin;
 }
 
 }  // namespace amun

@@ -125,12 +125,12 @@ AMUN_HD Verdict<A> judge(const SearchStepArgs& args, Record<A>& record, const St
   }
   if (!(sums.gg > A(0)) || is_nan(margin)) return ended(Status::no_gradient);
 
-  // Also where the margin is 0 but the label still wins, there must be a radius that can grow, and a step that moves.
-  const A eps_max = A(args.eps_max), shortest = A(1e-6) * eps_max, overshoot = A(args.overshoot);
+  // However small the margin is, the label still wins: there must be a radius that can grow, and a step that moves.
+  const A eps_max = A(args.eps_max), shortest = resolution(sums), overshoot = A(args.overshoot);
   if (eps == A(0)) {
     eps = A(args.start) * margin / root(sums.gg);
-    eps = eps < eps_max ? eps : eps_max;
     eps = eps > shortest ? eps : shortest;
+    eps = eps < eps_max ? eps : eps_max;
   }
   if (args.rule == Rule::pgd) {
     if (!next_step(eps, step, args.steps, A(args.eps_growth), eps_max)) return ended(Status::exhausted);

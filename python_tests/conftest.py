@@ -1,12 +1,20 @@
-"""What every test gets: the devices there are, and random inputs that are the same in each run.
+"""What every test gets: the devices there are, one thread, and random inputs that are the same in each run.
 
 AMUN_TEST_SEED=random explores: it draws another seed, and says which. AMUN_TEST_SEED=NUMBER takes that one.
 """
 
 import copy
+import fcntl
 import hashlib
 import os
 import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+# One thread in every process, those that tests start too: there is a worker for each core, and in models this small
+# threads only wait for each other. Before torch, which reads it when it is loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -23,12 +31,15 @@ AGAIN = f"AMUN_TEST_SEED={SEED} gives these random inputs again"
 
 
 # Without a database of former failures, by which a run would depend on the runs before it; time is the machine's.
-settings.register_profile("same in each run", derandomize=ASKED != "random", database=None, deadline=None)
+settings.register_profile("same in each run", database=None, deadline=None)
 settings.load_profile("same in each run")
 
 
-def pytest_configure():
-    torch.set_num_threads(2)  # more than one, so that parallel code runs in parallel
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    torch.set_num_threads(1)
+    if config.getoption("hypothesis_seed", None) is None:  # before hypothesis' own plug-in looks at it
+        config.option.hypothesis_seed = str(SEED)
 
 
 def pytest_report_header():
@@ -43,7 +54,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True)
 def _own_random_inputs(request):
     """A test draws the same numbers alone and among others, and leaves the generators as it found them."""
-    digest = hashlib.sha256(f"{SEED} {request.node.nodeid}".encode()).digest()
+    seed = 0 if request.node.get_closest_marker("same_inputs") else SEED
+    digest = hashlib.sha256(f"{seed} {request.node.nodeid}".encode()).digest()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seed = int.from_bytes(digest[:4])
         torch.manual_seed(seed)
@@ -59,19 +71,36 @@ def device(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """once(name, make): a folder that `make` fills in one process of the run, and that all of them read."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / f"once-{name}", shared / f"once-{name}.done"
+        with (shared / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def one_thread():
-    """In models this small threads only wait for each other, for long where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    """Every test has one thread."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained() -> Task:
+    """Of which shares and medians are asserted: the same whatever the seed is."""
     with torch.random.fork_rng():
-        torch.manual_seed(SEED)
+        torch.manual_seed(0)
         images, labels = torch.rand(100, 1, 6, 6), torch.randint(0, 4, (100,))
         return trained_net(images, labels), images, labels
 

@@ -110,6 +110,7 @@ print(json.dumps({"sources": extension.sources, "flags": extension.extra_compile
 """
 
 
+@pytest.mark.slow
 class TestSetup:
     @pytest.fixture
     def toolkit(self, tmp_path) -> Path:

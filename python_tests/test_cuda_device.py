@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from pairs import pairs
 from test_ops import DTYPES, SCHEDULES, Feedback, Search, assert_close, check_search_step, draw_logits
 from torch import Tensor
 
@@ -104,9 +105,9 @@ class TestRows:
         for column, few in zip(whole, some, strict=True):
             assert torch.equal(column[rows], few)
 
-    @pytest.mark.parametrize("rule", ops.RULES)
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 7, 7), (3, 224, 224), (6145,)], ids=str)
+    @pytest.mark.parametrize(
+        ("dtype", "shape", "rule"), pairs(DTYPES, [(3, 32, 32), (3, 7, 7), (3, 224, 224), (6145,)], ops.RULES)
+    )
     def test_a_step_of_a_slot_does_not_depend_on_the_others(self, dtype, shape, rule):
         search = Search.running(12, shape, device=DEVICE, dtype=dtype)
         feedback = Feedback.random(search.pool.x, torch.arange(12, device=DEVICE) % 3 == 1)

@@ -1,5 +1,6 @@
 """The bodies of the CUDA kernels on CPU threads, alone and under ThreadSanitizer; and that the CUDA build loads."""
 
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import pybind11
 import pytest
 import torch
+from pairs import pairs
 from test_masked_sgd import BLOCK, KEEPS, RULES, SHAPES, Lists, check_masked_sgd
 from test_ops import DTYPES, SCHEDULES, Feedback, Search, check_attack_loss, check_whole_search, draw_logits
 from test_sm_taylor import check_sm_taylor
@@ -56,10 +58,12 @@ def build_emulator() -> Path:
     for file in sorted([*EMULATOR.iterdir(), *(ROOT / "csrc").rglob("*.*h")]):
         made_of.update(file.read_bytes())
     module = ROOT / "build/cuda_emulator" / made_of.hexdigest()[:16] / f"amun_cuda_emulator{suffix}"
-    if not module.exists():
-        module.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=module.parent) as folder:  # whole or not at all
-            compile_cpp(EMULATOR / "emulator.cpp", Path(folder) / "module.so", *flags).replace(module)
+    module.parent.mkdir(parents=True, exist_ok=True)
+    with (module.parent / "lock").open("w") as lock:  # by one process of a run, while the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not module.exists():
+            with tempfile.TemporaryDirectory(dir=module.parent) as folder:  # whole or not at all
+                compile_cpp(EMULATOR / "emulator.cpp", Path(folder) / "module.so", *flags).replace(module)
     return module
 
 
@@ -70,6 +74,11 @@ def raw(tensor: Tensor):
 
 def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def shapes(*sizes: tuple[int, ...]) -> list:
+    """An axis whose values are several parameters each."""
+    return [pytest.param(*each, id="x".join(map(str, each))) for each in sizes]
 
 
 def unaligned(tensor: Tensor) -> Tensor:
@@ -170,22 +179,25 @@ class TestEmulator:
             emulator.shuffle_after_exit(64, 48)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", ops.LOSSES)
 class TestAttackLossKernel:
-    @pytest.mark.parametrize("classes", [2, 3, 10, 31, 32, 33, 63, 64, 65, 100])
+    @pytest.mark.parametrize(
+        ("dtype", "loss", "classes"), pairs(DTYPES, ops.LOSSES, [2, 3, 10, 31, 32, 33, 63, 64, 65, 100])
+    )
     def test_classes_around_a_warp(self, emulator, dtype, loss, classes):
         check_attack_loss(EmulatedOps(emulator).attack_loss, *draw_logits(3, classes, dtype=dtype), loss)
 
-    @pytest.mark.parametrize(("threads", "rows"), [(64, 0), (32, 1), (128, 4), (128, 5), (64, 41)])
+    @pytest.mark.parametrize(
+        ("dtype", "loss", "threads", "rows"),
+        pairs(DTYPES, ops.LOSSES, shapes((64, 0), (32, 1), (128, 4), (128, 5), (64, 41))),
+    )
     def test_rows_and_blocks(self, emulator, dtype, loss, threads, rows):
         check_attack_loss(EmulatedOps(emulator, threads).attack_loss, *draw_logits(rows, 10, dtype=dtype), loss)
 
-    @pytest.mark.parametrize("classes", [1000, 1024, 1025, 1032, 3000])
+    @pytest.mark.parametrize(("dtype", "loss", "classes"), pairs(DTYPES, ops.LOSSES, [1000, 1024, 1025, 1032, 3000]))
     def test_rows_that_a_warp_keeps_and_longer_ones(self, emulator, dtype, loss, classes):
         check_attack_loss(EmulatedOps(emulator, 0).attack_loss, *draw_logits(5, classes, dtype=dtype), loss)
 
-    @pytest.mark.parametrize("classes", [16, 200, 1032])
+    @pytest.mark.parametrize(("dtype", "loss", "classes"), pairs(DTYPES, ops.LOSSES, [16, 200, 1032]))
     def test_place_and_alignment_of_a_row_change_nothing(self, emulator, dtype, loss, classes):
         op, (logits, labels) = EmulatedOps(emulator).attack_loss, draw_logits(9, classes, dtype=dtype)
         result = op(logits, labels, loss)
@@ -193,11 +205,13 @@ class TestAttackLossKernel:
         for column, alone in zip(result, op(logits[7:].clone(), labels[7:].clone(), loss), strict=True):
             assert torch.equal(column[7:], alone)
 
-    @pytest.mark.parametrize("gap", [0.0, 1.0])
+    @pytest.mark.parametrize(("dtype", "loss", "gap"), pairs(DTYPES, ops.LOSSES, [0.0, 1.0]))
     def test_ties(self, emulator, dtype, loss, gap):
         logits = torch.randint(3, (24, 70)).to(dtype)
         check_attack_loss(EmulatedOps(emulator).attack_loss, logits, torch.randint(70, (24,)), loss, gap)
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("loss", ops.LOSSES)
     def test_logits_that_are_not_finite(self, emulator, dtype, loss):
         logits, labels = draw_logits(40, 40, dtype=dtype)
         drawn = torch.rand(logits.shape)
@@ -206,6 +220,8 @@ class TestAttackLossKernel:
         result = check_attack_loss(EmulatedOps(emulator).attack_loss, logits, labels, loss)
         assert (result.predicted[:8] == -1).all()
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("loss", ops.LOSSES)
     def test_labels_out_of_range(self, emulator, dtype, loss):
         logits, _ = draw_logits(2, 33, dtype=dtype)
         result = EmulatedOps(emulator).attack_loss(logits, torch.tensor([33, -1]), loss)
@@ -215,24 +231,24 @@ class TestAttackLossKernel:
         assert (result.grad_logits == 0).all()
 
 
-@pytest.mark.parametrize("rule", ops.RULES)
 class TestSearchStepKernel:
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("shape", [(1,), (33,), (3, 7, 7)], ids=str)
+    @pytest.mark.parametrize(("dtype", "shape", "rule"), pairs(DTYPES, [(1,), (33,), (3, 7, 7)], ops.RULES))
     def test_whole_search_matches_the_reference(self, emulator, dtype, shape, rule):
         check_whole_search(EmulatedOps(emulator).search_step_, Search.begin(5, 12, shape, dtype=dtype), rule)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize(("threads", "length"), [(256, 3 * 32 * 32 + 1), (32, 1000), (96, 31), (256, 3)])
+    @pytest.mark.parametrize(
+        ("dtype", "threads", "length", "rule"),
+        pairs(DTYPES, shapes((256, 3 * 32 * 32 + 1), (32, 1000), (96, 31), (256, 3)), ops.RULES),
+    )
     def test_blocks_of_any_size(self, emulator, dtype, threads, length, rule):
         step = EmulatedOps(emulator, threads).search_step_
         check_whole_search(step, Search.begin(2, 3, (length,), dtype=dtype), rule)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("length", [3 * 32 * 32, 2 * 6144, 6145])
+    @pytest.mark.parametrize(("dtype", "length", "rule"), pairs(DTYPES, [3 * 32 * 32, 2 * 6144, 6145], ops.RULES))
     def test_rows_that_a_block_keeps_and_longer_ones(self, emulator, dtype, length, rule):
         check_whole_search(EmulatedOps(emulator, 0).search_step_, Search.begin(1, 2, (length,), dtype=dtype), rule)
 
+    @pytest.mark.parametrize("rule", ops.RULES)
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_place_and_alignment_of_a_row_change_nothing(self, emulator, dtype, rule):
         """To the bit: what is added up by which thread does not depend on them."""
@@ -250,6 +266,7 @@ class TestSearchStepKernel:
         alone.step(step, Feedback(**{name: each[2:].clone() for name, each in vars(feedback).items()}), SCHEDULES[rule])
         assert torch.equal(search.pool.x[2:], alone.pool.x)
 
+    @pytest.mark.parametrize("rule", ops.RULES)
     @pytest.mark.parametrize(("slots", "queue"), [(3, []), (0, [0]), (6, [4, 1]), (1, [2, 0, 1])], ids=str)
     def test_pools_and_queues(self, emulator, slots, queue, rule):
         search = Search.begin(slots, 5, (7,), queue=queue)
@@ -262,7 +279,7 @@ class TestSearchStepKernel:
 
 class TestMaskedSgdKernel:
     @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
-    @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+    @pytest.mark.parametrize("rule", RULES)
     def test_matches_the_reference(self, emulator, dtype, keep, rule):
         for lists in (Lists.draw(SHAPES, dtype, keep=keep), Lists.draw([(5,), (BLOCK + 3,)], dtype, keep=keep)):
             check_masked_sgd(EmulatedOps(emulator).masked_sgd_, lists, **rule)
@@ -289,13 +306,14 @@ class TestMaskedSgdKernel:
         check_masked_sgd(EmulatedOps(emulator).masked_sgd_, lists, momentum=0.9)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 class TestSmTaylorKernel:
+    @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("classes", [2, 3, 4, 5, 8, 9, 10, 16, 17, 31, 33, 64, 65, 100, 128, 129, 1003])
     def test_classes_around_the_lanes_of_a_row(self, emulator, dtype, classes):
         logits, labels = draw_logits(7, classes, dtype=dtype)
         check_sm_taylor(EmulatedOps(emulator).sm_taylor_softmax, logits, labels)
 
+    @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("classes", [10, 200, 1000])
     def test_place_and_alignment_of_a_row(self, emulator, dtype, classes):
         op, (logits, labels) = EmulatedOps(emulator, 0).sm_taylor_softmax, draw_logits(9, classes, dtype=dtype)
@@ -303,14 +321,15 @@ class TestSmTaylorKernel:
         check_sm_taylor(op, unaligned(logits), labels)
         assert torch.equal(signal[7:], op(logits[7:].clone(), labels[7:].clone()))
 
-    @pytest.mark.parametrize("classes", [2, 10, 40])
-    @pytest.mark.parametrize(("threads", "rows"), [(64, 0), (32, 1), (128, 5), (64, 41), (128, 130)])
+    @pytest.mark.parametrize(
+        ("dtype", "classes", "threads", "rows"),
+        pairs(DTYPES, [2, 10, 40], shapes((64, 0), (32, 1), (128, 5), (64, 41), (128, 130))),
+    )
     def test_rows_and_blocks(self, emulator, dtype, classes, threads, rows):
         logits, labels = draw_logits(rows, classes, dtype=dtype)
         check_sm_taylor(EmulatedOps(emulator, threads).sm_taylor_softmax, logits, labels)
 
-    @pytest.mark.parametrize("floor", [None, 1e-3])
-    @pytest.mark.parametrize("order", ops.TAYLOR_ORDERS)
+    @pytest.mark.parametrize(("dtype", "floor", "order"), pairs(DTYPES, [None, 1e-3], ops.TAYLOR_ORDERS))
     def test_orders_and_models(self, emulator, dtype, order, floor):
         settings = {"order": order, "margin": -0.3, "temperature": 1.5, "floor": floor}
         for classes in (10, 70):
@@ -318,8 +337,7 @@ class TestSmTaylorKernel:
             models = logits.view(3, 5, classes)
             check_sm_taylor(EmulatedOps(emulator).sm_taylor_softmax, models, labels[:5], **settings)
 
-    @pytest.mark.parametrize("classes", [2, 10, 40])
-    @pytest.mark.parametrize("floor", [None, 1e-3])
+    @pytest.mark.parametrize(("dtype", "classes", "floor"), pairs(DTYPES, [2, 10, 40], [None, 1e-3]))
     def test_rows_without_an_answer_leave_the_others_alone(self, emulator, dtype, classes, floor):
         logits, labels = draw_logits(30, classes, dtype=dtype)
         labels[3], labels[14], logits[20, 1], logits[22, labels[22]] = -1, classes, torch.nan, torch.nan
@@ -358,6 +376,7 @@ BARRIERS = [
 ]
 
 
+@pytest.mark.slow
 class TestRaces:
     def test_kernels_have_none(self, tmp_path):
         assert find_races(ROOT / "csrc", tmp_path) == ""
@@ -407,17 +426,23 @@ class CudaBuild(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def cuda_build(tmp_path_factory) -> CudaBuild:
+def cuda_build(once) -> CudaBuild:
     """The extension with its CUDA kernels, and what the compiler said of them; a GPU need not be there."""
-    folder = tmp_path_factory.mktemp("cuda_build")
-    built = compiler.build(folder)
-    if "FORCE_CUDA=1 needs a CUDA toolkit" in built.stderr and os.environ.get("AMUN_REQUIRE_NVCC") != "1":
-        pytest.skip(built.stderr.strip())
-    assert built.returncode == 0, built.stdout + built.stderr
-    (library,) = (folder / "lib").rglob("_C*.so")
-    return CudaBuild(library, compiler.reported(built.stdout + built.stderr), compiler.wide_in_ptx(folder / "ptx"))
+
+    def build(folder: Path) -> None:
+        built = compiler.build(folder)
+        (folder / "said").write_text(built.stdout + built.stderr)
+
+    folder = once("cuda_build", build)
+    said = (folder / "said").read_text()
+    if "FORCE_CUDA=1 needs a CUDA toolkit" in said and os.environ.get("AMUN_REQUIRE_NVCC") != "1":
+        pytest.skip(said.strip())
+    libraries = [*(folder / "lib").rglob("_C*.so")]
+    assert len(libraries) == 1, said
+    return CudaBuild(libraries[0], compiler.reported(said), compiler.wide_in_ptx(folder / "ptx"))
 
 
+@pytest.mark.slow
 class TestCompiledKernels:
     def test_all_are_there_for_every_architecture(self, cuda_build):
         names = [set(kernels) for kernels in cuda_build.kernels.values()]
@@ -451,6 +476,7 @@ class TestCompiledKernels:
                 assert counts["wide loads"] == counts["wide stores"] == 0, (name, counts)
 
 
+@pytest.mark.slow
 class TestCudaBuild:
     def test_loads_and_registers_where_there_is_no_gpu(self, cuda_build):
         script = f"""

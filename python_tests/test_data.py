@@ -379,7 +379,7 @@ class TestNpz:
 
     def test_wrong_files(self, tmp_path):
         path = tmp_path / "own.npz"
-        with pytest.raises(InputError, match="No such file"):
+        with pytest.raises(InputError, match="which does not exist"):
             data.load(path)
         path.write_text("no zip")
         with pytest.raises(InputError, match=r"readable \.npz"):

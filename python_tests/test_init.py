@@ -18,6 +18,7 @@ from amun_ext import InputError, cli, models, unlearn
 from amun_ext.audit import train_references, train_shadows
 from amun_ext.data import Splits, load
 from amun_ext.data.vision import import_torchvision
+from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments.compare import compare
 from amun_ext.models.fresh import described, untrained
@@ -227,17 +228,18 @@ class TestReferences:
         how = {"out": tmp_path / "shadows", "models": 6, "init": vit}
         made = train_shadows(model, splits, ids, plan("ft", recipe={"epochs": 1}), RECIPE, **how)
         assert made.about["init"] == "test_init:vit()"
-        asked, anew = sets(splits, ids, {}), retraining(model, {}, {"epochs": 1, "lr": 0.1}, start)
+        asked, anew = sets(splits, ids, Record()), retraining(model, Record(), {"epochs": 1, "lr": 0.1}, start)
         compared = compare(model, splits.test, asked, {"with": {}}, anew, seeds=1, out=tmp_path)
         assert compared.tables["with"]["retrain"].plan.to_dict()["init"] == described(start)
 
     def test_a_checkpoint_knows_its_start(self) -> None:
         start = vit().state_dict()
         metadata = {"recipe": '{"epochs": 1, "lr": 0.1}', "init": described(start)}
-        assert retraining(vit(), metadata, init=start).options["init"] is start
+        record = Record.read(metadata, "m")
+        assert retraining(vit(), record, init=start).options["init"] is start
         for other, got in ((None, "none"), (vit, r"test_init:vit\(\)"), (vit().state_dict(), "weights ")):
             with pytest.raises(InputError, match=f"init must be what .* began with, weights [0-9a-f]+, got {got}"):
-                retraining(vit(), metadata, init=other)
+                retraining(vit(), record, init=other)
 
 
 OWN_NET = """

@@ -1,6 +1,5 @@
 """What is said of models that were made otherwise: every difference, with both values."""
 
-import json
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -9,11 +8,12 @@ import pytest
 from amun_ext import InputError
 from amun_ext.checks import differences
 from amun_ext.cli import provenance
+from amun_ext.deletion import Record
 from amun_ext.files import claim
 from amun_ext.training import Recipe
 
 RECIPE = Recipe(epochs=3, lr=0.1)
-METADATA = {"recipe": json.dumps(asdict(RECIPE)), "unlearning": json.dumps({"method": "ft"})}
+RECORD = Record(recipe=RECIPE, unlearning={"method": "ft"})
 
 
 def made(**about: object) -> SimpleNamespace:
@@ -38,17 +38,17 @@ def test_differences() -> None:
     ],
 )
 def test_other_shadows(about: dict, message: str) -> None:
-    provenance.check_shadows(made(), METADATA, [])
+    provenance.check_shadows(made(), RECORD, [])
     with pytest.raises(InputError, match=message):
-        provenance.check_shadows(made(**about), METADATA, [])
+        provenance.check_shadows(made(**about), RECORD, [])
 
 
 def test_recipes_from_before_a_field_was_there() -> None:
     """An absent one has its default."""
     older = {"epochs": 3, "lr": 0.1}
-    provenance.check_shadows(made(recipe=older), METADATA, [])
-    assert provenance.remarks(METADATA, [], made(recipe=older)) == []
-    (remark,) = provenance.remarks(METADATA, [], made(recipe={**older, "schedule": "cosine"}))
+    provenance.check_shadows(made(recipe=older), RECORD, [])
+    assert provenance.remarks(RECORD, [], made(recipe=older)) == []
+    (remark,) = provenance.remarks(RECORD, [], made(recipe={**older, "schedule": "cosine"}))
     assert remark.endswith("another recipe than the model: schedule 'cosine' instead of 'constant'")
 
 

@@ -215,6 +215,9 @@ class TestAugmented:
             rmia([[0.5, 0.5]], reference, np.eye(2, dtype=bool))
 
 
+LUCK = 6.2  # standard errors: a normal variable is as far off once in 10^9 draws
+
+
 def audit(random, members_of_references, mode):
     """Area of the forget set of a retrained model against the test set, and the arguments of its audit.
 
@@ -234,7 +237,7 @@ def audit(random, members_of_references, mode):
 class TestGroups:
     def test_a_retrained_model_gets_50_when_references_know_both_sets(self):
         area, arguments = audit(generator(), np.ones(3000, dtype=bool), "online")
-        assert abs(area.value - 50) < 4 * area.standard_error
+        assert abs(area.value - 50) < LUCK * area.standard_error
         groups = rmia(**arguments).diagnostics.groups
         assert asdict(groups["forget"]) == {"ins": (8, 8), "outs": (8, 8), "share": 0.5}
 
@@ -247,7 +250,7 @@ class TestGroups:
 
     def test_offline_takes_either(self):
         area, arguments = audit(generator(), np.arange(3000) < 1500, "offline")
-        assert abs(area.value - 50) < 4 * area.standard_error
+        assert abs(area.value - 50) < LUCK * area.standard_error
         assert rmia(**arguments).diagnostics.groups["test"].outs == (16, 16)
 
     @pytest.mark.parametrize(

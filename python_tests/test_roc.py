@@ -152,13 +152,14 @@ class TestDifference:
         assert measured.standard_error == pytest.approx(math.hypot(*(of.standard_error for of in apart)), rel=0.1)
 
     def test_the_error_is_the_spread_over_repeated_draws_of_scores_that_go_together(self):
+        """But for a chance of 10^-9: the spread over 600 draws is itself known to 3 %."""
         random, drawn = generator(), []
-        for _ in range(300):
+        for _ in range(600):
             members, nonmembers = random.normal(0.5, 1, 80), random.normal(0, 1, 100)
             noisy = [of + random.normal(0, 0.3, len(of)) for of in (members, nonmembers)]
             drawn.append((auc_difference((members, nonmembers), noisy), auc(members, nonmembers)))
         error = np.mean([difference.standard_error for difference, _ in drawn])
-        assert error == pytest.approx(np.std([difference.value for difference, _ in drawn]), rel=0.2)
+        assert error == pytest.approx(np.std([difference.value for difference, _ in drawn]), rel=0.22)
         assert error < drawn[0][1].standard_error / 2
 
     def test_of_a_model_with_itself_is_nothing(self):

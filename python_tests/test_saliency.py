@@ -209,6 +209,7 @@ class TestNoTrace:
                 assert torch.equal(flat(mask), usual)
                 assert not any(part.is_inference() for part in mask.values())
 
+    @pytest.mark.same_inputs
     def test_devices(self, net: Net, forget: TensorDataset, device: str) -> None:
         usual = saliency_mask(net, forget)
         for data in (forget, TensorDataset(*(tensor.to(device) for tensor in forget.tensors))):

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 X, Y = torch.rand(4, 5), torch.zeros(4, dtype=torch.long)
 
 
+@pytest.mark.same_inputs
 class TestClosedForm:
     @pytest.mark.parametrize("scale", SCALES)
     @pytest.mark.parametrize("classes", [2, 10])
@@ -148,6 +149,7 @@ class TestGuarantees:
         for size in (9, 40):  # the last batch is ragged
             check_alike(find_min_adversarial(model, images, labels, method=method, batch_size=size), many)
 
+    @pytest.mark.same_inputs
     def test_does_not_depend_on_the_order(self, task: Task, method) -> None:
         model, images, labels = task
         order = torch.randperm(len(images))
@@ -196,6 +198,7 @@ class TestGuarantees:
         check_guarantees(model, images, labels, result)
 
     @may_run_out
+    @pytest.mark.same_inputs
     def test_inputs_on_the_bounds(self, method) -> None:
         images, labels = torch.rand(50, 1, 6, 6).round(), torch.randint(0, 4, (50,))
         model = trained_net(images, labels)
@@ -220,6 +223,7 @@ class TestGuarantees:
 
     @may_run_out
     @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5)])
+    @pytest.mark.same_inputs
     def test_inputs_of_any_rank(self, method, shape: tuple[int, ...]) -> None:
         model, x = Linear(3, math.prod(shape)), torch.rand(9, *shape)
         labels = model(x).argmax(1)
@@ -230,6 +234,7 @@ class TestGuarantees:
 
     @may_run_out
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    @pytest.mark.same_inputs
     def test_models_of_another_dtype(self, method, dtype: torch.dtype) -> None:
         model, x = Linear(3, 20).to(dtype), torch.rand(40, 20).to(dtype)
         labels = model(x).argmax(1)
@@ -249,6 +254,7 @@ class TestGuarantees:
         [(torch.float16, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float32)],
         ids=str,
     )
+    @pytest.mark.same_inputs
     def test_inputs_of_another_dtype_than_the_model(self, method, weights: torch.dtype, inputs: torch.dtype) -> None:
         model, x = Linear(3, 20).to(weights), torch.rand(20, 20).to(inputs)
         labels = model(x.to(weights)).argmax(1)
@@ -416,6 +422,7 @@ class Stretched(nn.Module):
 
 
 class TestRefine:
+    @pytest.mark.same_inputs
     def test_linear_model_ends_on_the_boundary(self) -> None:
         model, x = Linear(2, 100), torch.rand(100, 100)
         labels = model(x).argmax(1)
@@ -501,6 +508,7 @@ class TestQuantize:
 
     @pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4, 1e-5])
     @pytest.mark.parametrize("features", [30, 3072])
+    @pytest.mark.same_inputs
     def test_perturbations_of_less_than_a_level(self, distance: float, features: int) -> None:
         x = (torch.rand(20, features) * 0.8 + 0.1).mul(255).round() / 255
         model = Near(x, distance)
@@ -544,6 +552,7 @@ class TestQuantize:
 
     @may_run_out
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.same_inputs
     def test_other_dtypes(self, dtype: torch.dtype) -> None:
         model, x = Linear(3, 20).to(dtype), torch.rand(20, 20).to(dtype)
         labels = model(x).argmax(1)
@@ -628,6 +637,7 @@ class TestPrecision:
 
     @every_method
     @pytest.mark.parametrize("what", ["constant", "detached", "nan"])
+    @pytest.mark.same_inputs
     def test_what_it_cannot_see_is_found_in_the_callers(self, method, what: str) -> None:
         class Blind(Linear):
             def forward(self, x: Tensor) -> Tensor:
@@ -646,6 +656,7 @@ class TestPrecision:
         assert result.found.all()
         check_guarantees(model, x, labels, result)
 
+    @pytest.mark.same_inputs
     def test_a_wrong_answer_in_it_does_not_pass(self) -> None:
         class Fooled(Linear):
             def forward(self, x: Tensor) -> Tensor:

@@ -255,6 +255,7 @@ class TestModelsAsUsersHaveThem:
         check_guarantees(model, x, labels, result)
 
     @may_run_out
+    @pytest.mark.same_inputs
     def test_shared_weights(self, method) -> None:
         model, x = tied(), torch.rand(20, 1, 6, 6)
         labels = model(x).argmax(1)
@@ -264,6 +265,7 @@ class TestModelsAsUsersHaveThem:
         check_guarantees(model, x, labels, result)
 
     @may_run_out
+    @pytest.mark.same_inputs
     def test_gradients_of_stride_0(self, method) -> None:
         """Of a mean it is one number for all elements."""
 
@@ -336,6 +338,7 @@ class TestHostileModels:
 
     @every_method
     @pytest.mark.parametrize("what", ["logits", "one logit", "gradient", "infinite gradient"])
+    @pytest.mark.same_inputs
     def test_nan_stays_with_its_sample(self, method, what: str) -> None:
         class Broken(Linear):
             def forward(self, x: Tensor) -> Tensor:
@@ -398,6 +401,7 @@ class TestHostileModels:
 
     @may_run_out
     @every_method
+    @pytest.mark.same_inputs
     def test_infinite_logits(self, method) -> None:
         """A class that is masked out, and one that is always certain."""
 
@@ -415,7 +419,6 @@ class TestHostileModels:
         result = find_min_adversarial(model, x, labels, method=method)
         assert result.found.all()
         assert (result.labels != 2).all()
-        check_guarantees(Linear.forward.__get__(model), x, labels, result) if False else None
         labels = torch.arange(10) % 2
         result = find_min_adversarial(Certain(3, 6), x, labels, method=method, steps=5)
         assert torch.equal(result.found, labels == 1)
@@ -423,6 +426,7 @@ class TestHostileModels:
 
     @may_run_out
     @every_method
+    @pytest.mark.same_inputs
     def test_gradients_that_vanish_or_explode(self, method) -> None:
         """A gradient norm below 1e-22 or above 1e19 counts as none in float32; in between the scale does not matter."""
         model, x = Linear(3, 6), torch.rand(10, 6)

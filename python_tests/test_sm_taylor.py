@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pairs import pairs
 from test_ops import DTYPES, draw_logits
 from torch import Tensor
 
@@ -78,9 +79,7 @@ class TestSmTaylorSoftmax:
         labels = torch.randint(shape[-1], shape[-2:-1], device=device)
         check_sm_taylor(ops.sm_taylor_softmax, logits, labels)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("floor", [None, 1e-3, 0.5])
-    @pytest.mark.parametrize("order", ops.TAYLOR_ORDERS)
+    @pytest.mark.parametrize(("dtype", "floor", "order"), pairs(DTYPES, [None, 1e-3, 0.5], ops.TAYLOR_ORDERS))
     def test_orders(self, device, dtype, order, floor):
         for classes in (10, 60):
             logits, labels = draw_logits(200, classes, device=device, dtype=dtype)

@@ -542,19 +542,21 @@ class TestDatasets:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> Path:
+def killed(once) -> Path:
     """The files of trainings whose processes were killed in the middle of an epoch."""
-    folder = tmp_path_factory.mktemp("killed")
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-W", "ignore", training_tools.__file__, str(folder)]
-    subprocess.run(command, check=True, env=environment, timeout=300)
-    return folder
+
+    def kill(folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-W", "ignore", training_tools.__file__, str(folder)]
+        subprocess.run(command, check=True, env=environment, timeout=300)
+
+    return once("killed-trainings", kill)
 
 
 class TestCheckpoint:
     """A training that was stopped goes on as if it had not been."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", TRAININGS)
     def test_a_killed_one_goes_on_bit_for_bit(self, killed: Path, name: str) -> None:
         training = TRAININGS[name]

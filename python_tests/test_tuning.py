@@ -4,14 +4,11 @@ import contextlib
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kill_tools import INTERRUPT, ROOT, SELF, alive, begun, ended_at, wait_for
 from scipy.stats import ks_2samp
 from test_report import Page
 from torch import nn
@@ -26,6 +24,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, models, tuning, workers
 from amun_ext.data import Splits, copies
+from amun_ext.files import workplace
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.tuning import objectives, space, stage, study
 from amun_ext.tuning.result import LEADING
@@ -363,12 +362,7 @@ class TestGoingOn:
         for end in range(0, len(whole), max(1, len(whole) // 40)):
             journal.write_bytes(whole[:end])
             before = finished(tmp_path / "out")
-            again = told(tune(trials=3))["ft"]
-            assert again[: len(before)] == first[: len(before)], end
-            # A kill between the draws of one trial may change its later ones, and nothing else.
-            assert [(number, drawn["lr"]) for number, drawn, *_ in again] == [
-                (number, drawn["lr"]) for number, drawn, *_ in first
-            ]
+            assert told(tune(trials=3))["ft"] == first, end
             assert {*before} <= finished(tmp_path / "out").keys()
             ends.add(len(before))
         assert ends == {0, 1, 2}
@@ -383,7 +377,7 @@ class TestGoingOn:
 
     def test_two_at_once_are_refused(self, tune, tmp_path) -> None:
         tune()
-        with study.journal(tmp_path / "out/journal.log"), pytest.raises(InputError, match="at which one is"):
+        with workplace(tmp_path / "out", "tune"), pytest.raises(InputError, match="at which one is"):
             tune()
 
     CHANGES = {  # noqa: RUF012
@@ -425,55 +419,56 @@ class TestGoingOn:
         assert told(tune(trials=2, recipe=replace(SHORT, lr=0.5, schedule="cosine"))) == told(first)
 
 
+@pytest.mark.slow
 class TestWorkers:
     def test_two_do_what_one_does(self, tune, tmp_path) -> None:
         one = told(tune(["ft", "salun"], trials=5))
         assert told(tune(["ft", "salun"], trials=5, workers=2, out=tmp_path / "two")) == one
 
-    def test_what_becomes_of_them_is_told(self, original, splits) -> None:
+    def test_what_becomes_of_them_is_told(self, original, splits, tmp_path) -> None:
         """An error of theirs is raised here, and one that is killed is not waited for."""
         forget, rest = TensorDataset(*splits.train[:20]), TensorDataset(*splits.train[20:])
         given = stage.Stage(original, forget, rest, splits.test, True, None, 0)
         wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
-        with workers.started(partial(stage.make, given), original, 2) as attempts:
+        with workers.started(partial(begun, given, tmp_path), original, 2) as attempts:
             with pytest.raises(InputError, match="gamma must be"):
-                list(attempts(iter([(0, ("l1-sparse", wrong, 0))])))
-            outcomes = attempts(iter([(1, ("ft", long, 0)), (2, ("ft", long, 0))]))
-            threading.Timer(1.0, multiprocessing.active_children()[0].kill).start()
+                list(attempts(iter([(0, ("wrong", "l1-sparse", wrong, 0))])))
+            outcomes = attempts(iter([(1, ("long", "ft", long, 0)), (2, ("killed", "ft", long, 0))]))
             with pytest.raises(OSError, match="a worker ended during its work"):
                 next(outcomes)
 
-    def test_they_end_with_the_one_who_asked(self) -> None:
+    def test_they_end_with_the_one_who_asked(self, tmp_path) -> None:
         """Also amid a trial that takes long, and when that one could not say goodbye."""
         script = (
-            "import multiprocessing, torch\n"
+            "import multiprocessing, pathlib, torch\n"
             "from torch.utils.data import TensorDataset\n"
             "from amun_ext.models import build\n"
             "from amun_ext.training import Recipe\n"
             "from functools import partial\n"
+            "from kill_tools import begun\n"
             "from amun_ext import workers\n"
             "from amun_ext.tuning import stage\n"
             "forget, rest = (TensorDataset(torch.rand(9, 1, 8, 8), torch.arange(9)) for _ in range(2))\n"
             "model = build('small-cnn', num_classes=9, in_channels=1)\n"
             "given = stage.Stage(torch.nn.Identity(), forget, rest, rest, True, None, 0)\n"
             "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}, 0\n"
-            "with workers.started(partial(stage.make, given), model, 2) as attempts:\n"
+            f"work = partial(begun, given, pathlib.Path({str(tmp_path)!r}))\n"
+            "with workers.started(work, model, 2) as attempts:\n"
             "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-            "    next(attempts((number, job) for number in range(2)))\n"
+            "    next(attempts((name, (name, *job)) for name in ('one', 'other')))\n"
         )
-        folder = Path(cli.__file__).parents[2]
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, stdout=subprocess.PIPE, text=True)
+        path = f"{ROOT}{os.pathsep}{ROOT / 'python_tests'}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+        )
         children = [int(pid) for pid in process.stdout.readline().split()]
         assert len(children) == 2
         try:
-            time.sleep(3.0)  # into their trials
+            wait_for(lambda: len([*tmp_path.iterdir()]) == 2)  # both are at their trials
             assert all(alive(child) for child in children)
             process.kill()
             process.wait()
-            deadline = time.monotonic() + 60
-            while any(alive(child) for child in children) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not any(alive(child) for child in children)
+            wait_for(lambda: not any(alive(child) for child in children))
         finally:
             for child in filter(alive, children):
                 os.kill(child, signal.SIGKILL)
@@ -697,57 +692,26 @@ class TestCommand:
         assert cli.main(arguments(checkpoint, tmp_path / "out", "--methods", "ft", "--trials", "2")) == 3
         assert "no trial of ft keeps the accuracy" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-    def test_a_stopped_command_goes_on(self, checkpoint, tmp_path, by: signal.Signals) -> None:
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("end", "status"), [(SELF, -signal.SIGKILL), (INTERRUPT, 130)], ids=["killed", "Ctrl-C"])
+    def test_a_stopped_command_goes_on(self, checkpoint, tmp_path, end: str, status: int) -> None:
         out = tmp_path / "out"
-        long = ("--epochs", "5")  # or all is done before it is stopped
-        more = ("--methods", "ft,rl", *long, "--trials", "6", "--workers", "2", "--max-drop", "50")
-        told = [sys.executable, "-m", "amun_ext.cli", *arguments(checkpoint, out, *more)]
-        folder = Path(cli.__file__).parents[2]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            told,
-            cwd=folder,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it would be ignored
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while done(out) < 2:
-                assert process.poll() is None, process.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            children = children_of(process.pid)
-            if by == signal.SIGINT:
-                os.killpg(process.pid, by)  # as Ctrl-C does
-            else:
-                process.send_signal(by)
-            _, errors = process.communicate(timeout=60)
-            assert len(children) >= 2
-            while any(alive(child) for child in children):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if by == signal.SIGINT:
-            assert process.returncode == 130, errors
-            assert errors.splitlines()[-1] == "amun: stopped; the same command goes on where it was"
-            assert "Traceback" not in errors
+        more = ("--methods", "ft,rl", "--trials", "6", "--workers", "2", "--max-drop", "50")
+        stopped = ended_at("amun_ext.tuning.study.tell", 4, arguments(checkpoint, out, *more), end)
+        assert stopped.returncode == status, stopped.stderr
+        children = [int(pid) for pid in stopped.stdout.split()]
+        assert len(children) == 2
+        wait_for(lambda: not any(alive(child) for child in children))
+        if end == INTERRUPT:
+            assert stopped.stderr.splitlines()[-1] == "amun: stopped; the same command goes on where it was"
+            assert "Traceback" not in stopped.stderr
         before = finished(out)
-        assert 2 <= len(before) < 12
+        assert len(before) == 3
         assert cli.main(arguments(checkpoint, out, *more[:-4], "--workers", "1", "--max-drop", "50")) == 0
         record = json.loads((out / "trials.json").read_text())["trials"]
         assert {method: len(trials) for method, trials in record.items()} == {"ft": 6, "rl": 6}
         after = finished(out)
         assert {key: after[key] for key in before} == before  # none was done again
-
-
-def done(out: Path) -> int:
-    return len(finished(out)) if (out / "journal.log").exists() else 0
 
 
 def finished(out: Path) -> dict[int, str]:
@@ -757,19 +721,7 @@ def finished(out: Path) -> dict[int, str]:
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            if entry["op_code"] == 6:
+            if entry["op_code"] == 6 and entry["state"]:  # 0: it begins
                 assert entry["trial_id"] not in ends
                 ends[entry["trial_id"]] = line
     return ends
-
-
-def children_of(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

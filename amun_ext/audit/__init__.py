@@ -1,9 +1,11 @@
 """How well was it forgotten? Attacks, measures with intervals, and a verdict by a stated rule (paper section 3)."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ from amun_ext.checks import check_images, check_labels, is_number, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
-from amun_ext.files import all_or_none, plain, write_json, write_text
+from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
 
 __all__ = [
     "MARGIN",
@@ -120,11 +122,15 @@ class Audit:
 
         return text.markdown(self)
 
-    def write(self, folder: str | os.PathLike[str], *, with_images: bool = False) -> None:
-        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples."""
+    def write(self, folder: str | os.PathLike[str], *, with_images: bool = False, place: Path | None = None) -> None:
+        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples.
+
+        place: the workplace in `folder`, where there is one.
+        """
         from amun_ext.audit import page  # here, because matplotlib takes a second to import
 
-        with all_or_none(folder) as made:
+        own = workplace(folder, "audit") if place is None else contextlib.nullcontext(place)
+        with own as place, all_or_none(folder, place) as made:
             self.to_json(made / FILES[0])
             write_text(made / FILES[1], self.to_markdown())
             write_text(made / FILES[2], page.render(self, with_images))
@@ -181,7 +187,7 @@ def audit(
     """
     anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
     answers = check(model, splits, ids, original, anew, references, shadows, before, margin)
-    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)])
+    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64, device="cpu")])
     given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
     models = [(name, each) for name, each in given if each is not None]
     names, known = list(dict(models)), dict(seconds or {})
@@ -251,7 +257,9 @@ def check(
             answers[kind] = told
     if shadows is not None:
         check_shadows(shadows, ids)
-    split(splits.train, torch.tensor(gone, dtype=torch.int64))  # refuses ids that are none, and all of them
+    split(
+        splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")
+    )  # refuses ids that are none, and all of them
     for name, data in (("train", splits.train), ("test", splits.test)):
         check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
         check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
@@ -260,9 +268,9 @@ def check(
 
 def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
     """Of each set, in training and test data one behind the other."""
-    kept = torch.ones(train, dtype=torch.bool)
+    kept = torch.ones(train, dtype=torch.bool, device="cpu")
     kept[gone] = False
-    return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test)}
+    return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test, device="cpu")}
 
 
 def _see(

@@ -1,6 +1,5 @@
 """What many trained models say of the same samples: kept in a file for each model, without its weights or logits."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,14 +10,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from tqdm.auto import tqdm
 
 from amun_ext.checks import InputError, require, whole
 from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
-from amun_ext.files import claim, plain, write_tensors
+from amun_ext.files import claim, plain, workplace, write_tensors
 from amun_ext.models.fresh import Init, check_init, described
+from amun_ext.progress import progress_bar
+from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
 from amun_ext.workers import started
 
@@ -48,8 +48,8 @@ def halves(samples: int, models: int, seed: int = 0) -> Tensor:
     rows = []
     for pair in range(models // 2):
         generator = torch.Generator().manual_seed(seed + pair * 2**20)
-        chosen = torch.zeros(samples, dtype=torch.bool)
-        chosen[torch.randperm(samples, generator=generator)[: samples // 2]] = True
+        chosen = torch.zeros(samples, dtype=torch.bool, device="cpu")
+        chosen[torch.randperm(samples, generator=generator, device="cpu")[: samples // 2]] = True
         rows += [chosen, ~chosen]
     return torch.stack(rows)
 
@@ -86,19 +86,21 @@ def collect(
     folder, models = Path(folder), len(membership)
     told = plain({"format": _format(kind), "samples": membership.shape[1], **identity})
     assert isinstance(told, dict)
-    claim(folder / f"{kind}.json", told, f"set of {kind}")
-    paths = [_path(kind, folder, number) for number in range(models)]
-    todo = [number for number in range(models) if not paths[number].exists()]
-    jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
-        (number, (membership[number], first_seed + number)) for number in todo
-    )
-    with (
-        started(work, start, min(workers, max(1, len(todo)))) as made,
-        tqdm(total=models, initial=models - len(todo), desc=kind, unit="model", disable=not progress) as bar,
-    ):
-        for number, signals in made(jobs):
-            write_tensors(paths[number], {"membership": membership[number], **signals}, {"format": _format(kind)})
-            bar.update()
+    with workplace(folder, kind) as place:
+        claim(folder / f"{kind}.json", told, f"set of {kind}", place)
+        paths = [_path(kind, folder, number) for number in range(models)]
+        todo = [number for number in range(models) if not paths[number].exists()]
+        jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
+            (number, (membership[number], first_seed + number)) for number in todo
+        )
+        with (
+            started(work, start, min(workers, max(1, len(todo)))) as made,
+            progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
+        ):
+            for number, signals in made(jobs):
+                tensors = {"membership": membership[number], **signals}
+                write_tensors(paths[number], tensors, {"format": _format(kind)}, place)
+                bar.update()
     return load(kind, folder, models)
 
 
@@ -109,8 +111,9 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     """
     folder = Path(folder)
     try:
-        about = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
-        known = about["format"] == _format(kind) and {"data", "architecture"} <= about.keys()
+        path = folder / f"{kind}.json"
+        about = parse_json(str(path), text_of(str(path), path, "a file"))
+        known = about["format"] == _format(kind) and {"data", "architecture", "recipe"} <= about.keys()
         total = int(about["samples"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{kind} must be a folder that amun {kind} has written, got {folder}: {error}") from error

@@ -30,7 +30,7 @@ from amun_ext.audit.answers import (
     pool,
     signals_from,
 )
-from amun_ext.checks import require
+from amun_ext.checks import is_whole, require
 from amun_ext.data import Splits, copies
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import auc, predict
@@ -54,7 +54,7 @@ class Shadows(Answers):
         """The samples [n], as rows of training and test set one behind the other: the ids first."""
         rows = self.about["rows"]
         assert isinstance(rows, list)
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     @property
     def ids(self) -> int:
@@ -129,7 +129,9 @@ def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> S
     """What `train_shadows` has put there: all, or the first `models`. InputError as `load_references`."""
     shadows = Shadows(**vars(load(KIND, folder, models)))
     rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
-    whole = isinstance(rows, list) and len(rows) == wanted and {"ids", "unlearning", "recipe"} <= shadows.about.keys()
+    told = [shadows.about.get(name) for name in ("ids", "unlearning", "forgotten before")]
+    whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_whole, rows))
+    whole = whole and all(map(isinstance, told, (int, dict, list)))
     require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, whose {KIND}.json lacks something")
     return shadows
 
@@ -164,7 +166,7 @@ def spread(shadows: Shadows) -> dict[str, float]:
     odds, forgot = shadows.signals["log-odds"], shadows.membership
     areas = []
     for number in range(len(shadows)):
-        others = torch.arange(len(shadows)) // 2 != number // 2
+        others = torch.arange(len(shadows), device="cpu") // 2 != number // 2
         scores = lira(odds[number], odds[others], forgot[others])
         mine = forgot[number].numpy()
         areas.append(auc(scores[mine], scores[~mine]).value)
@@ -176,11 +178,11 @@ def _sets(splits: Splits, ids: Tensor, before: Sequence[int], seed: int) -> tupl
 
     Test samples that have a copy in the training set are none that a model has never seen.
     """
-    retain = split(splits.train, torch.cat([ids, torch.tensor(list(before), dtype=torch.int64)]))[1]
+    retain = split(splits.train, torch.cat([ids, torch.tensor(list(before), dtype=torch.int64, device="cpu")]))[1]
     seen = {row for row, _ in copies(splits.test, splits.train)}
-    unseen = torch.tensor([row for row in range(len(splits.test)) if row not in seen], dtype=torch.int64)
+    unseen = torch.tensor([row for row in range(len(splits.test)) if row not in seen], dtype=torch.int64, device="cpu")
     require(len(unseen) >= 2, "splits", "with two test samples at least that are not in the training set", len(unseen))
-    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[: len(ids)]
+    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed), device="cpu")[: len(ids)]
     return retain, torch.cat([ids, len(splits.train) + unseen[chosen].sort().values])
 
 

@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
+from amun_ext.checks import shown
 from amun_ext.data import DATASETS
 from amun_ext.training import Recipe
 from amun_ext.training.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS
@@ -21,6 +22,17 @@ DATA_HELP = (
 )
 
 RESUMES = "the same command goes on where it was"
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no empty path, which would be the current folder, and repeats nothing that a terminal would obey."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, path)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
 
 
 def add_command(
@@ -40,6 +52,7 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run, stopped=stopped)
+    command.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
     return command
 
 
@@ -79,6 +92,10 @@ def add_images(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show some of the forgotten images in the page; unless told so no page of this command has any",
     )
+
+
+def add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--overwrite", action="store_true", help="replace the result of another request or training")
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
@@ -145,6 +162,20 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
+def path(text: str) -> Path:
+    """The type of what is a Path."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
+    return Path(text)
+
+
+def count(text: str) -> int:
+    """The type of a number that is left out for none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def device(name: str) -> torch.device:
     """The type of --device."""
     if name.partition(":")[0] not in ("cpu", "cuda"):
@@ -158,6 +189,6 @@ def device(name: str) -> torch.device:
 
 def seed(text: str) -> int:
     """The type of --seed."""
-    if not (text.isascii() and text.isdecimal() and int(text) < 2**31):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**31 - 1, got {text!r}")
     return int(text)

@@ -1,11 +1,10 @@
 """amun audit: a verdict on how well a model has forgotten."""
 
 import argparse
-import json
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,17 +15,18 @@ from amun_ext import info, models
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images, count
+from amun_ext.cli.earlier import now
 from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, load_for, rebuilt
 from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits, without
-from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
-from amun_ext.files import plain, workplace
+from amun_ext.deletion import Record
+from amun_ext.deletion.request import RETRAIN_SEED, SECONDS, retraining, sets, warm_up
+from amun_ext.files import file_digest, workplace
 from amun_ext.unlearning.plan import Plan
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
-Metadata = dict[str, str]
 
 
 def add(commands: Commands) -> None:
@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
     )
     anew.add_argument(
         "--retrain",
-        type=int,
+        type=count,
         nargs="?",
         const=1,
         default=0,
@@ -84,30 +84,34 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    require(options.retrain >= 0, "--retrain", "a number of models", options.retrain)
+    with workplace(options.out, "audit") as place:
+        return _audit(options, place)
+
+
+def _audit(options: argparse.Namespace, place: Path) -> int:
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
     check_free(options.out, *audits.FILES, *(path.name for path in made))
     for path in (options.model, options.original):
         own = path is not None and path.resolve() in [each.resolve() for each in made]
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
     splits = load_for(options)
-    model, metadata = rebuilt(options, splits)
-    ids, before = ids_in_question(options, splits, metadata)
+    model, record = rebuilt(options, splits)
+    ids, before = ids_in_question(options, splits, record)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
     references = None if options.references is None else audits.load_references(options.references)
     shadows = None if options.shadows is None else audits.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained]
     gone = [*ids.tolist(), *before]
     remarks = provenance.check_retrained(options.retrained, [known for _, known in retrained], gone)
-    remarks += provenance.remarks(metadata, ids.tolist(), references)
+    remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
-        provenance.check_shadows(shadows, metadata, before)
-    first = init(options, splits, model, metadata)
-    anew = retraining(model, metadata, init=first) if made else None
-    place = workplace(options.out, "audit") if made else options.out
-    retrained += _retrained(made, place, options, splits, model, metadata, torch.tensor(gone), anew)
+        provenance.check_shadows(shadows, record, before)
+    first = init(options, splits, model, record)
+    plan = retraining(model, record, init=first) if made else None
+    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), plan)
+    retrained += anew
     found = audits.audit(
         model,
         splits,
@@ -119,21 +123,22 @@ def run(options: argparse.Namespace) -> int:
         before=before,
         random_draw=options.random_draw or options.fraction is not None,
         margin=options.margin,
-        seconds=_seconds(metadata, [known for _, known in retrained]),
+        seconds=_seconds(options, record, [known for _, known in retrained], [*took.values()]),
         remarks=remarks,
         facts={
-            **about(options, metadata),
+            **about(options, record),
             "ids": ids.tolist(),
             "ids forgotten before": before,
             "references": None if references is None else len(references),
             "shadows": None if shadows is None else len(shadows),
             "retrained models": len(retrained),
+            "digest of the model": file_digest(options.model),
+            "date": now(),
+            SECONDS: took,
             "versions": info.versions(),
         },
     )
-    found.write(options.out, with_images=options.with_images)
-    if made:
-        shutil.rmtree(place)
+    found.write(options.out, with_images=options.with_images, place=place)
     told = ", ".join([*audits.FILES, *(path.name for path in made)])
     print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
@@ -145,35 +150,43 @@ def _retrained(
     options: argparse.Namespace,
     splits: Splits,
     model: nn.Module,
-    metadata: Metadata,
+    record: Record,
     gone: Tensor,
     anew: Plan | None,
-) -> list[tuple[nn.Module, Metadata]]:
-    """One for each of `paths`, trained without `gone`."""
+) -> tuple[list[tuple[nn.Module, Record]], dict[str, float]]:
+    """One for each of `paths`, trained without `gone`; and the seconds that it took, by the digest of its file."""
     if anew is None:
-        return []
-    told, own = without(metadata, splits.absent), ("seconds", "unlearning")
-    others = {name: value for name, value in told.items() if name not in own}
-    others |= {"forgotten": json.dumps(splits.absent)}
-    asked = sets(
-        splits, gone[~torch.isin(gone, torch.tensor(splits.absent, dtype=torch.int64))], others, with_copies=True
+        return [], {}
+    there = ~torch.isin(gone, torch.tensor(splits.absent, dtype=torch.int64, device="cpu"))
+    asked = sets(splits, gone[there], replace(record, forgotten=splits.absent), with_copies=True)
+    told = replace(
+        record,
+        forgotten=tuple(sorted(gone.tolist())),
+        manifest=without(record.manifest, splits.absent),
+        unlearning=anew.plain(),
+        seconds=None,
     )
-    others |= {"forgotten": json.dumps(sorted(gone.tolist())), "unlearning": json.dumps(plain(anew.to_dict()))}
     warm_up()
-    made = []
+    made, took = [], {}
     for number, path in enumerate(paths):
         checkpoint = place / TRAINING.format(number)
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)
-        told = {"seconds": f"{time.perf_counter() - start:.3f}"} if fresh else {}  # else another try has done a part
-        models.save_checkpoint(path, each, others | told)
-        made.append((each, others | told))
-    return made
+        seconds = time.perf_counter() - start
+        models.save_checkpoint(place / path.name, each, told.to_metadata())
+        if fresh:  # else another try has done a part
+            took[file_digest(place / path.name)] = seconds
+        (place / path.name).replace(path)
+        made.append((each, told))
+    return made, took
 
 
-def _seconds(audited: Metadata, retrained: Sequence[Metadata]) -> dict[str, float]:
-    """What checkpoints say of the time that they took."""
-    told = {"audited": [audited], "retrained": retrained}
-    known = {name: [float(each["seconds"]) for each in of if "seconds" in each] for name, of in told.items()}
+def _seconds(
+    options: argparse.Namespace, audited: Record, retrained: Sequence[Record], took: Sequence[float]
+) -> dict[str, float]:
+    """What is known of the time that models took."""
+    given = [provenance.seconds(path, known) for path, known in zip(options.retrained, retrained, strict=False)]
+    told = {"audited": [provenance.seconds(options.model, audited)], "retrained": [*given, *took]}
+    known = {name: [each for each in times if each is not None] for name, times in told.items()}
     return {name: statistics.mean(times) for name, times in known.items() if times}

@@ -81,18 +81,18 @@ def run(options: argparse.Namespace) -> None:
     whole("seeds", options.seeds, 1)
     splits = load_for(options)
     ids = ids_to_forget(options, splits)
-    original, metadata = rebuilt(options, splits)
+    original, record = rebuilt(options, splits)
     test, tested_on = unseen(options, splits)
     compared = compare.compare(
         original,
         test,
-        sets(splits, ids, metadata, with_copies=options.with_copies),
+        sets(splits, ids, record, with_copies=options.with_copies),
         rows,
-        retraining(original, metadata, recipe(options), init(options, splits, original, metadata)),
+        retraining(original, record, recipe(options), init(options, splits, original, record)),
         seeds=options.seeds,
         out=options.out,
         facts={
-            **about(options, metadata),
+            **about(options, record),
             **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
             **tested_on,
         },

@@ -2,17 +2,29 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from amun_ext import deletion
 from amun_ext.checks import require
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images
-from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, load_for, rebuilt, unseen
+from amun_ext.cli.arguments import (
+    RESUMES,
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_data,
+    add_ids,
+    add_images,
+    add_overwrite,
+)
+from amun_ext.cli.earlier import check_no_other, described, finished, now
+from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, load_for, rebuilt, unseen
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request
-from amun_ext.deletion.request import write
+from amun_ext.deletion.request import RESULTS, write
+from amun_ext.files import file_digest, keep_only, workplace
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +37,8 @@ def add(commands: Commands) -> None:
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"
         "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more.\n"
-        "A command that was stopped leaves what it has there, and goes on with it when called again.\n"
+        "A command that was stopped leaves what it has there, and goes on with it when called again; one that is done\n"
+        "does nothing then. The result of another request is not overwritten unless told so.\n"
         "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told)",
         RESUMES,
     )
@@ -38,35 +51,54 @@ def add(commands: Commands) -> None:
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
     add_init(command)
     add_images(command)
+    add_overwrite(command)
 
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
+    with workplace(options.out, "forget") as place:
+        return _forget(options, place)
+
+
+def _forget(options: argparse.Namespace, place: Path) -> int:
     chosen = chosen_plan(options)
-    check_free(options.out, "model.safetensors", "report.json", "report.html")
+    check_free(options.out, *RESULTS)
     own = options.model.resolve() == (options.out / "model.safetensors").resolve()
     must_be = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", must_be, options.out)
     splits = load_for(options)
     ids = ids_to_forget(options, splits)
-    original, metadata = rebuilt(options, splits)
-    first = init(options, splits, original, metadata)
+    original, record = rebuilt(options, splits)
+    first = init(options, splits, original, record)
     request = Request(
         ids=ids,
         with_copies=options.with_copies,
-        plan=settled(chosen, original, metadata, options, first),
+        plan=settled(chosen, original, record, options, first),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
-        metadata=metadata,
+        record=record,
         init=first,
     )
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)
-    outcome = deletion.forget(original, measured, request, folder=options.out, facts=tested_on, progress=True)
-    write(outcome, options.out, with_images=options.with_images)
-    print(f"{outcome.report.to_text()}\n\nwrote model.safetensors, report.json and report.html into {options.out}")
-    if outcome.not_forgotten:
-        shown = ", ".join(map(str, outcome.not_forgotten))
+    known_by = file_digest(options.model)
+    asked = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
+    done = finished(options.out, asked)
+    if done is not None:
+        print(f"already done: {described(done)} in {options.out}")
+        return _status(done["ids not forgotten"])
+    if not options.overwrite:
+        check_no_other(options.out)
+    keep_only(place, asked, options.overwrite)
+    facts = {**about(options, record), "digest of the model": known_by, "request": asked, "date": now(), **tested_on}
+    outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=True)
+    write(outcome, options.out, place, with_images=options.with_images)
+    print(f"{outcome.report.to_text()}\n\nwrote {', '.join(RESULTS)} into {options.out}")
+    return _status(outcome.not_forgotten)
+
+
+def _status(not_forgotten: Sequence[int]) -> int:
+    if not_forgotten:
+        shown = ", ".join(map(str, not_forgotten))
         print(f"amun: not forgotten, for want of an adversarial example: ids {shown}", file=sys.stderr)
-        return 3
-    return 0
+    return 3 if not_forgotten else 0

@@ -1,20 +1,21 @@
 """What the arguments name: samples, models, options from files, and a folder to write into."""
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
-from amun_ext.checks import listed, require
+from amun_ext.checks import distinct, listed, require, shown
 from amun_ext.data import Splits, aligned, classes_of, load, training_data
-from amun_ext.deletion import forget_ids
+from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
 from amun_ext.unlearning.choices import load_about, load_choices
@@ -24,12 +25,17 @@ LEFT_OUT = "; amun tune has looked at the others"
 
 def load_for(options: argparse.Namespace) -> Splits:
     """--data, in the rows that --model knows them by; it tells of what is left out."""
-    metadata = models.read_metadata(options.model) if options.model.suffix == ".safetensors" else {}
+    metadata = record_of(options.model).to_metadata()
     splits = aligned(load(options.data, options.root, options.download, classes_of(metadata)), metadata)
     if splits.outside:
         told = f"left out, because the model was not trained on it ({len(splits.outside)})"
-        print(f"amun: {told}: {listed([*splits.outside])}", file=sys.stderr)
+        print(f"amun: {told}: {shown(listed([*splits.outside]))}", file=sys.stderr)
     return splits
+
+
+def record_of(path: Path) -> Record:
+    """What the checkpoint says of itself."""
+    return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
 
 def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
@@ -44,37 +50,30 @@ def asked(options: argparse.Namespace, data: TensorDataset, classes: Sequence[st
         named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
         numeral = options.of_class.isdecimal() and len(options.of_class) < 10
         number = named.get(options.of_class, int(options.of_class) if numeral else -1)
-        known = f"one of {', '.join(classes)}, or a number below {len(classes)}"
-        require(0 <= number < len(classes), "--class", known, repr(options.of_class))
+        known = f"one of {listed([*map(distinct, classes)])}, or a number below {len(classes)}"
+        require(0 <= number < len(classes), "--class", known, f"'{distinct(options.of_class)}'")
         ids = data.tensors[1].eq(number).nonzero()[:, 0].tolist()
         require(bool(ids), "--class", "one that has samples", repr(options.of_class))
     return {"ids": ids, "file": options.ids_file, "fraction": options.fraction}
 
 
-def ids_in_question(
-    options: argparse.Namespace, splits: Splits, metadata: Mapping[str, str]
-) -> tuple[Tensor, list[int]]:
+def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record) -> tuple[Tensor, list[int]]:
     """The rows that add_ids asks for, by default all that the checkpoint has forgotten; and the others of these.
 
     InputError for other data than those that the checkpoint was trained on.
     """
-    forgotten = json.loads(metadata.get("forgotten", "[]"))
     if all(each is None for each in asked(options, splits.train, splits.classes).values()):
-        require(bool(forgotten), "--ids", "given, because the checkpoint has forgotten none", "none")
-        there = sorted({*forgotten} - {*splits.absent})
+        require(bool(record.gone), "--ids", "given, because the checkpoint has forgotten none", "none")
+        there = sorted({*record.gone} - {*splits.absent})
         require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
         ids = forget_ids(len(splits.train), ids=there)
     else:
         ids = ids_to_forget(options, splits)
-    check_there(splits, ids)
-    known = metadata.get("training_data")
-    require(known in (None, training_data(splits)), "--data", "what the checkpoint was trained on", "others")
-    return ids, sorted({*forgotten} - {*ids.tolist()})
-
-
-def check_there(splits: Splits, ids: Tensor) -> None:
     gone = sorted({*ids.tolist()} & {*splits.absent})
     require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
+    known = record.training_data
+    require(known in (None, training_data(splits)), "--data", "what the checkpoint was trained on", "others")
+    return ids, sorted({*record.gone} - {*ids.tolist()})
 
 
 def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,33 +96,45 @@ def unseen(options: argparse.Namespace, splits: Splits) -> tuple[TensorDataset, 
     return test, {"tested on": told}
 
 
-def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, dict[str, str]]:
+def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, Record]:
     """The model at `path`, by default that of --model, and what its checkpoint says of it."""
     path = options.model if path is None else path
-    metadata = models.read_metadata(path) if path.suffix == ".safetensors" else {}
-    arch = options.arch or metadata.get("arch")
+    record = record_of(path)
+    arch = options.arch or record.arch
     require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
     # A file that comes from elsewhere must not choose what code is run here.
     must_be = f"given, because {path} asks for code, which is run where it is named: --arch {arch!r}"
     require(options.arch is not None or ":" not in str(arch), "--arch", must_be, "none")
-    width = int(metadata["width"]) if options.width is None and "width" in metadata else options.width
+    rows, unknown = len(splits.train), [number for number in record.gone if number >= len(splits.train)]
+    require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
+    known = record.width if arch in models.MODELS else None  # a function of the user's takes none
+    width = known if options.width is None else options.width
     images = splits.train.tensors[0]
-    model = models.build(str(arch), num_classes=len(splits.classes), in_channels=images.shape[1], width=width)
+    sizes: dict[str, Any] = {"num_classes": len(splits.classes), "in_channels": images.shape[1], "width": width}
+    if arch in models.MODELS:  # not to make one that is larger than the file by far
+        with torch.device("meta"):
+            count = sum(tensor.numel() for tensor in models.build(str(arch), **sizes).state_dict().values())
+        got = f"one of {count} values with width {width} in a file of {path.stat().st_size} bytes"
+        require(count <= path.stat().st_size, str(path), "a checkpoint of this architecture", got)
+    model = models.build(str(arch), **sizes)
     models.load_checkpoint(path, model)
     model = model.to(options.device)
     classes = count_classes(model, images)
     require(classes == len(splits.classes), "--data", f"of the model's {classes} classes", len(splits.classes))
-    return model, metadata | {"arch": str(arch)} | ({} if width is None else {"width": str(width)})
+    return model, replace(record, arch=arch, width=width)
 
 
-def about(options: argparse.Namespace, metadata: dict[str, str]) -> dict[str, object]:
+def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
     """Facts of a page, with no more of where things are on this machine than their names."""
     data = Path(options.data).name
-    return {"model": options.model.name, "arch": metadata["arch"], "data": data, "device": str(options.device)}
+    return {"model": options.model.name, "arch": record.arch, "data": data, "device": str(options.device)}
 
 
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
+    require(shown(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
+    links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
+    require(not links, "--out", "in a folder", f"{links and links[0]}, a symbolic link to what is not there")
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)

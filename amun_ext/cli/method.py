@@ -1,12 +1,12 @@
 """Which method is to unlearn, and with what options."""
 
 import argparse
-from collections.abc import Mapping
 
 from torch import nn
 
 from amun_ext.cli.arguments import add_recipe, add_settings, given, recipe
 from amun_ext.cli.loading import chosen_options
+from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining
 from amun_ext.experiments import demo
 from amun_ext.models.fresh import Init
@@ -52,8 +52,6 @@ def chosen_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def settled(
-    chosen: Plan, model: nn.Module, metadata: Mapping[str, str], options: argparse.Namespace, init: Init
-) -> Plan:
+def settled(chosen: Plan, model: nn.Module, record: Record, options: argparse.Namespace, init: Init) -> Plan:
     """The plan with the recipe of the checkpoint, where the method is to retrain."""
-    return retraining(model, metadata, recipe(options), init) if options.method == "retrain" else chosen
+    return retraining(model, record, recipe(options), init) if options.method == "retrain" else chosen

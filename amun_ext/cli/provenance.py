@@ -1,66 +1,78 @@
 """What checkpoints and folders say of how they were made: whether it fits what an audit takes them for."""
 
-import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from reprlib import repr as shown
 
-from amun_ext.audit import Answers, Shadows
+from amun_ext.audit import FILES, Answers, Shadows
 from amun_ext.checks import differences, require
+from amun_ext.cli.earlier import facts
+from amun_ext.deletion import Record
+from amun_ext.deletion.request import SECONDS
+from amun_ext.files import file_digest
 from amun_ext.training import Recipe
 
-Metadata = Mapping[str, str]
 
-
-def check_retrained(paths: Sequence[Path], told: Sequence[Metadata], gone: Sequence[int]) -> list[str]:
+def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequence[int]) -> list[str]:
     """InputError for a model that was trained on some of the ids; a remark on one of which that is not known."""
     remarks = []
-    for path, metadata in zip(paths, told, strict=True):
-        if "training_data" not in metadata:
+    for path, record in zip(paths, told, strict=True):
+        if record.training_data is None:
             remarks.append(f"{path.name} does not say what it was trained on: that it was without the ids is not known")
             continue
-        seen = sorted(set(gone) - set(json.loads(metadata.get("forgotten", "[]"))))
+        seen = sorted(set(gone) - set(record.gone))
         got = f"{path.name}, which says nothing of being without {seen[:5]}"
         require(not seen, "--retrained", "trained without the ids", got)
     return remarks
 
 
-def check_shadows(shadows: Shadows, metadata: Metadata, before: Sequence[int]) -> None:
+def check_shadows(shadows: Shadows, record: Record, before: Sequence[int]) -> None:
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
-    other = _other_recipe(shadows, metadata)
+    other = _other_recipe(shadows, record)
     require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
     theirs, others = shadows.about["forgotten before"], sorted(before)
-    got = f"{shown(theirs)} instead of {shown(others)}"
+    got = f"{reprlib.repr(theirs)} instead of {reprlib.repr(others)}"
     require(theirs == others, "--shadows", "of the same ids forgotten before", got)
     theirs = shadows.about["unlearning"]
     assert isinstance(theirs, dict)
-    check_method("--shadows", theirs, metadata)
+    check_method("--shadows", theirs, record)
 
 
-def check_method(argument: str, told: Mapping[str, object], metadata: Metadata) -> None:
+def check_method(argument: str, told: Mapping[str, object], record: Record) -> None:
     """InputError for another method than that which made the model, or other options, where it is known."""
-    if "unlearning" in metadata:
-        differ = differences(told, json.loads(metadata["unlearning"]))
+    if record.unlearning is not None:
+        differ = differences(told, record.unlearning)
         must_be = "of the method that made the model, with its options"
         require(not differ, argument, must_be, f"with {differ}")
 
 
-def remarks(metadata: Metadata, ids: Sequence[int], references: Answers | None) -> list[str]:
+def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> list[str]:
     """What a reader should know of an audit that is none of what was asked for, perhaps."""
     told = []
-    others = set(ids) - set(json.loads(metadata.get("forgotten", "[]")))
-    if "forgotten" in metadata and others:
+    others = set(ids) - set(record.gone)
+    if record.forgotten is not None and others:
         told.append(f"{len(others)} of {len(ids)} ids are none that the checkpoint says to have forgotten")
-    other = "" if references is None else _other_recipe(references, metadata)
+    other = "" if references is None else _other_recipe(references, record)
     if other:
         told.append(f"the references were trained with another recipe than the model: {other}")
     return told
 
 
-def _other_recipe(made: Answers, metadata: Metadata) -> str:
+def seconds(path: Path, record: Record) -> float | None:
+    """That the model at `path` took, by a report or audit beside it; or by itself, as older ones are."""
+    for name in ("report.json", FILES[0]):
+        known = facts(path.parent, name).get(SECONDS)
+        took = known.get(file_digest(path)) if isinstance(known, dict) and known else None
+        if isinstance(took, int | float) and not isinstance(took, bool):
+            return float(took)
+    return record.seconds
+
+
+def _other_recipe(made: Answers, record: Record) -> str:
     """What is other in the recipe than that of the checkpoint, where this tells one."""
     theirs = made.about["recipe"]
     assert isinstance(theirs, Mapping)
-    wanted = json.loads(metadata["recipe"]) if "recipe" in metadata else theirs
-    return differences(*(asdict(Recipe(**each)) for each in (theirs, wanted)))  # an older one lacks newer fields
+    if record.recipe is None:
+        return ""
+    return differences(asdict(Recipe(**theirs)), asdict(record.recipe))  # an older one lacks newer fields

@@ -36,9 +36,9 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     splits = load_for(options)
-    model, metadata = rebuilt(options, splits)
-    first = init(options, splits, model, metadata)
-    anew = retraining(model, metadata, recipe(options), first)
+    model, record = rebuilt(options, splits)
+    first = init(options, splits, model, record)
+    anew = retraining(model, record, recipe(options), first)
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
     made = audits.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     part = getattr(splits, options.part)
     images, labels = part.tensors
     ids = chosen_ids(options, part, splits.classes)
-    model, metadata = rebuilt(options, splits)
+    model, record = rebuilt(options, splits)
     found = searches.compare(
         model,
         images[ids],
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         ids=ids,
         classes=splits.classes,
         out=options.out,
-        facts=about(options, metadata) | {"part": options.part, "seed": options.seed},
+        facts=about(options, record) | {"part": options.part, "seed": options.seed},
         progress=True,
     )
     searches.write(found, options.out)

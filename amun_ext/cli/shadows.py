@@ -1,7 +1,6 @@
 """amun shadows: models for an audit to attack every sample by itself with."""
 
 import argparse
-import json
 from pathlib import Path
 
 from amun_ext import audit as audits
@@ -12,7 +11,6 @@ from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.provenance import check_method
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining
-from amun_ext.files import plain
 
 
 def add(commands: Commands) -> None:
@@ -44,12 +42,12 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     chosen = chosen_plan(options)
     splits = load_for(options)
-    model, metadata = rebuilt(options, splits)
-    ids, before = ids_in_question(options, splits, metadata)
-    first = init(options, splits, model, metadata)
-    chosen = settled(chosen, model, metadata, options, first)
-    training = retraining(model, metadata, init=first).recipe
-    check_method("the flags", json.loads(json.dumps(plain(chosen.to_dict()))), metadata)
+    model, record = rebuilt(options, splits)
+    ids, before = ids_in_question(options, splits, record)
+    first = init(options, splits, model, record)
+    chosen = settled(chosen, model, record, options, first)
+    training = retraining(model, record, init=first).recipe
+    check_method("the flags", chosen.plain(), record)
     print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
     made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, init=first, before=before, **how)

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from amun_ext import models
 from amun_ext.data import Splits
+from amun_ext.deletion import Record
 from amun_ext.models.fresh import Init
 
 
@@ -22,13 +22,13 @@ def add_init(command: argparse.ArgumentParser) -> None:
     )
 
 
-def init(options: argparse.Namespace, splits: Splits, model: nn.Module, metadata: Mapping[str, str]) -> Init:
+def init(options: argparse.Namespace, splits: Splits, model: nn.Module, record: Record) -> Init:
     """That of --init, or the user's function where it has built the model; None for an architecture of our own."""
     if options.init is not None:
         start = copy.deepcopy(model)
         models.load_checkpoint(options.init, start)
         return start.state_dict()
-    if ":" in metadata["arch"]:
+    if ":" in (record.arch or ""):
         shape = {"num_classes": len(splits.classes), "in_channels": splits.train.tensors[0].shape[1]}
-        return partial(models.build, metadata["arch"], **shape)
+        return partial(models.build, str(record.arch), **shape)
     return None

@@ -2,21 +2,26 @@
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from amun_ext import models
-from amun_ext.checks import require
-from amun_ext.cli.arguments import Commands, add_command, add_data, add_recipe, recipe
+from amun_ext.checks import InputError, require
+from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_data, add_overwrite, add_recipe, recipe
+from amun_ext.cli.earlier import MUST_BE
 from amun_ext.cli.loading import check_folder, check_free
 from amun_ext.data import load, manifest_of, training_data
+from amun_ext.deletion import Record
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
+from amun_ext.files import keep_only, workplace
 from amun_ext.models.fresh import described
 from amun_ext.models.state import count_classes
-from amun_ext.training import Part, Pass, Run, fit
+from amun_ext.training import Part, Pass, Recipe, Run, fit
+
+KEPT = "training.safetensors"  # that a stopped one goes on with
 
 
 def add(commands: Commands) -> None:
@@ -26,13 +31,16 @@ def add(commands: Commands) -> None:
         run,
         "train a classifier and keep its checkpoint",
         "example:\n  amun train --data fashion-mnist-mini --model small-cnn --epochs 60 --lr 0.05 --schedule cosine "
-        "--out original.safetensors",
+        "--out original.safetensors\n\n"
+        "A training that was stopped goes on from its last epoch when called again; one that is done does nothing.",
+        RESUMES,
     )
     add_data(command)
     command.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
     command.add_argument("--width", type=int, help="channels of the first layer (default: the architecture's own)")
     command.add_argument("--init", type=Path, help="checkpoint of weights to begin with (default: drawn by the seed)")
     command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    add_overwrite(command)
     add_recipe(command, "training", demo.TRAINING)
 
 
@@ -40,6 +48,11 @@ def run(options: argparse.Namespace) -> None:
     training = replace(demo.TRAINING, **recipe(options))
     check_folder(options.out.parent)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
+    with workplace(options.out.parent, f"train-{options.out.name}") as place:
+        _train(options, training, place)
+
+
+def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     check_free(options.out.parent, options.out.name)
     splits = load(options.data, options.root, options.download)
     images, _ = splits.train.tensors
@@ -49,18 +62,34 @@ def run(options: argparse.Namespace) -> None:
     count_classes(model, images)
     if options.init is not None:
         models.load_checkpoint(options.init, model)
-    began = {} if options.init is None else {"init": str(described(model.state_dict()))}
-    fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, progress=True))
-    metadata = {
-        "arch": options.model,
-        "training_data": training_data(splits),
-        **manifest_of(splits),
-        "recipe": json.dumps(asdict(training)),
-    }
-    metadata |= began
-    metadata |= {} if options.width is None else {"width": str(options.width)}
-    models.save_checkpoint(options.out, model, metadata)
+    record = Record(
+        options.model,
+        options.width,
+        training_data(splits),
+        training,
+        options.seed,
+        init=None if options.init is None else described(model.state_dict()),
+        manifest=manifest_of(splits),
+    )
+    metadata = record.to_metadata()
+    if options.out.exists() and not options.overwrite:
+        same = metadata.items() == _told(options.out).items()
+        require(same, "--out", MUST_BE, f"{options.out}, which is not this training's")
+        print(f"already done: {options.out} is of this training")
+        return
+    keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
+    fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, checkpoint=place / KEPT, progress=True))
+    models.save_checkpoint(place / options.out.name, model, metadata)
+    (place / options.out.name).replace(options.out)
     sets = {"training": splits.train.tensors, "test": splits.test.tensors}
     reached = {name: accuracy(predict(model, images), labels) for name, (images, labels) in sets.items()}
     told = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())
     print(f"accuracy {told}; wrote {options.out}")
+
+
+def _told(path: Path) -> dict[str, str]:
+    """What a checkpoint says of itself; nothing, where it is none."""
+    try:
+        return models.read_metadata(path)
+    except InputError:
+        return {}

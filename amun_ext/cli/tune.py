@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     check_free(options.out, "tuned.json", "trials.json", "tuning.html")
     splits = load_for(options)
     ids = ids_to_forget(options, splits)
-    original, metadata = rebuilt(options, splits)
+    original, record = rebuilt(options, splits)
     tuned = tuning.tune(
         original,
         splits,
@@ -67,11 +67,11 @@ def run(options: argparse.Namespace) -> int:
         with_retain=not options.without_retain,
         recipe=replace(tuning.RECIPE, **recipe(options)),
         max_drop=options.max_drop,
-        metadata=metadata,
-        init=init(options, splits, original, metadata),
+        metadata=record.to_metadata(),
+        init=init(options, splits, original, record),
         workers=options.workers,
         seed=options.seed,
-        facts=about(options, metadata),
+        facts=about(options, record),
         progress=True,
     )
     tuning.write(tuned, options.out)

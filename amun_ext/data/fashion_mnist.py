@@ -16,6 +16,7 @@ from amun_ext.data.vision import import_torchvision
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts the files
 MINI = Path(__file__).parent / "embedded" / "fashion_mnist_mini.npz"
+LARGEST = 2**26  # bytes; the largest of the four files has 47,040,016
 PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -61,9 +62,8 @@ def read_part(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """A uint8 array in MNIST's format: 0, 0, type 8, dimension count; each size in 4 bytes, big end first; values."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(LARGEST)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} must be a readable file of Fashion-MNIST: {error}") from error
     magic, header = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions

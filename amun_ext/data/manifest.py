@@ -36,8 +36,8 @@ class Manifest:
     names: tuple[str, ...] | None  # paths within the folder; None of data that are no files
 
 
-def manifest_of(splits: Splits) -> dict[str, str]:
-    """For the metadata of a checkpoint: nothing where there are too many samples."""
+def manifest_of(splits: Splits) -> str | None:
+    """For the metadata of a checkpoint, under KEY; None where there are too many samples."""
     images, labels = splits.train.tensors
     made = Manifest(splits.classes, images.shape[1], tuple(labels.tolist()), tuple(_hashes(images)), splits.names)
     return _packed(made)
@@ -100,18 +100,17 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
     )
 
 
-def without(metadata: Mapping[str, str], absent: Sequence[int]) -> dict[str, str]:
-    """The metadata, whose manifest has no longer the names and hashes of samples that are erased."""
-    known = _read(metadata)
-    if known is None or not absent:
-        return dict(metadata)
-    gone = set(absent)
+def without(packed: str | None, absent: Sequence[int]) -> str | None:
+    """The manifest, which has no longer the names and hashes of samples that are erased."""
+    if packed is None or not absent:
+        return packed
+    known, gone = _unpacked(packed), set(absent)
 
     def kept(values: Iterable[str]) -> tuple[str, ...]:
         return tuple(GONE if row in gone else value for row, value in enumerate(values))
 
     names = None if known.names is None else kept(known.names)
-    return {**metadata, **_packed(replace(known, hashes=kept(known.hashes), names=names))}
+    return _packed(replace(known, hashes=kept(known.hashes), names=names))
 
 
 Key = tuple[str, str]  # hash of an image, name of a class
@@ -181,18 +180,20 @@ def _hashes(images: Tensor) -> list[str]:
     return [digest.hex() for digest in digests(grey, HASH)]
 
 
-def _packed(known: Manifest) -> dict[str, str]:
+def _packed(known: Manifest) -> str | None:
     text = base64.b64encode(zlib.compress(json.dumps(asdict(known)).encode(), 1)).decode()
-    return {KEY: text} if len(text) <= LONGEST else {}
+    return text if len(text) <= LONGEST else None
 
 
 def _read(metadata: Mapping[str, str]) -> Manifest | None:
-    """What is there, if anything. InputError for what is none."""
-    if KEY not in metadata:
-        return None
+    return _unpacked(metadata[KEY]) if KEY in metadata else None
+
+
+def _unpacked(packed: str) -> Manifest:
+    """InputError for what is none."""
     try:
         unpacking = zlib.decompressobj()
-        text = unpacking.decompress(base64.b64decode(metadata[KEY], validate=True), LARGEST)
+        text = unpacking.decompress(base64.b64decode(packed, validate=True), LARGEST)
         require(unpacking.eof, KEY, f"of at most {LARGEST} bytes", "more or less")
         told = json.loads(text)
         names = told["names"] if told["names"] is None else tuple(map(str, told["names"]))

@@ -1,5 +1,8 @@
 """The user's own data: a folder of images, an .npz file, or a function."""
 
+import re
+import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,37 +11,47 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require, users_own
+from amun_ext.checks import InputError, check_labels, distinct, listed, require, shown, users_own
 from amun_ext.data.splits import Splits, as_tensors, tensor_dataset
 from amun_ext.data.vision import INSTALL
+from amun_ext.reading import check_file
 
 CHANNELS = (1, 3, 4)
+MOST_CLASSES = 2**16  # where there are fewer samples: of -1 as uint32 nobody wants so many names
 
 
 def load_folder(root: Path, known: Sequence[str] = ()) -> Splits:
     """Read `root`/train/<class>/<image> and `root`/test/<class>/<image>, classes and images in alphabetical order.
 
     Training and test set have the same classes, unless these are `known`: then some may be gone, and others there.
-
-    All images have one size. They stay grey [1, H, W] when all are grey, else all become RGB [3, H, W] (transparency is
-    dropped). InputError names the file that is no 8-bit image or has another size. Files that start with a dot are
-    passed over.
+    All images have one size, after being turned as their EXIF orientation says. They stay grey [1, H, W] when all are
+    grey, else all become RGB [3, H, W] (transparency is dropped). InputError names the file that is no 8-bit image or
+    has another size. Files that start with a dot are passed over. Warns of symbolic links that lead out of `root`.
     """
     classes = _folders(root / "train")
     test_classes = _folders(root / "test")
     if known:
         classes = test_classes = tuple(sorted({*known, *classes, *test_classes}))
-    require(test_classes == classes, f"{root}/test", f"the classes of train, {', '.join(classes)}", test_classes)
+    differ = {
+        "without": [distinct(name) for name in classes if name not in test_classes],
+        "with": [distinct(name) for name in test_classes if name not in classes],
+    }
+    got = " and ".join(f"{kind} {listed(names)}" for kind, names in differ.items() if names)
+    must_be = f"the classes of train, {listed([*map(distinct, classes)])}"
+    require(not got, f"{root}/test", must_be, f"those {got}")
     files = {
         part: [(path, label) for label, name in enumerate(classes) for path in _images(root / part / name, bool(known))]
         for part in ("train", "test")
     }
     for name, found in files.items():
         require(bool(found), str(root / name), "a folder of images", "no file in it")
-    images = {path: _read_image(path) for part in files.values() for path, _ in part}
-    first, shape = next((path, image.shape[:2]) for path, image in images.items())
-    for path, image in images.items():
-        require(image.shape[:2] == shape, str(path), f"of {first}'s height and width {shape}", image.shape[:2])
+    paths = [path for part in files.values() for path, _ in part]
+    _remark_on_links(root, paths)
+    images: dict[Path, NDArray[np.uint8]] = {}
+    for path in paths:
+        images[path] = image = _read_image(path)
+        shape = images[paths[0]].shape[:2]
+        require(image.shape[:2] == shape, str(path), f"of {paths[0]}'s height and width {shape}", image.shape[:2])
     if any(image.ndim == 3 for image in images.values()):
         images = {path: image if image.ndim == 3 else np.stack([image] * 3, 2) for path, image in images.items()}
 
@@ -59,9 +72,13 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
     are called "0", "1", ... up to the largest training label unless named.
     """
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
+    check_file("data", path)
     try:
+        _check_unpacked(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names if name in file.files}
+    except InputError:
+        raise
     except Exception as error:  # a damaged archive may raise anything
         raise InputError(f"{path} must be a readable .npz file of plain arrays: {error}") from error
     missing = [name for name in names if name not in arrays]
@@ -73,6 +90,11 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
         require(pixels, f"{name}_images", "uint8, or floating point in [0, 1]", images.dtype)
         require(np.issubdtype(labels.dtype, np.integer), f"{name}_labels", "integers", labels.dtype)
         require(labels.shape == images.shape[:1], f"{name}_labels", f"of shape {images.shape[:1]}", labels.shape)
+        if len(labels):
+            low, high = int(labels.min()), int(labels.max())  # before int64, which the largest do not fit into
+            most = max(MOST_CLASSES, len(labels))
+            fits = low >= 0 and high < most
+            require(fits, f"{name}_labels", f"classes in [0, {most})", f"values from {low} to {high}")
         return tensor_dataset(_channels_first(images, f"{name}_images"), labels)
 
     train, test = part("train"), part("test")
@@ -95,6 +117,7 @@ def load_function(name: str) -> Splits:
 
 def _numbered(train: TensorDataset) -> tuple[str, ...]:
     labels = train.tensors[1]
+    check_labels("train labels", labels, len(labels), max(MOST_CLASSES, len(labels)))
     return tuple(map(str, range(int(labels.max()) + 1 if len(labels) else 0)))
 
 
@@ -102,6 +125,8 @@ def _folders(folder: Path) -> tuple[str, ...]:
     require(folder.is_dir(), str(folder), "a folder with one folder per class", "nothing")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     require(bool(names), str(folder), "a folder with one folder per class", "no folder in it")
+    odd = [name for name in names if shown(name) != name]
+    require(not odd, str(folder), "of folders with names that can be printed", listed([*map(shown, odd)]))
     return tuple(names)
 
 
@@ -115,19 +140,48 @@ def _images(folder: Path, may_lack: bool) -> list[Path]:
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
     """uint8 [H, W] of a grey image, [H, W, 3] of any other."""
+    check_file("data", path, "a folder of images")
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise InputError(f"image folders need Pillow: {INSTALL} ({error})") from error
     try:
         with Image.open(path) as image:
-            mode = image.mode
-            pixels = np.array(image.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+            mode, deep = image.mode, _is_deep(image)
+            require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode} of more bits")
+            turned = ImageOps.exif_transpose(image)
+            return np.array(turned.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    except InputError:
+        raise
     except Exception as error:  # a decoder may raise anything at a damaged file
         raise InputError(f"{path} must be an image: {error}") from error
-    deep = mode.startswith(("I", "F"))  # 16 or 32 bits a pixel, which Pillow clips at 255
-    require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode}")
-    return pixels
+
+
+def _is_deep(image: Any) -> bool:
+    """Whether its file has more than 8 bits per channel, of which Pillow keeps 8 or clips the rest."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    arguments = [part[3] for part in image.tile]  # how its bytes are laid out, such as "RGB;16B"
+    values = [each for some in arguments for each in (some if isinstance(some, tuple) else (some,))]
+    packed = any(isinstance(each, str) and re.search(r"(?<!BGR);16", each) for each in values)
+    return packed or (image.format == "PPM" and any(isinstance(each, int) and each > 255 for each in values))
+
+
+def _remark_on_links(root: Path, paths: list[Path]) -> None:
+    """Warn of images that are elsewhere: who shares or deletes the folder should know."""
+    inside = root.resolve()
+    links = [path for path in paths if path.is_symlink() or path.parent.is_symlink()]
+    out = [path for path in links if not path.resolve().is_relative_to(inside)]
+    if out:
+        told = f"{len(out)} of {len(paths)} images are symbolic links that lead out of {root}, such as {out[0]}"
+        warnings.warn(told, stacklevel=2)
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse an archive that was made to fill the memory; np.savez_compressed reaches such a ratio with no images."""
+    with zipfile.ZipFile(path) as packed:
+        size, most = sum(part.file_size for part in packed.infolist()), max(2**28, 200 * path.stat().st_size)
+    require(size <= most, str(path), f"an .npz file of at most {most} bytes unpacked", size)
 
 
 def _channels_first(images: NDArray[Any], name: str) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import InputError, check_images, check_labels, require
+from amun_ext.checks import InputError, check_images, check_labels, listed, require, shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
         same = image.shape == first.shape and image.dtype == first.dtype
         expected, got = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
         require(same, f"{name}[{index}]", f"an image like {name}[{rows.start}], {expected}", got)
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items], device="cpu")
 
 
 def _item(item: Any, name: str) -> tuple[Tensor, int]:
@@ -78,6 +78,10 @@ def _item(item: Any, name: str) -> tuple[Tensor, int]:
 
 def checked(splits: Splits, name: str) -> Splits:
     """`splits` in the promised types; InputError where images, labels and classes do not fit together."""
+    named = isinstance(splits.classes, tuple | list) and all(isinstance(each, str) for each in splits.classes)
+    require(named, f"{name} classes", "names", splits.classes)
+    odd = [shown(each) for each in splits.classes if shown(each) != each]
+    require(not odd, f"{name} classes", "names that can be printed", listed(odd))
     parts = {}
     for part, dataset in (("train", splits.train), ("test", splits.test)):
         images, labels = as_tensors(dataset, f"{name} {part}")
@@ -90,4 +94,6 @@ def checked(splits: Splits, name: str) -> Splits:
     names = splits.names
     named = names is None or (len(names) == len(set(names)) == len(parts["train"][1]))
     require(named, f"{name} names", "one for every training sample, all different", names)
-    return replace(splits, train=TensorDataset(*parts["train"]), test=TensorDataset(*parts["test"]))
+    return replace(
+        splits, train=TensorDataset(*parts["train"]), test=TensorDataset(*parts["test"]), classes=tuple(splits.classes)
+    )

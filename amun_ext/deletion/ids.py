@@ -79,7 +79,7 @@ def some_ids(
 def split(dataset: TensorDataset, ids: Tensor) -> tuple[TensorDataset, TensorDataset]:
     """(forget, retain): forget in the order of `ids`, retain in that of `dataset`. InputError as `forget_ids`."""
     ids = _some_left(_checked(_integers(ids, len(dataset), "ids"), len(dataset), "ids"), len(dataset), "ids")
-    kept = torch.ones(len(dataset), dtype=torch.bool)
+    kept = torch.ones(len(dataset), dtype=torch.bool, device="cpu")
     kept[ids] = False
     forget, retain = (TensorDataset(*(tensor[rows] for tensor in dataset.tensors)) for rows in (ids, kept))
     return forget, retain
@@ -112,7 +112,7 @@ def _checked(ids: list[int], total: int, name: str) -> Tensor:
     require(not unknown, name, f"ids in [0, {total})", _first(unknown))
     repeated = [number for number, count in Counter(ids).items() if count > 1]
     require(not repeated, name, "free of repeated ids", _first(repeated))
-    return torch.tensor(ids, dtype=torch.int64)
+    return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
 def _some_left(ids: Tensor, total: int, name: str) -> Tensor:

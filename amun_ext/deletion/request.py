@@ -1,11 +1,10 @@
 """A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.data import Splits, aligned, copies, training_data, without
+from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
 from amun_ext.deletion.ids import split
+from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import all_or_none, plain, workplace
+from amun_ext.files import all_or_none, file_digest, plain
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import Init, check_init, described
@@ -31,6 +31,8 @@ ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
 # What a request keeps while it works, for the same one to go on after a kill. All of it knows what is to be forgotten.
 EXAMPLES, MASKS = "examples.safetensors", "mask-*.safetensors"
+RESULTS = MODEL, REPORT, PAGE = "model.safetensors", "report.json", "report.html"
+NEW_DIGEST, SECONDS = "digest of the new model", "seconds by digest"  # facts; SHA-256 of files
 TUNING, TRAINING = "fine-tuning.safetensors", "retraining.safetensors"
 
 Mask = dict[str, Tensor]
@@ -38,15 +40,27 @@ Mask = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `metadata` is the checkpoint's: `forgotten` lists the ids of earlier requests."""
+    """What is asked for. `record` is the checkpoint's, and knows the ids of earlier requests."""
 
     ids: Tensor
     with_copies: bool
     plan: Plan
     retrain: bool
     seed: int
-    metadata: Mapping[str, str]
+    record: Record
     init: Init = None  # of retraining
+
+    def digest(self, model: str, splits: Splits) -> str:
+        """What tells it from any other: all that is asked for, of the `model` with this digest and these data."""
+        asked = {each.name: getattr(self, each.name) for each in fields(self)}
+        asked |= {
+            "ids": sorted(self.ids.tolist()),
+            "plan": self.plan.to_dict(),
+            "record": model,
+            "init": described(self.init),
+        }
+        told = json.dumps([plain(asked), training_data(splits), fingerprint(splits.test)], sort_keys=True)
+        return digest({}, told)
 
 
 @dataclass(frozen=True)
@@ -66,34 +80,33 @@ class Outcome:
     model: nn.Module
     metadata: dict[str, str]  # of the new checkpoint
     not_forgotten: list[int]  # ids without an adversarial example
-    place: Path | None  # what was kept while it worked
+    seconds: float | None  # that it took; None where an earlier try did a part
 
 
-def sets(splits: Splits, ids: Tensor, metadata: Mapping[str, str], *, with_copies: bool = False) -> Sets:
-    """What is to be forgotten by the checkpoint with this `metadata`, and what is left.
+def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = False) -> Sets:
+    """What is to be forgotten by the checkpoint with this `record`, and what is left.
 
     InputError for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies`
     adds them), training data other than the checkpoint's, and too little that is left.
     """
-    splits = aligned(splits, metadata)
-    before = json.loads(metadata.get("forgotten", "[]"))
+    splits = aligned(splits, record.to_metadata())
+    before = [*record.gone]
     print_of_data = training_data(splits)
-    known = metadata.get("training_data", print_of_data)
-    require(known == print_of_data, "data", "those that the checkpoint was trained on, in the same order", "others")
+    same = record.training_data in (None, print_of_data)
+    require(same, "data", "those that the checkpoint was trained on, in the same order", "others")
     again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
     ids = _with_copies(splits, ids, before, with_copies)
-    forget_set, retain_set = split(splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64)]))
+    forget_set, retain_set = split(
+        splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
+    )
     forget_set = TensorDataset(*(tensor[: len(ids)] for tensor in forget_set.tensors))
     require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
     return Sets(ids, before, forget_set, retain_set, print_of_data)
 
 
 def retraining(
-    original: nn.Module,
-    metadata: Mapping[str, str],
-    recipe: Mapping[str, object] | None = None,
-    init: Init = None,
+    original: nn.Module, record: Record, recipe: Mapping[str, object] | None = None, init: Init = None
 ) -> Plan:
     """To train anew as the checkpoint says that it was trained, but for single fields of the `recipe`.
 
@@ -101,13 +114,14 @@ def retraining(
     InputError where the checkpoint does not say how, or began with other weights, and for a model that cannot be given
     those of an untrained one.
     """
-    known = {**json.loads(metadata.get("recipe", "{}")), **(recipe or {})}
-    enough = {"epochs", "lr"} <= known.keys()
-    require(enough, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
-    began, given = metadata.get("init"), described(init)
-    require(began in (None, given), "init", f"what the checkpoint's training began with, {began}", given or "none")
+    told = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
+    known = {"epochs", "lr"} <= told.keys()
+    require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
+    given = described(init)
+    must_be = f"what the checkpoint's training began with, {record.init}"
+    require(record.init in (None, given), "init", must_be, given or "none")
     check_init(original, init)
-    return replace(plan("retrain", default={"recipe": Recipe(**known), "init": init}), source="the checkpoint")
+    return replace(plan("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
 
 
 def forget(
@@ -115,26 +129,25 @@ def forget(
     splits: Splits,
     request: Request,
     *,
-    folder: Path | None = None,
+    place: Path | None = None,
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Outcome:
     """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
 
-    In a folder of its own in `folder` it keeps its examples, mask and fine-tuning, from which the same request goes on
-    after a kill; `write` removes it. `facts` are further ones for the report. Raises InputError, before any work, as
-    `sets` and `retraining`, for too little to train on, and where that folder is another's.
+    In the workplace `place` it keeps its examples, mask and fine-tuning, from which the same request goes on after a
+    kill. `facts` are further ones for the report. Raises InputError, before any work, as `sets` and `retraining`, and
+    for too little to train on.
     """
-    splits = aligned(splits, request.metadata)
-    chosen, asked = request.plan, sets(splits, request.ids, request.metadata, with_copies=request.with_copies)
+    splits = aligned(splits, request.record.to_metadata())
+    chosen, asked = request.plan, sets(splits, request.ids, request.record, with_copies=request.with_copies)
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
         require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
-    anew = retraining(original, request.metadata, init=request.init) if request.retrain else None
+    anew = retraining(original, request.record, init=request.init) if request.retrain else None
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
-    place = None if folder is None else workplace(folder, "forget")
     warm_up()
     examples, tuning, training = (None if place is None else place / name for name in (EXAMPLES, TUNING, TRAINING))
 
@@ -194,18 +207,20 @@ def forget(
         },
     )
     forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
-    told = without(request.metadata, splits.absent)
-    known = {name: value for name, value in told.items() if name != "seconds"}
-    metadata = {**known, "training_data": asked.training_data, "forgotten": json.dumps(forgotten)}
-    metadata["unlearning"] = json.dumps(plain(chosen.to_dict()))
-    if row in seconds:
-        metadata["seconds"] = f"{seconds[row]:.3f}"
-    return Outcome(report, models[row], metadata, not_forgotten, place)
+    record = replace(
+        request.record,
+        training_data=asked.training_data,
+        forgotten=tuple(forgotten),
+        unlearning=chosen.plain(),
+        manifest=without(request.record.manifest, splits.absent),
+        seconds=None,  # times are in the report, so that equal requests give equal models
+    )
+    return Outcome(report, models[row], record.to_metadata(), not_forgotten, seconds.get(row))
 
 
 def warm_up() -> None:
     """The first optimiser of a process takes seconds, in which torch imports its compiler: they are no method's."""
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True, device="cpu")], lr=0.0)
 
 
 def _told(chosen: Plan) -> dict[str, object]:
@@ -247,14 +262,18 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
     must_be = "complete (--with-copies adds what is missing): a copy would go on being trained on"
     require(with_copies or not pairs, "ids", must_be, told)
-    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64)])
+    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 
-def write(outcome: Outcome, folder: Path, *, with_images: bool = False) -> None:
-    """model.safetensors, report.json and report.html, all three or none, into `folder`, without what was kept there."""
-    with all_or_none(folder) as made:
-        save_checkpoint(made / "model.safetensors", outcome.model, outcome.metadata)
-        outcome.report.to_json(made / "report.json")
-        outcome.report.to_html(made / "report.html", with_images=with_images)
-    if outcome.place is not None:
-        shutil.rmtree(outcome.place)
+def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = False) -> None:
+    """model.safetensors, report.json and report.html, all three or none, into `folder`, whose workplace is `place`.
+
+    Times are in the report, so that equal requests give equal models, to the bit.
+    """
+    with all_or_none(folder, place) as made:
+        save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
+        made_model = file_digest(made / MODEL)
+        facts = {NEW_DIGEST: made_model, SECONDS: {} if outcome.seconds is None else {made_model: outcome.seconds}}
+        report = replace(outcome.report, facts={**outcome.report.facts, **facts})
+        report.to_json(made / REPORT)
+        report.to_html(made / PAGE, with_images=with_images)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from amun_ext.checks import check_labels, require
-from amun_ext.models.state import evaluating, placement
+from amun_ext.models.state import evaluating, logits_of, placement
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 512, *, name: st
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            answer = model(batch.to(device, dtype, copy=True))
+            answer = logits_of(model, batch.to(device, dtype, copy=True))
             require(isinstance(answer, Tensor), name, "a model that returns a tensor", type(answer).__name__)
             fits = answer.dim() == 2 and answer.shape[0] == len(batch) and answer.shape[1] >= 2
             must_be = f"a model that returns logits ({len(batch)}, K), K >= 2, for {len(batch)} images"

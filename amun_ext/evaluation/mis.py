@@ -98,7 +98,7 @@ def _drawn(answers: Answers, count: int, seed: int) -> Answers:
     logits, labels = (part.cpu() for part in answers)
     if count == len(logits):
         return logits, labels
-    rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))[:count]
+    rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
     return logits[rows], labels[rows]
 
 

@@ -73,7 +73,7 @@ def pick(examples: AdversarialExamples, images: Tensor, labels: Tensor, classes:
     """At most `SHOWN` pairs, evenly spread from the closest to the farthest."""
     found = examples.found.bool().nonzero().squeeze(1)
     ordered = found[examples.distance[found].argsort(stable=True)]
-    spread = torch.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().long()
+    spread = torch.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered)), device="cpu").round().long()
 
     def named(label: Tensor) -> str:
         return classes[int(label)] if classes else str(int(label))

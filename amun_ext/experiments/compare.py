@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from tqdm.auto import tqdm
 
 import amun_ext
 from amun_ext.checks import InputError, require, whole
@@ -23,8 +21,9 @@ from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
 from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
-from amun_ext.files import no_link, plain, workplace, write_json, write_text
+from amun_ext.files import all_or_none, no_link, plain, workplace, write_json, write_text
 from amun_ext.info import versions
+from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.choices import Choices
@@ -115,14 +114,16 @@ def compare(
         jobs.append(_Job(None, RETRAIN, seed, retraining))
         jobs += [_Job(setting, name, seed, chosen) for setting, name, chosen in settings if chosen is not None]
     no_link(cells := out / "cells")
-    ground = _Ground(original, test, asked, cells, workplace(out, "compare"), _identity(original, test, asked))
     done: dict[tuple[str | None, str], dict[int, Cell]] = {}
     warm_up()
-    with tqdm(jobs, "compare", unit="model", disable=not progress) as bar:
+    with (
+        workplace(out, "compare") as place,  # near copies of what is to be forgotten, which go when all are done
+        progress_bar(progress, jobs, "compare", unit="model") as bar,
+    ):
+        ground = _Ground(original, test, asked, cells, place, _identity(original, test, asked))
         for job in bar:
             bar.set_postfix_str(f"{job.name}, seed {job.seed}")
             done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, ground)
-    shutil.rmtree(ground.place)  # near copies of what is to be forgotten
 
     def line(setting: str, name: str, chosen: Plan | None) -> Line:
         title = _title(name, chosen)
@@ -151,8 +152,9 @@ def write(comparison: Comparison, folder: Path) -> None:
     from amun_ext.experiments import compare_page  # here, because matplotlib takes a second to import
 
     page = compare_page.render(comparison)
-    write_json(folder / "compare.json", comparison.to_dict())
-    write_text(folder / "compare.html", page)
+    with workplace(folder, "compare") as place, all_or_none(folder, place) as made:
+        write_json(made / "compare.json", comparison.to_dict())
+        write_text(made / "compare.html", page)
 
 
 def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str, object]:
@@ -176,7 +178,8 @@ def _cell(job: _Job, ground: _Ground) -> Cell:
         row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
         return Cell(row, kept["failed"], kept["left out"])
     made = _made(job, ground)
-    write_json(path, {"identity": identity, "row": plain(made.row), "failed": made.failed, "left out": made.left_out})
+    told = {"identity": identity, "row": plain(made.row), "failed": made.failed, "left out": made.left_out}
+    write_json(path, told, scratch=ground.place)
     return made
 
 

@@ -1,9 +1,8 @@
 """The main job on the embedded images: train, forget 10 %, retrain for comparison, measure."""
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from amun_ext.data import load, manifest_of, training_data
-from amun_ext.deletion import forget_ids, split
+from amun_ext.deletion import Record, forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.info import versions
@@ -108,10 +107,9 @@ def write(
 ) -> None:
     """The report, and the models before and after as checkpoints like any other."""
     splits = load(DATA)
-    about = {"arch": MODEL, "recipe": json.dumps(asdict(TRAINING)), "training_data": training_data(splits)}
-    about |= manifest_of(splits)
+    about = Record(arch=MODEL, training_data=training_data(splits), recipe=TRAINING, manifest=manifest_of(splits))
     original, unlearned, told, page = (folder / name for name in FILES)
-    save_checkpoint(original, models[ORIGINAL], about)
-    save_checkpoint(unlearned, models[HEADLINE], {**about, "forgotten": json.dumps(ids)})
+    save_checkpoint(original, models[ORIGINAL], about.to_metadata())
+    save_checkpoint(unlearned, models[HEADLINE], replace(about, forgotten=tuple(ids)).to_metadata())
     report.to_json(told)
     report.to_html(page, with_images=with_images)

@@ -1,5 +1,6 @@
 """Several searches of the same samples, beside each other: how close their examples are, and what that costs."""
 
+import contextlib
 import math
 import os
 import time
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from amun_ext.checks import require
 from amun_ext.evaluation import predict
 from amun_ext.evaluation.text import aligned, legend, number
-from amun_ext.files import no_link, plain, write_json, write_text
+from amun_ext.files import all_or_none, no_link, plain, workplace, write_json, write_text
 from amun_ext.info import versions
+from amun_ext.progress import progress_bar
 from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial
 
 DEFAULT = ("pgd", "ddn", "ffgsm")
@@ -178,17 +179,24 @@ def compare(
     searches is not searched again. facts: what a reader should know. Raises as `find_min_adversarial`.
     """
     check_methods(methods)
-    common, everything = common or Common(), torch.arange(len(images))
+    common, everything = common or Common(), torch.arange(len(images), device="cpu")
     right = predict(model, images).argmax(1) == labels.cpu()
     # Evenly spread, not the first: ids may come class by class.
-    some = torch.linspace(0, len(images) - 1, min(CURVE_SAMPLES, len(images))).round().long() if curves else everything
+    some = (
+        torch.linspace(0, len(images) - 1, min(CURVE_SAMPLES, len(images)), device="cpu").round().long()
+        if curves
+        else everything
+    )
     plan: list[tuple[str, int | None]] = [(method, None) for method in methods]
     plan += [(method, steps) for method in methods if curves for steps in _curve_steps(method)]
     if out is not None:
         no_link(Path(out) / "curves")
     runs: dict[tuple[str, int | None], Run] = {}
-    # Nothing of the bar is to be seen while the first search may still refuse what it is given.
-    with tqdm(plan, disable=not progress, leave=False, unit="search", delay=0.5) as bar:
+    with (
+        contextlib.nullcontext() if out is None else workplace(out, "search"),
+        # Nothing of the bar is to be seen while the first search may still refuse what it is given.
+        progress_bar(progress, plan, leave=False, unit="search", delay=0.5) as bar,
+    ):
         for method, steps in bar:
             bar.set_description(method if steps is None else f"{method}, {steps} steps", refresh=bool(runs))
             path = None if out is None else Path(out) / _file(method, steps)
@@ -218,8 +226,9 @@ def write(searches: Searches, folder: Path) -> None:
     from amun_ext.experiments import searches_page  # here, because matplotlib takes a second to import
 
     page = searches_page.render(searches)
-    write_json(folder / "searches.json", searches.to_dict())
-    write_text(folder / "searches.html", page)
+    with workplace(folder, "search") as place, all_or_none(folder, place) as made:
+        write_json(made / "searches.json", searches.to_dict())
+        write_text(made / "searches.html", page)
 
 
 def check_methods(methods: Sequence[str]) -> None:

@@ -143,7 +143,7 @@ def _chosen(searches: Searches) -> list[int]:
     columns = torch.stack([run.result.distance.cpu().double() for run in searches.runs.values()])
     fit = (searches.counted & columns.isfinite().all(0)).nonzero()[:, 0]
     ordered = fit[columns.amin(0)[fit].argsort(stable=True)]
-    spread = torch.linspace(0, len(ordered) - 1, min(EXAMPLES, len(ordered))).round().long()
+    spread = torch.linspace(0, len(ordered) - 1, min(EXAMPLES, len(ordered)), device="cpu").round().long()
     rows: list[int] = ordered[spread].tolist()
     return rows
 

@@ -1,6 +1,8 @@
 """Weights on disk: written whole or not at all, loaded exactly or not at all."""
 
+import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,22 +10,25 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from amun_ext.checks import InputError, listed, require
 from amun_ext.files import write_tensors
+from amun_ext.reading import check_file
 
 PARALLEL = "module."  # what DataParallel puts before every name
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the state dict of `model` with `metadata` to a .safetensors file. InputError for NaN weights and for a
-    state that is not all tensors."""
+    """Write the state dict of `model` with `metadata` to a .safetensors file. InputError for values that no training
+    leaves (see `load_checkpoint`) and for a state that is not all tensors."""
     path = Path(path)
     require(path.suffix == ".safetensors", "checkpoint", "a path that ends in .safetensors", path)
     text = all(isinstance(part, str) for pair in metadata.items() for part in pair)
     require(text, "metadata", "strings by strings", dict(metadata))
     state = model.state_dict()
     _check_tensors(str(path), state)
+    _check_values(str(path), state, model)
     # cloned, because the format refuses tensors that share memory, as tied weights do
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_tensors(path, tensors, dict(metadata))
@@ -34,7 +39,9 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
 
     Reads .safetensors, and .pt or .pth with a state dict in it or under "state_dict" or "model". Keys and shapes must
     be the model's; floating-point tensors are cast to the model's type (half precision into a float32 model and back),
-    all others must have it. InputError else, also for NaN; the model is then as it was.
+    all others must have it. InputError else, and for NaN anywhere, infinite parameters, and running statistics that are
+    infinite or below a variance of 0; the model is then as it was. Other buffers may be infinite, as attention masks
+    are. No value is looked at before names and shapes have been found right: a tensor may claim to be of any size.
     """
     path = Path(path)
     state, metadata = _read(path)
@@ -53,6 +60,8 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     }
     found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
     require(not found, str(path), "a checkpoint of this architecture", f"one with keys that do not fit: {found}")
+    cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may make one infinite
+    _check_values(str(path), cast, model)
     model.load_state_dict(state)
     return metadata
 
@@ -65,14 +74,17 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read(path: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
-    require(path.is_file(), "checkpoint", "a file", f"{path}, which does not exist")
+    check_file("checkpoint", path)
     require(path.suffix in (".safetensors", ".pt", ".pth"), "checkpoint", "a .safetensors, .pt or .pth file", path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 keys = file.keys() if weights else ()
                 return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+        _check_packed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # an unpickler may raise anything at a file that is no checkpoint
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path} must be a checkpoint: {reason}") from error
@@ -90,8 +102,40 @@ def _check_tensors(name: str, state: Mapping[str, Any]) -> None:
     require(
         not unlike, name, "of dense tensors with values", f"sparse, quantised, nested or meta ones at {listed(unlike)}"
     )
-    nan = [key for key, value in state.items() if value.is_floating_point() and value.float().isnan().any()]
+
+
+def _check_values(name: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse values that no training leaves, in a state of the model's names and shapes."""
+    numbers = {key: value for key, value in state.items() if value.is_floating_point() and value.numel()}
+    edges = {key: [float(edge) for edge in _wide(value).aminmax()] for key, value in numbers.items()}
+    nan = [key for key, (low, _) in edges.items() if math.isnan(low)]
     require(not nan, name, "free of NaN", f"NaN in {listed(nan)}")
+    statistics = _statistics(model)
+    finite = [*(key for key, _ in model.named_parameters(remove_duplicate=False)), *statistics]
+    infinite = [key for key in finite if not all(map(math.isfinite, edges.get(key, ())))]
+    require(not infinite, name, "of finite weights and running statistics", f"infinite values in {listed(infinite)}")
+    below = [key for key in statistics if key.endswith("running_var") and key in edges and edges[key][0] < 0]
+    require(not below, name, "of running variances from 0 on", f"values below 0 in {listed(below)}")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Of a type that has all operations, which those of 8 bits have not."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _statistics(model: nn.Module) -> list[str]:
+    """The names of the running statistics of normalisations."""
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _NormBase)]
+    return [key for name, module in norms for key, _ in module.named_buffers(name, recurse=False)]
+
+
+def _check_packed(path: Path) -> None:
+    """torch.save does not compress: a file that unpacks to more than it is was made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            size = sum(part.file_size for part in packed.infolist())
+        got = f"one that unpacks to {size} bytes"
+        require(size <= path.stat().st_size, str(path), "a checkpoint as torch.save writes it", got)
 
 
 def _is_plain(tensor: Tensor) -> bool:

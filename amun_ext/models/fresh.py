@@ -32,7 +32,7 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
     """
     if init is None:
         return reinitialised(model, probe)
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     if isinstance(init, Mapping):
         _load(fresh, init)
         unsaved = [name for name, _ in fresh.named_buffers() if name not in fresh.state_dict()]
@@ -45,6 +45,12 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
     trained = all(torch.equal(new, old) for new, old in pairs if old.requires_grad)
     require(not trained, "init", "of the model before training", "its trained weights")
     return fresh
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. What a forward has left behind with its graph, as the older weight_norm does, is copied without it."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
 
 
 def check_init(model: nn.Module, init: Init) -> None:
@@ -78,7 +84,7 @@ def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
     InputError names the parameters that no module draws anew, and the buffers that training changes: they would carry
     over what the model has learned, as under weight_norm, whose module resets only the product.
     """
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     stays = _frozen(fresh)
     learned = [(name, each) for name, each in [*fresh.named_parameters(), *fresh.named_buffers()] if name not in stays]
     with torch.no_grad():
@@ -153,7 +159,7 @@ def _frozen(model: nn.Module) -> dict[str, Tensor]:
 
 def _changed(model: nn.Module, names: list[str], probe: Tensor) -> list[str]:
     """Those of the buffers that a forward in training mode changes."""
-    tried = copy.deepcopy(model).train()
+    tried = copied(model).train()
     before = {name: each.clone() for name, each in tried.named_buffers()}
     devices = {each.device.index for each in [*tried.parameters(), *tried.buffers()] if each.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(sorted(devices)):

@@ -1,19 +1,34 @@
 """A cheaper twin of a classifier, for the many gradients by its input that a search takes."""
 
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from amun_ext.models.state import evaluating
+from amun_ext.models.state import evaluating, logits_of
 
+# By these a tensor's values become Python's, on which another input may take another way through the model.
+BY_VALUE = {
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "item",
+    "tolist",
+    "numpy",
+    "__array__",
+    "equal",
+    "allclose",
+}
 FUSE: dict[tuple[type, type], Callable[[Any, Any], Any]] = {
     (nn.Conv1d, nn.BatchNorm1d): fuse_conv_bn_eval,
     (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
@@ -49,14 +64,14 @@ def prepared(model: nn.Module, probe: Tensor) -> nn.Module:
             with suppress(Exception):
                 twin = copy.deepcopy(frozen)
                 for change in changes:
-                    change(twin)
+                    change(twin, probe)
                 if _alike(_answers(twin, probe), expected):
                     return twin
     return model
 
 
 def _ordinary(model: nn.Module) -> bool:
-    """Whether a deep copy and a trace see all there is. A hook may be bound to anything, which would be copied too."""
+    """Whether a deep copy and hooks see all there is. A hook may be bound to anything, which would be copied too."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
     for module in model.modules():
@@ -78,7 +93,7 @@ def _answers(model: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
     # Without the caller's autocast: bfloat16 moves gradients by tenths, and a wrong twin would pass for a rounded one.
     with evaluating(model), torch.enable_grad(), torch.autocast(probe.device.type, enabled=False):
         x = probe.detach().clone().requires_grad_()
-        logits = model(x.clone())  # cloned: it may change its input in place
+        logits = logits_of(model, x.clone())  # cloned: it may change its input in place
         mixture = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)
         (gradient,) = torch.autograd.grad(logits, x, mixture.expand_as(logits))
     return logits.detach(), gradient
@@ -96,29 +111,74 @@ def _alike(twin: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor]) -> bool:
     return bool(same.all() and near)
 
 
-def _channels_last(twin: nn.Module) -> None:
+def _channels_last(twin: nn.Module, _probe: Tensor) -> None:
     # Convolutions answer in the order of their weights, so the input need not be converted.
     nn.utils.convert_conv2d_weight_memory_format(twin, torch.channels_last)
 
 
-def _fold(twin: nn.Module) -> None:
+def _fold(twin: nn.Module, probe: Tensor) -> None:
     """Put each BatchNorm into the convolution or linear layer before it, if it alone uses what that layer returns."""
-    # The trace only tells which layer feeds which, and the twin goes on with the model's own forward: a traced module
-    # loses backward passes of the user's own, no_grad blocks and the state of Python objects. It is taken from a copy
-    # since it runs forward with stand-ins for tensors, which may stay behind.
-    options = list(inspect.signature(twin.forward).parameters.values())[1:]
-    defaults = {option.name: option.default for option in options if option.default is not option.empty}
-    nodes = fx.Tracer().trace(copy.deepcopy(twin), defaults).nodes
-    modules: dict[Any, nn.Module] = dict(twin.named_modules())
-    calls = Counter(node.target for node in nodes if node.op == "call_module")
-    for node in nodes:
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        layer, norm = modules[before.target], modules[node.target]
-        fuse = FUSE.get((type(layer), type(norm)))
-        if fuse and calls[before.target] == calls[node.target] == 1:
-            with suppress(Exception):  # it raises for what it cannot fold, such as a norm without statistics
-                fused = fuse(layer, norm)
-                layer.weight, layer.bias = fused.weight, fused.bias
-                twin.set_submodule(str(node.target), nn.Identity().eval())
+    modules = dict(twin.named_modules())
+    for name, before in _pairs(twin, probe):
+        layer, norm = modules[before], modules[name]
+        with suppress(Exception):  # it raises for what it cannot fold, such as a norm without statistics
+            fused = FUSE[type(layer), type(norm)](layer, norm)
+            layer.weight, layer.bias = fused.weight, fused.bias
+            twin.set_submodule(name, nn.Identity().eval())
+
+
+def _pairs(twin: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
+    """Names of the norms that can be folded, each with the layer before it, as one forward pass shows them.
+
+    What that pass does is seen by hooks on a copy and by a mode of this thread: torch.fx would patch nn.Module for the
+    whole process while it traces, and other threads' models with it.
+    """
+    seen = _Uses()
+    watched = copy.deepcopy(twin)  # a forward may leave things behind, such as the hooks' tensors
+    for name, module in watched.named_modules():
+        if any(type(module) in pair for pair in FUSE):
+            module.register_forward_pre_hook(partial(seen.enter, name))
+            module.register_forward_hook(partial(seen.leave, name))
+    with torch.no_grad(), seen:
+        watched(probe.clone())
+    if seen.by_value:
+        return []
+    kinds = {name: type(module) for name, module in watched.named_modules()}
+    return [
+        (norm, layer)
+        for norm, (layer, uses) in seen.feeds.items()
+        if uses == [norm] and (kinds[layer], kinds[norm]) in FUSE and seen.calls[layer] == seen.calls[norm] == 1
+    ]
+
+
+class _Uses(TorchFunctionMode):
+    """Which function or watched module is given what another watched module has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.by_value = False
+        self.inside: list[str] = []  # the watched modules that run
+        self.made: dict[int, tuple[Tensor, str, list[object]]] = {}  # what each returned, and who was given it
+        self.feeds: dict[str, tuple[str, list[object]]] = {}
+
+    def enter(self, name: str, _module: nn.Module, inputs: tuple[object, ...]) -> None:
+        self.calls[name] += 1
+        made = self.made.get(id(inputs[0])) if len(inputs) == 1 else None
+        if made is not None:
+            made[2].append(name)
+            self.feeds[name] = made[1:]
+        self.inside.append(name)
+
+    def leave(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        self.inside.remove(name)
+        if isinstance(output, Tensor):
+            self.made[id(output)] = (output, name, [])  # held, or its id might be another's next
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.inside:  # what a watched module does with its input is its own
+            self.by_value |= getattr(function, "__name__", "") in BY_VALUE
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor) and id(value) in self.made:
+                    self.made[id(value)][2].append(function)
+        return function(*args, **(kwargs or {}))

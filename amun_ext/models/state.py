@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,25 @@ def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype
     return weight.device, weight.dtype
 
 
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """What `model` answers to `x`; of an object with logits beside other things, as transformers return, the logits."""
+    answer = model(x)
+    logits: Tensor = getattr(answer, "logits", answer)
+    return logits
+
+
 @torch.no_grad()
 def count_classes(model: nn.Module, inputs: Tensor) -> int:
     """K, from the logits [n, K] of the first two of `inputs` [N, ...], in eval mode. InputError for other answers."""
     device, dtype = placement(model, inputs)
+    require(device.type != "meta", "model", "of weights with values", "tensors on the device meta")
     probe = inputs[:2].to(device, dtype, copy=True)
-    try:
-        with evaluating(model):
-            logits = model(probe)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {error}") from error
+    with evaluating(model):
+        try:
+            logits = logits_of(model, probe)
+        except Exception as error:  # it is the user's, and may raise anything
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {reason}") from error
     is_logits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(probe) and logits.shape[1] >= 2
     got = (
         f"shape {tuple(logits.shape)} for {len(probe)} inputs" if isinstance(logits, Tensor) else type(logits).__name__
@@ -38,7 +48,10 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module's training flag, the buffers and the random state are as before.
+    """Eval mode inside; afterwards each module's training flag, its tensors and the random state are as before.
+
+    Among them those that are no buffers and that a forward makes anew, such as features that are kept and the weight of
+    the older weight_norm: they would keep a graph, and with it the module from being copied.
 
     Not for two threads with one model: the mode is the model's, and the random state the process's.
     """
@@ -48,18 +61,43 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
     devices = {tensor.device.index for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda}
     try:
         with torch.random.fork_rng(sorted(devices)):
-            model.eval()
+            _to_eval(model)
             yield
     finally:
         if modes:
-            model.train(modes[0][1])  # through a train() of the model's own, if it has one
+            with contextlib.suppress(NotImplementedError):  # _to_eval has said so
+                model.train(modes[0][1])  # through a train() of the model's own, if it has one
         for module, training in modes:
             module.training = training
-        for module, name, buffer, before in buffers:
+        for module, before in attributes:
+            _put_back_tensors(vars(module), before)
+        for module, name, buffer, values in buffers:
             setattr(module, name, buffer)  # a forward may have put another in its place
-            if not torch.equal(buffer, before):  # a needless write would break graphs that hold the buffer
+            if not torch.equal(buffer, values):  # a needless write would break graphs that hold the buffer
                 with torch.no_grad():
-                    buffer.copy_(before)
+                    buffer.copy_(values)
+
+
+def _to_eval(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        must_be = "a module with train() and eval(), such as that which was exported"
+        raise InputError(f"model must be {must_be}, got {type(model).__name__}: {error}") from error
+
+
+def _put_back_tensors(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in [name for name, value in attributes.items() if value is not before.get(name) and _holds_tensor(value)]:
+        if name in before:
+            attributes[name] = before[name]
+        else:
+            del attributes[name]
+
+
+def _holds_tensor(value: object) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(part, Tensor) for part in parts)

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from amun_ext import ops
-from amun_ext.checks import check_labels, require, whole
+from amun_ext.checks import check_labels, is_number, require, whole
 from amun_ext.digest import digest
 from amun_ext.models.prepare import prepared
 from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.progress import progress_bar
 from amun_ext.search import stream
 from amun_ext.search.adversarial_set import AdversarialSet, Transfer
 from amun_ext.search.batch import fitting
@@ -36,7 +37,7 @@ CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
 
 def find_min_adversarial(
     model: nn.Module,
-    inputs: Tensor | Dataset[Any],
+    inputs: Tensor | Dataset[Any] | DataLoader[Any],
     labels: Tensor | None = None,
     *,
     method: str | PythonRule = "pgd",
@@ -49,7 +50,7 @@ def find_min_adversarial(
     refine: int = 0,
     margin: float = 0.0,
     quantize: int | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = (0.0, 1.0),
     batch_size: int | None = None,
     precision: str | None = None,
     prepare: bool = True,
@@ -61,8 +62,9 @@ def find_min_adversarial(
     Methods, with what each counts as `steps`:
 
     - "pgd", the paper's Algorithm 1: `steps` (50) steps of length step_fraction * eps (0.1) are made inside the ball of
-      radius eps (at first 0.04) and the box; the search ends at the first misclassified point. If none was met, eps
-      grows by eps_growth (2) and the ascent goes on from where it is. A freed place of the batch is refilled at once.
+      radius eps (at first the paper's 0.04 in the box (0, 1), else estimated) and the box; the search ends at the first
+      misclassified point. If none was met, eps grows by eps_growth (2) and the ascent goes on from where it is. A freed
+      place of the batch is refilled at once. Distances below 0.004 want eps_init="estimate".
     - "ddn", decoupled direction and norm: `steps` (14) gradients, the radius growing or shrinking after each, the
       closest example kept. Smaller distances at a fraction of the gradients.
     - "deepfool": `steps` (10) projections onto the linearised boundary, the closest example kept.
@@ -79,7 +81,7 @@ def find_min_adversarial(
     Args:
         model: maps [N, ...] to logits [N, K]. Normalisation belongs inside: distances are in the units of `inputs`.
         inputs: floating point [N, ...] inside `bounds`, also a memory map, or a map-style Dataset of (input, label),
-            which is read a chunk at a time.
+            which is read a chunk at a time, or a DataLoader, which stands for its dataset, in the dataset's order.
         labels: true labels [N]; None with a Dataset.
         method: see above. The following are the method's own where None, and refused where it has no such setting.
         loss: what is climbed; "cross_entropy" (the paper's, of pgd and ffgsm; exact where the softmax saturates) or
@@ -89,7 +91,7 @@ def find_min_adversarial(
             gradient norm (always so in deepfool, and in ddn unless given).
         eps_growth: factor between radii; in ddn that of the first step, where it falls to 1.02.
         eps_max: last radius, at most the diagonal of the box, which it is if None. A sample that has no example within
-            it comes back with found=False.
+            it comes back with found=False. Without a box pgd meets it after thousands of gradients.
         steps: see above.
         step_fraction: step length as a fraction of the radius; in ddn that of the first step, where it falls to 0.2.
         refine: forward passes of bisection between each input and its example, which brings the example closer to the
@@ -97,7 +99,7 @@ def find_min_adversarial(
         margin: logits by which the wrong class must be ahead of the true one for an example to count.
         quantize: 255 for examples that survive being saved as 8-bit images: all elements are multiples of 1/255 of
             the box, and still fool the model. A sample for which there is none comes back with found=False.
-        bounds: the box, (low, high).
+        bounds: the box, (low, high); None, or an infinite end, for data without one.
         batch_size: samples searched at once; if None, on a CPU 32 a thread, fewer where layers leave its cache, and 128
             on a GPU. Results do not depend on it beyond rounding.
         precision: "bfloat16" makes most of the iterations under autocast; the last ones, or those of samples whose
@@ -115,14 +117,16 @@ def find_min_adversarial(
             Dataset that is read later, what was found before it is in the file `out`.
         OSError: no room for `out`.
     """
-    pair = isinstance(bounds, tuple | list) and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
-    require(pair, "bounds", "(low, high), finite, with low < high", bounds)
-    samples = stream.Samples(inputs, labels, bounds)
+    box = (-math.inf, math.inf) if bounds is None else bounds
+    pair = isinstance(box, tuple | list) and len(box) == 2 and all(is_number(end) for end in box) and box[0] < box[1]
+    require(pair, "bounds", "(low, high) with low < high, or None", bounds)
+    samples = stream.Samples(inputs, labels, (box[0], box[1]))
     like = samples.like
     low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     chosen = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
-    diagonal = (high - low) * math.sqrt(like[0].numel())
+    farthest = torch.finfo(ops.accumulate_dtype(like.dtype)).max ** 0.49  # of which the square is no overflow
+    diagonal = min((high - low) * math.sqrt(like[0].numel()), farthest)
     settings = checked(
         method,
         chosen,
@@ -153,12 +157,10 @@ def find_min_adversarial(
         chunk = CHUNK_BYTES // like[0].nbytes
         chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))
         about = {} if out is None else {**settings.told(), "model": _fingerprint(model)}
-        without_gradient = 0
+        without_gradient = in_one_step = 0
         with stream.results(out, samples, about) as (rows, flush):
             done = int((rows["grad_evals"] != stream.PENDING).sum())
-            bar = tqdm(
-                total=len(samples), initial=done, desc="search", unit="sample", disable=not progress, leave=False
-            )
+            bar = progress_bar(progress, total=len(samples), initial=done, desc="search", unit="sample", leave=False)
             with bar:
                 for start in range(done, len(samples), chunk):
                     part = range(start, min(start + chunk, len(samples)))
@@ -170,6 +172,7 @@ def find_min_adversarial(
                         search.give_up(put_on_grid(search, quantize))
                     search.give_up(search.beyond(settings.schedule.eps_max))
                     without_gradient += int((search.book.status == ops.Status.NO_GRADIENT).sum())
+                    in_one_step += search.count_in_one_step()
                     _write(rows, part, search)
                     flush()
                     del search, images, true_labels  # or they would be there beside the next
@@ -177,6 +180,13 @@ def find_min_adversarial(
         warnings.warn(
             f"{without_gradient} of {len(samples)} samples were not found for want of a gradient: it is zero or NaN, "
             "or the logits do not depend differentiably on the input",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if in_one_step > len(samples) / 2:
+        warnings.warn(
+            f"{in_one_step} of {len(samples)} samples were found by the first step, {settings.first_step:.3g} long, "
+            'and may be closer: eps_init="estimate" looks there',
             RuntimeWarning,
             stacklevel=2,
         )
@@ -216,7 +226,7 @@ def _write(rows: stream.Rows, part: range, search: Search) -> None:
         "images": images,
         "labels": torch.where(found, book.found_labels, book.labels),
         "true_labels": book.labels,
-        "source_index": torch.arange(part.start, part.stop),
+        "source_index": torch.arange(part.start, part.stop, device="cpu"),
         "eps": eps.masked_fill(found & (distance == 0), 0),
         "distance": distance.masked_fill(~found, math.inf),
         "found": found,

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from amun_ext.checks import InputError, require, whole
 from amun_ext.files import write_tensors
-from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 
 FORMAT = {"format": "amun_ext.AdversarialSet", "version": "1"}
 
@@ -79,7 +79,7 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         answers = []
         with evaluating(model):
             for x in self.images.split(batch_size):
-                logits = model(x.to(device, dtype, copy=True))  # a copy: it may change its input in place
+                logits = logits_of(model, x.to(device, dtype, copy=True))  # a copy: it may change its input in place
                 answers.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1))
         labels = torch.cat(answers).to(self.labels.device)
         return Transfer(self.found & (labels != self.true_labels) & (labels >= 0), labels)

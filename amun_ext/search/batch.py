@@ -26,7 +26,9 @@ def fitting(model: nn.Module, probe: Tensor) -> int:
         if isinstance(output, Tensor) and output.shape[:1] == (1,):
             largest = max(largest, output.nbytes)
 
-    handles = [module.register_forward_hook(watch) for module in model.modules() if not [*module.children()]]
+    leaves = (module for module in model.modules() if not [*module.children()])
+    scripted = torch.jit.ScriptModule, torch.jit.ScriptFunction  # which take no hooks
+    handles = [module.register_forward_hook(watch) for module in leaves if not isinstance(module, scripted)]
     try:
         with evaluating(model), torch.no_grad():
             model(probe[:1].clone())

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.checks import require
-from amun_ext.models.state import placement
+from amun_ext.models.state import logits_of, placement
 from amun_ext.search.graph import repeated
 from amun_ext.search.methods import Iterate, PythonRule
 from amun_ext.search.settings import Settings
@@ -62,13 +62,10 @@ class Search:
         """The model's answer to what the caller will hold: the iterate in the dtype of the inputs."""
         # Cloned: the pool and the book are safe from a model that changes its input in place.
         held = x.to(self.given_dtype).to(self.model_dtype).clone()
-        logits: Tensor
         if self.cheaply and self.settings.precision:
             with torch.autocast(self.device.type, self.settings.precision):
-                logits = self.twin(held).float()
-        else:
-            logits = (self.twin if self.cheaply else self.model)(held)
-        return logits
+                return logits_of(self.twin, held).float()
+        return logits_of(self.twin if self.cheaply else self.model, held)
 
     @torch.no_grad()
     def look(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:
@@ -175,6 +172,11 @@ class Search:
         """Rows [M] whose example is farther away, as that of a method without a last radius may be."""
         rows = self.found()
         return rows[self.book.distance[rows] > radius * (1 + 1e-4)]
+
+    def count_in_one_step(self) -> int:
+        """How many pgd has found by the first step of a radius that was given: it may be too long for them."""
+        given = self.schedule.rule == "pgd" and self.settings.eps_init > 0
+        return int((self.book.grad_evals[self.found()] == 2).sum()) if given else 0
 
     def give_up(self, rows: Tensor) -> None:
         self.book.status[rows] = ops.Status.EXHAUSTED

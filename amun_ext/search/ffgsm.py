@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 from amun_ext.ops import Status
 from amun_ext.search.engine import Search
 
-TRIES = 5
-SHORTEST = 1e-6  # of eps_max: an estimated first step, as in search_step_
+TRIES, ROUNDINGS = 5, 16
 
 
 def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
@@ -37,8 +36,9 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
             if attempt == 0:
                 stuck = left[~direction.flatten(1).any(1) & ~attack.adversarial]
                 book.status[stuck] = Status.NO_GRADIENT
-                estimate = torch.nan_to_num(schedule.start * attack.margin / grad.flatten(1).norm(dim=1))
-                estimate = estimate.clamp(SHORTEST * schedule.eps_max, schedule.eps_max).to(book.eps)
+                estimate = torch.nan_to_num(schedule.start * attack.margin / grad.flatten(1).norm(dim=1)).to(book.eps)
+                shortest = ROUNDINGS * torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)  # as in search_step_
+                estimate = torch.maximum(estimate, shortest).clamp(max=schedule.eps_max)
                 book.eps[left] = torch.where(book.eps[left] == 0, estimate, book.eps[left])
             length = book.eps[left]
             for step in range(schedule.steps + 1):
@@ -64,7 +64,8 @@ def _keep(search: Search, rows: Tensor, x: Tensor, labels: Tensor) -> None:
 def _directions(rows: Tensor, attempt: int, like: Tensor) -> Tensor:
     """A random direction for each row, the same in whatever batch."""
     noise = [
-        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(TRIES * int(row) + attempt)) for row in rows
+        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(TRIES * int(row) + attempt), device="cpu")
+        for row in rows
     ]
     return _unit(torch.stack(noise).to(like)) if noise else like
 

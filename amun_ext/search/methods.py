@@ -45,7 +45,7 @@ METHODS: dict[str, Method] = {
         loss="cross_entropy",
         last_loss="cross_entropy",
         options={"eps_init": 0.04, "eps_growth": 2.0, "steps": 50, "step_fraction": 0.1},
-        constants={"start": 0.5},
+        constants={"start": 0.505},  # doubled it ends beyond a flat boundary, not on it, where rounding decides
     ),
     # Decoupled direction and norm (Rony et al. 2019), its radius set by the linearised margin on the way back. All
     # classes have a say in where it heads first; then the strongest competitor alone, for the shortest way there.

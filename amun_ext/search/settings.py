@@ -27,6 +27,11 @@ class Settings:
     refine: int
     quantize: int | None
 
+    @property
+    def first_step(self) -> float:
+        """Its length in pgd; 0 where it is estimated."""
+        return self.eps_init * self.schedule.step_fraction
+
     def told(self) -> dict[str, str]:
         """What makes a search the one that it is, by name. Not the batch size, which may follow from the machine."""
         own = {field.name: getattr(self, field.name) for field in fields(self)} | self.schedule._asdict()
@@ -59,16 +64,19 @@ def checked(
     options = _options(name, row, chosen)
     radius = options.get("eps_init")
     require(radius is None or radius >= 1e-20, "eps_init", "from 1e-20 on", radius)
+    if bounds != (0, 1) and chosen["eps_init"] is None:
+        radius = None  # 0.04 is a length in the unit of images
     least = radius or 1e-20
     eps_max = diagonal if eps_max is None else eps_max
     _number("eps_max", eps_max)
     require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
-    eps_max = min(eps_max, max(diagonal, least))  # nothing is farther, and the least steps are parts of eps_max
+    eps_max = min(eps_max, max(diagonal, least))  # nothing is farther
     whole("refine", refine, 0)
     _number("margin", margin)
     require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
     if quantize is not None:
         whole("quantize", quantize, 1)
+        require(all(map(math.isfinite, bounds)), "quantize", f"None without a box, bounds = {bounds}", quantize)
     require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
     return Settings(
         method=name,

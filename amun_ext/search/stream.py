@@ -1,7 +1,6 @@
 """Where the samples of a search come from, and where its results go: a chunk at a time, in memory or in a file."""
 
 import contextlib
-import fcntl
 import json
 import math
 import mmap
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
 from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.digest import digest, parts
 from amun_ext.files import no_link
+from amun_ext.locks import locked
 from amun_ext.ops import accumulate_dtype
 from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
 
@@ -39,7 +39,11 @@ PENDING = -1  # in grad_evals: this row has not been searched
 class Samples:
     """Inputs and labels, read and checked a chunk at a time; those of tensors, which may be memory maps, at once."""
 
-    def __init__(self, inputs: Tensor | Dataset[Any], labels: Tensor | None, bounds: tuple[float, float]) -> None:
+    def __init__(
+        self, inputs: Tensor | Dataset[Any] | DataLoader[Any], labels: Tensor | None, bounds: tuple[float, float]
+    ) -> None:
+        if isinstance(inputs, DataLoader):
+            inputs = _dataset_of(inputs)
         if isinstance(inputs, TensorDataset) and labels is None:
             inputs, labels = as_tensors(inputs, "inputs")
         self.inputs, self.labels = inputs, labels
@@ -56,7 +60,9 @@ class Samples:
             first = as_tensors(inputs, "inputs", rows)
         self.like = first[0]
         # As the images have them: 0.3 is another number in float32.
-        low, high = torch.tensor(bounds, dtype=self.like.dtype if self.like.is_floating_point() else None).tolist()
+        low, high = torch.tensor(
+            bounds, dtype=self.like.dtype if self.like.is_floating_point() else None, device="cpu"
+        ).tolist()
         self.bounds: tuple[float, float] = low, high
         self._check(*first, rows)
 
@@ -94,6 +100,18 @@ class Samples:
         return f"{len(self)} {digest({'inputs': inputs, 'labels': labels})}"
 
 
+def _dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
+    """That whose items a loader gives out, all of them and as they are, be it in another order."""
+    sampler = loader.sampler
+    plain = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    must_be = "a DataLoader of all items of a map-style dataset, with no sampler or collate_fn of its own"
+    got = type(sampler).__name__ if not plain else repr(loader.collate_fn)
+    require(plain and loader.collate_fn is default_collate, "inputs", must_be, got)
+    return loader.dataset
+
+
 def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Types and shapes of the results, the widest elements first, which keeps all of them aligned in a file."""
     count, like = len(samples), samples.like
@@ -114,7 +132,7 @@ def results(
         with in_file(Path(out), samples, about) as rows_and_flush:
             yield rows_and_flush
         return
-    empty = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout(samples).items()}
+    empty = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in layout(samples).items()}
     rows = {name: tensor.to(samples.like.device) for name, tensor in empty.items()}
     rows["grad_evals"].fill_(PENDING)
     yield rows, lambda: None
@@ -137,49 +155,30 @@ def in_file(path: Path, samples: Samples, about: dict[str, str]) -> Iterator[tup
     path.parent.mkdir(parents=True, exist_ok=True)
     no_link(path)
     no_link(partial)
-    existing = path if path.exists() else partial
-    with open(os.open(existing, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-        _lock(file.fileno(), existing, path)
-        if existing == partial and file.read(8) in (b"", bytes(8)):
-            try:
-                file.truncate(0)
-                os.posix_fallocate(file.fileno(), 0, size)
-                start, length = places["grad_evals"][2:]
-                os.pwrite(file.fileno(), length * PENDING.to_bytes(4, "little", signed=True), start)
-                os.pwrite(file.fileno(), header, 0)  # last: without it the file counts as new
-            except OSError:
-                partial.unlink()
-                raise
-        else:
-            _same(path, existing, about)
-        memory = mmap.mmap(file.fileno(), size)
+    with locked(path.with_name(f".{path.name}.lock"), path):
+        existing = path if path.exists() else partial
+        with open(os.open(existing, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+            if existing == partial and file.read(8) in (b"", bytes(8)):
+                try:
+                    file.truncate(0)
+                    os.posix_fallocate(file.fileno(), 0, size)
+                    start, length = places["grad_evals"][2:]
+                    os.pwrite(file.fileno(), length * PENDING.to_bytes(4, "little", signed=True), start)
+                    os.pwrite(file.fileno(), header, 0)  # last: without it the file counts as new
+                except OSError:
+                    partial.unlink()
+                    raise
+            else:
+                _same(path, existing, about)
+            memory = mmap.mmap(file.fileno(), size)
         rows = {
             name: torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
             for name, (dtype, shape, start, _) in places.items()
         }
-        try:
-            yield rows, memory.flush
-            memory.flush()
-            if existing == partial and not (rows["grad_evals"] == PENDING).any():
-                partial.replace(path)
-        finally:  # `memory` holds the file open, and may itself be held by the traceback of an error
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _lock(file: int, existing: Path, path: Path) -> None:
-    """InputError when another process is at the file, or was between our look for it and now."""
-    message = f"out must be no other search's, got {path}, at which another process is"
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(file), existing.stat())
-    except (BlockingIOError, FileNotFoundError) as error:
-        raise InputError(message) from error
-    if existing != path and path.exists():  # finished meanwhile
-        if ours and os.fstat(file).st_size == 0:
-            existing.unlink()
-        ours = False
-    if not ours:
-        raise InputError(message)
+        yield rows, memory.flush
+        memory.flush()
+        if existing == partial and not (rows["grad_evals"] == PENDING).any():
+            partial.replace(path)
 
 
 def _header(samples: Samples, about: dict[str, str]) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from tqdm.auto import tqdm
 
-from amun_ext.checks import check_images, check_labels, require, whole
+from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.models.state import placement
+from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
+from amun_ext.progress import progress_bar
 from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, identity
@@ -98,6 +98,8 @@ def fit(
     steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for feed in feeds)
     must_be = "at least two samples: BatchNorm has no variance of one"
     require(fewest >= 2 or not statistics, "parts", must_be, fewest)
+    if statistics and recipe.batch_size == 1:
+        _check_single(model, like.to(device, dtype))
     mask = run.mask() if callable(run.mask) else run.mask
     optimizer = _optimizer(model, recipe, mask, run.gradient_only)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
@@ -124,7 +126,7 @@ def fit(
             sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulate)))
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
-                    logits = model(some)
+                    logits = logits_of(model, some)
                 # a sum over a batch is beyond what half precision tells apart
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(wide, theirs, reduction="sum")
@@ -142,7 +144,7 @@ def fit(
             _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
             done = {"initial": len(history), "total": recipe.epochs}
-            with tqdm(desc=description, unit="epoch", disable=not run.progress, **done) as bar:
+            with progress_bar(run.progress, desc=description, unit="epoch", **done) as bar:
                 for number in range(len(history), recipe.epochs):
                     start = time.perf_counter()
                     rates = [recipe.lr * recipe.lr_factor(number, step / steps) for step in range(1, steps + 1)]
@@ -175,6 +177,8 @@ def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     require(len(trainable) > 0, "model", "trainable in some parameter", "all frozen")
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    require(not broken, "model", "of finite weights", f"NaN or infinite ones in {listed(broken)}")
     require(not recipe.augment or like.dim() == 3, "augment", "off for inputs other than [N, C, H, W]", like.dim() + 1)
     scaled = recipe.precision == "float16" and any(weight.dtype == torch.float16 for weight in trainable)
     require(
@@ -220,6 +224,16 @@ def _accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+@torch.no_grad()
+def _check_single(model: nn.Module, sample: Tensor) -> None:
+    """InputError where a batch of one is too small: over several pixels BatchNorm has a variance of one image."""
+    try:
+        with evaluating(model):
+            model.train()(sample[None])
+    except ValueError as error:
+        raise InputError(f"batch_size must be 2 at least: BatchNorm has no variance of one, got 1 ({error})") from error
 
 
 def _mode(model: nn.Module, batch_norm: str) -> None:

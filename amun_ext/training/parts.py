@@ -43,7 +43,9 @@ class Feed:
     def __init__(self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype, workers: int) -> None:
         self.parts, self.device, self.dtype, self.workers = parts, device, dtype, workers
         self.sizes = [len(part.data) for part in parts]  # type: ignore[arg-type]
-        augment = [torch.full((size,), part.augment) for size, part in zip(self.sizes, parts, strict=True)]
+        augment = [
+            torch.full((size,), part.augment, device="cpu") for size, part in zip(self.sizes, parts, strict=True)
+        ]
         self.augment = torch.cat(augment).to(device)  # [N]
         self.tensors: tuple[Tensor, Tensor] | None = None
         sets = [part.data for part in parts if in_memory(part.data)]
@@ -57,7 +59,7 @@ class Feed:
 
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`."""
-        rows = torch.randperm(len(self), generator=order).split(split_sizes(len(self), size))
+        rows = torch.randperm(len(self), generator=order, device="cpu").split(split_sizes(len(self), size))
         told = self._told(epoch)
         for batch, (x, own) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
             batch = batch.to(self.device)
@@ -83,7 +85,9 @@ class Feed:
             collate_fn=partial(_stacked, dtype=self.dtype),
             generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch),
         )
-        for x, labels in loader:
+        with torch.device("cpu"):  # else it draws its seed where new tensors go by default
+            batches = iter(loader)
+        for x, labels in batches:
             yield x.to(self.device), labels.to(self.device)
 
     def _told(self, epoch: int) -> Tensor | None:
@@ -92,7 +96,7 @@ class Feed:
             return None
         told = []
         for size, part in zip(self.sizes, self.parts, strict=True):
-            labels = torch.full((size,), -1) if part.labels is None else part.labels(epoch)
+            labels = torch.full((size,), -1, device="cpu") if part.labels is None else part.labels(epoch)
             if part.labels is not None:
                 check_labels("labels", labels, size)
             told.append(labels.to(self.device, torch.int64))
@@ -117,7 +121,7 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
         require(count > 0, "parts", "at least one sample", count)
     filled = [part.data for each in passes for part in each.parts if len(part.data) > 0]  # type: ignore[arg-type]
     with torch.random.fork_rng([]):  # an item may be drawn by a transform
-        firsts = [torch.as_tensor(data.tensors[0][0] if in_memory(data) else data[0][0]) for data in filled]
+        firsts = [_tensor(data.tensors[0][0] if in_memory(data) else data[0][0]) for data in filled]
     shapes = {tuple(first.shape) for first in firsts}
     require(len(shapes) == 1, "parts", "of inputs of one shape", sorted(shapes))
     return firsts[0]
@@ -125,8 +129,13 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
 
 def _stacked(items: Sequence[tuple[Any, Any]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Inputs [B, ...] and labels [B], each item cast for itself: parts of several types may meet in a batch."""
-    images = [torch.as_tensor(image).to("cpu", dtype) for image, _ in items]
-    return torch.stack(images), torch.tensor([operator.index(label) for _, label in items])
+    images = [_tensor(image).to("cpu", dtype) for image, _ in items]
+    return torch.stack(images), torch.tensor([operator.index(label) for _, label in items], device="cpu")
+
+
+def _tensor(item: Any) -> Tensor:
+    """An input as it is, wherever new tensors go by default."""
+    return item if isinstance(item, Tensor) else torch.as_tensor(item, device="cpu")
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -137,8 +146,8 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """A random crop after padding by 4, and a horizontal flip with probability 1/2, each image [N, C, H, W] its own."""
     count, _, height, width = images.shape
-    top, left = torch.randint(0, 9, (2, count, 1), generator=generator).to(images.device)
-    flip = (torch.rand(count, 1, generator=generator) < 0.5).to(images.device)
+    top, left = torch.randint(0, 9, (2, count, 1), generator=generator, device="cpu").to(images.device)
+    flip = (torch.rand(count, 1, generator=generator, device="cpu") < 0.5).to(images.device)
     rows = top + torch.arange(height, device=images.device)  # [N, H]
     columns = torch.arange(width, device=images.device)
     columns = left + torch.where(flip, columns.flip(0), columns)  # [N, W]

@@ -1,26 +1,26 @@
 """Which options to unlearn with: a search over them, on a set that stands in for the request's (paper, appendix C)."""
 
+import contextlib
 import copy
-import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from amun_ext.checks import require, whole
 from amun_ext.data import Splits, aligned, fingerprint
+from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
 from amun_ext.files import claim, no_link, workplace
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.models.fresh import Init, described
+from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.tuning import study
@@ -99,7 +99,7 @@ def tune(
         InputError: Optuna is missing; an argument is not what it must be; `out` is of another study.
     """
     study.check_optuna()
-    out, methods, metadata = Path(out), list(methods), metadata or {}
+    out, methods, record = Path(out), list(methods), Record.read(metadata or {}, "metadata")
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     check_methods(methods, with_retain)
     require(by in OBJECTIVES, "by", f"one of {tuple(OBJECTIVES)}", repr(by))
@@ -107,32 +107,29 @@ def tune(
     whole("workers", workers, 1)
     whole("seed", seed, 0)
     require(0 <= max_drop <= 100, "max_drop", "points of accuracy, from 0 to 100", max_drop)
-    splits = aligned(splits, metadata)
-    asked = sets(splits, ids, metadata, with_copies=True)
+    splits = aligned(splits, record.to_metadata())
+    asked = sets(splits, ids, record, with_copies=True)
     forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
     held_out, _ = halves(splits.test, seed)
-    anew = retraining(model, metadata, init=init) if by == "retrain" else None
-    _same_study(
-        out,
-        {
-            "model": digest(model.state_dict()),
-            "training data": asked.training_data,
-            "test data": fingerprint(splits.test),
-            "ids": asked.ids.tolist(),
-            "forgotten before": asked.before,
-            "methods": methods,
-            "by": by,
-            "with retain": with_retain,
-            "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
-            "retraining": None if anew is None else asdict(anew.recipe),
-            "init": None if anew is None else described(init),
-            "seed": seed,
-            **({"max drop": max_drop} if OBJECTIVES[by].keeps_accuracy else {}),
-        },
-    )
+    anew = retraining(model, record, init=init) if by == "retrain" else None
+    identity = {
+        "model": digest(model.state_dict()),
+        "training data": asked.training_data,
+        "test data": fingerprint(splits.test),
+        "ids": asked.ids.tolist(),
+        "forgotten before": asked.before,
+        "methods": methods,
+        "by": by,
+        "with retain": with_retain,
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
+        "retraining": None if anew is None else asdict(anew.recipe),
+        "init": None if anew is None else described(init),
+        "seed": seed,
+        **({"max drop": max_drop} if OBJECTIVES[by].keeps_accuracy else {}),
+    }
     searches = [plan(method, with_retain).search for method in methods]
     how = next((search for search in searches if search is not None), None)
-    with study.journal(out / JOURNAL) as storage:
+    with workplace(out, "tune") as place, _begun(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
         if how is not None:
             found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
@@ -141,7 +138,7 @@ def tune(
         compared = {"original": stage.observe(model).row}
         stage, retrained = replace(stage, rows=compared), None
         if anew is not None:
-            alike = _retrained(stage, anew, out, progress)
+            alike = _retrained(stage, anew, out, place, progress)
             retrained = stage.observe(alike)
             stage = replace(stage, rows={**compared, "retrained": retrained.row})
             retrained = stage.observe(alike)
@@ -173,10 +170,11 @@ def tune(
             studies = {method: study.opened(storage, method) for method in methods}
             least = floor(by, compared["original"], max_drop)
             for method, each in studies.items():
-                asking = study.asked(each, trials, seed, parallel=workers > 1)
-                jobs = ((trial, (method, options(drawn(method, trial), recipe), 0)) for trial in asking)
+                draw = partial(drawn, method)
+                asking = study.asked(each, trials, seed, draw, parallel=workers > 1)
+                jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in asking)
                 before = study.finished(each)
-                with tqdm(total=trials, initial=len(before), desc=method, unit="trial", disable=not progress) as bar:
+                with progress_bar(progress, total=trials, initial=len(before), desc=method, unit="trial") as bar:
                     for trial, outcome in attempts(jobs):
                         study.tell(trial, outcome, OBJECTIVES[by].column, least)
                         bar.update()
@@ -184,7 +182,7 @@ def tune(
             leading = [once.leading(method) for method in methods]
             again = [trial for led in leading if len(led) > 1 for trial in led if trial.again is None]
             more = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in again)
-            with tqdm(total=len(again), desc="the best again", unit="trial", disable=not progress or not again) as bar:
+            with progress_bar(progress and bool(again), total=len(again), desc="the best again", unit="trial") as bar:
                 for led, outcome in attempts(more):
                     study.tell_again(studies[led.method], led.number, outcome)
                     bar.update()
@@ -205,16 +203,20 @@ def check_methods(methods: Sequence[str], with_retain: bool) -> None:
     require(len(set(methods)) == len(methods), "methods", "different from each other", ", ".join(methods))
 
 
-def _same_study(out: Path, identity: Mapping[str, object]) -> None:
+@contextlib.contextmanager
+def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[optuna.storages.BaseStorage]":
+    """The journal in `out`. InputError where it is of another study."""
     no_link(out / JOURNAL)
     others = (out / JOURNAL).exists() and not (out / STUDY).exists()
     require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
-    claim(out / STUDY, {"format": FORMAT, **identity}, "study")
+    claim(out / STUDY, {"format": FORMAT, **identity}, "study", place)
+    with study.journal(out / JOURNAL) as storage:
+        yield storage
 
 
-def _retrained(stage: Stage, anew: Plan, out: Path, progress: bool) -> nn.Module:
+def _retrained(stage: Stage, anew: Plan, out: Path, place: Path, progress: bool) -> nn.Module:
     """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
-    path = out / RETRAINED
+    path, made = out / RETRAINED, place / RETRAINED
     if path.exists():
         model = copy.deepcopy(stage.original)
         load_checkpoint(path, model)
@@ -224,11 +226,11 @@ def _retrained(stage: Stage, anew: Plan, out: Path, progress: bool) -> nn.Module
         stage.forget,
         stage.retain,
         seed=stage.seed + RETRAIN_SEED,  # as a request does it
-        checkpoint=(place := workplace(out, "tune")) / RETRAINING,
+        checkpoint=place / RETRAINING,
         progress=progress,
     )
-    save_checkpoint(path, model, {"recipe": json.dumps(asdict(anew.recipe))})
-    shutil.rmtree(place)
+    save_checkpoint(made, model, Record(recipe=anew.recipe).to_metadata())
+    made.replace(path)
     return model
 
 

@@ -4,12 +4,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from amun_ext.evaluation.metrics import Row
 from amun_ext.evaluation.text import aligned, legend, number
-from amun_ext.files import plain, write_json, write_text
+from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
 from amun_ext.training import Recipe
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
 from amun_ext.tuning.space import Parameters, options
@@ -177,11 +176,12 @@ def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
     """tuned.json with the choices by `tuning.by`, trials.json and tuning.html into `folder`."""
     from amun_ext.tuning import page  # here, because matplotlib takes a second to import
 
-    folder, drawn = Path(folder), page.render(tuning)
+    drawn = page.render(tuning)
     about = {"by": tuning.by, "measured on": "a set that stands in for the request's", **tuning.facts}
-    save_choices(folder / "tuned.json", tuning.choices(), {key: plain(value) for key, value in about.items()})
-    write_json(folder / "trials.json", tuning.to_dict())
-    write_text(folder / "tuning.html", drawn)
+    with workplace(folder, "tune") as place, all_or_none(folder, place) as made:
+        save_choices(made / "tuned.json", tuning.choices(), {key: plain(value) for key, value in about.items()})
+        write_json(made / "trials.json", tuning.to_dict())
+        write_text(made / "tuning.html", drawn)
 
 
 def _shown(value: object) -> str:

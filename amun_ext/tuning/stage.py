@@ -92,7 +92,7 @@ def stand_in(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDatase
     require(len(retain) >= 4, "ids", must_be, f"{len(retain)} left")
     rows = some_ids(len(retain), count=min(count, len(retain) // 2), seed=seed)
     forget, rest = split(retain, rows)
-    kept = torch.ones(len(rest), dtype=torch.bool)
+    kept = torch.ones(len(rest), dtype=torch.bool, device="cpu")
     kept[[row for _, row in copies(forget, rest)]] = False
     require(int(kept.sum()) >= 2, "ids", must_be, f"copies of {len(forget)} samples")
     return forget, TensorDataset(*(tensor[kept] for tensor in rest.tensors)), rows

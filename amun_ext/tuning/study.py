@@ -1,15 +1,15 @@
 """The trials in Optuna's hands: what to try next, and a journal that survives a kill."""
 
 import contextlib
-import fcntl
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amun_ext.checks import InputError, require
+from amun_ext.tuning.space import Parameters
 from amun_ext.tuning.stage import Seen
 
 if TYPE_CHECKING:  # it takes a second to import, and may be absent
@@ -26,7 +26,7 @@ def check_optuna() -> None:
 
 
 class _Held:
-    """In place of Optuna's lock files: the whole journal is locked already, and a Ctrl-C among theirs is an OSError."""
+    """In place of Optuna's lock files: the whole folder is locked already, and a Ctrl-C among theirs is an OSError."""
 
     def acquire(self) -> bool:
         return True
@@ -37,15 +37,11 @@ class _Held:
 
 @contextlib.contextmanager
 def journal(path: Path) -> Iterator["optuna.storages.BaseStorage"]:
-    """The storage at `path`, ours alone inside. InputError when another process is at it, and for a broken file."""
+    """The storage at `path`, which must be ours alone. InputError for a broken file."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     with path.open("ab+") as file, _quietly(optuna):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"out must be no other process's, got {path}, at which one is") from error
         # A kill can leave half a line, to which the next would be added.
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
@@ -62,21 +58,35 @@ def opened(storage: "optuna.storages.BaseStorage", name: str) -> "optuna.Study":
     return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
 
 
-def asked(study: "optuna.Study", count: int, seed: int, *, parallel: bool) -> Iterator["optuna.Trial"]:
+def asked(
+    study: "optuna.Study", count: int, seed: int, draw: "Callable[[optuna.Trial], Parameters]", *, parallel: bool
+) -> Iterator["optuna.Trial"]:
     """First the trials that a kill has stopped, then new ones, until there are `count` in all.
 
-    What is drawn for a trial follows from the seed, its number and the trials that are finished: where these come one
-    by one a study that was stopped goes on as if it had not been.
+    What `draw` draws for a trial follows from the seed, its number and the trials that are finished: where these come
+    one by one a study that was stopped goes on as if it had not been. All of it is in the journal before the trial
+    begins, in one line: a kill among the draws of one trial would have the rest of them begin anew.
     """
     import optuna
 
-    stopped = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    for trial in stopped:
-        study.sampler = _sampler(seed, trial.number, parallel)
-        yield optuna.Trial(study, trial._trial_id)  # draws again what it drew, and no more
-    while (number := len(study.get_trials(deepcopy=False))) < count:
-        study.sampler = _sampler(seed, number, parallel)
+    states = optuna.trial.TrialState
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        yield optuna.Trial(study, trial._trial_id)
+    while (number := len(study.get_trials(deepcopy=False))) < count or study.get_trials(states=(states.WAITING,)):
+        if not study.get_trials(states=(states.WAITING,)):  # else a kill came between the next line and its begin
+            study.enqueue_trial(_drawn(study, _sampler(seed, number, parallel), draw))
         yield study.ask()
+
+
+def _drawn(
+    study: "optuna.Study", sampler: "optuna.samplers.BaseSampler", draw: "Callable[[optuna.Trial], Parameters]"
+) -> dict[str, Any]:
+    """For a new trial, without a trace in the study."""
+    import optuna
+
+    copy = optuna.create_study(sampler=sampler)
+    copy.add_trials(study.get_trials(deepcopy=False))
+    return dict(draw(copy.ask()))
 
 
 def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

@@ -128,7 +128,7 @@ def _on_sphere(found: Found) -> Tensor:
     """Images [M, ...]; a Gaussian vector has no preferred direction."""
     x = found.images
     precise = torch.promote_types(x.dtype, torch.float32)
-    noise = torch.randn(x.shape, generator=found.random).to(x.device, precise)
+    noise = torch.randn(x.shape, generator=found.random, device="cpu").to(x.device, precise)
     length = (found.distance / noise.flatten(1).norm(dim=1)).view(-1, *[1] * (x.dim() - 1))
     moved: Tensor = x + length * noise
     if found.bounds is not None:
@@ -139,7 +139,9 @@ def _on_sphere(found: Found) -> Tensor:
 def _third_labels(found: Found) -> Tensor:
     """Labels [M] that are neither y nor y_adv, all others with the same probability."""
     require(found.num_classes >= 3, "num_classes", "at least 3: y' is neither y nor y_adv", found.num_classes)
-    drawn = torch.randint(found.num_classes - 2, found.labels.shape, generator=found.random).to(found.labels.device)
+    drawn = torch.randint(found.num_classes - 2, found.labels.shape, generator=found.random, device="cpu").to(
+        found.labels.device
+    )
     smaller, larger = found.labels.minimum(found.adv_labels), found.labels.maximum(found.adv_labels)
     drawn += drawn >= smaller
     return drawn + (drawn >= larger)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import check_images, is_number, require
-from amun_ext.models.state import evaluating, placement
+from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
 # Its authors' code is used with learning rates from 1e-8 on for random forget sets, which change next to nothing.
@@ -72,11 +72,11 @@ def _neighbour(
     labels = labels.to(device, copy=True)  # autograd refuses those of an inference mode
     with torch.enable_grad():
         start = x.to(device, dtype, copy=True).requires_grad_()
-        loss = F.cross_entropy(model(start), labels, reduction="sum")
+        loss = F.cross_entropy(logits_of(model, start), labels, reduction="sum")
         (grad,) = torch.autograd.grad(loss, start)
     with torch.no_grad():
         moved = (start + eps * grad.sign()).clamp(low, high)
-        logits = model(low + ((moved - low) / (high - low) * 255).round() / 255 * (high - low)).float()
+        logits = logits_of(model, low + ((moved - low) / (high - low) * 255).round() / 255 * (high - low)).float()
         if require_wrong:
             logits.scatter_(1, labels[:, None], -torch.inf)
         choice: Tensor = logits.argmax(dim=1).cpu()

@@ -1,14 +1,13 @@
 """Options of `unlearn` in a file: what a hyper-parameter search chose, for a comparison or a request to use."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import InputError, require, whole
 from amun_ext.files import write_json
+from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
 
 # By method and by whether the retain set is there: keyword arguments of `unlearn`, with their `recipe`.
@@ -38,13 +37,15 @@ def load_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _load(path: str | os.PathLike[str]) -> tuple[dict[tuple[str, bool], dict[str, Any]], dict[str, Any]]:
     try:
-        read = json.loads(Path(path).read_text(encoding="utf-8"))
+        read = parse_json(str(path), text_of(str(path), path, "a file of choices, from amun tune"))
         require(read.get("format") == FORMAT, str(path), "a file of choices, from amun tune", "another")
         choices = {
             (row["method"], row["retain"]): {**row["options"], "recipe": Recipe(**row["options"]["recipe"])}
             for row in read["choices"]
         }
-        return choices, dict(read["about"])
+        about = dict(read["about"])
+        whole(f"{path}: seed", about.get("seed", 0), 0)
+        return choices, about
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
+from amun_ext.files import plain
 from amun_ext.models.fresh import described
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
@@ -73,6 +74,10 @@ class Plan:
         init = {"init": described(self.options["init"])} if "init" in self.options else {}
         own = {**self.options, **init, "recipe": asdict(self.recipe)}
         return {"method": self.method, "retain set": retain, **masked, **own}
+
+    def plain(self) -> dict[str, object]:
+        """`to_dict` in the values of JSON, as checkpoints keep it."""
+        return {name: plain(value) for name, value in self.to_dict().items()}
 
 
 def plan(

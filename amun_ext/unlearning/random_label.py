@@ -39,8 +39,8 @@ def random_label(
         # never the seed of the shuffling: labels would follow from a sample's place in its batch
         generator = torch.Generator().manual_seed((run.seed + 1) * 1_000_003 + epoch)
         if true_label:
-            return torch.randint(classes, labels.shape, generator=generator)
-        return (labels.cpu() + torch.randint(1, classes, labels.shape, generator=generator)) % classes
+            return torch.randint(classes, labels.shape, generator=generator, device="cpu")
+        return (labels.cpu() + torch.randint(1, classes, labels.shape, generator=generator, device="cpu")) % classes
 
     parts = [Part(forget, labels=drawn)] + ([] if retain is None else [Part(retain)])
     passes = [Pass(parts)] if order == "mixed" else [Pass([part]) for part in parts]

@@ -1,6 +1,5 @@
 """Retraining from scratch without the forget set: what every other method is measured against."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.models.fresh import Init, untrained
+from amun_ext.models.fresh import Init, copied, untrained
 from amun_ext.models.state import placement
 from amun_ext.training import PAPER_TRAINING, Part, Pass, Recipe, Run, fit
 
@@ -37,7 +36,7 @@ def retrain(
 
 def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int, init: Init = None) -> nn.Module:
     """A copy of `model`, untrained (see `retrain`), and then trained on `data`."""
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     _train_anew(fresh, data, Run(seed=seed), recipe, init)
     return fresh
 

@@ -28,12 +28,13 @@ AMUN_CLONES StepSums<Accumulate<T>> sum_row(const T* __restrict x, const T* __re
                                             int64_t length, Bounds<Accumulate<T>> inner) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = 32;  // one running sum per product would wait for each addition before the next
-  A gg[lanes] = {}, gd[lanes] = {}, dd[lanes] = {};
+  A gg[lanes] = {}, gd[lanes] = {}, dd[lanes] = {}, xx[lanes] = {};
   const auto add = [&](int64_t i, int64_t lane) {
-    const A g = masked ? inward(A(grad[i]), A(x[i]), inner.low, inner.high) : A(grad[i]), d = A(x[i]) - A(x0[i]);
+    const A at = A(x[i]), g = masked ? inward(A(grad[i]), at, inner.low, inner.high) : A(grad[i]), d = at - A(x0[i]);
     gg[lane] += g * g;
     gd[lane] += g * d;
     dd[lane] += d * d;
+    xx[lane] += at * at;
   };
   int64_t i = 0;
   for (; i + lanes <= length; i += lanes) {
@@ -42,11 +43,7 @@ AMUN_CLONES StepSums<Accumulate<T>> sum_row(const T* __restrict x, const T* __re
   }
   for (int64_t lane = 0; i + lane < length; ++lane) add(i + lane, lane);
   StepSums<A> sums;
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    sums.gg += gg[lane];
-    sums.gd += gd[lane];
-    sums.dd += dd[lane];
-  }
+  for (int64_t lane = 0; lane < lanes; ++lane) sums.add({gg[lane], gd[lane], dd[lane], xx[lane]});
   return sums;
 }
 

@@ -76,11 +76,8 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
       for (int k = 0; k < held; ++k)
 #pragma unroll
         for (int j = 0; j < width; ++j) {
-          const A at = A(kept[k].x.at[j]), d = at - A(kept[k].x0.at[j]);
-          const A g = inward(A(parked[k][threadIdx.x].at[j]), at, inner.low, inner.high);
-          sums.gg += g * g;
-          sums.gd += g * d;
-          sums.dd += d * d;
+          const A at = A(kept[k].x.at[j]);
+          sums.add(inward(A(parked[k][threadIdx.x].at[j]), at, inner.low, inner.high), at, A(kept[k].x0.at[j]));
         }
       if (begin + part >= packs) break;
     }

@@ -1,0 +1,55 @@
+"""What an earlier run has left where results are to be: the same, which need not be done again, or another's."""
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from amun_ext.checks import require
+from amun_ext.deletion.request import MODEL, NEW_DIGEST, RESULTS
+from amun_ext.files import file_digest
+
+MUST_BE = "where no other result is (--overwrite replaces it)"
+
+
+def now() -> str:
+    """UTC, as ISO 8601 has it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object; empty where there is none."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def facts(folder: Path, name: str = "report.json") -> dict[str, Any]:
+    """Those of a report in the folder."""
+    told = read_json(folder / name).get("facts")
+    return told if isinstance(told, dict) else {}
+
+
+def finished(folder: Path, request: str) -> dict[str, Any] | None:
+    """The facts of this very request, where all of its results are in the folder, as they were written."""
+    told = facts(folder)
+    whole = told.get("request") == request and all((folder / name).is_file() for name in RESULTS)
+    return told if whole and file_digest(folder / MODEL) == told.get(NEW_DIGEST) else None
+
+
+def check_no_other(folder: Path) -> None:
+    """InputError, which says what there is, for a folder with another result."""
+    there = [name for name in RESULTS if os.path.lexists(folder / name)]
+    told = facts(folder)
+    require(not there, "--out", MUST_BE, f"{folder}, where there is {described(told) if told else ', '.join(there)}")
+
+
+def described(told: dict[str, Any]) -> str:
+    """A request, by the facts of its report."""
+    ids = told.get("ids")
+    ids = ids if isinstance(ids, list) else []
+    shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return f"the request of {told.get('date', 'an unknown date')} to forget {shown or 'some ids'}"

@@ -1,0 +1,92 @@
+"""What a command is in: signals that end it in order, and streams that may be closed, full or without our letters."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, TextIO, cast
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(BaseException):
+    """A signal has asked for the end; everything on the way out is put in order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise `Ended` for them inside; those that are ignored, as nohup has it, stay so."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Ended(number)
+
+    ours = threading.current_thread() is threading.main_thread()
+    caught = [each for each in ENDING if ours and signal.getsignal(each) is signal.SIG_DFL]
+    for each in caught:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in caught:
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Output:
+    """A stream that a command outlives: what cannot be written is lost, and `error` says why."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+        with contextlib.suppress(AttributeError):  # a stream of another kind, which takes all letters
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+
+    def write(self, text: str) -> int:
+        with self._kept():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._kept():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        if self.error is None:
+            try:
+                yield
+            except OSError as error:
+                self.error = error
+                with contextlib.suppress(OSError, ValueError):  # what is left in the buffer would fail again at exit
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, self.stream.fileno())
+                    os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def outputs() -> Iterator[Output]:
+    """Standard output and error are there inside, and no failure of theirs ends the work. Yields the output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would take its place, and get what is printed
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        out, errors = Output(before[0] or nowhere), Output(before[1] or nowhere)
+        sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, errors)
+        try:
+            yield out
+        finally:
+            out.flush()
+            errors.flush()
+            sys.stdout, sys.stderr = before

@@ -1,0 +1,32 @@
+"""How far a stage is: a bar on a terminal or in a notebook, one line when it is over in a file."""
+
+import sys
+from typing import Any
+
+from tqdm import std
+from tqdm.auto import tqdm
+
+
+class _Line(std.tqdm):  # type: ignore[misc]
+    """One line at the end, whatever happens before."""
+
+    disable: bool
+
+    def display(self, *_: object, **__: object) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self.disable:
+            return
+        self.disable = True
+        self._decr_instances(self)
+        took = self.format_interval(self._time() - self.start_t)
+        more = f", {self.postfix}" if self.postfix else ""
+        self.fp.write(f"{self.desc.removesuffix(': ')}: {self.n} of {self.total} in {took}{more}\n")
+
+
+def progress_bar(shown: bool, *arguments: Any, **options: Any) -> Any:
+    """As `tqdm` has it, if it is to be shown."""
+    notebook = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+    bar = tqdm if notebook or (shown and sys.stderr.isatty()) else _Line
+    return bar(*arguments, disable=not shown, **options)

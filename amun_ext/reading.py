@@ -1,0 +1,68 @@
+"""Reading what others have written: regular files alone, no more of them than is asked for, and JSON to the letter."""
+
+import json
+import math
+import os
+import stat
+from typing import Any
+
+from amun_ext.checks import InputError, require
+
+LARGEST = 32 * 2**20  # bytes of a file that is read as a whole
+DEEPEST = 32  # lists and objects within each other
+
+
+def check_file(argument: str, path: str | os.PathLike[str], must_be: str = "a file") -> None:
+    """Refuse what is not a regular file that can be read: a pipe that nobody writes to is waited for for ever."""
+    try:
+        mode = os.stat(path).st_mode
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        require(stat.S_ISREG(mode), argument, must_be, f"{path}, which is {kind}")
+        os.close(os.open(path, os.O_RDONLY))
+    except FileNotFoundError as error:
+        raise InputError(f"{argument} must be {must_be}, got {path}, which does not exist") from error
+    except OSError as error:
+        raise InputError(f"{argument} must be {must_be} that can be read, got {path}: {error.strerror}") from error
+
+
+def text_of(argument: str, path: str | os.PathLike[str], must_be: str) -> str:
+    """The text of a file, UTF-8 with or without a byte order mark. InputError also for more than `LARGEST` bytes."""
+    check_file(argument, path, must_be)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        require(len(content) <= LARGEST, argument, f"{must_be} of at most {LARGEST} bytes", f"{path}, which has more")
+        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{argument} must be {must_be}, got {path}: {error}") from error
+
+
+def parse_json(name: str, text: str) -> Any:
+    """The value of a JSON text. InputError for what Python takes beside JSON, NaN and infinite numbers or a key twice,
+    and for what is deeper than anything that this package writes."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("an object that has a key twice")
+        return dict(pairs)
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number[:20]}, which no JSON has")
+        return value
+
+    try:
+        value = json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except RecursionError as error:
+        raise InputError(f"{name} must be JSON of at most {DEEPEST} levels, got more") from error
+    except ValueError as error:
+        raise InputError(f"{name} must be JSON, got {error}") from error
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _inside(outer)]:
+        depth += 1
+    require(depth <= DEEPEST, name, f"JSON of at most {DEEPEST} levels", depth)
+    return value
+
+
+def _inside(value: Any) -> list[Any]:
+    return [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []

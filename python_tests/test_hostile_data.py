@@ -1,0 +1,179 @@
+"""Data that fills the memory, hides something, or looks like other data."""
+
+import gzip
+import io
+import os
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amun_ext import data
+from amun_ext.checks import InputError, distinct, shown
+from amun_ext.data.fashion_mnist import read_idx
+from amun_ext.reading import check_file
+from amun_ext.unlearning.choices import load_choices
+
+
+def save(path: Path, **others: np.ndarray) -> Path:
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"] = np.zeros((4, 8, 8), np.uint8)
+        arrays[f"{part}_labels"] = np.arange(4)
+    np.savez(path, **arrays | others)
+    return path
+
+
+class TestNpz:
+    @pytest.mark.parametrize(
+        ("part", "label", "dtype"),
+        [
+            ("train", 2**32 - 1, np.uint32),
+            ("train", 2**64 - 1, np.uint64),
+            ("train", 2**16, np.int64),
+            ("train", -1, np.int64),
+            ("test", 2**63, np.uint64),
+        ],
+    )
+    def test_a_label_makes_no_more_names_than_classes(self, part: str, label: int, dtype: type, tmp_path) -> None:
+        path = save(tmp_path / "a.npz", **{f"{part}_labels": np.array([0, 1, 2, label], dtype)})
+        tracemalloc.start()
+        expected = rf"{part}_labels must be classes in \[0, 65536\), got values from {min(0, label)} to {max(2, label)}"
+        with pytest.raises(InputError, match=expected):
+            data.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+        tracemalloc.stop()
+
+    def test_an_archive_that_unpacks_to_more_than_images_do(self, tmp_path) -> None:
+        save(tmp_path / "a.npz")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**29,)})
+        with zipfile.ZipFile(tmp_path / "a.npz", "a", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("other.npy", header.getvalue() + bytes(2**29))
+        with pytest.raises(InputError, match=r"a.npz must be an .npz file of at most 268435456 bytes unpacked"):
+            data.load(tmp_path / "a.npz")
+
+    def test_an_array_that_claims_a_terabyte(self, tmp_path) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 8)})
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as packed:
+            packed.writestr("train_images.npy", header.getvalue() + bytes(100))
+        with pytest.raises(InputError, match=r"a.npz must be a readable .npz file"):
+            data.load(tmp_path / "a.npz")
+
+
+def picture(path: Path, image: Image.Image | None = None, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.new("L", (8, 8), 7)).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            picture(tmp_path / "data" / part / name / "0.png")
+    return tmp_path / "data"
+
+
+class TestFolder:
+    def test_names_of_another_normal_form_look_different(self, folder: Path) -> None:
+        picture(folder / "train" / "caf\xe9" / "0.png")
+        picture(folder / "test" / "cafe\u0301" / "0.png")
+        with pytest.raises(InputError) as refused:
+            data.load(folder)
+        assert str(refused.value).endswith(
+            r"test must be the classes of train, café, cat, dog, got those without café and with cafe\u0301"
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "told"), [("a\x1b[31mb", r"a\x1b[31mb"), ("a\nb", r"a\nb"), (os.fsdecode(b"a\xff"), r"a\udcff")]
+    )
+    def test_names_that_a_terminal_would_obey_are_refused(self, name: str, told: str, folder: Path) -> None:
+        for part in ("train", "test"):
+            picture(folder / part / name / "0.png")
+        with pytest.raises(InputError) as refused:
+            data.load(folder)
+        assert str(refused.value).endswith(f"train must be of folders with names that can be printed, got {told}")
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+    def test_sixteen_bits_a_channel_are_refused(self, mode: str, folder: Path) -> None:
+        (folder / "train" / "cat" / "1.png").write_bytes(png_of_16_bits(mode))
+        with pytest.raises(InputError, match=r"1.png must be an image with 8 bits per channel, got mode"):
+            data.load(folder)
+
+    def test_sixteen_bits_in_other_formats(self, folder: Path) -> None:
+        (folder / "train" / "cat" / "1.ppm").write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))
+        with pytest.raises(InputError, match=r"1.ppm must be an image with 8 bits per channel"):
+            data.load(folder)
+
+    def test_an_orientation_is_applied(self, folder: Path) -> None:
+        image = Image.new("L", (8, 8))
+        image.putpixel((0, 0), 255)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter, clockwise
+        picture(folder / "train" / "cat" / "0.png", image, exif=exif)
+        read = data.load(folder).train.tensors[0][0, 0]
+        assert read.nonzero().tolist() == [[0, 7]]
+
+    def test_links_that_lead_out_are_told(self, folder: Path, tmp_path) -> None:
+        picture(tmp_path / "private.png")
+        (folder / "train" / "cat" / "1.png").symlink_to("0.png")
+        data.load(folder)
+        (folder / "train" / "cat" / "2.png").symlink_to(tmp_path / "private.png")
+        with pytest.warns(UserWarning, match=r"1 of 6 images are symbolic links that lead out of .*2\.png"):
+            data.load(folder)
+
+    @pytest.mark.parametrize("kind", ["a pipe or a device", "a folder", "does not exist"])
+    def test_what_is_no_file_is_not_waited_for(self, kind: str, folder: Path) -> None:
+        path = folder / "train" / "cat" / "1.png"
+        {"a pipe or a device": os.mkfifo, "a folder": os.mkdir}.get(kind, lambda path: path.symlink_to("absent"))(path)
+        with pytest.raises(InputError, match=f"data must be a folder of images, got .*1.png, which .*{kind}"):
+            data.load(folder)
+
+
+def png_of_16_bits(mode: str) -> bytes:
+    """Grey or colour, with or without alpha; Pillow writes none but "I;16"."""
+    channels, kind = {"L": (1, 0), "RGB": (3, 2), "LA": (2, 4), "RGBA": (4, 6)}[mode]
+    header = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(8 * channels * 2) for _ in range(8))
+    out = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        out += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return out
+
+
+@pytest.mark.parametrize("read", [lambda path: check_file("file", path), load_choices, data.load])
+def test_pipes_and_devices_are_not_waited_for(read, tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name in ("pipe.npz", "zero.npz"):
+        with pytest.raises(InputError, match="which is a pipe or a device"):
+            read(tmp_path / name)
+
+
+def test_a_packed_file_that_goes_on_for_ever_is_read_to_a_limit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("amun_ext.data.fashion_mnist.LARGEST", 1000)
+    (path := tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + bytes(2**20)))
+    with pytest.raises(InputError, match=r"must be 8 bytes for shape \(0,\), got 1000"):
+        read_idx(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain, é, \u200c日本", "plain, é, \u200c日本"),
+        ("a\nb\tc\x7f", r"a\nb\tc\x7f"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("gpj.\u202eexe", r"gpj.\u202eexe"),
+        ("\u2028\udcff", r"\u2028\udcff"),
+    ],
+)
+def test_shown(text: str, expected: str) -> None:
+    assert shown(text) == expected
+    assert distinct("e\u0301") == r"e\u0301"

@@ -60,6 +60,16 @@ def add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", required=True, help=DATA_HELP)
     command.add_argument("--root", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)")
     command.add_argument("--download", action="store_true", help="fetch them if they are not there")
+    command.add_argument(
+        "--resize", type=count, metavar="PIXELS", help="scale and crop the images of a folder to squares of this size"
+    )
+    command.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="SHARE",
+        help="test with this share of a folder that has <class>/*.png without train and test; which images follows "
+        "from their files",
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")
     command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")

@@ -23,10 +23,16 @@ from amun_ext.unlearning.choices import load_about, load_choices
 LEFT_OUT = "; amun tune has looked at the others"
 
 
+def load_data(options: argparse.Namespace, classes: Sequence[str] = ()) -> Splits:
+    """What add_data asks for."""
+    how = {"resize": options.resize, "test_fraction": options.test_fraction}
+    return load(options.data, options.root, options.download, classes, **how)
+
+
 def load_for(options: argparse.Namespace) -> Splits:
     """--data, in the rows that --model knows them by; it tells of what is left out."""
     metadata = record_of(options.model).to_metadata()
-    splits = aligned(load(options.data, options.root, options.download, classes_of(metadata)), metadata)
+    splits = aligned(load_data(options, classes_of(metadata)), metadata)
     if splits.outside:
         told = f"left out, because the model was not trained on it ({len(splits.outside)})"
         print(f"amun: {told}: {shown(listed([*splits.outside]))}", file=sys.stderr)
@@ -126,8 +132,13 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
 
 def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
     """Facts of a page, with no more of where things are on this machine than their names."""
-    data = Path(options.data).name
-    return {"model": options.model.name, "arch": record.arch, "data": data, "device": str(options.device)}
+    told = {"model": options.model.name, "arch": record.arch, "data": Path(options.data).name}
+    sized = {"resized to": options.resize, "test fraction": options.test_fraction}
+    return {
+        **told,
+        **{name: value for name, value in sized.items() if value is not None},
+        "device": str(options.device),
+    }
 
 
 def check_folder(folder: Path) -> None:

@@ -11,8 +11,8 @@ from amun_ext import models
 from amun_ext.checks import InputError, require
 from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_data, add_overwrite, add_recipe, recipe
 from amun_ext.cli.earlier import MUST_BE
-from amun_ext.cli.loading import check_folder, check_free
-from amun_ext.data import load, manifest_of, training_data
+from amun_ext.cli.loading import check_folder, check_free, load_data
+from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     check_free(options.out.parent, options.out.name)
-    splits = load(options.data, options.root, options.download)
+    splits = load_data(options)
     images, _ = splits.train.tensors
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}
     torch.manual_seed(options.seed)

@@ -48,7 +48,7 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy. What a forward has left behind with its graph, as the older weight_norm does, is copied without it."""
+    """A deep copy. What a forward has left behind with its graph, as the older weight_norm does, comes without it."""
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
 

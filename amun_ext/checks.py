@@ -2,8 +2,10 @@
 
 import math
 import pkgutil
+import reprlib
 import sys
 import unicodedata
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 SHOWN = 3  # names in one message
+_shorten = reprlib.Repr()
+_shorten.maxstring = 80  # digests and names of functions are told whole
 UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of controls, halves of surrogates, separators of lines
 TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # which way text is written
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
@@ -29,6 +33,22 @@ def require(condition: bool, argument: str, must_be: str, got: object) -> None:
 def listed(names: list[str]) -> str:
     """The first of `names`, and how many more there are."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """Where the first, of plain values, is other than the second, with both values; nothing where it is not."""
+    one, other = _flat(found), _flat(wanted)
+    names = [name for name in {**other, **one} if one.get(name) != other.get(name)]
+    pairs = [(name, _shorten.repr(one.get(name)), _shorten.repr(other.get(name))) for name in names]
+    return listed([f"{name} {has} instead of {has_not}" for name, has, has_not in pairs])
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Without mappings in mappings: their entries have both names."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def shown(text: str) -> str:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amun_ext.checks import InputError, require
+from amun_ext.checks import InputError, differences, require
 from amun_ext.locks import locked
 
 NOTE, REQUEST = "README.txt", "request.txt"
@@ -252,11 +252,11 @@ def claim(path: Path, identity: Mapping[str, object], what: str, scratch: Path |
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        differ = [name for name in identity if found.get(name) != identity[name]]
+        differ = differences({name: found.get(name) for name in identity}, identity)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"out must be a new folder or one of this {what}, got {path}: {error}") from error
     must_be = f"a new folder or one of this {what}"
-    require(not differ, "out", must_be, f"{path.parent}, of one with other {', '.join(differ)}")
+    require(not differ, "out", must_be, f"{path.parent}, of one with {differ}")
 
 
 def plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""SGD that moves what a mask selects of the parameters, and leaves the rest as it is, to the bit."""
+"""Optimisers that move what a mask selects of the parameters, and leave the rest as it is, to the bit."""
 
 import math
 from collections import defaultdict
@@ -183,6 +183,41 @@ class MaskedSGD(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("gradient_only", "state_dtype", "_masks", "_default_masks")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+
+def masked(
+    optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], *, gradient_only: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser, of named parameters, with a mask as MaskedSGD has one, for any rule but SGD.
+
+    Gradients are stopped before a step; what has moved all the same (weight decay does that), is put back after it. In
+    moments of gradients there is nothing where the mask is False.
+    InputError for masks that do not fit, as MaskedSGD.
+    """
+    _refuse_unknown(masks, optimizer.param_groups)
+    chosen: dict[Tensor, Tensor] = {}
+    for group in optimizer.param_groups:
+        chosen |= _masks_of(group, masks)
+    before: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def stop(*_: object) -> None:
+        for param, mask in chosen.items():
+            if param.grad is not None:
+                chosen[param] = mask = mask.to(param.device)
+                param.grad.masked_fill_(~mask, 0)
+                if not gradient_only:
+                    before[param] = param.clone()
+
+    @torch.no_grad()
+    def put_back(*_: object) -> None:
+        for param, value in before.items():
+            param.copy_(torch.where(chosen[param], param, value))
+        before.clear()
+
+    optimizer.register_step_pre_hook(stop)
+    optimizer.register_step_post_hook(put_back)
+    return optimizer
 
 
 def check_options(group: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from amun_ext.checks import InputError
 
@@ -25,12 +24,13 @@ Done = Callable[[Iterator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
 
 
 @contextlib.contextmanager
-def started(work: Callable[..., Result], model: nn.Module, count: int) -> Iterator[Done[Any, Result]]:
+def started(work: Callable[..., Result], model: object, count: int) -> Iterator[Done[Any, Result]]:
     """A function from jobs to what `work(model, *job)` returns, made in `count` processes; for one, in this process.
 
     It takes pairs of a key and a job, and gives the key and the result of each as they are done; a job is only asked
     for when it can be begun. What the work raises is raised there; OSError when a process ends before its job does.
-    `work` must be pickled by name or be a `partial` of such a function. InputError for a model that cannot travel.
+    `model` is one, or what a model is made of. `work` must be pickled by name or be a `partial` of such a function.
+    InputError for a model that cannot travel.
     """
     if count == 1:
         yield lambda jobs: ((key, work(model, *job)) for key, job in jobs)
@@ -38,7 +38,9 @@ def started(work: Callable[..., Result], model: nn.Module, count: int) -> Iterat
     try:
         packed = pickle.dumps(model)  # by value: tensors would travel as open files, of which there are few
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(f"workers must be 1 for a model that cannot be pickled, got {count}: {error}") from error
+        raise InputError(
+            f"workers must be 1 for a model or init that cannot be pickled, got {count}: {error}"
+        ) from error
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // count)
     ends, processes = [], []

@@ -352,7 +352,7 @@ class TestCommand:
                 *("audit", "--model", out / "retrained.safetensors"),
                 *("--retrain", "--out", out),
             ),
-            "the flags must be of the method that made the model, with its options, got with other method": (
+            "the flags must be of the method that made the model, with its options, got with method 'ft'": (
                 *("shadows", "--model", tmp_path / "f/model.safetensors"),
                 *("--method", "ft", "--epochs", 1, "--out", tmp_path / "c"),
             ),

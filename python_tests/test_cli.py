@@ -580,7 +580,7 @@ def test_a_copy_under_another_id_is_refused(original, tmp_path, capsys) -> None:
     np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
     metadata = models.load_checkpoint(original, model)
-    del metadata["training_data"]
+    del metadata["training_data"], metadata["manifest"]
     models.save_checkpoint(original := tmp_path / "foreign.safetensors", model, metadata)
     arguments = ["--data", str(tmp_path / "d.npz"), "--ids", "3,4"]
     assert forget(original, tmp_path / "out", *arguments) == 2

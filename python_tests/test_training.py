@@ -927,7 +927,7 @@ def test_reinitialised_refuses_what_it_cannot_draw_again() -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(3))
 
-    with pytest.raises(InputError, match=r"reset_parameters\(\) draws all weights anew, got old \['1.scale'\]"):
+    with pytest.raises(InputError, match=r"\(\) draws all weights anew, or else given init.*, got old 1.scale"):
         reinitialised(nn.Sequential(nn.Linear(2, 3), Own()))
 
 
@@ -949,7 +949,7 @@ def test_reinitialised_keeps_constants_and_refuses_what_training_changes() -> No
     fresh = reinitialised(model := Normalising(), torch.rand(2, 4))
     assert fresh.mean == model.mean
     assert not torch.equal(fresh.linear.weight, model.linear.weight)
-    with pytest.raises(InputError, match=r"got old \['mean'\]"):
+    with pytest.raises(InputError, match="got old mean"):
         reinitialised(Normalising(counts=True), torch.rand(2, 4))
 
 

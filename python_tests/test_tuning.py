@@ -401,11 +401,11 @@ class TestGoingOn:
         another = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
         less = Splits(splits.train, TensorDataset(*splits.test[:100]), splits.classes)
         told = {"recipe": SHORT, "metadata": METADATA, "out": tmp_path / "out", "trials": 1}
-        with pytest.raises(InputError, match="with other model"):
+        with pytest.raises(InputError, match="with model"):
             tuning.tune(another, splits, IDS, ["ft"], **told)
-        with pytest.raises(InputError, match="with other test data"):
+        with pytest.raises(InputError, match="with test data"):
             tuning.tune(original, less, IDS, ["ft"], **told)
-        with pytest.raises(InputError, match="with other ids"):
+        with pytest.raises(InputError, match="with ids"):
             tuning.tune(original, splits, IDS + 1, ["ft"], **told)
         (tmp_path / "out/study.json").write_text("[1]")
         with pytest.raises(InputError, match=r"study\.json"):
@@ -477,7 +477,7 @@ class TestWorkers:
     def test_a_model_that_cannot_travel(self, tune, original, splits, tmp_path) -> None:
         original = nn.Sequential(original)
         original.hook = lambda: None
-        with pytest.raises(InputError, match="workers must be 1 for a model that cannot be pickled, got 2"):
+        with pytest.raises(InputError, match="workers must be 1 for a model or init that cannot be pickled, got 2"):
             tuning.tune(original, splits, IDS, ["ft"], out=tmp_path / "out", recipe=SHORT, trials=2, workers=2)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import InputError, require, whole
-from amun_ext.data import Splits, fingerprint
+from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.files import claim, plain, workplace, write_tensors
+from amun_ext.models.fresh import Init, check_init, described
 from amun_ext.progress import progress_bar
 from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
@@ -23,7 +24,8 @@ from amun_ext.workers import started
 
 KEPT = ("log-odds", "sm-taylor")  # of every sample and model
 Signals = dict[str, Tensor]  # name in KEPT -> [N] float32
-Work = Callable[[nn.Module, Tensor, int], Signals]
+Start = tuple[nn.Module, Init]  # the model under audit, and where the first weights of others like it come from
+Work = Callable[[Start, Tensor, int], Signals]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +71,14 @@ def collect(
     folder: str | os.PathLike[str],
     identity: Mapping[str, object],
     work: Work,
-    model: nn.Module,
+    start: Start,
     membership: Tensor,
     *,
     first_seed: int,
     workers: int,
     progress: bool,
 ) -> Answers:
-    """Call `work` with the model, a row of `membership` [M, N] and a seed for every model that is not in the folder.
+    """Call `work` with the start, a row of `membership` [M, N] and a seed for every model that is not in the folder.
 
     A model's file is there when it is done, so that the same call goes on where a former one was stopped; with more
     rows it adds to them. `kind` is the name of what is made, in the plural.
@@ -92,7 +94,7 @@ def collect(
             (number, (membership[number], first_seed + number)) for number in todo
         )
         with (
-            started(work, model, min(workers, max(1, len(todo)))) as made,
+            started(work, start, min(workers, max(1, len(todo)))) as made,
             progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
         ):
             for number, signals in made(jobs):
@@ -131,12 +133,14 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     )
 
 
-def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int) -> dict[str, object]:
-    """What a set of models is of."""
+def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: Init) -> dict[str, object]:
+    """What a set of models is of. InputError for first weights that cannot be had."""
+    check_init(model, init)
     return {
         "architecture": architecture(model),
         "data": _data(splits),
         "recipe": asdict(recipe),
+        "init": described(init),
         "seed": seed,
     }
 
@@ -162,7 +166,7 @@ def architecture(model: nn.Module) -> str:
 
 
 def _data(splits: Splits) -> str:
-    return f"{fingerprint(splits.train)} {fingerprint(splits.test)}"
+    return f"{training_data(splits)} {fingerprint(splits.test)}"
 
 
 def _format(kind: str) -> str:

@@ -11,10 +11,22 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.answers import Answers, Signals, check_settings, collect, halves, identity, load, pool, signals_from
+from amun_ext.audit.answers import (
+    Answers,
+    Signals,
+    Start,
+    check_settings,
+    collect,
+    halves,
+    identity,
+    load,
+    pool,
+    signals_from,
+)
 from amun_ext.checks import require
 from amun_ext.data import Splits
 from amun_ext.evaluation import predict
+from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.retrain import trained_anew
 
@@ -28,6 +40,7 @@ def train_references(
     recipe: Recipe,
     *,
     out: str | os.PathLike[str],
+    init: Init = None,
     models: int = 32,
     seed: int = 0,
     workers: int = 1,
@@ -41,10 +54,11 @@ def train_references(
     result follows from the seed. The answers' membership says which model was trained on which sample.
 
     Args:
-        model: its architecture is taken, its weights are not; every module must have a reset_parameters().
+        model: its architecture is taken, its trained weights are not.
         splits: both sets, in the order that ids refer to.
         recipe: that of the model under audit. With augment, test images are augmented too.
         out: a folder, for these references alone.
+        init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         models: an even number; 8 to 16 do for an AUC (benchmarks/README.md), the paper has 128.
         workers: models at once, each in a process of its own.
 
@@ -54,13 +68,15 @@ def train_references(
     check_settings(models, seed, workers)
     everything = pool(splits)
     require(len(everything) >= 4, "splits", "of four samples at least", len(everything))
+    membership = halves(len(everything), models, seed)
+    membership[:, list(splits.absent)] = False
     return collect(
         KIND,
         out,
-        identity(model, splits, recipe, seed),
+        identity(model, splits, recipe, seed, init),
         partial(_trained, everything, recipe),
-        model,
-        halves(len(everything), models, seed),
+        (model, init),
+        membership,
         first_seed=seed + SEED,
         workers=workers,
         progress=progress,
@@ -75,7 +91,8 @@ def load_references(folder: str | os.PathLike[str], models: int | None = None) -
     return load(KIND, folder, models)
 
 
-def _trained(everything: TensorDataset, recipe: Recipe, model: nn.Module, half: Tensor, seed: int) -> Signals:
+def _trained(everything: TensorDataset, recipe: Recipe, start: Start, half: Tensor, seed: int) -> Signals:
+    model, init = start
     inside = TensorDataset(*(tensor[half] for tensor in everything.tensors))
     images, labels = everything.tensors
-    return signals_from(predict(trained_anew(model, inside, recipe, seed), images), labels)
+    return signals_from(predict(trained_anew(model, inside, recipe, seed, init), images), labels)

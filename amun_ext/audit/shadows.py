@@ -18,12 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.answers import Answers, Signals, check_settings, collect, halves, identity, load, pool, signals_from
+from amun_ext.audit.answers import (
+    Answers,
+    Signals,
+    Start,
+    check_settings,
+    collect,
+    halves,
+    identity,
+    load,
+    pool,
+    signals_from,
+)
 from amun_ext.checks import is_whole, require
 from amun_ext.data import Splits, copies
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import auc, predict
 from amun_ext.evaluation.lira import lira
+from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.plan import Plan
 from amun_ext.unlearning.retrain import trained_anew
@@ -60,6 +72,7 @@ def train_shadows(
     recipe: Recipe,
     *,
     out: str | os.PathLike[str],
+    init: Init = None,
     before: Sequence[int] = (),
     models: int = 16,
     seed: int = 0,
@@ -72,12 +85,13 @@ def train_shadows(
     a former one was stopped; with more `models` it adds to them.
 
     Args:
-        model: its architecture is taken, its weights are not; every module must have a reset_parameters().
+        model: its architecture is taken, its trained weights are not.
         splits: both sets, in the order that ids refer to.
         ids: the forget set under audit, row numbers of the training set.
         unlearning: the method under audit with its options, see `amun_ext.unlearning.plan.plan`.
         recipe: that of the original.
         out: a folder, for these shadows alone.
+        init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         before: ids that were forgotten earlier; no shadow is trained on them.
         models: an even number, 6 at least.
         workers: models at once, each in a process of its own.
@@ -87,6 +101,7 @@ def train_shadows(
     """
     check_settings(models, seed, workers)
     check_models(models)
+    before = sorted({*before, *splits.absent})
     retain, rows = _sets(splits, ids, before, seed)
     everything = pool(splits)
     samples = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
@@ -94,14 +109,14 @@ def train_shadows(
         KIND,
         out,
         {
-            **identity(model, splits, recipe, seed),
+            **identity(model, splits, recipe, seed, init),
             "unlearning": unlearning.to_dict(),
             "ids": len(ids),
             "rows": rows.tolist(),
-            "forgotten before": sorted(before),
+            "forgotten before": before,
         },
         partial(_shadow, retain, samples, recipe, unlearning),
-        model,
+        (model, init),
         halves(len(rows), models, seed),
         first_seed=seed + SEED,
         workers=workers,
@@ -176,14 +191,15 @@ def _shadow(
     samples: TensorDataset,
     recipe: Recipe,
     unlearning: Plan,
-    model: nn.Module,
+    start: Start,
     half: Tensor,
     seed: int,
 ) -> Signals:
+    model, init = start
     forget = TensorDataset(*(tensor[half] for tensor in samples.tensors))
     pairs = zip(retain.tensors, forget.tensors, strict=True)
     everything = TensorDataset(*(torch.cat([kept.cpu(), gone]) for kept, gone in pairs))
-    trained = trained_anew(model, everything, recipe, seed)
+    trained = trained_anew(model, everything, recipe, seed, init)
     unlearned = unlearning.unlearn(trained, forget, retain, seed=seed)
     images, labels = samples.tensors
     return signals_from(predict(unlearned, images), labels)

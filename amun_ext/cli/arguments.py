@@ -11,7 +11,7 @@ import torch
 from amun_ext.checks import shown
 from amun_ext.data import DATASETS
 from amun_ext.training import Recipe
-from amun_ext.training.recipe import BATCH_NORM, PRECISIONS
+from amun_ext.training.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS
 from amun_ext.unlearning import PRESETS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -60,6 +60,16 @@ def add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", required=True, help=DATA_HELP)
     command.add_argument("--root", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)")
     command.add_argument("--download", action="store_true", help="fetch them if they are not there")
+    command.add_argument(
+        "--resize", type=count, metavar="PIXELS", help="scale and crop the images of a folder to squares of this size"
+    )
+    command.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="SHARE",
+        help="test with this share of a folder that has <class>/*.png without train and test; which images follows "
+        "from their files",
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")
     command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
@@ -125,6 +135,11 @@ def add_recipe(
     else:
         group.add_argument("--lr", type=float, help=f"learning rate{told('lr')}")
         group.add_argument("--schedule", help=f"constant, cosine or step:N, a tenth every N epochs{told('schedule')}")
+    told_of = f"first ones, in which the learning rate rises linearly{told('warmup_epochs')}"
+    group.add_argument("--warmup-epochs", type=int, help=told_of)
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help=f"sgd with momentum, or adamw{told('optimizer')}")
+    group.add_argument("--momentum", type=float, help=f"of sgd; the first beta of adamw{told('momentum')}")
+    group.add_argument("--weight-decay", type=float, help=f"for adamw often 0.05 or more{told('weight_decay')}")
     group.add_argument("--batch-size", type=int, help=f"samples of a step{told('batch_size')}")
     group.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip of true images"

@@ -17,11 +17,13 @@ from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images, count
 from amun_ext.cli.earlier import now
-from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, rebuilt
-from amun_ext.data import Splits, load
+from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, load_for, rebuilt
+from amun_ext.cli.start import add_init, init
+from amun_ext.data import Splits, without
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, SECONDS, retraining, sets, warm_up
 from amun_ext.files import file_digest, workplace
+from amun_ext.unlearning.plan import Plan
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
@@ -65,6 +67,7 @@ def add(commands: Commands) -> None:
         help="train one, as the checkpoint says that it was trained, or N with different seeds, whose spread the "
         "verdict then holds",
     )
+    add_init(command)
     command.add_argument("--references", type=Path, help="a folder that amun references has written")
     command.add_argument("--shadows", type=Path, help="a folder that amun shadows has written")
     command.add_argument(
@@ -91,7 +94,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     for path in (options.model, options.original):
         own = path is not None and path.resolve() in [each.resolve() for each in made]
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     model, record = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, record)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
@@ -105,7 +108,9 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
         provenance.check_shadows(shadows, record, before)
-    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"))
+    first = init(options, splits, model, record)
+    plan = retraining(model, record, init=first) if made else None
+    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), plan)
     retrained += anew
     found = audits.audit(
         model,
@@ -147,12 +152,20 @@ def _retrained(
     model: nn.Module,
     record: Record,
     gone: Tensor,
+    anew: Plan | None,
 ) -> tuple[list[tuple[nn.Module, Record]], dict[str, float]]:
     """One for each of `paths`, trained without `gone`; and the seconds that it took, by the digest of its file."""
-    if not paths:
+    if anew is None:
         return [], {}
-    asked, anew = sets(splits, gone, replace(record, forgotten=None), with_copies=True), retraining(model, record)
-    told = replace(record, forgotten=tuple(sorted(gone.tolist())), unlearning=anew.plain(), seconds=None)
+    there = ~torch.isin(gone, torch.tensor(splits.absent, dtype=torch.int64, device="cpu"))
+    asked = sets(splits, gone[there], replace(record, forgotten=splits.absent), with_copies=True)
+    told = replace(
+        record,
+        forgotten=tuple(sorted(gone.tolist())),
+        manifest=without(record.manifest, splits.absent),
+        unlearning=anew.plain(),
+        seconds=None,
+    )
     warm_up()
     made, took = [], {}
     for number, path in enumerate(paths):

@@ -15,8 +15,17 @@ from amun_ext.cli.arguments import (
     add_settings,
     recipe,
 )
-from amun_ext.cli.loading import about, check_folder, check_free, chosen_options, ids_to_forget, rebuilt, unseen
-from amun_ext.data import load
+from amun_ext.cli.loading import (
+    about,
+    check_folder,
+    check_free,
+    chosen_options,
+    ids_to_forget,
+    load_for,
+    rebuilt,
+    unseen,
+)
+from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
@@ -58,6 +67,7 @@ def add(commands: Commands) -> None:
         help="with the retain set, without, or both (default: %(default)s)",
     )
     add_settings(command)
+    add_init(command)
     add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
 
 
@@ -69,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = chosen_options(options)
     rows = {setting: compare.plans(names, setting == "with", **chosen) for setting in settings}
     whole("seeds", options.seeds, 1)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
     test, tested_on = unseen(options, splits)
@@ -78,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         test,
         sets(splits, ids, record, with_copies=options.with_copies),
         rows,
-        retraining(original, record, recipe(options)),
+        retraining(original, record, recipe(options), init(options, splits, original, record)),
         seeds=options.seeds,
         out=options.out,
         facts={

@@ -19,9 +19,9 @@ from amun_ext.cli.arguments import (
     add_overwrite,
 )
 from amun_ext.cli.earlier import check_no_other, described, finished, now
-from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, rebuilt, unseen
+from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, load_for, rebuilt, unseen
 from amun_ext.cli.method import add_method, chosen_plan, settled
-from amun_ext.data import load
+from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request
 from amun_ext.deletion.request import RESULTS, write
 from amun_ext.files import file_digest, keep_only, workplace
@@ -49,6 +49,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
+    add_init(command)
     add_images(command)
     add_overwrite(command)
 
@@ -65,16 +66,18 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     own = options.model.resolve() == (options.out / "model.safetensors").resolve()
     must_be = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", must_be, options.out)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
+    first = init(options, splits, original, record)
     request = Request(
         ids=ids,
         with_copies=options.with_copies,
-        plan=settled(chosen, original, record, options),
+        plan=settled(chosen, original, record, options, first),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
         record=record,
+        init=first,
     )
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)

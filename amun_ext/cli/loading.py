@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,34 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
 from amun_ext.checks import distinct, listed, require, shown
-from amun_ext.data import Splits, fingerprint
+from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
 from amun_ext.unlearning.choices import load_about, load_choices
 
 LEFT_OUT = "; amun tune has looked at the others"
+
+
+def load_data(options: argparse.Namespace, classes: Sequence[str] = ()) -> Splits:
+    """What add_data asks for."""
+    how = {"resize": options.resize, "test_fraction": options.test_fraction}
+    return load(options.data, options.root, options.download, classes, **how)
+
+
+def load_for(options: argparse.Namespace) -> Splits:
+    """--data, in the rows that --model knows them by; it tells of what is left out."""
+    metadata = record_of(options.model).to_metadata()
+    splits = aligned(load_data(options, classes_of(metadata)), metadata)
+    if splits.outside:
+        told = f"left out, because the model was not trained on it ({len(splits.outside)})"
+        print(f"amun: {told}: {shown(listed([*splits.outside]))}", file=sys.stderr)
+    return splits
+
+
+def record_of(path: Path) -> Record:
+    """What the checkpoint says of itself."""
+    return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
 
 def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
@@ -48,11 +70,15 @@ def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record)
     """
     if all(each is None for each in asked(options, splits.train, splits.classes).values()):
         require(bool(record.gone), "--ids", "given, because the checkpoint has forgotten none", "none")
-        ids = forget_ids(len(splits.train), ids=record.gone)
+        there = sorted({*record.gone} - {*splits.absent})
+        require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
+        ids = forget_ids(len(splits.train), ids=there)
     else:
         ids = ids_to_forget(options, splits)
+    gone = sorted({*ids.tolist()} & {*splits.absent})
+    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
     known = record.training_data
-    require(known in (None, fingerprint(splits.train)), "--data", "what the checkpoint was trained on", "others")
+    require(known in (None, training_data(splits)), "--data", "what the checkpoint was trained on", "others")
     return ids, sorted({*record.gone} - {*ids.tolist()})
 
 
@@ -79,7 +105,7 @@ def unseen(options: argparse.Namespace, splits: Splits) -> tuple[TensorDataset, 
 def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, Record]:
     """The model at `path`, by default that of --model, and what its checkpoint says of it."""
     path = options.model if path is None else path
-    record = Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
+    record = record_of(path)
     arch = options.arch or record.arch
     require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
     # A file that comes from elsewhere must not choose what code is run here.
@@ -106,8 +132,13 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
 
 def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
     """Facts of a page, with no more of where things are on this machine than their names."""
-    data = Path(options.data).name
-    return {"model": options.model.name, "arch": record.arch, "data": data, "device": str(options.device)}
+    told = {"model": options.model.name, "arch": record.arch, "data": Path(options.data).name}
+    sized = {"resized to": options.resize, "test fraction": options.test_fraction}
+    return {
+        **told,
+        **{name: value for name, value in sized.items() if value is not None},
+        "device": str(options.device),
+    }
 
 
 def check_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from amun_ext.cli.loading import chosen_options
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining
 from amun_ext.experiments import demo
+from amun_ext.models.fresh import Init
 from amun_ext.search import METHODS as SEARCHES
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.plan import Plan, plan
@@ -51,6 +52,6 @@ def chosen_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def settled(chosen: Plan, model: nn.Module, record: Record, options: argparse.Namespace) -> Plan:
+def settled(chosen: Plan, model: nn.Module, record: Record, options: argparse.Namespace, init: Init) -> Plan:
     """The plan with the recipe of the checkpoint, where the method is to retrain."""
-    return retraining(model, record, recipe(options)) if options.method == "retrain" else chosen
+    return retraining(model, record, recipe(options), init) if options.method == "retrain" else chosen

@@ -1,16 +1,17 @@
 """What checkpoints and folders say of how they were made: whether it fits what an audit takes them for."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from amun_ext.audit import FILES, Answers, Shadows
-from amun_ext.checks import require
+from amun_ext.checks import differences, require
 from amun_ext.cli.earlier import facts
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import SECONDS
 from amun_ext.files import file_digest
-from amun_ext.unlearning.plan import differing
+from amun_ext.training import Recipe
 
 
 def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequence[int]) -> list[str]:
@@ -28,11 +29,11 @@ def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequenc
 
 def check_shadows(shadows: Shadows, record: Record, before: Sequence[int]) -> None:
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
-    recipe = _recipe(record)
-    same = recipe is None or shadows.about["recipe"] == recipe
-    require(same, "--shadows", "trained with the recipe of the checkpoint", "with another")
-    same = shadows.about["forgotten before"] == sorted(before)
-    require(same, "--shadows", "of the same ids forgotten before", "of others")
+    other = _other_recipe(shadows, record)
+    require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
+    theirs, others = shadows.about["forgotten before"], sorted(before)
+    got = f"{reprlib.repr(theirs)} instead of {reprlib.repr(others)}"
+    require(theirs == others, "--shadows", "of the same ids forgotten before", got)
     theirs = shadows.about["unlearning"]
     assert isinstance(theirs, dict)
     check_method("--shadows", theirs, record)
@@ -41,9 +42,9 @@ def check_shadows(shadows: Shadows, record: Record, before: Sequence[int]) -> No
 def check_method(argument: str, told: Mapping[str, object], record: Record) -> None:
     """InputError for another method than that which made the model, or other options, where it is known."""
     if record.unlearning is not None:
-        differ = differing(told, record.unlearning)
+        differ = differences(told, record.unlearning)
         must_be = "of the method that made the model, with its options"
-        require(not differ, argument, must_be, f"with other {', '.join(differ)}")
+        require(not differ, argument, must_be, f"with {differ}")
 
 
 def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> list[str]:
@@ -52,9 +53,9 @@ def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> l
     others = set(ids) - set(record.gone)
     if record.forgotten is not None and others:
         told.append(f"{len(others)} of {len(ids)} ids are none that the checkpoint says to have forgotten")
-    recipe = _recipe(record)
-    if references is not None and recipe is not None and references.about["recipe"] != recipe:
-        told.append("the references were trained with another recipe than the model")
+    other = "" if references is None else _other_recipe(references, record)
+    if other:
+        told.append(f"the references were trained with another recipe than the model: {other}")
     return told
 
 
@@ -68,5 +69,10 @@ def seconds(path: Path, record: Record) -> float | None:
     return record.seconds
 
 
-def _recipe(record: Record) -> dict[str, object] | None:
-    return None if record.recipe is None else asdict(record.recipe)
+def _other_recipe(made: Answers, record: Record) -> str:
+    """What is other in the recipe than that of the checkpoint, where this tells one."""
+    theirs = made.about["recipe"]
+    assert isinstance(theirs, Mapping)
+    if record.recipe is None:
+        return ""
+    return differences(asdict(Recipe(**theirs)), asdict(record.recipe))  # an older one lacks newer fields

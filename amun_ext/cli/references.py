@@ -5,8 +5,8 @@ from pathlib import Path
 
 from amun_ext import audit as audits
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_recipe, recipe
-from amun_ext.cli.loading import check_folder, rebuilt
-from amun_ext.data import load
+from amun_ext.cli.loading import check_folder, load_for, rebuilt
+from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining
 
 
@@ -29,14 +29,16 @@ def add(commands: Commands) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the references")
     command.add_argument("--models", type=int, default=16, help="an even number (default: %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
+    add_init(command)
     add_recipe(command, "training (default: as the checkpoint says that it was trained)")
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     model, record = rebuilt(options, splits)
-    anew = retraining(model, record, recipe(options))
+    first = init(options, splits, model, record)
+    anew = retraining(model, record, recipe(options), first)
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
-    made = audits.train_references(model, splits, anew.recipe, out=options.out, **how)
+    made = audits.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.loading import about, asked, check_folder, check_free, rebuilt
-from amun_ext.data import load
+from amun_ext.cli.loading import about, asked, check_folder, check_free, load_data, rebuilt, record_of
+from amun_ext.data import classes_of
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.search import METHODS
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     require(options.part in ("train", "test"), "--part", "train or test", options.part)
     methods = [method.strip() for method in options.methods.split(",")]
     searches.check_methods(methods)
-    splits = load(options.data, options.root, options.download)
+    splits = load_data(options, classes_of(record_of(options.model).to_metadata()))
     part = getattr(splits, options.part)
     images, labels = part.tensors
     ids = chosen_ids(options, part, splits.classes)

@@ -6,10 +6,10 @@ from pathlib import Path
 from amun_ext import audit as audits
 from amun_ext.audit.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.loading import check_folder, ids_in_question, rebuilt
+from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.provenance import check_method
-from amun_ext.data import load
+from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining
 
 
@@ -35,17 +35,20 @@ def add(commands: Commands) -> None:
     command.add_argument("--models", type=int, default=16, help="an even number, 6 at least (default: %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
     add_method(command)
+    add_init(command)
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     chosen = chosen_plan(options)
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     model, record = rebuilt(options, splits)
     ids, before = ids_in_question(options, splits, record)
-    chosen, training = settled(chosen, model, record, options), retraining(model, record).recipe
+    first = init(options, splits, model, record)
+    chosen = settled(chosen, model, record, options, first)
+    training = retraining(model, record, init=first).recipe
     check_method("the flags", chosen.plain(), record)
     print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
     how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
-    made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, before=before, **how)
+    made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, init=first, before=before, **how)
     print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")

@@ -11,12 +11,13 @@ from amun_ext import models
 from amun_ext.checks import InputError, require
 from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_data, add_overwrite, add_recipe, recipe
 from amun_ext.cli.earlier import MUST_BE
-from amun_ext.cli.loading import check_folder, check_free
-from amun_ext.data import fingerprint, load
+from amun_ext.cli.loading import check_folder, check_free, load_data
+from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
 from amun_ext.files import keep_only, workplace
+from amun_ext.models.fresh import described
 from amun_ext.models.state import count_classes
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
@@ -37,6 +38,7 @@ def add(commands: Commands) -> None:
     add_data(command)
     command.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
     command.add_argument("--width", type=int, help="channels of the first layer (default: the architecture's own)")
+    command.add_argument("--init", type=Path, help="checkpoint of weights to begin with (default: drawn by the seed)")
     command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     add_overwrite(command)
     add_recipe(command, "training", demo.TRAINING)
@@ -52,13 +54,23 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     check_free(options.out.parent, options.out.name)
-    splits = load(options.data, options.root, options.download)
+    splits = load_data(options)
     images, _ = splits.train.tensors
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}
     torch.manual_seed(options.seed)
     model = models.build(options.model, **shape, width=options.width).to(options.device)
     count_classes(model, images)
-    record = Record(options.model, options.width, fingerprint(splits.train), training, options.seed)
+    if options.init is not None:
+        models.load_checkpoint(options.init, model)
+    record = Record(
+        options.model,
+        options.width,
+        training_data(splits),
+        training,
+        options.seed,
+        init=None if options.init is None else described(model.state_dict()),
+        manifest=manifest_of(splits),
+    )
     metadata = record.to_metadata()
     if options.out.exists() and not options.overwrite:
         theirs = _told(options.out)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from amun_ext import tuning
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_recipe, recipe
-from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, rebuilt
-from amun_ext.data import load
+from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, load_for, rebuilt
+from amun_ext.cli.start import add_init, init
 
 
 def add(commands: Commands) -> None:
@@ -46,13 +46,14 @@ def add(commands: Commands) -> None:
     command.add_argument("--max-drop", type=float, default=tuning.MAX_DROP, help=told)
     command.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
     command.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
+    add_init(command)
     add_recipe(command, "fine-tuning; lr and schedule are searched", tuning.RECIPE, searched=True)
 
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_free(options.out, "tuned.json", "trials.json", "tuning.html")
-    splits = load(options.data, options.root, options.download)
+    splits = load_for(options)
     ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
     tuned = tuning.tune(
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         recipe=replace(tuning.RECIPE, **recipe(options)),
         max_drop=options.max_drop,
         metadata=record.to_metadata(),
+        init=init(options, splits, original, record),
         workers=options.workers,
         seed=options.seed,
         facts=about(options, record),

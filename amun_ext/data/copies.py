@@ -16,13 +16,15 @@ def fingerprint(dataset: TensorDataset) -> str:
     return digest.hexdigest()
 
 
+def digests(inputs: Iterable[Tensor], size: int = 16) -> Iterator[bytes]:
+    """A hash of each input, whatever its floating-point type."""
+    for row in inputs:
+        same = row.detach().cpu().float() + 0.0  # -0.0 becomes 0.0
+        yield hashlib.blake2b(same.contiguous().numpy().tobytes(), digest_size=size).digest()
+
+
 def copies(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
     """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
-
-    def digests(inputs: Iterable[Tensor]) -> Iterator[bytes]:
-        for row in inputs:
-            same = row.detach().cpu().float() + 0.0  # -0.0 becomes 0.0
-            yield hashlib.blake2b(same.contiguous().numpy().tobytes(), digest_size=16).digest()
 
     rows = {digest: row for row, digest in enumerate(digests(forget.tensors[0]))}
     others = retain.tensors[0] if isinstance(retain, TensorDataset) else retain

@@ -1,16 +1,21 @@
 """The user's own data: a folder of images, an .npz file, or a function."""
 
+import hashlib
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, check_labels, distinct, listed, require, shown, users_own
+from amun_ext.checks import InputError, check_labels, distinct, is_number, listed, require, shown, users_own
 from amun_ext.data.splits import Splits, as_tensors, tensor_dataset
 from amun_ext.data.vision import INSTALL
 from amun_ext.reading import check_file
@@ -19,15 +24,58 @@ CHANNELS = (1, 3, 4)
 MOST_CLASSES = 2**16  # where there are fewer samples: of -1 as uint32 nobody wants so many names
 
 
-def load_folder(root: Path) -> Splits:
+def load_folder(
+    root: Path, known: Sequence[str] = (), resize: int | None = None, test_fraction: float | None = None
+) -> Splits:
     """Read `root`/train/<class>/<image> and `root`/test/<class>/<image>, classes and images in alphabetical order.
 
-    All images have one size, after being turned as their EXIF orientation says. They stay grey [1, H, W] when all are
-    grey, else all become RGB [3, H, W] (transparency is dropped). InputError names the file that is no 8-bit image or
-    has another size. Files that start with a dot are passed over. Warns of symbolic links that lead out of `root`.
+    Training and test set have the same classes, unless these are `known`: then some may be gone, and others there.
+    With `test_fraction` the images are in `root`/<class>, and about this share of them is the test set: which ones
+    follows from their files, so that none changes sides when others come and go, and equal ones are on one.
+
+    All images have one size, after being turned as their EXIF orientation says, or are scaled and cropped about their
+    middle to squares of `resize` pixels. They stay grey [1, H, W] when all are grey, else all become RGB [3, H, W]
+    (transparency is dropped). InputError names the file that is no 8-bit image or has another size. Files that start
+    with a dot are passed over. Warns of symbolic links that lead out of `root`.
     """
+    folders = {name for name in known if name == Path(name).name and name != ".."}
+    find = _both_parts if test_fraction is None else partial(_divided, fraction=test_fraction)
+    classes, files = find(root, folders)
+    for name, found in files.items():
+        must_be = "a folder of images" if test_fraction is None else "of images for it with this test fraction"
+        require(bool(found), str(root / name), must_be, "no file in it")
+    paths = [path for part in files.values() for path, _ in part]
+    for path in paths:
+        check_file("data", path, "a folder of images")
+    _remark_on_links(root, paths)
+    images: dict[Path, Tensor] = {}
+    for path in paths:
+        images[path] = image = torch.from_numpy(_read_image(path, resize))
+        shape = images[paths[0]].shape[:2]
+        got = tuple(image.shape[:2])
+        require(got == shape, str(path), f"of {paths[0]}'s height and width {tuple(shape)}", got)
+    channels = max(image[0, 0].numel() for image in images.values())
+
+    def part(some: Sequence[tuple[Path, int]]) -> TensorDataset:
+        pixels = torch.empty(len(some), channels, *shape, device="cpu")
+        for row, (path, _) in zip(pixels, some, strict=True):  # one at a time: in float32 they have four times the size
+            image = images.pop(path)
+            row.copy_(image if image.dim() == 2 else image.permute(2, 0, 1))
+        return TensorDataset(pixels.div_(255), torch.tensor([label for _, label in some], device="cpu"))
+
+    names = tuple(path.relative_to(root).as_posix() for path, _ in files["train"])
+    return Splits(part(files["train"]), part(files["test"]), classes, names)
+
+
+Files = dict[str, list[tuple[Path, int]]]  # with the number of their class
+
+
+def _both_parts(root: Path, known: Set[str]) -> tuple[tuple[str, ...], Files]:
+    """The classes, and the images of training and test set."""
     classes = _folders(root / "train")
     test_classes = _folders(root / "test")
+    if known:
+        classes = test_classes = tuple(sorted({*known, *classes, *test_classes}))
     differ = {
         "without": [distinct(name) for name in classes if name not in test_classes],
         "with": [distinct(name) for name in test_classes if name not in classes],
@@ -35,28 +83,22 @@ def load_folder(root: Path) -> Splits:
     got = " and ".join(f"{kind} {listed(names)}" for kind, names in differ.items() if names)
     must_be = f"the classes of train, {listed([*map(distinct, classes)])}"
     require(not got, f"{root}/test", must_be, f"those {got}")
-    files = {
-        part: [(path, label) for label, name in enumerate(classes) for path in _images(root / part / name)]
-        for part in ("train", "test")
-    }
-    paths = [path for part in files.values() for path, _ in part]
-    for path in paths:
+    return classes, {part: _labelled(root / part, classes, bool(known)) for part in ("train", "test")}
+
+
+def _divided(root: Path, known: Set[str], fraction: float) -> tuple[tuple[str, ...], Files]:
+    require(is_number(fraction) and 0 < fraction < 1, "test fraction", "between 0 and 1, both excluded", fraction)
+    classes = tuple(sorted({*known, *_folders(root)}))
+    files: Files = {"train": [], "test": []}
+    for path, label in _labelled(root, classes, bool(known)):
         check_file("data", path, "a folder of images")
-    _remark_on_links(root, paths)
-    images: dict[Path, NDArray[np.uint8]] = {}
-    for path in paths:
-        images[path] = image = _read_image(path)
-        shape = images[paths[0]].shape[:2]
-        require(image.shape[:2] == shape, str(path), f"of {paths[0]}'s height and width {shape}", image.shape[:2])
-    if any(image.ndim == 3 for image in images.values()):
-        images = {path: image if image.ndim == 3 else np.stack([image] * 3, 2) for path, image in images.items()}
+        drawn = int.from_bytes(hashlib.blake2b(path.read_bytes(), digest_size=8).digest()) / 2**64
+        files["test" if drawn < fraction else "train"].append((path, label))
+    return classes, files
 
-    def part(name: str) -> TensorDataset:
-        stacked = np.stack([images[path] for path, _ in files[name]])
-        pixels = stacked.transpose(0, 3, 1, 2) if stacked.ndim == 4 else stacked
-        return tensor_dataset(pixels, np.array([label for _, label in files[name]]))
 
-    return Splits(part("train"), part("test"), classes)
+def _labelled(folder: Path, classes: Sequence[str], may_lack: bool) -> list[tuple[Path, int]]:
+    return [(path, label) for label, name in enumerate(classes) for path in _images(folder / name, may_lack)]
 
 
 def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
@@ -126,13 +168,15 @@ def _folders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, may_lack: bool) -> list[Path]:
+    if may_lack and not folder.is_dir():
+        return []
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    require(bool(paths), str(folder), "a folder of images", "no file in it")
+    require(may_lack or bool(paths), str(folder), "a folder of images", "no file in it")
     return paths
 
 
-def _read_image(path: Path) -> NDArray[np.uint8]:
+def _read_image(path: Path, resize: int | None) -> NDArray[np.uint8]:
     """uint8 [H, W] of a grey image, [H, W, 3] of any other."""
     try:
         from PIL import Image, ImageOps
@@ -142,8 +186,10 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             mode, deep = image.mode, _is_deep(image)
             require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode} of more bits")
-            turned = ImageOps.exif_transpose(image)
-            return np.array(turned.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+            pixels = ImageOps.exif_transpose(image).convert("L" if mode in ("1", "L", "LA") else "RGB")
+            if resize is not None:
+                pixels = ImageOps.fit(pixels, (resize, resize), Image.Resampling.BILINEAR)
+            return np.array(pixels)
     except InputError:
         raise
     except Exception as error:  # a decoder may raise anything at a damaged file

@@ -1,7 +1,7 @@
 """What every loader returns, and the two ways there: from NumPy arrays and from the user's own Dataset."""
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,20 @@ from amun_ext.checks import InputError, check_images, check_labels, listed, requ
 
 @dataclass(frozen=True)
 class Splits:
-    """Images float32 [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing."""
+    """Images float32 [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing.
+
+    The rest is about the training samples: `names` of files; and of data that `amun_ext.data.aligned` has laid out as a
+    checkpoint knows them `absent`, the rows of samples that are erased, `outside`, the names of new ones, which are in
+    no row, and `known_as`, the fingerprint of all.
+    """
 
     train: TensorDataset
     test: TensorDataset
     classes: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    absent: tuple[int, ...] = ()
+    outside: tuple[str, ...] = ()
+    known_as: str | None = None
 
 
 def tensor_dataset(images: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:
@@ -82,4 +91,9 @@ def checked(splits: Splits, name: str) -> Splits:
         parts[part] = images.float(), labels
     train, test = (tuple(parts[part][0].shape[1:]) for part in ("train", "test"))
     require(train == test, f"{name} test images", f"of the training images' shape {train}", test)
-    return Splits(TensorDataset(*parts["train"]), TensorDataset(*parts["test"]), tuple(splits.classes))
+    names = splits.names
+    named = names is None or (len(names) == len(set(names)) == len(parts["train"][1]))
+    require(named, f"{name} names", "one for every training sample, all different", names)
+    return replace(
+        splits, train=TensorDataset(*parts["train"]), test=TensorDataset(*parts["test"]), classes=tuple(splits.classes)
+    )

@@ -67,6 +67,10 @@ def _ids(name: str, text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def _packed(_: str, text: str) -> str:
+    return text  # which is looked at where it is unpacked
+
+
 def _dumped(recipe: Recipe) -> str:
     return json.dumps(asdict(recipe))
 
@@ -87,6 +91,8 @@ class Record:
     forgotten: tuple[int, ...] | None = _key(_ids, json.dumps)
     unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a Plan.to_dict of plain values
     seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
+    init: str | None = _key(_text)  # what training began with, see `amun_ext.models.fresh.described`
+    manifest: str | None = _key(_packed)  # of the training samples, see `amun_ext.data.manifest`
     others: Mapping[str, str] = field(default_factory=dict)  # which are not amun's, and stay as they are
 
     @property
@@ -104,7 +110,7 @@ class Record:
         for key, ways in _ways().items():
             if key in others:
                 text = others.pop(key)
-                long = len(text) > LONGEST and key != "forgotten"
+                long = len(text) > LONGEST and key not in ("forgotten", "manifest")
                 require(not long, f"{name}: {key}", f"of at most {LONGEST} characters", len(text))
                 known[key] = ways["read"](f"{name}: {key}", text)
         return cls(**known, others=others)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.data import Splits, copies, fingerprint
+from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
 from amun_ext.deletion.ids import split
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
@@ -20,7 +20,7 @@ from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import all_or_none, file_digest, plain
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
-from amun_ext.models.fresh import reinitialised
+from amun_ext.models.fresh import Init, check_init, described
 from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
@@ -48,12 +48,18 @@ class Request:
     retrain: bool
     seed: int
     record: Record
+    init: Init = None  # of retraining
 
     def digest(self, model: str, splits: Splits) -> str:
         """What tells it from any other: all that is asked for, of the `model` with this digest and these data."""
         asked = {each.name: getattr(self, each.name) for each in fields(self)}
-        asked |= {"ids": sorted(self.ids.tolist()), "plan": self.plan.to_dict(), "record": model}
-        told = json.dumps([plain(asked), fingerprint(splits.train), fingerprint(splits.test)], sort_keys=True)
+        asked |= {
+            "ids": sorted(self.ids.tolist()),
+            "plan": self.plan.to_dict(),
+            "record": model,
+            "init": described(self.init),
+        }
+        told = json.dumps([plain(asked), training_data(splits), fingerprint(splits.test)], sort_keys=True)
         return digest({}, told)
 
 
@@ -83,8 +89,9 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = Fal
     InputError for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies`
     adds them), training data other than the checkpoint's, and too little that is left.
     """
+    splits = aligned(splits, record.to_metadata())
     before = [*record.gone]
-    print_of_data = fingerprint(splits.train)
+    print_of_data = training_data(splits)
     same = record.training_data in (None, print_of_data)
     require(same, "data", "those that the checkpoint was trained on, in the same order", "others")
     again = sorted(set(before) & set(ids.tolist()))
@@ -98,16 +105,23 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = Fal
     return Sets(ids, before, forget_set, retain_set, print_of_data)
 
 
-def retraining(original: nn.Module, record: Record, recipe: Mapping[str, object] | None = None) -> Plan:
+def retraining(
+    original: nn.Module, record: Record, recipe: Mapping[str, object] | None = None, init: Init = None
+) -> Plan:
     """To train anew as the checkpoint says that it was trained, but for single fields of the `recipe`.
 
-    InputError where it does not say, and for a model that cannot be given fresh weights.
+    init: where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
+    InputError where the checkpoint does not say how, or began with other weights, and for a model that cannot be given
+    those of an untrained one.
     """
     told = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
     known = {"epochs", "lr"} <= told.keys()
     require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
-    reinitialised(original)  # refuses what cannot be
-    return replace(plan("retrain", default={"recipe": Recipe(**told)}), source="the checkpoint")
+    given = described(init)
+    must_be = f"what the checkpoint's training began with, {record.init}"
+    require(record.init in (None, given), "init", must_be, given or "none")
+    check_init(original, init)
+    return replace(plan("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
 
 
 def forget(
@@ -125,11 +139,12 @@ def forget(
     kill. `facts` are further ones for the report. Raises InputError, before any work, as `sets` and `retraining`, and
     for too little to train on.
     """
+    splits = aligned(splits, request.record.to_metadata())
     chosen, asked = request.plan, sets(splits, request.ids, request.record, with_copies=request.with_copies)
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
         require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
-    anew = retraining(original, request.record) if request.retrain else None
+    anew = retraining(original, request.record, init=request.init) if request.retrain else None
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
@@ -197,6 +212,7 @@ def forget(
         training_data=asked.training_data,
         forgotten=tuple(forgotten),
         unlearning=chosen.plain(),
+        manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
     return Outcome(report, models[row], record.to_metadata(), not_forgotten, seconds.get(row))

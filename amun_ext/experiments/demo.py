@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from amun_ext.data import fingerprint, load
+from amun_ext.data import load, manifest_of, training_data
 from amun_ext.deletion import Record, forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.evaluation import Report, evaluate
@@ -107,7 +107,8 @@ def write(
     report: Report, models: dict[str, nn.Module], ids: list[int], folder: Path, *, with_images: bool = False
 ) -> None:
     """The report, and the models before and after as checkpoints like any other."""
-    about = Record(arch=MODEL, training_data=fingerprint(load(DATA).train), recipe=TRAINING)
+    splits = load(DATA)
+    about = Record(arch=MODEL, training_data=training_data(splits), recipe=TRAINING, manifest=manifest_of(splits))
     with workplace(folder, "demo") as place, all_or_none(folder, place) as made:
         original, unlearned, told, page = (made / name for name in FILES)
         save_checkpoint(original, models[ORIGINAL], about.to_metadata())

@@ -1,11 +1,77 @@
-"""Fresh weights for an architecture that is there only as a trained model."""
+"""A model as it was before training, from one that is there only as a trained model."""
 
 import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from amun_ext.checks import require
+from amun_ext.checks import InputError, listed, require
+from amun_ext.digest import digest
+
+# A function that builds the model anew, the state dict that its training began with, or None: `reset_parameters`.
+Init: TypeAlias = Callable[[], nn.Module] | Mapping[str, Tensor] | None
+
+WAYS = (
+    "made of modules whose reset_parameters() draws all weights anew, or else given init, a function that builds it or "
+    "the state dict that training began with (on the command line --arch module:function, or --init)"
+)
+
+
+def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) -> nn.Module:
+    """A copy of `model` with the weights and buffers of one that has not been trained.
+
+    They come from `init`; drawn are they from the global random state. Of a function it is all that the model has, so
+    that it must put in place what was put there before training, but frozen parameters stay as they are where it
+    draws others. `probe` [n, ...] are inputs, for a forward in training mode that shows which buffers training changes.
+
+    InputError for what is not of the model's architecture, or has its trained weights; without `init`, as
+    `reinitialised`.
+    """
+    if init is None:
+        return reinitialised(model, probe)
+    fresh = copied(model)
+    if isinstance(init, Mapping):
+        _load(fresh, init)
+        unsaved = [name for name, _ in fresh.named_buffers() if name not in fresh.state_dict()]
+        learned = [] if probe is None else _changed(fresh, unsaved, probe)
+        must_be = "a function for a model with buffers that training changes and no state dict has"
+        require(not learned, "init", must_be, f"a state dict without {listed(learned)}")
+    else:
+        _rebuild(fresh, init)
+    pairs = zip(fresh.parameters(), model.parameters(), strict=True)
+    trained = all(torch.equal(new, old) for new, old in pairs if old.requires_grad)
+    require(not trained, "init", "of the model before training", "its trained weights")
+    return fresh
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. What a forward has left behind with its graph, as the older weight_norm does, comes without it."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
+
+
+def check_init(model: nn.Module, init: Init) -> None:
+    """InputError as `untrained`, with no trace in the random state."""
+    devices = {tensor.device.index for tensor in model.state_dict().values() if _on_gpu(tensor)}
+    with torch.random.fork_rng(sorted(devices)):
+        untrained(model, init)
+
+
+def described(init: Init) -> str | None:
+    """What tells one `init` from another, in files: the function's name and arguments, or a hash of the weights."""
+    if init is None:
+        return None
+    if isinstance(init, Mapping):
+        return f"weights {digest({name: init[name] for name in sorted(init)})}"
+    function, arguments = init, ""
+    if isinstance(init, partial):
+        function = init.func
+        arguments = ", ".join([*map(repr, init.args), *(f"{name}={value!r}" for name, value in init.keywords.items())])
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}:{name}({arguments})"
 
 
 def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
@@ -18,8 +84,8 @@ def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
     InputError names the parameters that no module draws anew, and the buffers that training changes: they would carry
     over what the model has learned, as under weight_norm, whose module resets only the product.
     """
-    fresh = copy.deepcopy(model)
-    stays = _untrained(fresh)
+    fresh = copied(model)
+    stays = _frozen(fresh)
     learned = [(name, each) for name, each in [*fresh.named_parameters(), *fresh.named_buffers()] if name not in stays]
     with torch.no_grad():
         for _, tensor in learned:
@@ -38,11 +104,49 @@ def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
     kept = [name for name, tensor in learned if name not in constants and tensor.isnan().any()]
     if constants and probe is not None and not kept:
         kept = _changed(fresh, constants, probe)
-    require(not kept, "model", "made of modules whose reset_parameters() draws all weights anew", f"old {kept[:5]}")
+    require(not kept, "model", WAYS, f"old {listed(kept)}")
     return fresh
 
 
-def _untrained(model: nn.Module) -> dict[str, Tensor]:
+def _rebuild(fresh: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Put what the function builds into `fresh`, the trained model, but for frozen parameters that are others."""
+    require(callable(build) and not isinstance(build, nn.Module), "init", "a function or a state dict", type(build))
+    try:
+        built = build()
+    except Exception as error:  # it is the user's, and may raise anything
+        got = f"{type(error).__name__}: {error}"
+        raise InputError(f"init must be a function that builds the model without arguments, got {got}") from error
+    require(isinstance(built, nn.Module), "what init returns", "an nn.Module", type(built).__name__)
+    stays = _frozen(fresh)
+    _load(fresh, built.state_dict())
+    theirs, own = dict(built.named_buffers()), dict(fresh.named_parameters())
+    # One that knows the frozen weights has their statistics from before training, too.
+    known = all(torch.equal(own[name], value) for name, value in stays.items() if name in own)
+    with torch.no_grad():
+        for name, buffer in fresh.named_buffers():  # among them some that are in no state dict, and learn all the same
+            buffer.copy_(theirs[name])
+        for name, tensor in [*own.items(), *fresh.named_buffers()]:
+            if name in stays and not known:
+                tensor.copy_(stays[name])
+
+
+def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
+    expected = model.state_dict()
+    others = sorted(expected.keys() ^ state.keys())
+    others += [name for name in expected.keys() & state.keys() if _shape(expected[name]) != _shape(state[name])]
+    require(not others, "init", "of the model's architecture", f"something else at {listed(others)}")
+    model.load_state_dict(state)
+
+
+def _shape(value: object) -> object:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _on_gpu(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_cuda
+
+
+def _frozen(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the frozen parameters, and of the buffers of modules whose parameters are all frozen, by name."""
     found = {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
     for prefix, module in model.named_modules():
@@ -55,7 +159,7 @@ def _untrained(model: nn.Module) -> dict[str, Tensor]:
 
 def _changed(model: nn.Module, names: list[str], probe: Tensor) -> list[str]:
     """Those of the buffers that a forward in training mode changes."""
-    tried = copy.deepcopy(model).train()
+    tried = copied(model).train()
     before = {name: each.clone() for name, each in tried.named_buffers()}
     devices = {each.device.index for each in [*tried.parameters(), *tried.buffers()] if each.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(sorted(devices)):

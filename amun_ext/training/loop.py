@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.models.state import evaluating, logits_of, placement
-from amun_ext.optim import MaskedSGD
+from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
@@ -27,7 +27,8 @@ Mask = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch did: its number from 1 on, mean cross-entropy before its steps, accuracy in percent after them."""
+    """What an epoch did: its number from 1 on, the learning rate of its last step, mean cross-entropy before its steps,
+    accuracy in percent after them."""
 
     number: int
     lr: float
@@ -94,6 +95,7 @@ def fit(
     feeds = [Feed(each.parts, device, dtype, run.workers) for each in passes]
     statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
     fewest = min(map(len, feeds))
+    steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for feed in feeds)
     must_be = "at least two samples: BatchNorm has no variance of one"
     require(fewest >= 2 or not statistics, "parts", must_be, fewest)
     if statistics and recipe.batch_size == 1:
@@ -109,14 +111,17 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     layouts = torch.contiguous_format, torch.channels_last
 
-    def one_pass(each: Pass, feed: Feed, epoch: int) -> Tensor:
-        """The summed cross-entropy of the pass."""
+    def one_pass(each: Pass, feed: Feed, epoch: int, rates: Iterator[float]) -> Tensor:
+        """The summed cross-entropy of the pass, whose steps have these learning rates."""
         total = torch.zeros((), device=device)
         for x, labels, augmented in feed.batches(epoch, recipe.batch_size, order):
             if recipe.augment:
                 x = torch.where(augmented[:, None, None, None], crop_and_flip(x, order), x)
             # Else plainly: a crop comes laid out by channels, over which a model's own view() may stumble.
             x = x.contiguous(memory_format=layouts[recipe.channels_last and x.dim() == 4])
+            rate = next(rates)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.zero_grad()
             sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulate)))
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
@@ -142,17 +147,16 @@ def fit(
             with progress_bar(run.progress, desc=description, unit="epoch", **done) as bar:
                 for number in range(len(history), recipe.epochs):
                     start = time.perf_counter()
-                    lr = recipe.lr * recipe.lr_factor(number)
-                    for group in optimizer.param_groups:
-                        group["lr"] = lr
+                    rates = [recipe.lr * recipe.lr_factor(number, step / steps) for step in range(1, steps + 1)]
                     _mode(model, recipe.batch_norm)
-                    totals = [one_pass(each, feed, number) for each, feed in zip(passes, feeds, strict=True)]
+                    left, pairs = iter(rates), zip(passes, feeds, strict=True)
+                    totals = [one_pass(each, feed, number, left) for each, feed in pairs]
                     loss = float(torch.stack(totals).sum()) / sum(map(len, feeds))
                     if not (math.isfinite(loss) and _finite(optimizer)):
                         got = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
                         raise FloatingPointError(f"{description}: {got}; lower lr (now {recipe.lr})")
                     watched = {name: _accuracy(model, data) for name, data in run.watch.items()}
-                    epoch = Epoch(number + 1, lr, loss, time.perf_counter() - start, watched)
+                    epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, watched)
                     history.append(epoch)
                     checkpoint.write([asdict(each) for each in history])
                     shown = {name: f"{percent:.1f}" for name, percent in watched.items()}
@@ -189,11 +193,14 @@ def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, mask: Mask | None, gradient_only: bool) -> torch.optim.Optimizer:
-    settings = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    lr, momentum, decay = recipe.lr, recipe.momentum, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        adamw = torch.optim.AdamW(trainable, lr, (momentum, 0.999), weight_decay=decay)
+        return adamw if mask is None else masked(adamw, mask, gradient_only=gradient_only)
     if mask is None:
-        return torch.optim.SGD([weight for _, weight in trainable], **settings)  # type: ignore[arg-type]
-    return MaskedSGD(trainable, masks=mask, gradient_only=gradient_only, **settings)  # type: ignore[arg-type]
+        return torch.optim.SGD(trainable, lr, momentum, weight_decay=decay)
+    return MaskedSGD(trainable, lr, momentum, weight_decay=decay, masks=mask, gradient_only=gradient_only)
 
 
 def _seed(seed: int, device: torch.device) -> None:

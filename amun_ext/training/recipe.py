@@ -8,13 +8,17 @@ import torch
 from amun_ext.checks import is_number, require, whole
 
 BATCH_NORM = ("train", "frozen", "eval")
+OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum, as in all the published experiments (paper, appendix C).
+    """SGD with momentum, as in all the published experiments (paper, appendix C), unless told otherwise.
 
+    `optimizer` "adamw" is torch.optim.AdamW with betas (momentum, 0.999); its weight decay, which is decoupled from the
+    gradient, is usually larger (0.05 to 0.1 for a ViT). In the first `warmup_epochs` the learning rate rises linearly,
+    step by step, to `lr`, which the last of these steps has; then the schedule begins (as after a SequentialLR).
     `batch_norm` is "train" (the published choice: batch statistics, and the running ones move), "frozen" (the running
     statistics are used and stay; dropout stays on), or "eval" (the whole model in eval mode, dropout off as well).
     `precision` is that of autocast, None for the model's own; "float16" scales the loss. A batch is computed in
@@ -32,10 +36,12 @@ class Recipe:
     precision: str | None = None
     channels_last: bool = False
     accumulate: int = 1
+    optimizer: str = "sgd"
+    warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            whole(name, value := getattr(self, name), 1)
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("warmup_epochs", 0)):
+            whole(name, value := getattr(self, name), least)
             object.__setattr__(self, name, int(value))  # NumPy's would fit in no JSON
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
@@ -47,14 +53,21 @@ class Recipe:
         require(self.momentum < 1, "momentum", "less than 1", self.momentum)
         require(self.batch_norm in BATCH_NORM, "batch_norm", f"one of {BATCH_NORM}", repr(self.batch_norm))
         require(self.precision in tuple(PRECISIONS), "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
-        self.lr_factor(0)
+        require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", repr(self.optimizer))
+        must_be = f"fewer than the {self.epochs} epochs"
+        require(self.warmup_epochs < self.epochs, "warmup_epochs", must_be, self.warmup_epochs)
+        self.lr_factor(self.warmup_epochs)
 
-    def lr_factor(self, epoch: int) -> float:
-        """The learning rate of an epoch (from 0 on), as a fraction of `lr`."""
+    def lr_factor(self, epoch: int, done: float = 1.0) -> float:
+        """The learning rate of an epoch (from 0 on), as a fraction of `lr`; in warm-up at the step with which this
+        share of the epoch is done."""
+        if epoch < self.warmup_epochs:
+            return (epoch + done) / self.warmup_epochs
+        epoch, epochs = epoch - self.warmup_epochs, self.epochs - self.warmup_epochs
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "cosine":
-            return (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+            return (1 + math.cos(math.pi * epoch / epochs)) / 2
         kind, _, every = str(self.schedule).partition(":")
         known = kind == "step" and every.isascii() and every.isdecimal() and int(every) >= 1
         require(known, "schedule", '"constant", "cosine" or "step:N"', repr(self.schedule))

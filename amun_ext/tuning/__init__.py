@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from amun_ext.checks import require, whole
-from amun_ext.data import Splits, fingerprint
+from amun_ext.data import Splits, aligned, fingerprint
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
 from amun_ext.files import claim, no_link, workplace
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
+from amun_ext.models.fresh import Init, described
 from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import Recipe
@@ -28,7 +29,7 @@ from amun_ext.tuning.result import Trial, Tuning, write
 from amun_ext.tuning.space import drawn, options
 from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.plan import plan
+from amun_ext.unlearning.plan import Plan, plan
 from amun_ext.workers import started
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def tune(
     recipe: Recipe = RECIPE,
     max_drop: float = MAX_DROP,
     metadata: Mapping[str, str] | None = None,
+    init: Init = None,
     workers: int = 1,
     seed: int = 0,
     facts: Mapping[str, object] | None = None,
@@ -87,6 +89,7 @@ def tune(
         recipe: epochs, batch size and all else; its lr and schedule are searched.
         max_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
         metadata: of the checkpoint: what it has forgotten before, and how it was trained.
+        init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         workers: trials at once, each in a process of its own.
         seed: of all randomness.
         facts: what a reader should know.
@@ -104,10 +107,11 @@ def tune(
     whole("workers", workers, 1)
     whole("seed", seed, 0)
     require(0 <= max_drop <= 100, "max_drop", "points of accuracy, from 0 to 100", max_drop)
+    splits = aligned(splits, record.to_metadata())
     asked = sets(splits, ids, record, with_copies=True)
     forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
     held_out, _ = halves(splits.test, seed)
-    anew = retraining(model, record) if by == "retrain" else None
+    anew = retraining(model, record, init=init) if by == "retrain" else None
     identity = {
         "model": digest(model.state_dict()),
         "training data": asked.training_data,
@@ -119,6 +123,7 @@ def tune(
         "with retain": with_retain,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
         "retraining": None if anew is None else asdict(anew.recipe),
+        "init": None if anew is None else described(init),
         "seed": seed,
         **({"max drop": max_drop} if OBJECTIVES[by].keeps_accuracy else {}),
     }
@@ -133,7 +138,7 @@ def tune(
         compared = {"original": stage.observe(model).row}
         stage, retrained = replace(stage, rows=compared), None
         if anew is not None:
-            alike = _retrained(stage, anew.recipe, out, place, progress)
+            alike = _retrained(stage, anew, out, place, progress)
             retrained = stage.observe(alike)
             stage = replace(stage, rows={**compared, "retrained": retrained.row})
             retrained = stage.observe(alike)
@@ -209,14 +214,13 @@ def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[
         yield storage
 
 
-def _retrained(stage: Stage, recipe: Recipe, out: Path, place: Path, progress: bool) -> nn.Module:
+def _retrained(stage: Stage, anew: Plan, out: Path, place: Path, progress: bool) -> nn.Module:
     """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
     path, made = out / RETRAINED, place / RETRAINED
     if path.exists():
         model = copy.deepcopy(stage.original)
         load_checkpoint(path, model)
         return model
-    anew = plan("retrain", default={"recipe": recipe})
     model = anew.unlearn(
         stage.original,
         stage.forget,
@@ -225,7 +229,7 @@ def _retrained(stage: Stage, recipe: Recipe, out: Path, place: Path, progress: b
         checkpoint=place / RETRAINING,
         progress=progress,
     )
-    save_checkpoint(made, model, Record(recipe=recipe).to_metadata())
+    save_checkpoint(made, model, Record(recipe=anew.recipe).to_metadata())
     made.replace(path)
     return model
 

@@ -1,6 +1,5 @@
 """Unlearning methods: one file and one row of METHODS each, all through one loop (`amun_ext.training.fit`)."""
 
-import copy
 import inspect
 import math
 import os
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from amun_ext.checks import InputError, check_images, check_labels, is_number, require
 from amun_ext.data import as_tensors, copies
+from amun_ext.models.fresh import copied
 from amun_ext.models.state import count_classes
 from amun_ext.saliency import saliency_mask
 from amun_ext.search import find_min_adversarial
@@ -162,13 +162,13 @@ def unlearn(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        copied = copy.deepcopy(model)
+        made = copied(model)
     except Exception as error:  # it is the user's, and may raise anything
         raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
-    can_train = all(parameter.is_leaf for parameter in copied.parameters())  # not so of TorchScript
+    can_train = all(parameter.is_leaf for parameter in made.parameters())  # not so of TorchScript
     must_be = "one whose deep copy can be trained, such as the module that a script was made from"
     require(can_train, "model", must_be, type(model).__name__)
-    return copied
+    return made
 
 
 def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> TensorDataset:

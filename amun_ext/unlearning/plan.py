@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.files import plain
+from amun_ext.models.fresh import described
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS, unlearn
@@ -70,16 +71,13 @@ class Plan:
         """What decides the result, for people and for files."""
         masked = {} if self.mask is None else {"mask": self.mask, "gradient only": self.gradient_only}
         retain = "used" if self.with_retain else "not used"
-        return {"method": self.method, "retain set": retain, **masked, **self.options, "recipe": asdict(self.recipe)}
+        init = {"init": described(self.options["init"])} if "init" in self.options else {}
+        own = {**self.options, **init, "recipe": asdict(self.recipe)}
+        return {"method": self.method, "retain set": retain, **masked, **own}
 
     def plain(self) -> dict[str, object]:
         """`to_dict` in the values of JSON, as checkpoints keep it."""
         return {name: plain(value) for name, value in self.to_dict().items()}
-
-
-def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """The names by which two `Plan.to_dict`, of plain values, differ."""
-    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def plan(

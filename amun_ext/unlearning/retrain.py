@@ -1,6 +1,5 @@
 """Retraining from scratch without the forget set: what every other method is measured against."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,37 +7,46 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.models.fresh import reinitialised
+from amun_ext.models.fresh import Init, copied, untrained
 from amun_ext.models.state import placement
 from amun_ext.training import PAPER_TRAINING, Part, Pass, Recipe, Run, fit
 
 
 def retrain(
-    model: nn.Module, forget: TensorDataset, retain: Dataset[Any] | None, run: Run, *, recipe: Recipe = PAPER_TRAINING
+    model: nn.Module,
+    forget: TensorDataset,
+    retain: Dataset[Any] | None,
+    run: Run,
+    *,
+    recipe: Recipe = PAPER_TRAINING,
+    init: Init = None,
 ) -> None:
-    """Give `model` fresh weights, in place, and train it on `retain` alone with `recipe`, the original's.
+    """Give `model` the weights of an untrained one, in place, and train it on `retain` alone with `recipe`, the
+    original's.
 
-    Fresh weights come from every module's `reset_parameters()`; frozen parameters and constant buffers stay.
-    InputError for trainable weights that nothing draws anew, and for a mask.
+    init: a function without arguments that builds the model, called under the seed; or the state dict that a
+    fine-tuned model began with. None draws weights by every module's `reset_parameters()`. Frozen parameters stay; so
+    do, without `init`, constant buffers.
+    InputError for a mask, and without `init` for trainable weights that nothing draws anew.
     """
     assert retain is not None
     require(run.mask is None, "mask", "left out: retraining changes all weights", "one")
-    _train_anew(model, retain, run, recipe)
+    _train_anew(model, retain, run, recipe, init)
 
 
-def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int) -> nn.Module:
-    """A copy of `model` with fresh weights, trained on `data`."""
-    fresh = copy.deepcopy(model)
-    _train_anew(fresh, data, Run(seed=seed), recipe)
+def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int, init: Init = None) -> nn.Module:
+    """A copy of `model`, untrained (see `retrain`), and then trained on `data`."""
+    fresh = copied(model)
+    _train_anew(fresh, data, Run(seed=seed), recipe, init)
     return fresh
 
 
-def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe) -> None:
+def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe, init: Init) -> None:
     devices = {tensor.device.index for tensor in model.state_dict().values() if tensor.is_cuda}
     with torch.random.fork_rng(sorted(devices)):
         probe = _probe(model, data)  # before the seed: an item may be drawn by a transform
         torch.manual_seed(run.seed)
-        fresh = reinitialised(model, probe)
+        fresh = untrained(model, init, probe)
     model.load_state_dict(fresh.state_dict())
     buffers = dict(fresh.named_buffers())  # among them some that are in no state dict, and have learned all the same
     with torch.no_grad():

@@ -1,0 +1,34 @@
+"""Where the first weights of a training come from."""
+
+import argparse
+import copy
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from amun_ext import models
+from amun_ext.data import Splits
+from amun_ext.deletion import Record
+from amun_ext.models.fresh import Init
+
+
+def add_init(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--init",
+        type=Path,
+        help="checkpoint of the weights that training began with, to retrain a model that was fine-tuned (default: "
+        "new ones by the seed, those of your own module:function by calling it again; frozen ones stay)",
+    )
+
+
+def init(options: argparse.Namespace, splits: Splits, model: nn.Module, record: Record) -> Init:
+    """That of --init, or the user's function where it has built the model; None for an architecture of our own."""
+    if options.init is not None:
+        start = copy.deepcopy(model)
+        models.load_checkpoint(options.init, start)
+        return start.state_dict()
+    if ":" in (record.arch or ""):
+        shape = {"num_classes": len(splits.classes), "in_channels": splits.train.tensors[0].shape[1]}
+        return partial(models.build, str(record.arch), **shape)
+    return None

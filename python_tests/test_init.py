@@ -1,0 +1,310 @@
+"""Models that no reset_parameters() draws anew: retrained from a function that builds them, or from start weights."""
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext import InputError, cli, models, unlearn
+from amun_ext.audit import train_references, train_shadows
+from amun_ext.data import Splits, load
+from amun_ext.data.vision import import_torchvision
+from amun_ext.deletion import Record
+from amun_ext.deletion.request import retraining, sets
+from amun_ext.experiments.compare import compare
+from amun_ext.models.fresh import described, untrained
+from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.unlearning.plan import plan
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"),
+]
+
+RECIPE = Recipe(epochs=1, lr=0.05, batch_size=8)
+CLI = "--data digits --device cpu --seed 0"
+
+
+def vit() -> nn.Module:
+    return import_torchvision().models.VisionTransformer(
+        image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3
+    )
+
+
+def convnext() -> nn.Module:
+    block = import_torchvision().models.convnext.CNBlockConfig
+    return import_torchvision().models.ConvNeXt([block(8, 16, 1), block(16, None, 1)], num_classes=3)
+
+
+def wrapped(wrap, size: int = 8, classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), wrap(nn.Linear(3 * size * size, 8)), nn.ReLU(), nn.Linear(8, classes))
+
+
+class Own(nn.Module):
+    """A parameter, a constant and a mean that training moves, in and outside of the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(0.1 * torch.rand(192, 3))
+        self.register_buffer("mean", torch.tensor(0.3))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("unsaved", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += x.mean().detach()
+            self.unsaved += 1
+        return (x - self.mean - 1e-3 * self.unsaved).flatten(1) @ self.scale
+
+
+BUILDERS = {
+    "vit": vit,
+    "convnext": convnext,
+    "weight_norm": partial(wrapped, nn.utils.weight_norm),
+    "weight_norm, parametrised": partial(wrapped, nn.utils.parametrizations.weight_norm),
+    "spectral_norm": partial(wrapped, nn.utils.spectral_norm),
+    "spectral_norm, parametrised": partial(wrapped, nn.utils.parametrizations.spectral_norm),
+    "own": Own,
+}
+
+
+@pytest.fixture
+def data() -> TensorDataset:
+    return TensorDataset(torch.rand(40, 3, 8, 8), torch.arange(40) % 3)
+
+
+def fitted(build, data: TensorDataset, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = build()
+    fit(model, [Pass([Part(data)])], RECIPE, Run(seed=seed))
+    return model
+
+
+def apart(data: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
+    return TensorDataset(*data[:8]), TensorDataset(*data[8:])
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**model.state_dict(), **dict(model.named_buffers())}
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(value, tensors(other)[name]) for name, value in tensors(one).items())
+
+
+class TestBuilder:
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_retrains_as_if_the_forget_set_had_never_been(self, name: str, data: TensorDataset) -> None:
+        build, (forget, retain) = BUILDERS[name], apart(data)
+        model = fitted(build, data)
+        before = copy.deepcopy(model.state_dict())
+        made = unlearn(model, forget, retain, method="retrain", recipe=RECIPE, seed=5, init=build)
+        assert same(made, fitted(build, retain, seed=5))
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_without_one_the_refusal_says_how_to_give_it(self, name: str, data: TensorDataset) -> None:
+        model = BUILDERS[name]()
+        with pytest.raises(InputError, match=r"or else given init, .* --arch module:function, or --init\), got old"):
+            unlearn(model, *apart(data), method="retrain", recipe=RECIPE)
+
+    def test_frozen_weights_that_it_does_not_know_stay(self, data: TensorDataset) -> None:
+        def drawn() -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+        def build(backbone: nn.Module) -> nn.Module:
+            frozen = copy.deepcopy(backbone).requires_grad_(False)
+            return nn.Sequential(frozen, nn.Flatten(), nn.Linear(144, 3))
+
+        known = drawn()
+        model = build(known)
+        model[0][1].running_mean.fill_(0.7)  # training has moved it
+        ignorant, knowing = untrained(model, lambda: build(drawn())), untrained(model, lambda: build(known))
+        for made in (ignorant, knowing):
+            assert torch.equal(made[0][0].weight, known[0].weight)
+            assert not torch.equal(made[2].weight, model[2].weight)
+        assert (ignorant[0][1].running_mean == 0.7).all()
+        assert (knowing[0][1].running_mean == 0).all()
+
+    def test_half_precision(self, data: TensorDataset) -> None:
+        made = untrained(vit().to(torch.bfloat16), vit)
+        assert {each.dtype for each in made.parameters()} == {torch.bfloat16}
+
+
+class TestState:
+    def test_a_fine_tuned_model_is_retrained_from_its_own_start(self, data: TensorDataset) -> None:
+        start, (forget, retain) = vit(), apart(data)
+        state = {name: value.clone() for name, value in start.state_dict().items()}
+        model, expected = copy.deepcopy(start), copy.deepcopy(start)
+        fit(model, [Pass([Part(data)])], RECIPE, Run(seed=0))
+        fit(expected, [Pass([Part(retain)])], RECIPE, Run(seed=5))
+        made = unlearn(model, forget, retain, method="retrain", recipe=RECIPE, seed=5, init=state)
+        assert same(made, expected)
+        assert all(torch.equal(value, start.state_dict()[name]) for name, value in state.items())
+
+    def test_is_not_enough_where_no_state_dict_has_what_training_changes(self, data: TensorDataset) -> None:
+        with pytest.raises(InputError, match=r"init must be a function for a model .* a state dict without unsaved"):
+            unlearn(fitted(Own, data), *apart(data), method="retrain", recipe=RECIPE, init=Own().state_dict())
+
+
+def fails() -> nn.Module:
+    raise RuntimeError("no such weights")
+
+
+WRONG = {
+    "init must be of the model's architecture, got something else at ": convnext,
+    "init must be of the model's architecture, got something else at class_token": {"heads.head.bias": torch.ones(3)},
+    "what init returns must be an nn.Module, got int": int,
+    "init must be a function that builds the model without arguments, got RuntimeError: no such weights": fails,
+    "init must be a function or a state dict, got .*ReLU": nn.ReLU(),
+    "init must be a function or a state dict, got <class 'str'>": "vit",
+}
+
+
+class TestInput:
+    @pytest.mark.parametrize("message", WRONG)
+    def test_is_refused(self, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            untrained(vit(), WRONG[message])
+
+    def test_trained_weights_are_no_start(self, data: TensorDataset) -> None:
+        model = fitted(vit, data)
+        for init in (model.state_dict(), lambda: copy.deepcopy(model)):
+            with pytest.raises(InputError, match="init must be of the model before training, got its trained weights"):
+                unlearn(model, *apart(data), method="retrain", recipe=RECIPE, init=init)
+
+    def test_is_the_retrained_models_alone(self, data: TensorDataset) -> None:
+        with pytest.raises(InputError, match="init must be left out: method ft has the options"):
+            unlearn(vit(), *apart(data), method="ft", init=vit)
+
+    def test_what_files_call_it(self) -> None:
+        built = partial(models.build, "net:build", num_classes=10)
+        assert described(None) is None
+        assert described(vit) == "test_init:vit()"
+        assert described(built) == "amun_ext.models:build('net:build', num_classes=10)"
+        one, other = {"a": torch.zeros(1), "b": torch.ones(1)}, {"b": torch.ones(1), "a": torch.zeros(1)}
+        assert described(one) == described(other) != described({**one, "a": torch.ones(1)})
+        assert described(one).startswith("weights ")
+        assert plan("retrain", default={"init": vit}).to_dict()["init"] == "test_init:vit()"
+
+
+class TestReferences:
+    @pytest.fixture
+    def splits(self) -> Splits:
+        sets = (TensorDataset(torch.rand(count, 3, 8, 8), torch.arange(count) % 3) for count in (20, 11))
+        return Splits(*sets, ("a", "b", "c"))
+
+    def test_two_workers_do_what_one_does(self, splits: Splits, tmp_path: Path) -> None:
+        made = [
+            train_references(Own(), splits, RECIPE, out=tmp_path / str(workers), init=Own, models=2, workers=workers)
+            for workers in (1, 2)
+        ]
+        assert torch.equal(*(each.signals["log-odds"] for each in made))
+        assert made[0].about["init"] == "test_init:Own()"
+
+    def test_of_another_start_are_others(self, splits: Splits, tmp_path: Path) -> None:
+        model = vit()
+        train_references(model, splits, RECIPE, out=tmp_path, init=vit, models=2)
+        with pytest.raises(InputError, match="of one with init 'test_init:vit\\(\\)' instead of 'weights "):
+            train_references(model, splits, RECIPE, out=tmp_path, init=vit().state_dict(), models=2)
+
+    def test_what_cannot_travel_is_told(self, splits: Splits, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="workers must be 1 for a model or init that cannot be pickled, got 2"):
+            train_references(vit(), splits, RECIPE, out=tmp_path, init=lambda: vit(), models=2, workers=2)
+
+    def test_shadows_and_comparisons(self, splits: Splits, tmp_path: Path) -> None:
+        model, ids, start = vit(), torch.arange(4), vit().state_dict()
+        with pytest.raises(InputError, match="or else given init"):
+            train_shadows(model, splits, ids, plan("ft", recipe={"epochs": 1}), RECIPE, out=tmp_path, models=6)
+        how = {"out": tmp_path / "shadows", "models": 6, "init": vit}
+        made = train_shadows(model, splits, ids, plan("ft", recipe={"epochs": 1}), RECIPE, **how)
+        assert made.about["init"] == "test_init:vit()"
+        asked, anew = sets(splits, ids, Record()), retraining(model, Record(), {"epochs": 1, "lr": 0.1}, start)
+        compared = compare(model, splits.test, asked, {"with": {}}, anew, seeds=1, out=tmp_path)
+        assert compared.tables["with"]["retrain"].plan.to_dict()["init"] == described(start)
+
+    def test_a_checkpoint_knows_its_start(self) -> None:
+        start = vit().state_dict()
+        metadata = {"recipe": '{"epochs": 1, "lr": 0.1}', "init": described(start)}
+        record = Record.read(metadata, "m")
+        assert retraining(vit(), record, init=start).options["init"] is start
+        for other, got in ((None, "none"), (vit, r"test_init:vit\(\)"), (vit().state_dict(), "weights ")):
+            with pytest.raises(InputError, match=f"init must be what .* began with, weights [0-9a-f]+, got {got}"):
+                retraining(vit(), record, init=other)
+
+
+OWN_NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, channels, 8, 8))
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(64 * channels, classes))
+
+    def forward(self, x):
+        return self.head((x + self.token).flatten(1))
+
+def build(num_classes, in_channels):
+    return Net(num_classes, in_channels)
+"""
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch) -> Iterator[None]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        Path("own_net.py").write_text(OWN_NET)
+        yield
+        sys.modules.pop("own_net", None)
+
+    def run(self, line: str) -> int:
+        return cli.main(line.split())
+
+    def test_an_own_function_is_called_again(self, here: None) -> None:
+        training, own = "--epochs 1 --batch-size 256", f"--arch own_net:build {CLI}"
+        assert self.run(f"train --model own_net:build {CLI} {training} --out original.safetensors") == 0
+        assert (
+            self.run(f"forget --model original.safetensors {own} --ids 0-19 --method ft --epochs 1 --retrain --out out")
+            == 0
+        )
+        audited = f"audit --model out/model.safetensors --original original.safetensors {own} --retrain --out audit"
+        assert self.run(audited) == 0
+        splits = load("digits")
+        retain = TensorDataset(*splits.train[20:])
+        made = models.build("own_net:build", num_classes=10, in_channels=1)
+        models.load_checkpoint("audit/retrained.safetensors", made)
+        torch.manual_seed(1000)
+        expected = models.build("own_net:build", num_classes=10, in_channels=1)
+        recipe = Recipe(**json.loads(models.read_metadata("original.safetensors")["recipe"]))
+        fit(expected, [Pass([Part(retain)])], recipe, Run(seed=1000))
+        assert same(made, expected)
+        assert self.run(f"references --model original.safetensors {own} --models 2 --out refs") == 0
+
+    def test_start_weights(self, here: None, capsys) -> None:
+        small, training = f"{CLI} --width 4", "--epochs 1 --batch-size 256"
+        start = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
+        save_file(start.state_dict(), "start.safetensors")
+        assert self.run(f"train --model small-cnn {small} {training} --init start.safetensors --out m.safetensors") == 0
+        assert models.read_metadata("m.safetensors")["init"] == described(start.state_dict())
+        forget = f"forget --model m.safetensors {CLI} --ids 0-19 --method ft --epochs 1 --retrain --out out"
+        capsys.readouterr()
+        assert self.run(forget) == 2
+        assert "init must be what the checkpoint's training began with, weights" in capsys.readouterr().err
+        assert not os.path.exists("out/model.safetensors")
+        assert self.run(f"{forget} --init start.safetensors") == 0
+        assert self.run(f"references --model m.safetensors {CLI} --models 2 --init m.safetensors --out refs") == 2
+        assert self.run(f"references --model m.safetensors {CLI} --models 2 --init start.safetensors --out refs") == 0
+        method = "compare --methods ft --seeds 1 --settings with --ids 0-19"
+        assert self.run(f"{method} --model m.safetensors {CLI} --init start.safetensors --epochs 1 --out cmp") == 0

@@ -1,0 +1,59 @@
+"""What is said of models that were made otherwise: every difference, with both values."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from amun_ext import InputError
+from amun_ext.checks import differences
+from amun_ext.cli import provenance
+from amun_ext.deletion import Record
+from amun_ext.files import claim
+from amun_ext.training import Recipe
+
+RECIPE = Recipe(epochs=3, lr=0.1)
+RECORD = Record(recipe=RECIPE, unlearning={"method": "ft"})
+
+
+def made(**about: object) -> SimpleNamespace:
+    told = {"recipe": asdict(RECIPE), "forgotten before": [], "unlearning": {"method": "ft"}}
+    return SimpleNamespace(about=told | about)
+
+
+def test_differences() -> None:
+    assert differences({"a": 1, "b": {"c": [2]}}, {"a": 1, "b": {"c": [2]}}) == ""
+    assert differences({"a": 1, "b": {"c": 2}}, {"b": {"c": 3}}) == "b c 2 instead of 3, a 1 instead of None"
+    many = differences(dict.fromkeys("abcde", 1), {})
+    assert many == "a 1 instead of None, b 1 instead of None, c 1 instead of None and 2 more"
+    assert len(differences({"ids": list(range(10**6))}, {"ids": "x" * 10**6})) < 120
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"recipe": asdict(Recipe(epochs=3, lr=0.2))}, "got one with lr 0.2 instead of 0.1"),
+        ({"forgotten before": [3]}, r"of the same ids forgotten before, got \[3\] instead of \[\]"),
+        ({"unlearning": {"method": "rl"}}, "with its options, got with method 'rl' instead of 'ft'"),
+    ],
+)
+def test_other_shadows(about: dict, message: str) -> None:
+    provenance.check_shadows(made(), RECORD, [])
+    with pytest.raises(InputError, match=message):
+        provenance.check_shadows(made(**about), RECORD, [])
+
+
+def test_recipes_from_before_a_field_was_there() -> None:
+    """An absent one has its default."""
+    older = {"epochs": 3, "lr": 0.1}
+    provenance.check_shadows(made(recipe=older), RECORD, [])
+    assert provenance.remarks(RECORD, [], made(recipe=older)) == []
+    (remark,) = provenance.remarks(RECORD, [], made(recipe={**older, "schedule": "cosine"}))
+    assert remark.endswith("another recipe than the model: schedule 'cosine' instead of 'constant'")
+
+
+def test_another_folder(tmp_path) -> None:
+    claim(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
+    claim(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
+    with pytest.raises(InputError, match=r"of one with seed 1 instead of 2, recipe lr 0.1 instead of 0.3$"):
+        claim(tmp_path / "a.json", {"seed": 2, "recipe": asdict(Recipe(3, 0.3))}, "study")

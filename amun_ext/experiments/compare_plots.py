@@ -4,10 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amun_ext.evaluation.markup import SERIES
-from amun_ext.evaluation.plots import COLOURS, INK, svg
+from amun_ext.report.figures import COLOURS, INK, MARKERS, SERIES, svg
 
-MARKERS = "osD^vP"  # another one when the colours begin again
 REACH = 15.0  # points: what is farther from retraining and no-op than this stands at the edge, hollow
 WORST = 4.0  # no-op's gaps: where longer bars are cut
 SIZE = (6.0, 4.0)
@@ -80,17 +78,17 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _styles(rows: Iterable[str], reference: str, noop: str) -> dict[str, dict[str, Any]]:
-    """The colour and the marker of each row; the two fixed ones are in the colour of the text."""
-    fixed = {reference: ("*", 14.0), noop: ("X", 10.0)}
-    styles = {}
-    for index, name in enumerate(rows):
-        again, colour = divmod(index, SERIES)
-        shape, size = fixed.get(name, (MARKERS[again % len(MARKERS)], 7.0))
-        styles[name] = {
-            "color": INK if name in fixed else COLOURS[f"series-{colour}"][0],
-            "marker": {"marker": shape, "markersize": size},
-        }
-    return styles
+    """The colour and the marker of each row, one of its own; the two fixed ones are in the colour of the text."""
+    fixed = {reference: (INK, "*", 14.0), noop: (INK, "X", 10.0)}
+    others = [name for name in rows if name not in fixed]
+    own = {
+        name: (COLOURS[f"series-{index % SERIES}"][0], MARKERS[(index + index // SERIES) % len(MARKERS)], 7.0)
+        for index, name in enumerate(others)
+    }
+    return {
+        name: {"color": colour, "marker": {"marker": shape, "markersize": size}}
+        for name, (colour, shape, size) in {**fixed, **own}.items()
+    }
 
 
 def _error(deviation: float) -> float | None:

@@ -13,9 +13,20 @@ from amun_ext.cli.arguments import (
     add_ids,
     add_recipe,
     add_settings,
+    add_tables,
     recipe,
 )
-from amun_ext.cli.loading import about, check_folder, check_free, chosen_options, ids_to_forget, rebuilt, unseen
+from amun_ext.cli.loading import (
+    about,
+    check_folder,
+    check_free,
+    check_tables,
+    chosen_options,
+    ids_to_forget,
+    rebuilt,
+    tell,
+    unseen,
+)
 from amun_ext.data import load
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments import compare
@@ -58,12 +69,14 @@ def add(commands: Commands) -> None:
         help="with the retain set, without, or both (default: %(default)s)",
     )
     add_settings(command)
+    add_tables(command)
     add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     check_free(options.out, "compare.json", "compare.html")
+    check_tables(options)
     names = [name.strip() for name in options.methods.split(",")]
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = chosen_options(options)
@@ -86,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
             **tested_on,
         },
-        progress=True,
+        progress=not options.quiet,
     )
     compare.write(compared, options.out)
-    print(f"{compared.to_text()}\n\nwrote compare.json and compare.html into {options.out}")
+    tell(options, compared, f"compare.json and compare.html into {options.out}")

@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> None:
     splits = load(options.data, options.root, options.download)
     model, record = rebuilt(options, splits)
     anew = retraining(model, record, recipe(options))
-    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": not options.quiet}
     made = audits.train_references(model, splits, anew.recipe, out=options.out, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     ids, before = ids_in_question(options, splits, record)
     chosen, training = settled(chosen, model, record, options), retraining(model, record).recipe
     check_method("the flags", chosen.plain(), record)
-    print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
-    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    if not options.quiet:
+        print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": not options.quiet}
     made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, before=before, **how)
     print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")

@@ -101,7 +101,12 @@ def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
         ),
     ]
     table = Table(setting, "method", columns, rows, marked=METHODS[RETRAIN].title)
-    return [parts.Heading(heading), table, parts.Figures(figures, wide=True)]
+    return [
+        parts.Heading(heading),
+        table,
+        parts.Key(compare_plots.key(seen, *fixed)),
+        parts.Figures(figures, wide=True),
+    ]
 
 
 def _methods(comparison: Comparison) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amun_ext.checks import require
 from amun_ext.evaluation import predict
-from amun_ext.files import all_or_none, no_link, plain, workplace, write_json
+from amun_ext.files import all_or_none, atomic_path, no_link, plain, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
 from amun_ext.report import Document, Result
@@ -218,6 +218,21 @@ def write(searches: Searches, folder: Path) -> None:
     with workplace(folder, "search") as place, all_or_none(folder, place) as made:
         write_json(made / "searches.json", searches.to_dict())
         searches.to_html(made / "searches.html")
+
+
+def write_png(searches: Searches, folder: Path) -> None:
+    """METHOD-ID.png for each example: the image, the example, and what was changed, enlarged around grey."""
+    from amun_ext.report.figures import amplification, png
+
+    images = searches.images.detach().float().cpu()
+    for method, run in searches.runs.items():
+        found = run.result.found.cpu().nonzero()[:, 0]
+        changes = run.result.images.float().cpu() - images
+        factor = amplification([change.numpy() for change in changes[found]]) if len(found) else 1
+        for row in found.tolist():
+            shown = torch.cat([images[row], images[row] + changes[row], 0.5 + factor * changes[row]], dim=2)
+            with atomic_path(folder / f"{method}-{int(searches.ids[row])}.png") as path:
+                path.write_bytes(png(shown.numpy()))
 
 
 def check_methods(methods: Sequence[str]) -> None:

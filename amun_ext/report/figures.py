@@ -15,7 +15,7 @@ from amun_ext.report.parts import Mark
 
 BINS = 36
 SERIES = 10  # colours for things of any number, which repeat then: --series-0 and so on, as in style.css
-MARKERS = "osD^vP<>ph"  # in pictures of points: another for each of SERIES
+MARKERS = dict(zip("osD^vP<>ph*X", "●■◆▲▼✚◀▶⬟⬢★✖", strict=True))  # for each of SERIES another, and how a key has it
 DASHES = ((), (4.0, 1.6), (1.2, 1.2), (6.0, 1.6, 1.2, 1.6))  # lengths in multiples of the line's width
 # matplotlib wants colours, the page wants its own in light and dark: draw in these, then put the page's in their place.
 COLOURS = {

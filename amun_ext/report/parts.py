@@ -60,7 +60,7 @@ class Mark:
     name: str
     colour: str
     dashes: Sequence[float] = ()  # lengths in widths of the line
-    points: bool = False  # has no line
+    points: str = ""  # what they look like, where there is no line
     filled: bool = False  # a bar
 
 

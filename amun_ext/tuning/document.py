@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amun_ext.evaluation.metrics import Row as Measured
 from amun_ext.report import parts
-from amun_ext.report.figures import COLOURS, INK, SERIES, SETS, line, svg
+from amun_ext.report.figures import COLOURS, INK, MARKERS, SERIES, SETS, line, svg
 from amun_ext.report.tables import Cell, Column, Row, Table, number, value, word
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES
 from amun_ext.tuning.space import SPACE, OneOf, Parameters
@@ -33,7 +33,7 @@ def document(tuning: Tuning) -> parts.Document:
         for trial in trials
         if trial.failure is not None
     }
-    schedules = [parts.Mark(schedule, colour, points=True) for schedule, colour in _colours().items()]
+    schedules = [parts.Mark(schedule, colour, points=MARKERS["o"]) for schedule, colour in _colours().items()]
     key = parts.Key([*schedules, SETS["forget"], parts.Mark("held out", "test", SETS["test"].dashes)])
     return parts.Document(
         "Tuning",
@@ -137,10 +137,10 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
 
 
 def _colours() -> dict[str, str]:
-    """Schedule -> colour."""
+    """Schedule -> colour, none of those of the sets."""
     schedules = SPACE["schedule"][0]
     assert isinstance(schedules, OneOf)
-    return {schedule: f"series-{index % SERIES}" for index, schedule in enumerate(schedules.values)}
+    return {schedule: f"series-{2 + index % (SERIES - 2)}" for index, schedule in enumerate(schedules.values)}
 
 
 def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None) -> str:

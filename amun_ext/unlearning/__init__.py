@@ -61,7 +61,9 @@ METHODS: Mapping[str, Method] = {
         "training from scratch on D_R alone",
         needs_retain=True,
     ),
-    "ft": Method(finetune, "FT", "fine-tuning on D_R alone (another FT than that of FT AUC)", needs_retain=True),
+    "ft": Method(
+        finetune, "FT", "fine-tuning on D_R alone; the FT of FT AUC is forget against test", needs_retain=True
+    ),
     "rl": Method(random_label, "RL", "fine-tuning on D_F with random labels, and D_R"),
     "ga": Method(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
     "bs": Method(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),

@@ -19,8 +19,9 @@ from amun_ext import InputError, cli, data, evaluate, find_min_adversarial, mode
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.experiments import compare, compare_page
+from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import NEEDS, NO_BETTER, NOOP, NOTHING, TOO_MUCH, Cell, Comparison, Line
+from amun_ext.report import html
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.choices import save_choices
@@ -367,7 +368,7 @@ class TestCells:
             assert line["remarks"] == ["2 of 2 failed"]
             assert line["UA"] == {"mean": None, "deviation": None, "n": 0}
             printed = capsys.readouterr().out
-            assert re.search(r"FT, with D_R, seed 1: .*(the loss is|finite logits)", printed)
+            assert re.search(r"FT, with D_R, seed 1  .*(the loss is|finite logits)", printed)
             assert re.search(
                 r"<dt>FT, with D_R, seed 0</dt><dd>.*(the loss is|finite)", (tmp_path / "out/compare.html").read_text()
             )
@@ -412,6 +413,10 @@ def test_a_folder_in_the_way_is_refused_before_any_work(original, tmp_path, caps
     (tmp_path / "out/compare.html").mkdir(parents=True)
     assert run(original, tmp_path / "out") == 2
     assert "free to hold a file compare.html" in capsys.readouterr().err
+
+
+def render(of: Comparison) -> str:
+    return html.render(of.document())
 
 
 def row(ua: float, auc: float = 60.0, error: float = 2.0, ra: float = 100.0, ta: float = 90.0) -> Cell:
@@ -462,25 +467,25 @@ class TestRemarks:
         assert math.isnan(seen.statistics("with", "ga")["gap"].mean)
         assert seen.remarks("with", "ga") == []
         assert seen.remarks("with", RETRAIN) == ["1 of 1 failed"]
-        assert not Page(compare_page.render(seen)).open
+        assert not Page(render(seen)).open
         assert json.loads(json.dumps(seen.to_dict(), allow_nan=False))["tables"]["with"]["ga"]["gap"]["mean"] is None
 
 
 class TestPage:
     def test_names_the_closest_that_does_something(self) -> None:
-        assert "GA comes closest" in compare_page.render(comparison(row(92.0, 52.0)))
-        assert "comes closest" not in compare_page.render(comparison(row(100.0, 52.0)))
+        assert "GA comes closest" in render(comparison(row(92.0, 52.0)))
+        assert "comes closest" not in render(comparison(row(100.0, 52.0)))
 
     def test_points_far_away_do_not_spoil_the_pictures(self) -> None:
-        near, far = (compare_page.render(comparison(row(ua, 52.0, ta=ta))) for ua, ta in ((92.0, 88.0), (5.0, 5.0)))
+        near, far = (render(comparison(row(ua, 52.0, ta=ta))) for ua, ta in ((92.0, 88.0), (5.0, 5.0)))
         assert "cut" not in re.sub("is cut", "", near)
         assert ", cut" in far
         assert not Page(far).open
 
     def test_same_input_same_page_in_the_colours_of_the_page(self) -> None:
         seen = comparison(row(92.0, 52.0), row(93.0, 51.0))
-        page = compare_page.render(seen)
-        assert page == compare_page.render(seen)
+        page = render(seen)
+        assert page == render(seen)
         svgs = " ".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
         assert not re.findall(r"(?:fill|stroke): (?!none|currentColor|var\(|#ffffff; opacity: 0)[^;\"]+", svgs)
 

@@ -80,7 +80,12 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
         print(f"already done: this training's model is in {options.out}")
         return
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
-    fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, checkpoint=place / KEPT, progress=True))
+    fit(
+        model,
+        [Pass([Part(splits.train)])],
+        training,
+        Run(seed=options.seed, checkpoint=place / KEPT, progress=not options.quiet),
+    )
     models.save_checkpoint(place / options.out.name, model, metadata)
     (place / options.out.name).replace(options.out)
     sets = {"training": splits.train.tensors, "test": splits.test.tensors}

@@ -3,7 +3,9 @@
 import csv
 import io
 import math
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -144,3 +146,10 @@ def test_facts_in_words(fact, told) -> None:
 def test_a_long_list_is_cut() -> None:
     assert html.told([*range(0, 2000, 2)]).endswith(", ... (1000 in all)")
     assert len(html.told([*range(0, 2000, 2)])) < 430
+
+
+def test_the_room_knows_no_result() -> None:
+    """It is a leaf: what results are made of imports it, not the other way round."""
+    sources = [path.read_text() for path in Path(html.__file__).parent.glob("*.py")]
+    known = {name for source in sources for name in re.findall(r"(?:from|import) amun_ext\.(\w+)", source)}
+    assert known == {"report", "checks", "files"}

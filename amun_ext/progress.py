@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 
 class _Line(std.tqdm):  # type: ignore[misc]
-    """One line at the end, whatever happens before."""
+    """One line at the end, whatever happens before, if anything does."""
 
     disable: bool
 
@@ -20,6 +20,8 @@ class _Line(std.tqdm):  # type: ignore[misc]
             return
         self.disable = True
         self._decr_instances(self)
+        if not self.n:  # it may have been refused, of which there is one line and no more
+            return
         took = self.format_interval(self._time() - self.start_t)
         more = f", {self.postfix}" if self.postfix else ""
         self.fp.write(f"{self.desc.removesuffix(': ')}: {self.n} of {self.total} in {took}{more}\n")

@@ -207,12 +207,25 @@ def write_tensors(
     metadata: dict[str, str],
     scratch: Path | None = None,
 ) -> None:
-    """A safetensors file. OSError when it cannot be written."""
+    """A safetensors file, the same for the same content. OSError when it cannot be written."""
     with atomic_path(path, scratch) as temporary:
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """By name, in place: safetensors has them in another order each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header |= {"__metadata__": dict(sorted(header.get("__metadata__", {}).items()))}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # it is: the same JSON without spaces, but for those at its end
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def write_text(path: str | os.PathLike[str], text: str, scratch: Path | None = None) -> None:

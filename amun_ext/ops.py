@@ -15,6 +15,11 @@ _search_step_ = torch.ops.amun_ext.search_step_.default
 _masked_sgd_ = torch.ops.amun_ext.masked_sgd_.default
 _sm_taylor_softmax = torch.ops.amun_ext.sm_taylor_softmax.default
 
+# No op has a gradient, but what autograd does by default lets results say that they have one.
+_autograd = torch.library.Library("amun_ext", "IMPL")
+for _name in ("attack_loss", "sm_taylor_softmax"):
+    _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
 LOSSES = ("cross_entropy", "margin")
 RULES = ("pgd", "ddn", "deepfool", "given")
 TAYLOR_ORDERS = range(2, 9)
@@ -61,6 +66,7 @@ def attack_loss(
 
 @torch.library.register_fake("amun_ext::attack_loss")
 def _(logits: Tensor, labels: Tensor, loss: str, gap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_device(logits, labels)
     torch._check(logits.dim() == 2, lambda: f"logits must have shape [B, K], got {tuple(logits.shape)}")
     torch._check(labels.shape == logits.shape[:1], lambda: f"labels must have shape [B], got {tuple(labels.shape)}")
     torch._check(loss in LOSSES, lambda: f"loss must be one of {LOSSES}, got {loss!r}")
@@ -176,6 +182,8 @@ def _(
     images: Tensor,
     *columns_queue_and_schedule: Tensor | float | str,
 ) -> None:
+    columns = [each for each in columns_queue_and_schedule if isinstance(each, Tensor)]
+    _check_device(x, slots, slot_labels, grad, adversarial, predicted, margin, inputs, labels, images, *columns)
     torch._check(grad.shape == x.shape, lambda: f"grad must have shape {tuple(x.shape)}, got {tuple(grad.shape)}")
     row = x.shape[1:]
     torch._check(inputs.shape[1:] == row, lambda: f"inputs must have rows {tuple(row)}, got {tuple(inputs.shape)}")
@@ -243,6 +251,7 @@ def masked_sgd_(
 def _(
     params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], masks: list[Tensor], *_: float | bool
 ) -> None:
+    _check_device(*params, *grads, *momentum_buffers, *masks)
     expected = [tuple(param.shape) for param in params]
     for name, tensors in {"grads": grads, "momentum_buffers": momentum_buffers, "masks": masks}.items():
         got = [tuple(tensor.shape) for tensor in tensors]
@@ -291,10 +300,18 @@ def sm_taylor_softmax(
 
 @torch.library.register_fake("amun_ext::sm_taylor_softmax")
 def _(logits: Tensor, labels: Tensor, order: int, margin: float, temperature: float, floor: float) -> Tensor:
+    _check_device(logits, labels)
     torch._check(logits.dim() >= 2, lambda: f"logits must have shape [..., N, C], got {tuple(logits.shape)}")
     torch._check(labels.shape == logits.shape[-2:-1], lambda: f"labels must have shape [N], got {tuple(labels.shape)}")
     torch._check(order in TAYLOR_ORDERS, lambda: f"order must be in [2, 8], got {order}")
     return logits.new_empty(logits.shape[:-1], dtype=accumulate_dtype(logits.dtype))
+
+
+def _check_device(first: Tensor, *others: Tensor) -> None:
+    """A tensor without values among others brings a call here, where nothing is computed."""
+    devices = {str(each.device) for each in others} - {str(first.device)}
+    told = f"all tensors must be on the device of the first, {first.device}, got {', '.join(sorted(devices))}"
+    torch._check(not devices, lambda: told)
 
 
 def _is_dense(tensor: Tensor) -> bool:

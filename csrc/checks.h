@@ -7,6 +7,8 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <ostream>
 #include <string>
 #include <tuple>
@@ -38,6 +40,35 @@ struct Entry {
 inline std::ostream& operator<<(std::ostream& out, const Entry& entry) {
   return out << entry.list << '[' << entry.index << ']';
 }
+
+// The bytes that a tensor without gaps takes, and whether the op writes them.
+struct Span {
+  const char* name;
+  const char* begin;
+  const char* end;
+  bool written;
+};
+
+inline Span span(const char* name, const Tensor& tensor, bool written) {
+  const char* const begin = static_cast<const char*>(tensor.const_data_ptr());
+  return {name, begin, begin + tensor.numel() * tensor.element_size(), written};
+}
+
+// What is written must not lie where anything else does, be it in part.
+inline void check_apart(std::vector<Span> spans) {
+  std::sort(spans.begin(), spans.end(), [](const Span& one, const Span& other) { return one.begin < other.begin; });
+  Span last{}, written{};  // those that end last, of all so far and of what is written
+  for (const Span& each : spans) {
+    if (each.begin == each.end) continue;
+    const Span& before = each.written ? last : written;
+    STD_TORCH_CHECK(each.begin >= before.end, before.name, " and ", each.name, " must not share memory");
+    if (each.end > last.end) last = each;
+    if (each.written && each.end > written.end) written = each;
+  }
+}
+
+// As a float, which a double beyond its range has no value in.
+inline bool is_finite_float(double value) { return std::abs(value) <= std::numeric_limits<float>::max(); }
 
 inline bool is_float(ScalarType dtype) {
   return dispatch(dtype, [](auto) {});
@@ -120,12 +151,21 @@ inline SearchStepArgs check_search_step(
                   {"start", start},
                   {"overshoot", overshoot}};
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  for (const auto& [name, value] : positive)
+  // Squares must be finite in the type of the sums.
+  const double most = std::sqrt(real == ScalarType::Double ? std::numeric_limits<double>::max()
+                                                           : static_cast<double>(std::numeric_limits<float>::max()));
+  for (const auto& [name, value] : positive) {
     STD_TORCH_CHECK(value > 0 && value < infinity, name, " must be positive and finite, got ", value);
+    STD_TORCH_CHECK(value <= most, name, " must be at most ", most, ", got ", value);
+  }
+  for (const auto& [name, value] :
+       {std::pair{"step_fraction", step_fraction}, {"last_step_fraction", last_step_fraction}})
+    STD_TORCH_CHECK(value * eps_max <= most, name, " * eps_max must be at most ", most, ", got ", value, " * ",
+                    eps_max);
   // From 1.5 on, ddn_radius could shrink a radius to nothing.
   const bool shrinks = rule == "ddn";
   for (const auto& [name, value] : {std::pair{"eps_growth", eps_growth}, {"last_eps_growth", last_eps_growth}})
-    STD_TORCH_CHECK(value > 1 && value < (shrinks ? 1.5 : infinity), name, " must be greater than 1 and ",
+    STD_TORCH_CHECK(value > 1 && value < (shrinks ? 1.5 : most), name, " must be greater than 1 and ",
                     shrinks ? "less than 1.5" : "finite", ", got ", value);
   STD_TORCH_CHECK(pull_back > 0 && pull_back <= 1, "pull_back must be in (0, 1], got ", pull_back);
   STD_TORCH_CHECK(low < high, "low must be less than high, got ", low, " and ", high);
@@ -166,11 +206,13 @@ inline SearchStepArgs check_search_step(
   args.pull_back = pull_back;
   args.low = low;
   args.high = high;
-  const void* const apart[] = {args.x, args.grad, args.inputs, args.images};
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < i; ++j)
-      STD_TORCH_CHECK(!apart[i] || apart[i] != apart[j], "x, grad, inputs and images must not share memory");
-  STD_TORCH_CHECK(!args.eps || args.eps != args.distance, "eps and distance must not share memory");
+  check_apart({span("x", x, true), span("slots", slots, true), span("slot_labels", slot_labels, true),
+               span("grad", grad, false), span("adversarial", adversarial, false), span("predicted", predicted, false),
+               span("margin", margin, false), span("inputs", inputs, false), span("labels", labels, false),
+               span("images", images, true), span("found_labels", found_labels, true), span("eps", eps, true),
+               span("distance", distance, true), span("round_step", round_step, true),
+               span("grad_evals", grad_evals, true), span("status", status, true), span("queue", queue, false),
+               span("cursor", cursor, true)});
   return args;
 }
 
@@ -184,8 +226,7 @@ inline AttackLossArgs check_attack_loss(const Tensor& logits, const Tensor& labe
                   text(logits.sizes()));
   STD_TORCH_CHECK(loss == "cross_entropy" || loss == "margin", "loss must be \"cross_entropy\" or \"margin\", got \"",
                   loss, "\"");
-  STD_TORCH_CHECK(gap >= 0 && gap < std::numeric_limits<double>::infinity(),
-                  "gap must be finite and not negative, got ", gap);
+  STD_TORCH_CHECK(gap >= 0 && is_finite_float(gap), "gap must be finite and not negative, got ", gap);
   AttackLossArgs args;
   args.rows = logits.size(0);
   args.classes = logits.size(1);
@@ -220,10 +261,10 @@ inline SmTaylorArgs check_sm_taylor_softmax(const Tensor& logits, const Tensor& 
   STD_TORCH_CHECK(order >= least_taylor_order && order <= most_taylor_order, "order must be in [", least_taylor_order,
                   ", ", most_taylor_order, "], got ", order);
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  STD_TORCH_CHECK(margin - margin == 0, "margin must be finite, got ", margin);
-  STD_TORCH_CHECK(temperature > 0 && temperature < infinity, "temperature must be positive and finite, got ",
+  STD_TORCH_CHECK(is_finite_float(margin), "margin must be finite, got ", margin);
+  STD_TORCH_CHECK(temperature > 0 && is_finite_float(temperature), "temperature must be positive and finite, got ",
                   temperature);
-  STD_TORCH_CHECK((floor > 0 && floor < infinity) || floor == -infinity,
+  STD_TORCH_CHECK((floor > 0 && is_finite_float(floor)) || floor == -infinity,
                   "floor must be positive and finite, or -inf for none, got ", floor);
   SmTaylorArgs args;
   args.rows = 1;
@@ -291,7 +332,7 @@ inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
   } numbers[] = {
       {"lr", lr, 0}, {"momentum", momentum, 0}, {"dampening", dampening, -infinity}, {"weight_decay", weight_decay, 0}};
   for (const auto& [name, value, least] : numbers)
-    STD_TORCH_CHECK(value >= least && value - value == 0, name, " must be finite",
+    STD_TORCH_CHECK(value >= least && is_finite_float(value), name, " must be finite",
                     least == 0 ? " and not negative" : "", ", got ", value);
   STD_TORCH_CHECK(!nesterov || (momentum > 0 && dampening == 0),
                   "nesterov must come with momentum and without dampening, got ", momentum, " and ", dampening);
@@ -303,7 +344,7 @@ inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
                   masks.size());
 
   std::vector<MaskedSgdGroup> groups;
-  std::vector<const void*> written;
+  std::vector<Span> spans;
   for (size_t i = 0; i < count; ++i) {
     const Entry name{"params", i};
     const Tensor& param = params[i];
@@ -324,10 +365,10 @@ inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
       tensor.mask = static_cast<const uint8_t*>(masks[i].const_data_ptr());
     }
     if (!tensor.length) continue;
-    for (const void* pointer : {static_cast<const void*>(tensor.param), static_cast<const void*>(tensor.momentum)})
-      if (pointer) written.push_back(pointer);
-    STD_TORCH_CHECK(tensor.grad != tensor.param && tensor.grad != tensor.momentum, "grads[", i,
-                    "] must not share memory with what is written");
+    spans.push_back(span("params", param, true));
+    spans.push_back(span("grads", grads[i], false));
+    if (remembered) spans.push_back(span("momentum_buffers", momentum_buffers[i], true));
+    if (!masks.empty()) spans.push_back(span("masks", masks[i], false));
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& other) { return other.dtype == dtype && other.wide == wide; });
     if (group == groups.end()) group = groups.insert(group, {dtype, wide});
@@ -335,9 +376,7 @@ inline std::pair<SgdRule<double>, std::vector<MaskedSgdGroup>> check_masked_sgd(
     group->blocks += blocks_of(tensor.length);
     group->tensors.push_back(tensor);
   }
-  std::sort(written.begin(), written.end());
-  STD_TORCH_CHECK(std::adjacent_find(written.begin(), written.end()) == written.end(),
-                  "params and momentum_buffers must not share memory");
+  check_apart(std::move(spans));
   const double fresh = first || momentum == 0 ? 1 : 1 - dampening;
   return {{lr, momentum, fresh, weight_decay, nesterov, maximize, first, gradient_only}, std::move(groups)};
 }

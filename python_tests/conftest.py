@@ -22,6 +22,8 @@ import torch
 from hypothesis import settings
 from search_tools import Task, trained_net
 
+from amun_ext import cli
+
 ASKED = os.environ.get("AMUN_TEST_SEED") or "0"
 SEED = int.from_bytes(os.urandom(4)) if ASKED == "random" else int(ASKED)
 os.environ["AMUN_TEST_SEED"] = str(SEED)  # for the processes of pytest-xdist
@@ -94,6 +96,14 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 @pytest.fixture(scope="session")
 def one_thread():
     """Every test has one thread."""
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(once) -> Path:
+    """A small network for the digits, by the command that users have for it."""
+    told = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
+    name = "model.safetensors"
+    return once("digits", lambda folder: cli.main([*told.split(), "--out", str(folder / name)])) / name
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ FAULTS = [
     Fault("forgotten state", "training/resume.py", 'self.order.set_state(tensors["order"])', "pass", "training"),
     Fault("swallowed damage", "training/resume.py", "require(intact,", "require(True,", "training"),
     Fault("wrong half", "search/finish.py", "middle = (low + high) / 2\n", "middle = high / 2\n", "search"),
-    Fault("floor for round", "search/finish.py", ".round().clamp(0", ".floor().clamp(0", "search"),
+    Fault("floor for round", "search/finish.py", ".round().clamp(0", ".floor().clamp(0", "search_options"),
     Fault("off by one", "saliency.py", "len(scores) - count + 1", "len(scores) - count", "saliency"),
     Fault("sign: absolute too early", "saliency.py", 'score == "sum_abs"', "score", "saliency"),
     Fault("forget set kept", "deletion/ids.py", "    kept[ids] = False\n", "", "deletion"),

@@ -248,7 +248,7 @@ class TestAudit:
         for name in told["columns"]:
             assert f"| {name} |" in page
         page = (tmp_path / "audit.html").read_text()
-        assert f"id {told['members']['samples'][0]['id']}, " in page
+        assert f'<th scope="row">{told["members"]["samples"][0]["id"]}</th>' in page
         assert "data:image" not in page  # nothing of what was to be deleted
         found.write(tmp_path, with_images=True)
         shown = (tmp_path / "audit.html").read_text()

@@ -24,12 +24,9 @@ from amun_ext.unlearning.choices import save_choices
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory, one_thread) -> Path:
-    path = tmp_path_factory.mktemp("original") / "model.safetensors"
-    arguments = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
-    assert cli.main([*arguments.split(), "--out", str(path)]) == 0
-    return path
+@pytest.fixture
+def original(digits_checkpoint: Path) -> Path:
+    return digits_checkpoint
 
 
 def models_forgotten(path: Path) -> list[int]:
@@ -183,6 +180,7 @@ class TestCode:
         assert ended.returncode == 0, ended.stderr
         assert not (tmp_path / "ran").exists()
 
+    @pytest.mark.slow
     def test_none_in_workers_either_and_the_users_own_there_too(self, original: Path, tmp_path: Path) -> None:
         with_own_code(tmp_path)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)

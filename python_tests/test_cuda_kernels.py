@@ -27,6 +27,7 @@ from torch.utils.cpp_extension import include_paths
 from amun_ext import extension, ops
 from amun_ext.ops import AttackLoss, Book, Pool, Schedule, accumulate_dtype
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 import kernels as compiler  # noqa: E402
@@ -376,7 +377,6 @@ BARRIERS = [
 ]
 
 
-@pytest.mark.slow
 class TestRaces:
     def test_kernels_have_none(self, tmp_path):
         assert find_races(ROOT / "csrc", tmp_path) == ""
@@ -442,7 +442,6 @@ def cuda_build(once) -> CudaBuild:
     return CudaBuild(libraries[0], compiler.reported(said), compiler.wide_in_ptx(folder / "ptx"))
 
 
-@pytest.mark.slow
 class TestCompiledKernels:
     def test_all_are_there_for_every_architecture(self, cuda_build):
         names = [set(kernels) for kernels in cuda_build.kernels.values()]
@@ -476,7 +475,6 @@ class TestCompiledKernels:
                 assert counts["wide loads"] == counts["wide stores"] == 0, (name, counts)
 
 
-@pytest.mark.slow
 class TestCudaBuild:
     def test_loads_and_registers_where_there_is_no_gpu(self, cuda_build):
         script = f"""

@@ -99,6 +99,7 @@ class TestTraining:
         for name, signal in whole.signals.items():
             assert torch.equal(signal, more.signals[name])
 
+    @pytest.mark.slow
     def test_two_workers_do_what_one_does(self, train, tmp_path) -> None:
         one, two = train(out=tmp_path / "one", models=2), train(out=tmp_path / "two", models=2, workers=2)
         assert torch.equal(one.signals["sm-taylor"], two.signals["sm-taylor"])

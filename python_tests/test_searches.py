@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import AdversarialSet, InputError, cli, data, find_min_adversarial, models
-from amun_ext.experiments import searches, searches_page
+from amun_ext.experiments import searches, searches_document
+from amun_ext.report import html
 from amun_ext.search import METHODS
 from amun_ext.training import Part, Pass, Recipe, fit
 
@@ -76,7 +77,7 @@ class TestCommand:
         own = next(point for point in told["curves"]["ddn"] if point["steps"] == METHODS["ddn"].options["steps"])
         assert own["median"] == told["methods"]["ddn"]["median"]
         assert [point["steps"] for point in told["curves"]["ffgsm"]] == [8]
-        assert told["pair"]["methods"] == ["pgd", "ffgsm"]
+        assert told["pair"]["methods"] == ["pgd", "ddn"]
         assert told["facts"]["model"] == "model.safetensors"
         assert told["facts"]["versions"]["torch"] == torch.__version__
         assert str(tmp_path) not in (out / "searches.json").read_text() + (out / "searches.html").read_text()
@@ -85,9 +86,9 @@ class TestCommand:
         assert not page.open
         assert not {"script", "link", "iframe", "object", "image"} & {*tags}
         pictures = [attributes["aria-label"] for tag, attributes in page.tags if tag == "figure" and attributes]
-        titles = ["Distances", "Median distance against gradients", "ffgsm against pgd, sample by sample"]
+        titles = ["Distances", "Median distance against gradients", "ddn against pgd, sample by sample"]
         assert pictures == titles
-        assert tags.count("img") == searches_page.EXAMPLES * (1 + 2 * len(METHODS))
+        assert tags.count("img") == searches_document.EXAMPLES * (1 + 2 * len(METHODS))
 
     def test_goes_on_after_what_is_there(self, checkpoints, tmp_path) -> None:
         rows = ("--ids", "7,3,11")
@@ -249,17 +250,17 @@ class TestCompare:
         assert [point.steps for point in seen.curves["boundary"]].count(3) == 1
         assert {point.steps for point in seen.curves["boundary"]} == {3, 5, 10, 20, 40}
         assert [point.steps for point in seen.curves["at once"]] == [None]
-        assert searches_page.render(seen).count("<figure role=") == 3
+        assert html.render(seen.document()).count("<figure role=") == 3
         with pytest.raises(SystemExit):
             cli.main(["search", "--help"])
 
     @pytest.mark.parametrize("methods", [["ddn"], ["pgd"], ["ffgsm", "ddn", "pgd"]])
     def test_pictures_of_any_number_of_methods(self, methods) -> None:
         seen = searches.compare(Linear(), IMAGES[:2], LABELS[:2], methods, curves=False)
-        page = searches_page.render(seen)
+        page = html.render(seen.document())
         assert not Page(page).open
         assert page.count("<figure role=") == (2 if len(methods) == 1 else 3)
-        assert page == searches_page.render(seen)
+        assert page == html.render(seen.document())
         svgs = " ".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
         assert not re.findall(r"(?:fill|stroke): (?!none|currentColor|var\(|#ffffff; opacity: 0)[^;\"]+", svgs)
 
@@ -270,7 +271,7 @@ class TestCompare:
         wrong = searches.compare(Linear(), IMAGES, (IMAGES.mean((1, 2, 3)) < 0.5).long(), ["ddn", "ffgsm"])
         assert wrong.rows["ddn"]["n"] == 0
         for seen in (lost, wrong):
-            page = searches_page.render(seen)
+            page = html.render(seen.document())
             assert not Page(page).open
             assert "<svg" not in page
             assert json.loads(json.dumps(seen.to_dict(), allow_nan=False))["methods"]["ddn"]["median"] is None
@@ -279,7 +280,7 @@ class TestCompare:
         hostile = "<script src='x'></script>&\""
         facts = {hostile: hostile}
         seen = searches.compare(Linear(), IMAGES, LABELS, ["ddn"], classes=[hostile, "b"], facts=facts, curves=False)
-        page = searches_page.render(seen)
+        page = html.render(seen.document())
         assert hostile not in page
         assert "script" not in {tag for tag, _ in Page(page).tags}
 

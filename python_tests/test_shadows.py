@@ -97,6 +97,7 @@ class TestShadows:
         assert torch.equal(load_shadows(tmp_path).rows, first.rows)
 
     @pytest.mark.filterwarnings("ignore:.*forget samples have no adversarial example")
+    @pytest.mark.slow
     def test_two_workers_do_what_one_does(self, train, tmp_path) -> None:
         unlearning = plan("amun", recipe={"epochs": 1, "lr": 0.01})
         one, two = (train(out=tmp_path / str(n), workers=n, unlearning=unlearning) for n in (1, 2))

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from amun_ext.audit.against import attacks_of_verdict, no_random_draw
 from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
 from amun_ext.audit.attacks import all_scores
+from amun_ext.audit.document import document
 from amun_ext.audit.flags import flags, no_op
 from amun_ext.audit.measures import (
     AUDITED,
@@ -45,6 +46,7 @@ from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
 from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
+from amun_ext.report import Document, Result
 
 __all__ = [
     "MARGIN",
@@ -64,7 +66,7 @@ PICTURES = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Result):
     """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
 
     verdict: Verdict  # of `verdicts` the worse, see `amun_ext.audit.power`
@@ -110,30 +112,19 @@ class Audit:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())
 
-    def to_text(self) -> str:
-        """For a terminal."""
-        from amun_ext.audit import text
-
-        return text.render(self)
-
-    def to_markdown(self) -> str:
-        """For a pull request."""
-        from amun_ext.audit import text
-
-        return text.markdown(self)
+    def document(self) -> Document:
+        return document(self)
 
     def write(self, folder: str | os.PathLike[str], *, with_images: bool = False, place: Path | None = None) -> None:
         """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples.
 
         place: the workplace in `folder`, where there is one.
         """
-        from amun_ext.audit import page  # here, because matplotlib takes a second to import
-
         own = workplace(folder, "audit") if place is None else contextlib.nullcontext(place)
         with own as place, all_or_none(folder, place) as made:
             self.to_json(made / FILES[0])
             write_text(made / FILES[1], self.to_markdown())
-            write_text(made / FILES[2], page.render(self, with_images))
+            self.to_html(made / FILES[2], with_images=with_images)
 
 
 def audit(

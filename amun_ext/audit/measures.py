@@ -154,17 +154,17 @@ MEASURES = (
     Measure("TA", f"% of the test set classified correctly; {CLOSER}", lambda seen: accuracy(seen, "test")),
     Measure(
         "FT AUC",
-        f"chance that a forget sample looks more like a member than a test sample, %; {CLOSER}",
+        f"forget against test: chance that a forget sample looks more like a member, %; {CLOSER}",
         lambda seen: drawn_auc(seen.scores, "FT"),
     ),
     Measure(
         "FR AUC",
-        "the same of retain and forget samples; 50 for a model that has forgotten nothing",
+        "the same of retain against forget samples; 50 for a model that has forgotten nothing",
         lambda seen: drawn_auc(seen.scores, "FR"),
     ),
     Measure(
         "RT AUC",
-        "the same of retain and test samples: how much the model tells of what it keeps",
+        "the same of retain against test samples: how much the model tells of what it keeps",
         lambda seen: drawn_auc(seen.scores, "RT"),
     ),
     Measure(

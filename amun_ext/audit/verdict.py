@@ -1,9 +1,9 @@
 """Was it forgotten? A stated rule, which can also answer that it cannot tell.
 
 The FT AUC of the audited model is compared with what it should be: the mean of retrained models on the same samples,
-or, against reference or shadow models, 50. Two one-sided t-tests at 95 % (an equivalence test: Schuirmann 1987) say
-whether the two differ by less than a margin. That no difference was found is no proof that there is none: few ids give
-a wide interval, and of fewer than LEAST_IDS it is not to be believed.
+or, against reference or shadow models, 50. Two one-sided t-tests at the 5 % level (an equivalence test: Schuirmann
+1987) say whether the two differ by less than a margin. That no difference was found is no proof that there is none: few
+ids give a wide interval, and of fewer than LEAST_IDS it is not to be believed.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from amun_ext.evaluation.roc import AucDifference
 
 MARGIN = 5.0  # points of AUC
-LEVEL = 0.95  # of each one-sided test; the interval of both together is that of 90 %
+LEVEL = 0.95  # one less the level of each one-sided test; both together are the 90 % interval
 LEAST_IDS = 10
 
 FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL = "forgotten", "not forgotten", "over-forgotten", "cannot tell"

@@ -51,6 +51,7 @@ def add_command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    command.add_argument("--quiet", action="store_true", help="no progress: the result alone, or what went wrong")
     command.set_defaults(run=run, stopped=stopped)
     command.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
     return command
@@ -106,6 +107,12 @@ def add_images(command: argparse.ArgumentParser) -> None:
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace the result of another request or training")
+
+
+def add_tables(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tables", action="store_true", help="write every table as .csv and .tex, too, into the folder tables of --out"
+    )
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

@@ -15,9 +15,28 @@ from amun_ext import info, models
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_images, count
+from amun_ext.cli.arguments import (
+    RESUMES,
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_data,
+    add_ids,
+    add_images,
+    add_tables,
+    count,
+)
 from amun_ext.cli.earlier import now
-from amun_ext.cli.loading import about, check_folder, check_free, ids_in_question, load_for, rebuilt
+from amun_ext.cli.loading import (
+    about,
+    check_folder,
+    check_free,
+    check_tables,
+    ids_in_question,
+    load_for,
+    rebuilt,
+    tell,
+)
 from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits, without
 from amun_ext.deletion import Record
@@ -80,6 +99,7 @@ def add(commands: Commands) -> None:
         "--fail-unless", choices=["forgotten"], help="end with another status than 0 where the verdict is another"
     )
     add_images(command)
+    add_tables(command)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace, place: Path) -> int:
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
     check_free(options.out, *audits.FILES, *(path.name for path in made))
+    check_tables(options)
     for path in (options.model, options.original):
         own = path is not None and path.resolve() in [each.resolve() for each in made]
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
@@ -140,7 +161,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     )
     found.write(options.out, with_images=options.with_images, place=place)
     told = ", ".join([*audits.FILES, *(path.name for path in made)])
-    print(f"{found.to_text()}\n\nwrote {told} into {options.out}")
+    tell(options, found, f"{told} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
 
 
@@ -171,7 +192,7 @@ def _retrained(
     for number, path in enumerate(paths):
         checkpoint = place / TRAINING.format(number)
         fresh, start = not checkpoint.exists(), time.perf_counter()
-        how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": True}
+        how = {"seed": options.seed + RETRAIN_SEED + number, "checkpoint": checkpoint, "progress": not options.quiet}
         each = anew.unlearn(model, asked.forget, asked.retain, **how)
         seconds = time.perf_counter() - start
         models.save_checkpoint(place / path.name, each, told.to_metadata())

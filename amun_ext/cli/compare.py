@@ -13,16 +13,19 @@ from amun_ext.cli.arguments import (
     add_ids,
     add_recipe,
     add_settings,
+    add_tables,
     recipe,
 )
 from amun_ext.cli.loading import (
     about,
     check_folder,
     check_free,
+    check_tables,
     chosen_options,
     ids_to_forget,
     load_for,
     rebuilt,
+    tell,
     unseen,
 )
 from amun_ext.cli.start import add_init, init
@@ -68,12 +71,14 @@ def add(commands: Commands) -> None:
     )
     add_settings(command)
     add_init(command)
+    add_tables(command)
     add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     check_free(options.out, "compare.json", "compare.html")
+    check_tables(options)
     names = [name.strip() for name in options.methods.split(",")]
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = chosen_options(options)
@@ -96,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
             **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
             **tested_on,
         },
-        progress=True,
+        progress=not options.quiet,
     )
     compare.write(compared, options.out)
-    print(f"{compared.to_text()}\n\nwrote compare.json and compare.html into {options.out}")
+    tell(options, compared, f"compare.json and compare.html into {options.out}")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from amun_ext.cli.arguments import Commands, add_command, add_images, seed
-from amun_ext.cli.loading import check_folder, check_free
+from amun_ext.cli.arguments import Commands, add_command, add_images, add_tables, seed
+from amun_ext.cli.loading import check_folder, check_free, check_tables, tell
 from amun_ext.experiments import demo
 
 
@@ -19,12 +19,14 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
     add_images(command)
+    add_tables(command)
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     check_free(options.out, *demo.FILES)
+    check_tables(options)
     torch.set_num_threads(1)  # so small a network gains little from a second one, and loses much on a busy machine
-    report, trained, ids = demo.run(options.seed, progress=True)
+    report, trained, ids = demo.run(options.seed, progress=not options.quiet)
     demo.write(report, trained, ids, options.out, with_images=options.with_images)
-    print(f"{report.to_text()}\n\nwrote report.html, report.json and two checkpoints into {options.out}")
+    tell(options, report, f"report.html, report.json and two checkpoints into {options.out}")

@@ -17,9 +17,20 @@ from amun_ext.cli.arguments import (
     add_ids,
     add_images,
     add_overwrite,
+    add_tables,
 )
 from amun_ext.cli.earlier import check_no_other, described, finished, now
-from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, load_for, rebuilt, unseen
+from amun_ext.cli.loading import (
+    about,
+    check_folder,
+    check_free,
+    check_tables,
+    ids_to_forget,
+    load_for,
+    rebuilt,
+    tell,
+    unseen,
+)
 from amun_ext.cli.method import add_method, chosen_plan, settled
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request
@@ -52,6 +63,7 @@ def add(commands: Commands) -> None:
     add_init(command)
     add_images(command)
     add_overwrite(command)
+    add_tables(command)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
 def _forget(options: argparse.Namespace, place: Path) -> int:
     chosen = chosen_plan(options)
     check_free(options.out, *RESULTS)
+    check_tables(options)
     own = options.model.resolve() == (options.out / "model.safetensors").resolve()
     must_be = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", must_be, options.out)
@@ -91,9 +104,9 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
         check_no_other(options.out)
     keep_only(place, asked, options.overwrite)
     facts = {**about(options, record), "digest of the model": known_by, "request": asked, "date": now(), **tested_on}
-    outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=True)
+    outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=not options.quiet)
     write(outcome, options.out, place, with_images=options.with_images)
-    print(f"{outcome.report.to_text()}\n\nwrote {', '.join(RESULTS)} into {options.out}")
+    tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.not_forgotten)
 
 

@@ -18,8 +18,10 @@ from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
+from amun_ext.report import Result
 from amun_ext.unlearning.choices import load_about, load_choices
 
+TABLES = "tables"
 LEFT_OUT = "; amun tune has looked at the others"
 
 
@@ -143,12 +145,29 @@ def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
 
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
+    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other
+    require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
     require(shown(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
     links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
     require(not links, "--out", "in a folder", f"{links and links[0]}, a symbolic link to what is not there")
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)
+
+
+def tell(options: argparse.Namespace, result: Result, wrote: str) -> None:
+    """Print a result, and what was written; with --tables also write these."""
+    if options.tables:
+        result.write_tables(options.out / TABLES)
+        wrote += f" (and its folder {TABLES})"
+    print(f"{result.to_text()}\n\nwrote {wrote}")
+
+
+def check_tables(options: argparse.Namespace) -> None:
+    """That --tables has somewhere to write to."""
+    if options.tables:
+        no_link(options.out / TABLES)
+        check_folder(options.out / TABLES)
 
 
 def check_free(folder: Path, *names: str) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TextIO, cast
 
@@ -48,25 +48,23 @@ class Output:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:
-        with self._kept():
-            self.stream.write(text)
+        self._try(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        with self._kept():
-            self.stream.flush()
+        self._try(self.stream.flush)
 
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        if self.error is None:
-            try:
-                yield
-            except OSError as error:
-                self.error = error
-                with contextlib.suppress(OSError, ValueError):  # what is left in the buffer would fail again at exit
-                    nowhere = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(nowhere, self.stream.fileno())
-                    os.close(nowhere)
+    def _try(self, act: Callable[..., object], *arguments: str) -> None:
+        if self.error is not None:
+            return
+        try:
+            act(*arguments)
+        except OSError as error:
+            self.error = error
+            with contextlib.suppress(OSError, ValueError):  # what is left in the buffer would fail again at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -39,6 +39,6 @@ def run(options: argparse.Namespace) -> None:
     model, record = rebuilt(options, splits)
     first = init(options, splits, model, record)
     anew = retraining(model, record, recipe(options), first)
-    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": not options.quiet}
     made = audits.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

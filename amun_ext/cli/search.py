@@ -9,11 +9,22 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.loading import about, asked, check_folder, check_free, load_data, rebuilt, record_of
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_tables
+from amun_ext.cli.loading import (
+    about,
+    asked,
+    check_folder,
+    check_free,
+    check_tables,
+    load_data,
+    rebuilt,
+    record_of,
+    tell,
+)
 from amun_ext.data import classes_of
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
+from amun_ext.files import no_link
 from amun_ext.search import METHODS
 
 DEFAULT_COUNT = 200  # samples
@@ -43,6 +54,10 @@ def add(commands: Commands) -> None:
         "--count", type=int, help="so many at random, drawn by --seed (default: 200, or all)"
     )
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    command.add_argument(
+        "--png", type=Path, metavar="DIR", help="write METHOD-ID.png of each: the image, its example, their difference"
+    )
+    add_tables(command)
     add_searches(command)
 
 
@@ -72,6 +87,10 @@ def add_searches(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_free(options.out, "searches.json", "searches.html")
+    check_tables(options)
+    if options.png is not None:
+        check_folder(options.png)
+        no_link(options.png)
     require(options.part in ("train", "test"), "--part", "train or test", options.part)
     methods = [method.strip() for method in options.methods.split(",")]
     searches.check_methods(methods)
@@ -91,10 +110,12 @@ def run(options: argparse.Namespace) -> int:
         classes=splits.classes,
         out=options.out,
         facts=about(options, record) | {"part": options.part, "seed": options.seed},
-        progress=True,
+        progress=not options.quiet,
     )
     searches.write(found, options.out)
-    print(f"{found.to_text()}\n\nwrote searches.json, searches.html and the examples into {options.out}")
+    if options.png is not None:
+        searches.write_png(found, options.png)
+    tell(options, found, f"searches.json, searches.html and the examples into {options.out}")
     for method, missing in found.missing.items():
         print(f"amun: no adversarial example by {method}: ids {', '.join(map(str, missing))}", file=sys.stderr)
     return 3 if found.missing else 0

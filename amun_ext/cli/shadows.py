@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = settled(chosen, model, record, options, first)
     training = retraining(model, record, init=first).recipe
     check_method("the flags", chosen.plain(), record)
-    print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
-    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": True}
+    if not options.quiet:
+        print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
+    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": not options.quiet}
     made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, init=first, before=before, **how)
     print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")

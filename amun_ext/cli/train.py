@@ -73,12 +73,19 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     )
     metadata = record.to_metadata()
     if options.out.exists() and not options.overwrite:
-        same = metadata.items() == _told(options.out).items()
-        require(same, "--out", MUST_BE, f"{options.out}, which is not this training's")
-        print(f"already done: {options.out} is of this training")
+        theirs = _told(options.out)
+        differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
+        got = f"{options.out}, a model with other {', '.join(sorted(differ))}"
+        require(not differ, "--out", MUST_BE, got)
+        print(f"already done: this training's model is in {options.out}")
         return
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
-    fit(model, [Pass([Part(splits.train)])], training, Run(seed=options.seed, checkpoint=place / KEPT, progress=True))
+    fit(
+        model,
+        [Pass([Part(splits.train)])],
+        training,
+        Run(seed=options.seed, checkpoint=place / KEPT, progress=not options.quiet),
+    )
     models.save_checkpoint(place / options.out.name, model, metadata)
     (place / options.out.name).replace(options.out)
     sets = {"training": splits.train.tensors, "test": splits.test.tensors}

@@ -6,8 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from amun_ext import tuning
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_recipe, recipe
-from amun_ext.cli.loading import about, check_folder, check_free, ids_to_forget, load_for, rebuilt
+from amun_ext.cli.arguments import (
+    RESUMES,
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_data,
+    add_ids,
+    add_recipe,
+    add_tables,
+    recipe,
+)
+from amun_ext.cli.loading import about, check_folder, check_free, check_tables, ids_to_forget, load_for, rebuilt, tell
 from amun_ext.cli.start import add_init, init
 
 
@@ -45,6 +55,7 @@ def add(commands: Commands) -> None:
     told = "points of held-out accuracy that may be lost (default: %(default)s)"
     command.add_argument("--max-drop", type=float, default=tuning.MAX_DROP, help=told)
     command.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
+    add_tables(command)
     command.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
     add_init(command)
     add_recipe(command, "fine-tuning; lr and schedule are searched", tuning.RECIPE, searched=True)
@@ -53,6 +64,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_free(options.out, "tuned.json", "trials.json", "tuning.html")
+    check_tables(options)
     splits = load_for(options)
     ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
@@ -72,10 +84,10 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         seed=options.seed,
         facts=about(options, record),
-        progress=True,
+        progress=not options.quiet,
     )
     tuning.write(tuned, options.out)
-    print(f"{tuned.to_text()}\n\nwrote tuned.json, trials.json and tuning.html into {options.out}")
+    tell(options, tuned, f"tuned.json, trials.json and tuning.html into {options.out}")
     missing = [method for method in tuned.trials if tuned.best(method) is None]
     for method in missing:
         print(f"amun: no trial of {method} keeps the accuracy (--max-drop, --trials)", file=sys.stderr)

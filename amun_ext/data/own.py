@@ -45,6 +45,8 @@ def load_folder(
         must_be = "a folder of images" if test_fraction is None else "of images for it with this test fraction"
         require(bool(found), str(root / name), must_be, "no file in it")
     paths = [path for part in files.values() for path, _ in part]
+    for path in paths:
+        check_file("data", path, "a folder of images")
     _remark_on_links(root, paths)
     images: dict[Path, Tensor] = {}
     for path in paths:
@@ -124,13 +126,14 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
         pixels = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
         require(pixels, f"{name}_images", "uint8, or floating point in [0, 1]", images.dtype)
         require(np.issubdtype(labels.dtype, np.integer), f"{name}_labels", "integers", labels.dtype)
+        images = _channels_first(images, f"{name}_images")
         require(labels.shape == images.shape[:1], f"{name}_labels", f"of shape {images.shape[:1]}", labels.shape)
         if len(labels):
             low, high = int(labels.min()), int(labels.max())  # before int64, which the largest do not fit into
             most = max(MOST_CLASSES, len(labels))
             fits = low >= 0 and high < most
             require(fits, f"{name}_labels", f"classes in [0, {most})", f"values from {low} to {high}")
-        return tensor_dataset(_channels_first(images, f"{name}_images"), labels)
+        return tensor_dataset(images, labels)
 
     train, test = part("train"), part("test")
     return Splits(train, test, classes or _numbered(train))
@@ -175,7 +178,6 @@ def _images(folder: Path, may_lack: bool) -> list[Path]:
 
 def _read_image(path: Path, resize: int | None) -> NDArray[np.uint8]:
     """uint8 [H, W] of a grey image, [H, W, 3] of any other."""
-    check_file("data", path, "a folder of images")
     try:
         from PIL import Image, ImageOps
     except ImportError as error:

@@ -59,7 +59,7 @@ MEASURES = (
     Column("TA", f"% of the test set classified correctly; {CLOSER}", lambda seen: seen.accuracy["test"], True),
     Column(
         "FT AUC",
-        f"chance of more confidence in a forget than in a test sample, %; {CLOSER}",
+        f"forget against test: chance of more confidence in a forget than in a test sample, %; {CLOSER}",
         lambda seen: forget_auc(seen).value,
         True,
     ),

@@ -12,17 +12,18 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.checks import check_images, check_labels, require
 from amun_ext.data import as_tensors
-from amun_ext.evaluation import text
 from amun_ext.evaluation.accuracy import accuracy, predict
+from amun_ext.evaluation.document import document
 from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observation, Row, table
 from amun_ext.evaluation.mia import log_odds
 from amun_ext.evaluation.remarks import broken, no_op, remembers
 from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
-from amun_ext.files import plain, write_json, write_text
+from amun_ext.files import plain, write_json
+from amun_ext.report import Document, Result
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(Result):
     """What `evaluate` saw. Numbers that do not exist are NaN here and null in JSON."""
 
     rows: Mapping[str, Row]  # row -> column -> value
@@ -51,16 +52,8 @@ class Report:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())
 
-    def to_html(self, path: str | os.PathLike[str], *, with_images: bool = False) -> None:
-        """One page that needs no other file and no network. `with_images`: it shows some of the forget images, each
-        beside its adversarial twin, and so has to go where these have to."""
-        from amun_ext.evaluation import page  # here, because matplotlib takes a second to import
-
-        write_text(path, page.render(self, with_images))
-
-    def to_text(self) -> str:
-        """The table and its legend, for a terminal."""
-        return text.render(self)
+    def document(self) -> Document:
+        return document(self)
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
 from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
-from amun_ext.files import all_or_none, no_link, plain, workplace, write_json, write_text
+from amun_ext.files import all_or_none, no_link, plain, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -149,12 +149,9 @@ def compare(
 
 def write(comparison: Comparison, folder: Path) -> None:
     """compare.json and compare.html into `folder`."""
-    from amun_ext.experiments import compare_page  # here, because matplotlib takes a second to import
-
-    page = compare_page.render(comparison)
     with workplace(folder, "compare") as place, all_or_none(folder, place) as made:
         write_json(made / "compare.json", comparison.to_dict())
-        write_text(made / "compare.html", page)
+        comparison.to_html(made / "compare.html")
 
 
 def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str, object]:

@@ -9,8 +9,8 @@ import numpy as np
 from amun_ext.deletion.request import RETRAIN
 from amun_ext.evaluation import COMPARISONS, MEASURES, gap
 from amun_ext.evaluation.metrics import Column, Row
-from amun_ext.evaluation.text import aligned, legend, number
 from amun_ext.files import plain
+from amun_ext.report import Document, Result
 from amun_ext.unlearning.plan import Plan
 
 NOOP = "no-op"
@@ -37,9 +37,6 @@ class Statistic:
     mean: float
     deviation: float
     n: int
-
-    def told(self, digits: int) -> str:
-        return number(self.mean, digits) + (f" ± {number(self.deviation, digits)}" if self.n > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Line:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Result):
     """What `compare` saw."""
 
     tables: Mapping[str, Mapping[str, Line]]  # setting -> row -> line: retrain, no-op, and the methods
@@ -103,15 +100,6 @@ class Comparison:
         below = retrain["FT AUC"].mean - own["FT AUC"].mean
         return said + ([TOO_MUCH] if below > 2 * own["FT SE"].mean else [])
 
-    def cells(self, setting: str) -> list[list[str]]:
-        """The heading and one line per row, as strings."""
-        lines = []
-        for name, line in self.tables[setting].items():
-            seen = self.statistics(setting, name)
-            values = [seen[column.name].told(column.digits) for column in COLUMNS]
-            lines.append([line.title, *values, str(len(line.rows)), ", ".join(self.remarks(setting, name))])
-        return [["", *(column.name for column in COLUMNS), "n", "remark"], *lines]
-
     def failures(self) -> dict[str, str]:
         """Which cells have no model, and why."""
         return {
@@ -122,15 +110,10 @@ class Comparison:
             if cell.failed
         }
 
-    def to_text(self) -> str:
-        """The tables and their legend, for a terminal."""
-        tables = [
-            line for setting in self.tables for line in (SETTINGS[setting], "", *aligned(self.cells(setting)), "")
-        ]
-        failures = [f"{where}: {why}" for where, why in self.failures().items()]
-        return "\n".join(
-            line.rstrip() for line in [*tables, *failures, *[""] * bool(failures), *legend(explanations())]
-        )
+    def document(self) -> Document:
+        from amun_ext.experiments.compare_document import document
+
+        return document(self)
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values, with the cells of every seed."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from amun_ext.checks import require
 from amun_ext.evaluation import predict
-from amun_ext.evaluation.text import aligned, legend, number
-from amun_ext.files import all_or_none, no_link, plain, workplace, write_json, write_text
+from amun_ext.files import all_or_none, atomic_path, no_link, plain, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
+from amun_ext.report import Document, Result
 from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial
 
 DEFAULT = ("pgd", "ddn", "ffgsm")
@@ -67,7 +67,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Searches:
+class Searches(Result):
     """What `compare` saw. Numbers that do not exist are NaN or infinite here, and null in JSON."""
 
     images: Tensor  # [N, C, H, W]
@@ -97,8 +97,8 @@ class Searches:
 
     @property
     def pair(self) -> tuple[str, str] | None:
-        """The two methods to compare sample by sample: those of the paper's appendix E.5, or the first two."""
-        first = [*self.runs] if {"pgd", "ffgsm"} - self.runs.keys() else ["pgd", "ffgsm"]
+        """The two methods to compare sample by sample: the paper's search with the closer one, or the first two."""
+        first = ["pgd", "ddn"] if {"pgd", "ddn"} <= self.runs.keys() else [*self.runs]
         return (first[0], first[1]) if len(first) > 1 else None
 
     def closer(self, first: str, second: str) -> tuple[float, int]:
@@ -114,18 +114,10 @@ class Searches:
         loss = row.loss if row.loss == row.last_loss else f"{row.loss}, then {row.last_loss}"
         return {"loss": loss, **own, **asdict(self.common)}
 
-    def cells(self) -> list[list[str]]:
-        """The heading and one line per method, as strings."""
-        lines = [
-            [method, *(number(row[name], digits) for name, (digits, _) in COLUMNS.items())]
-            for method, row in self.rows.items()
-        ]
-        return [["", *COLUMNS], *lines]
+    def document(self) -> Document:
+        from amun_ext.experiments.searches_document import document
 
-    def to_text(self) -> str:
-        """The table and its legend, for a terminal."""
-        lines = [*aligned(self.cells()), "", self.left_out(), "", *legend(explanations())]
-        return "\n".join(line.rstrip() for line in lines)
+        return document(self)
 
     def left_out(self) -> str:
         """A sentence about the samples that are in no statistics."""
@@ -223,12 +215,24 @@ def compare(
 
 def write(searches: Searches, folder: Path) -> None:
     """searches.json and searches.html into `folder`."""
-    from amun_ext.experiments import searches_page  # here, because matplotlib takes a second to import
-
-    page = searches_page.render(searches)
     with workplace(folder, "search") as place, all_or_none(folder, place) as made:
         write_json(made / "searches.json", searches.to_dict())
-        write_text(made / "searches.html", page)
+        searches.to_html(made / "searches.html")
+
+
+def write_png(searches: Searches, folder: Path) -> None:
+    """METHOD-ID.png for each example: the image, the example, and what was changed, enlarged around grey."""
+    from amun_ext.report.figures import amplification, png
+
+    images = searches.images.detach().float().cpu()
+    for method, run in searches.runs.items():
+        found = run.result.found.cpu().nonzero()[:, 0]
+        changes = run.result.images.float().cpu() - images
+        factor = amplification([change.numpy() for change in changes[found]]) if len(found) else 1
+        for row in found.tolist():
+            shown = torch.cat([images[row], images[row] + changes[row], 0.5 + factor * changes[row]], dim=2)
+            with atomic_path(folder / f"{method}-{int(searches.ids[row])}.png") as path:
+                path.write_bytes(png(shown.numpy()))
 
 
 def check_methods(methods: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from amun_ext.models.vgg import vgg19
 
 __all__ = ["MODELS", "build", "load_checkpoint", "read_metadata", "save_checkpoint"]
 
+MOST = 100_000  # classes or channels, of which weights have the square
+
 # name -> function(num_classes, in_channels[, width]); all take images of any size from 8x8 on
 MODELS: dict[str, Callable[..., nn.Module]] = {"small-cnn": small_cnn, "resnet18": resnet18, "vgg19": vgg19}
 
@@ -27,6 +29,7 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
     counts |= {} if width is None else {"width": (width, 1)}
     for argument, (value, least) in counts.items():
         require(is_whole(value) and value >= least, argument, f"an integer of at least {least}", repr(value))
+        require(value < MOST, argument, f"below {MOST}", value)
     sizes = {argument: value for argument, (value, _) in counts.items()}
     if name in MODELS:
         return MODELS[name](**sizes)

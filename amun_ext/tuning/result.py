@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from amun_ext.evaluation.metrics import Row
-from amun_ext.evaluation.text import aligned, legend, number
-from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
+from amun_ext.files import all_or_none, plain, workplace, write_json
+from amun_ext.report import Document, Result
 from amun_ext.training import Recipe
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
 from amun_ext.tuning.space import Parameters, options
 from amun_ext.tuning.stage import Seen
 from amun_ext.unlearning.choices import save_choices
 
-BEFORE, RETRAIN = "no-op (original)", "retrain"
 LEADING = 3  # trials of a method that are made a second time: one run of many can be good by luck
 
 
@@ -39,7 +38,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Tuning:
+class Tuning(Result):
     """What `tune` did. The numbers are those of the set that stands in for the request's, not of the request's own."""
 
     trials: Mapping[str, Sequence[Trial]]  # method -> by number
@@ -91,27 +90,6 @@ class Tuning:
             if trial is not None
         }
 
-    def cells(self) -> list[list[str]]:
-        """The heading and a line for each choice and for the models to compare with, as strings."""
-        models: dict[str, tuple[Row | None, Parameters]] = {BEFORE: (self.original.row, {})}
-        for method in self.trials:
-            for by in self.objectives:
-                if (trial := self.best(method, by)) is not None:
-                    models[f"{method}, by {by}"] = trial.row, trial.parameters
-        models[RETRAIN] = None if self.retrained is None else self.retrained.row, {}
-        columns = [name for name in COLUMNS if name in self.original.row]
-        searched = list(dict.fromkeys(name for _, parameters in models.values() for name in parameters))
-        lines = [
-            [
-                name,
-                *(number(row[column], COLUMNS[column][1]) for column in columns),
-                *(_shown(parameters.get(each)) for each in searched),
-            ]
-            for name, (row, parameters) in models.items()
-            if row is not None
-        ]
-        return [["", *columns, *searched], *lines]
-
     def counted(self) -> dict[str, str]:
         """Method -> a sentence about its trials."""
         told = {}
@@ -134,11 +112,10 @@ class Tuning:
         told = f"{column} {best.row[column]:.2f}, and {self.original.row[column]:.2f} without any unlearning"
         return f"; WARNING: the best is no better than doing nothing ({told}): try more trials or another method"
 
-    def to_text(self) -> str:
-        """The table and its legend, for a terminal."""
-        explained = legend({name: COLUMNS[name][0] for name in COLUMNS if name in self.original.row})
-        counted = [f"{method}: {told}" for method, told in self.counted().items()]
-        return "\n".join(line.rstrip() for line in [*aligned(self.cells()), "", *counted, "", *explained])
+    def document(self) -> Document:
+        from amun_ext.tuning.document import document
+
+        return document(self)
 
     def to_dict(self) -> dict[str, object]:
         """All trials, as plain JSON values."""
@@ -174,15 +151,8 @@ class Tuning:
 
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
     """tuned.json with the choices by `tuning.by`, trials.json and tuning.html into `folder`."""
-    from amun_ext.tuning import page  # here, because matplotlib takes a second to import
-
-    drawn = page.render(tuning)
     about = {"by": tuning.by, "measured on": "a set that stands in for the request's", **tuning.facts}
     with workplace(folder, "tune") as place, all_or_none(folder, place) as made:
         save_choices(made / "tuned.json", tuning.choices(), {key: plain(value) for key, value in about.items()})
         write_json(made / "trials.json", tuning.to_dict())
-        write_text(made / "tuning.html", drawn)
-
-
-def _shown(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+        tuning.to_html(made / "tuning.html")

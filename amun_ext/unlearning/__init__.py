@@ -39,6 +39,7 @@ class Method:
 
     function: Callable[..., None]
     title: str
+    about: str
     needs_retain: bool = False
     keep: float | None = None  # of a saliency mask, for a method that is another one under a mask
 
@@ -54,15 +55,22 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "retrain": Method(retrain, "Retrain", needs_retain=True),
-    "ft": Method(finetune, "FT", needs_retain=True),
-    "rl": Method(random_label, "RL"),
-    "ga": Method(gradient_ascent, "GA"),
-    "bs": Method(boundary_shrink, "BS"),
-    "l1-sparse": Method(l1_sparse, "l1-Sparse", needs_retain=True),
-    "salun": Method(random_label, "SalUn", keep=0.5),
-    "amun": Method(amun, "AMUN"),
-    "amun+salun": Method(amun, "AMUN+SalUn", keep=0.5),
+    "retrain": Method(
+        retrain,
+        "Retrain",
+        "training from scratch on D_R alone",
+        needs_retain=True,
+    ),
+    "ft": Method(
+        finetune, "FT", "fine-tuning on D_R alone; the FT of FT AUC is forget against test", needs_retain=True
+    ),
+    "rl": Method(random_label, "RL", "fine-tuning on D_F with random labels, and D_R"),
+    "ga": Method(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
+    "bs": Method(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
+    "l1-sparse": Method(l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True),
+    "salun": Method(random_label, "SalUn", "RL on the half of the weights that matter most for D_F", keep=0.5),
+    "amun": Method(amun, "AMUN", "fine-tuning on D_A, the closest adversarial examples, beside D_F and D_R"),
+    "amun+salun": Method(amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", keep=0.5),
 }
 
 

@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amun_ext.evaluation.markup import SERIES
-from amun_ext.evaluation.plots import COLOURS, INK, svg
+from amun_ext.report.figures import COLOURS, INK, MARKERS, SERIES, svg
+from amun_ext.report.parts import Mark
 
-MARKERS = "osD^vP"  # another one when the colours begin again
 REACH = 15.0  # points: what is farther from retraining and no-op than this stands at the edge, hollow
 WORST = 4.0  # no-op's gaps: where longer bars are cut
-SIZE = (6.0, 4.0)
+SIZE = (5.0, 3.6)
 
 Spread = tuple[float, float]  # mean and standard deviation; the latter is NaN where there is none
 Point = tuple[Spread, Spread]
@@ -31,12 +30,11 @@ def accuracies(rows: Mapping[str, Point], reference: str, noop: str) -> str:
             shown = [min(max(value, low), high) for value, (low, high) in zip((x, y), ends, strict=True)]
             errors = {"xerr": _error(across), "yerr": _error(up)} if inside else {}
             face = {} if inside else {"markerfacecolor": "none"}
-            axes.errorbar(*shown, **errors, **shape, **face, linestyle="none", label=name, **styles[name]["marker"])
+            axes.errorbar(*shown, **errors, **shape, **face, linestyle="none", **styles[name]["marker"])
         if reference in known:
             for line, (value, _) in zip((axes.axvline, axes.axhline), known[reference], strict=True):
                 line(value, color=INK, linewidth=0.6, alpha=0.5, linestyle=(0, (4, 3)))
         axes.set(xlim=ends[0], ylim=ends[1], xlabel="UA: % of the forget set", ylabel="TA: % of the test set")
-        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
 
     return svg("accuracies", draw, SIZE)
 
@@ -79,18 +77,27 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def key(rows: Iterable[str], reference: str, noop: str) -> list[Mark]:
+    """A colour and a marker for each row; the two fixed ones are in the colour of the text."""
+    fixed = {reference: ("ink", "*"), noop: ("ink", "X")}
+    shapes = [*MARKERS][:SERIES]
+    others = [name for name in rows if name not in fixed]
+    own = {
+        name: (f"series-{index % SERIES}", shapes[(index + index // SERIES) % SERIES])
+        for index, name in enumerate(others)
+    }
+    return [Mark(name, colour, points=MARKERS[shape]) for name, (colour, shape) in {**fixed, **own}.items()]
+
+
 def _styles(rows: Iterable[str], reference: str, noop: str) -> dict[str, dict[str, Any]]:
-    """The colour and the marker of each row; the two fixed ones are in the colour of the text."""
-    fixed = {reference: ("*", 14.0), noop: ("X", 10.0)}
-    styles = {}
-    for index, name in enumerate(rows):
-        again, colour = divmod(index, SERIES)
-        shape, size = fixed.get(name, (MARKERS[again % len(MARKERS)], 7.0))
-        styles[name] = {
-            "color": INK if name in fixed else COLOURS[f"series-{colour}"][0],
-            "marker": {"marker": shape, "markersize": size},
+    shapes, sizes = {glyph: shape for shape, glyph in MARKERS.items()}, {reference: 14.0, noop: 10.0}
+    return {
+        each.name: {
+            "color": COLOURS[each.colour][0],
+            "marker": {"marker": shapes[each.points], "markersize": sizes.get(each.name, 7.0)},
         }
-    return styles
+        for each in key(rows, reference, noop)
+    }
 
 
 def _error(deviation: float) -> float | None:

@@ -1,19 +1,22 @@
-"""Pictures for the pages: histograms as SVG that takes the page's colours, images as PNG in a data URI."""
+"""Pictures of pages: SVG that takes the page's colours, in light and dark, and images as PNG.
+
+matplotlib takes a second to import, so it is imported where something is drawn.
+"""
 
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from amun_ext.evaluation.markup import SERIES
+from amun_ext.report.parts import Mark
 
 BINS = 36
+SERIES = 10  # colours for things of any number, which repeat then: --series-0 and so on, as in style.css
+MARKERS = dict(zip("osD^vP<>ph*X", "●■◆▲▼✚◀▶⬟⬢★✖", strict=True))  # for each of SERIES another, and how a key has it
+DASHES = ((), (4.0, 1.6), (1.2, 1.2), (6.0, 1.6, 1.2, 1.6))  # lengths in multiples of the line's width
 # matplotlib wants colours, the page wants its own in light and dark: draw in these, then put the page's in their place.
 COLOURS = {
     "ink": ("#010101", "currentColor"),
@@ -34,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "font.size": 10,
 }
+SETS = {"forget": Mark("forget", "forget"), "test": Mark("test", "test", (4, 1.5)), "retain": Mark("retain", "retain")}
 
 
 def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2, 2.9)) -> str:
@@ -41,6 +45,9 @@ def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2
 
     A `salt` of its own keeps the ids inside each picture apart from those of the others on the same page.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
@@ -55,7 +62,19 @@ def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2
     return picture
 
 
-def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]], *, normals: bool = False) -> dict[str, str]:
+def mark(index: int, name: str) -> Mark:
+    """The `index`-th of things of any number, as `line` draws it."""
+    return Mark(name, f"series-{index % SERIES}", DASHES[index % len(DASHES)])
+
+
+def line(of: Mark) -> dict[str, Any]:
+    """How matplotlib is to draw it."""
+    return {"color": COLOURS[of.colour][0], "linestyle": (0, tuple(of.dashes)) if of.dashes else "-"}
+
+
+def histograms(
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]], *, normals: bool = False
+) -> dict[str, Callable[[], str]]:
     """One SVG per row of `scores` (row -> forget, retain, test -> log-odds [N]), all on the same axes.
 
     Heights are percent of the set; the outermost bars hold the 0.5 % at either end that would stretch the axis.
@@ -67,33 +86,26 @@ def histograms(scores: Mapping[str, Mapping[str, NDArray[np.float64]]], *, norma
     edges = np.linspace(low, max(high, low + 1.0), BINS + 1)
     shares = {row: {name: _shares(values, edges) for name, values in sets.items()} for row, sets in scores.items()}
     top = 1.05 * max(float(share.max()) for sets in shares.values() for share in sets.values())
-    return {row: _histogram(row, sets, edges, top, scores[row] if normals else {}) for row, sets in shares.items()}
+
+    def drawn(row: str) -> Callable[[], str]:
+        def draw(axes: Any) -> None:
+            for name in ("forget", "test") if normals else ():
+                axes.plot(*_normal(scores[row][name], edges), color=COLOURS[name][0], linewidth=1.0, alpha=0.8)
+            axes.stairs(shares[row]["retain"], edges, fill=True, color=COLOURS["retain"][0], alpha=0.45)
+            axes.stairs(shares[row]["test"], edges, linewidth=1.6, **line(SETS["test"]))
+            axes.stairs(shares[row]["forget"], edges, linewidth=2.0, **line(SETS["forget"]))
+            axes.axvline(0.0, color=INK, linewidth=0.6, alpha=0.5)
+            axes.set(xlim=(edges[0], edges[-1]), ylim=(0.0, top))
+            axes.set(xlabel="log-odds of the true class", ylabel="% of the set")
+
+        return lambda: svg(row, draw)
+
+    return {row: drawn(row) for row in scores}
 
 
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return 100.0 * counts / len(values)
-
-
-def _histogram(
-    row: str,
-    shares: Mapping[str, NDArray[np.float64]],
-    edges: NDArray[np.float64],
-    top: float,
-    fitted: Mapping[str, NDArray[np.float64]],
-) -> str:
-    def draw(axes: Any) -> None:
-        for name in {"forget", "test"} & fitted.keys():
-            axes.plot(*_normal(fitted[name], edges), color=COLOURS[name][0], linewidth=1.0, alpha=0.8)
-        axes.stairs(shares["retain"], edges, fill=True, color=COLOURS["retain"][0], alpha=0.45)
-        axes.stairs(shares["test"], edges, color=COLOURS["test"][0], linewidth=1.6, linestyle=(0, (4, 1.5)))
-        axes.stairs(shares["forget"], edges, color=COLOURS["forget"][0], linewidth=2.0)
-        axes.axvline(0.0, color=INK, linewidth=0.6, alpha=0.5)
-        axes.set(
-            xlim=(edges[0], edges[-1]), ylim=(0.0, top), xlabel="log-odds of the true class", ylabel="% of the set"
-        )
-
-    return svg(row, draw)
 
 
 def _normal(values: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
@@ -112,9 +124,15 @@ def amplification(differences: Sequence[NDArray[np.float32]]) -> int:
     return max(1, round(0.5 / typical)) if typical else 1
 
 
-def png_uri(image: NDArray[np.float32]) -> str:
-    """A data URI of `image` [C, H, W] in [0, 1]: colour if C is 3, else the grey mean of its channels."""
+def png(image: NDArray[np.float32]) -> bytes:
+    """The file of `image` [C, H, W] in [0, 1]: colour if C is 3, else the grey mean of its channels."""
+    from matplotlib.image import imsave
+
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else np.repeat(image.mean(axis=0)[..., None], 3, axis=2)
     encoded = io.BytesIO()
     imsave(encoded, np.clip(pixels, 0.0, 1.0), format="png")
-    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
+    return encoded.getvalue()
+
+
+def png_uri(image: NDArray[np.float32]) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")

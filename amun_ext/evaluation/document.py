@@ -1,0 +1,156 @@
+"""What a report says: in words, as a table, in histograms, and beside its adversarial twins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amun_ext.evaluation.mia import FEW, auc
+from amun_ext.report import parts
+from amun_ext.report.figures import SETS, amplification, histograms, png_uri
+from amun_ext.report.tables import Column, Row, Table, number, value
+
+if TYPE_CHECKING:
+    from amun_ext.evaluation.report import Report
+
+PERCENT = "\u00a0%"  # never on a line of its own
+CAVEAT = (
+    "This is an empirical measurement: it describes these models on these images under one simple attack, "
+    "and promises nothing about other attacks or other images."
+)
+CONFIDENCE = (
+    "Log-odds of the true class: at 0 the model gives it one half, at 4.6 it gives it 99 %. An attacker who wants to "
+    "know whether an image was trained on looks here. Every panel has the same axes; the outermost bars hold what lies "
+    "beyond."
+)
+DATA = {  # what the names of rows and methods are made of
+    "D_F": "the forget set: the training samples that are to be forgotten",
+    "D_R": "the retain set: all other training samples",
+    "D_A": "the adversarial examples of D_F, with the wrong labels that the model gives them",
+}
+
+
+def document(report: Report) -> parts.Document:
+    table = Table(
+        "models",
+        "model",
+        [Column(column.name) for column in report.columns],
+        [
+            Row(name, [value(row[column.name], column.digits) for column in report.columns])
+            for name, row in report.rows.items()
+        ],
+        marked=report.baseline,
+    )
+    titles: dict[str, str] = {}
+    for name, title in ((report.before, "before"), (report.headline, "after"), (report.baseline, "retraining")):
+        if name is not None:
+            titles.setdefault(name, title)
+    return parts.Document(
+        "Unlearning report",
+        [
+            *(parts.Paragraph(f"{remark}.", lead="Warning:") for remark in report.remarks),
+            parts.Paragraph(summary(report)),
+            parts.Paragraph(CAVEAT, soft=True),
+            table,
+            parts.Glossary({column.name: column.explanation for column in report.columns} | DATA),
+            *confidence({name: report.scores[name] for name in titles}, titles, report.sizes),
+            *_twins(report),
+            parts.Facts(report.facts),
+        ],
+    )
+
+
+def confidence(
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    titles: Mapping[str, str],
+    sizes: Mapping[str, int],
+    more: str = "",
+) -> list[parts.Block]:
+    """Histograms of log-odds: row -> set -> scores [N], row -> title; `more` is said where there are normals, too."""
+    drawn = histograms(scores, normals=bool(more))
+    marks = [replace(mark, name=f"{name} ({sizes[name]})", filled=name == "retain") for name, mark in SETS.items()]
+    panels = [
+        parts.Figure(
+            titles[name],
+            draw,
+            more="" if titles[name] == name else f"({name})",
+            label=f"Histogram of log-odds, {name}",
+        )
+        for name, draw in drawn.items()
+    ]
+    return [
+        parts.Heading("Confidence in the true class"),
+        parts.Key(marks),
+        parts.Figures(panels, f"{CONFIDENCE} {more}".strip()),
+    ]
+
+
+def _twins(report: Report) -> list[parts.Block]:
+    if not report.twins:
+        return []
+    factor = amplification([twin.adversarial - twin.image for twin in report.twins])
+    about = (
+        "The image, the closest image found that the model before takes for another class, and their difference "
+        f"enlarged {factor} times (grey: unchanged), from the closest pair to the farthest."
+    )
+    if any(twin.distance == 0 for twin in report.twins):
+        about += " At L2 0.000 the image is its own twin: the model before misclassifies it as it is."
+    cards = []
+    for twin in report.twins:
+        shown = {
+            "forget image": twin.image,
+            "adversarial twin": twin.adversarial,
+            "their difference": 0.5 + factor * (twin.adversarial - twin.image),
+        }
+        pictures = [parts.Picture(alt, partial(png_uri, image)) for alt, image in shown.items()]
+        cards.append(([pictures], f"{twin.true} → {twin.wrong}, L2 {number(twin.distance, 3)}"))
+    return [parts.Images(cards, "Forget images and their adversarial twins", about)]
+
+
+def counted(count: float, what: str) -> str:
+    """The number and the noun, which agree."""
+    return f"{count:.0f} {what}" + "s" * (count != 1)
+
+
+def summary(report: Report) -> str:
+    """One paragraph for a reader who has never heard of unlearning, from the numbers alone."""
+    before, after = report.rows[report.before], report.rows[report.headline]
+    retrain = report.rows[report.baseline] if report.baseline is not None else None
+
+    def change(key: str) -> str:
+        old, new = (number(row[key], unit=PERCENT) for row in (before, after))
+        verb = "rose" if after[key] > before[key] else "fell"
+        moved = f"stayed at {new}" if old == new else f"{verb} from {old} to {new}"
+        now = f"is {new}" if report.headline == report.before else moved
+        return f"{now}; retraining gives {number(retrain[key], unit=PERCENT)}" if retrain else now
+
+    sentences = [
+        f"Accuracy on the {counted(report.sizes['forget'], 'forgotten image')} {change('UA')}.",
+        f"Accuracy on the {counted(report.sizes['test'], 'test image')} {change('TA')}.",
+        "The chance that the model is surer of a forgotten image than of a test image, by which an attacker tells them "
+        f"apart, {change('FT AUC')}; 50{PERCENT} is a coin toss.",
+    ]
+    scores = report.scores[report.headline]
+    area = auc(scores["forget"], scores["test"])
+    if area.samples < FEW:
+        low, high = (number(end, unit=PERCENT) for end in area.interval())
+        sentences.append(f"So few samples hardly tell that chance: its 95{PERCENT} interval is {low} to {high}.")
+    if retrain and 2 * abs(after["UA"] - retrain["UA"]) > abs(before["UA"] - retrain["UA"]):
+        sentences.append("That is nearer to the model before than to retraining: much is still to be forgotten.")
+    if retrain and math.isfinite(after["seconds"] + retrain["seconds"]):
+        sentences.append(f"It took {number(after['seconds'])} seconds, retraining {number(retrain['seconds'])}.")
+    if report.search:
+        of, distance = counted(report.search["samples"], "forgotten image"), number(report.search["median_distance"], 2)
+        sentences.append(
+            f"The search found an adversarial twin of {report.search['found']} of {of}, at a median L2 distance of "
+            f"{distance}."
+        )
+    if report.headline != report.before:
+        sentences.append(f"The model before is {report.before}, the model after is {report.headline}.")
+    return " ".join(sentences)

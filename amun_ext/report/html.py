@@ -1,0 +1,66 @@
+"""A document as one HTML page in light and dark: no scripts, no other files, no network."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from amun_ext.report.parts import Document, Images
+
+if TYPE_CHECKING:
+    import jinja2
+
+SHOWN = 400  # characters of a list
+
+
+def render(document: Document, with_images: bool = False) -> str:
+    """`with_images`: also those of what was to be forgotten."""
+    blocks = [
+        block for block in document.blocks if not (isinstance(block, Images) and block.forgotten and not with_images)
+    ]
+    return _environment().get_template("page.html").render(title=document.title, blocks=blocks)
+
+
+@cache
+def _environment() -> "jinja2.Environment":
+    import jinja2  # here, because not everyone who has a result makes a page of it
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("amun_ext.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.tests["kind"] = lambda block, name: type(block).__name__ == name
+    made.filters["told"] = told
+    return made
+
+
+def told(value: object) -> str:
+    """A fact in words: numbers in a row as ranges, no more than a line or two of a long list."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case Mapping():
+            return ", ".join(f"{key} {told(entry)}" for key, entry in value.items())
+        case list() | tuple():
+            text = _ranges([told(entry) for entry in value]) or "none"
+            return text if len(text) <= SHOWN else f"{text[:SHOWN].rpartition(', ')[0]}, ... ({len(value)} in all)"
+    return str(value)
+
+
+def _ranges(entries: list[str]) -> str:
+    """3, 4, 5, 9 as 3-5, 9."""
+    runs: list[list[str]] = []
+    for entry in entries:
+        follows = entry.isdecimal() and runs and runs[-1][-1].isdecimal() and int(runs[-1][-1]) + 1 == int(entry)
+        if follows:
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)

@@ -1,0 +1,188 @@
+"""What a result has to say, in parts that each format knows how to show, and what follows from that for every result.
+
+Text and Markdown leave pictures and `Facts` out: these are for a page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from amun_ext.checks import require
+from amun_ext.files import write_text
+from amun_ext.report.tables import Table
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    lead: str = ""  # the first word, which stands out
+    soft: bool = False  # smaller
+
+
+@dataclass(frozen=True)
+class Items:
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it all comes to, and why. tone: "good", "bad" or "unsure", for the colour beside it."""
+
+    answer: str
+    reason: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Glossary:
+    """Each term and what it means."""
+
+    terms: Mapping[str, str]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a line or a point of a picture is: of a colour, see `amun_ext.report.figures`."""
+
+    name: str
+    colour: str
+    dashes: Sequence[float] = ()  # lengths in widths of the line
+    points: str = ""  # what they look like, where there is no line
+    filled: bool = False  # a bar
+
+
+@dataclass(frozen=True)
+class Key:
+    marks: Sequence[Mark]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """draw: makes the SVG, when a page is made. label: what it is, for those who do not see it."""
+
+    title: str
+    draw: Callable[[], str]
+    about: str = ""
+    more: str = ""  # behind the title
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    figures: Sequence[Figure]
+    about: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """pixels: makes the address of the image, when a page is made that shows any; None for words alone."""
+
+    alt: str
+    pixels: Callable[[], str] | None
+    above: str = ""
+    below: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Cards of rows of pictures, each with a caption. forgotten: of what was to be forgotten, shown only if told so."""
+
+    cards: Sequence[tuple[Sequence[Sequence[Picture]], str]]
+    title: str
+    about: str
+    forgotten: bool = True
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How the numbers were made; values may be mappings and lists."""
+
+    entries: Mapping[str, object]
+
+
+Block: TypeAlias = Heading | Paragraph | Items | Answer | Glossary | Key | Figures | Images | Facts | Table
+
+
+@dataclass(frozen=True)
+class Document:
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Name -> table, the main one first."""
+        return {block.name: block for block in self.blocks if isinstance(block, Table)}
+
+
+class Result:
+    """A result that has a document can be shown, and its tables exported."""
+
+    def document(self) -> Document:
+        raise NotImplementedError
+
+    def table(self, name: str | None = None) -> Table:
+        """The table of that name, by default the main one."""
+        tables = self.document().tables
+        name = next(iter(tables)) if name is None else name
+        require(name in tables, "table", f"one of {', '.join(tables)}", repr(name))
+        return tables[name]
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        from amun_ext.report import text
+
+        return text.render(self.document())
+
+    def to_markdown(self) -> str:
+        """For a pull request."""
+        from amun_ext.report import markdown
+
+        return markdown.render(self.document())
+
+    def to_html(self, path: str | os.PathLike[str], *, with_images: bool = False) -> None:
+        """One page that needs no other file and no network. `with_images`: it shows some of the forget images, each
+        beside what was made of it, and so has to go where these have to."""
+        from amun_ext.report import html
+
+        write_text(path, html.render(self.document(), with_images))
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None, *, table: str | None = None) -> str:
+        """A table, by default the main one, with all digits; also written to `path`."""
+        return _written(path, self.table(table).to_csv())
+
+    def to_latex(self, path: str | os.PathLike[str] | None = None, *, table: str | None = None) -> str:
+        """A table, by default the main one, for a paper that loads booktabs; also written to `path`."""
+        return _written(path, self.table(table).to_latex())
+
+    def to_dataframe(self, table: str | None = None) -> pandas.DataFrame:
+        """A table, by default the main one. InputError where pandas is not installed."""
+        return self.table(table).to_dataframe()
+
+    def write_tables(self, folder: str | os.PathLike[str]) -> list[str]:
+        """All tables as <name>.csv and <name>.tex into `folder`; the names of the files."""
+        made: dict[str, str] = {}
+        for name, table in self.document().tables.items():
+            made |= {f"{name}.csv": table.to_csv(), f"{name}.tex": table.to_latex()}
+        for file, text in made.items():
+            write_text(Path(folder) / file, text)
+        return [*made]
+
+
+def _written(path: str | os.PathLike[str] | None, text: str) -> str:
+    if path is not None:
+        write_text(path, text)
+    return text

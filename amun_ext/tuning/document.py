@@ -1,0 +1,171 @@
+"""What a search for options says: the choices, and for each method its trials and how sure its models are."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from amun_ext.evaluation.metrics import Row as Measured
+from amun_ext.report import parts
+from amun_ext.report.figures import COLOURS, INK, MARKERS, SERIES, SETS, line, svg
+from amun_ext.report.tables import Cell, Column, Row, Table, number, value, word
+from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES
+from amun_ext.tuning.space import SPACE, OneOf, Parameters
+from amun_ext.tuning.stage import QUANTILES, Seen
+
+if TYPE_CHECKING:
+    from amun_ext.tuning.result import Trial, Tuning
+
+BEFORE, RETRAIN = "no-op (original)", "retrain"
+CAVEAT = (
+    "Of these numbers none is a result: they were measured on a set that stands in for the request's, and the best of "
+    "many trials looks better than it is. Measure what was chosen on the request itself, with the other half of the "
+    "test set."
+)
+SIZE = (3.6, 2.9)
+
+
+def document(tuning: Tuning) -> parts.Document:
+    failed = {
+        f"{method}, trial {trial.number}": f"lr {trial.parameters['lr']:.3g}: {trial.failure}"
+        for method, trials in tuning.trials.items()
+        for trial in trials
+        if trial.failure is not None
+    }
+    schedules = [parts.Mark(schedule, colour, points=MARKERS["o"]) for schedule, colour in _colours().items()]
+    key = parts.Key([*schedules, SETS["forget"], parts.Mark("held out", "test", SETS["test"].dashes)])
+    return parts.Document(
+        "Tuning",
+        [
+            parts.Paragraph(_summary(tuning)),
+            parts.Paragraph(CAVEAT, soft=True),
+            _choices(tuning),
+            parts.Items([f"{method}: {told}" for method, told in tuning.counted().items()]),
+            parts.Glossary({name: COLUMNS[name][0] for name in COLUMNS if name in tuning.original.row}),
+            key,
+            *(block for method in tuning.trials for block in _method(tuning, method)),
+            *([parts.Glossary(failed, "What diverged")] if failed else []),
+            _trials(tuning),
+            parts.Facts(tuning.facts),
+        ],
+    )
+
+
+def _summary(tuning: Tuning) -> str:
+    objective = OBJECTIVES[tuning.by]
+    asked = f"The options for which {objective.explanation}: those with the least {objective.column}"
+    kept = f", among the trials that lose at most {tuning.max_drop:g} points of accuracy on held-out data"
+    return asked + (kept if objective.keeps_accuracy else "") + "."
+
+
+def _choices(tuning: Tuning) -> Table:
+    """A row for each choice and for the models to compare with."""
+    models: dict[str, tuple[Measured | None, Parameters]] = {BEFORE: (tuning.original.row, {})}
+    for method in tuning.trials:
+        for by in tuning.objectives:
+            if (trial := tuning.best(method, by)) is not None:
+                models[f"{method}, by {by}"] = trial.row, trial.parameters
+    models[RETRAIN] = None if tuning.retrained is None else tuning.retrained.row, {}
+    return _table("choices", {("", name): each for name, each in models.items() if each[0]}, tuning, marked=RETRAIN)
+
+
+def _trials(tuning: Tuning) -> Table:
+    rows = {
+        (method, str(trial.number)): (trial.row, trial.parameters)
+        for method, trials in tuning.trials.items()
+        for trial in trials
+    }
+    return _table("trials", rows, tuning, of="trial", groups_of="method", folded=True)
+
+
+def _table(
+    name: str,
+    models: dict[tuple[str, str], tuple[Measured | None, Parameters]],
+    tuning: Tuning,
+    *,
+    of: str = "model",
+    **more: Any,
+) -> Table:
+    """Of groups and names of rows: what was measured and the options that were searched."""
+    columns = [column for column in COLUMNS if column in tuning.original.row]
+    searched = list(dict.fromkeys(each for _, parameters in models.values() for each in parameters))
+    rows = [
+        Row(
+            title,
+            [
+                *(value(math.nan if row is None else row[each], COLUMNS[each][1]) for each in columns),
+                *(_shown(parameters.get(each)) for each in searched),
+            ],
+            group,
+        )
+        for (group, title), (row, parameters) in models.items()
+    ]
+    return Table(name, of, [Column(each) for each in [*columns, *searched]], rows, **more)
+
+
+def _shown(of: object) -> Cell:
+    if isinstance(of, float):
+        return Cell(f"{of:.3g}", {"": of})
+    return word("" if of is None else str(of))
+
+
+def _method(tuning: Tuning, method: str) -> list[parts.Block]:
+    best = tuning.best(method)
+    found = [trial for trial in tuning.trials[method] if trial.seen is not None]
+    models = {
+        "before": tuning.original,
+        "as chosen": None if best is None else best.seen,
+        "retrained": tuning.retrained,
+    }
+    shown = {title: seen for title, seen in models.items() if seen is not None}
+    sets = [quantiles for seen in shown.values() for quantiles in seen.log_odds.values()]
+    # The axis that all panels of a method have, but for the outermost percent of a set.
+    ends = min(quantiles[1] for quantiles in sets), max(quantiles[-2] for quantiles in sets)
+    column = OBJECTIVES[tuning.by].column
+    figures = []
+    if found:
+        told = "Hollow: too much accuracy was lost. Ringed: the choice. Dotted: the model before."
+        draw = partial(_rates, tuning, method, found, best)
+        figures.append(parts.Figure(f"{method}: {column} by learning rate", draw, told))
+    for title, seen in shown.items():
+        told = f"The curves are {number(seen.row['KS'])} points apart where they are farthest (KS)."
+        draw = partial(_confidence, f"{method} {title}", seen, ends)
+        figures.append(parts.Figure(f"{method}: confidence, {title}", draw, told))
+    chosen = "No trial keeps the accuracy." if best is None else f"Chosen: trial {best.number}."
+    return [parts.Heading(method), parts.Figures(figures, chosen)]
+
+
+def _colours() -> dict[str, str]:
+    """Schedule -> colour, none of those of the sets."""
+    schedules = SPACE["schedule"][0]
+    assert isinstance(schedules, OneOf)
+    return {schedule: f"series-{2 + index % (SERIES - 2)}" for index, schedule in enumerate(schedules.values)}
+
+
+def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None) -> str:
+    column, colours = OBJECTIVES[tuning.by].column, _colours()
+
+    def draw(axes: Any) -> None:
+        for trial in found:
+            assert trial.seen is not None
+            colour = COLOURS[colours[trial.parameters["schedule"]]][0]
+            face = colour if tuning.feasible(trial) else "none"
+            at = trial.parameters["lr"], trial.seen.row[column]
+            axes.plot(*at, marker="o", markersize=5, color=colour, markerfacecolor=face, clip_on=False)
+            if trial is best:
+                axes.plot(*at, marker="o", markersize=11, color=colour, markerfacecolor="none", clip_on=False)
+        axes.axhline(tuning.original.row[column], color=INK, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
+        axes.set(xscale="log", xlabel="learning rate", ylabel=column)
+        axes.set_ylim(bottom=0.0)
+
+    return svg(f"{method} rates", draw, SIZE)
+
+
+def _confidence(salt: str, seen: Seen, ends: tuple[float, float]) -> str:
+    def draw(axes: Any) -> None:
+        for name in ("test", "forget"):
+            axes.plot(seen.log_odds[name], 100.0 * QUANTILES, linewidth=2.0, markevery=10, **line(SETS[name]))
+        axes.set(xlim=ends, ylim=(0.0, 100.0), xlabel="log-odds of the true class", ylabel="% of the set below")
+
+    return svg(salt, draw, SIZE)

@@ -1,0 +1,231 @@
+"""What is on disk after a kill: each command is killed before every one of its file-system events, and run again.
+
+A kill is SIGKILL, before each file that is opened for writing, renamed, linked, locked or removed and each folder that
+is made or removed; tensors are written by a library without such events: half a file of its own stands for them.
+After the kill the folder must show all old results or all new ones. After the second run everything must be what it is
+without a kill, the tensors to the bit, and nothing else may be there. Times and dates are not compared, nor are pages,
+which have them.
+
+    python benchmarks/kills.py [COMMAND ...] [--every N] [--json PATH]
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: only a process of one thread can be forked
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from amun_ext import audit, cli, files
+from amun_ext.audit import page as audit_page  # noqa: F401, now, or every child would import it
+from amun_ext.deletion.request import RESULTS, warm_up
+from amun_ext.evaluation import page  # noqa: F401
+from amun_ext.experiments import compare_page, searches_page  # noqa: F401
+from amun_ext.tuning import page as tuning_page  # noqa: F401
+
+EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")
+MODEL = "--model original.safetensors --data data.npz"
+TIMES = ("date", "seconds", "seconds by digest", "FT SE seconds", "speed-up", "versions")
+MINE = "notes.txt"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that writes `shown` into the folder `out`; `before` is run there first."""
+
+    command: str
+    shown: tuple[str, ...]
+    before: str | None = None
+
+
+CASES = {
+    "train": Case(
+        "train --data data.npz --model small-cnn --width 4 --epochs 2 --lr 0.1 --out out/net.safetensors",
+        ("net.safetensors",),
+    ),
+    "forget": Case(f"forget {MODEL} --ids 3,5 --method amun+salun --retrain --epochs 1 --out out", RESULTS),
+    "forget --overwrite": Case(
+        f"forget {MODEL} --ids 7 --epochs 1 --overwrite --out out",
+        RESULTS,
+        f"forget {MODEL} --ids 5 --epochs 1 --out out",
+    ),
+    "search": Case(f"search {MODEL} --count 9 --methods ddn,ffgsm --out out", ("searches.json", "searches.html")),
+    "references": Case(f"references {MODEL} --models 2 --out out", ()),
+    "shadows": Case(f"shadows {MODEL} --ids 3,5,8,9 --models 6 --epochs 1 --out out", ()),
+    "compare": Case(
+        f"compare {MODEL} --ids 3,5,8 --methods ft,amun --seeds 1 --settings with --out out",
+        ("compare.json", "compare.html"),
+    ),
+    "tune": Case(
+        f"tune {MODEL} --ids 3,5,8 --methods ft,salun --trials 3 --epochs 1 --by retrain --out out",
+        ("tuned.json", "trials.json", "tuning.html"),
+    ),
+    "audit": Case(f"audit {MODEL} --original original.safetensors --ids 3,5,8 --retrain 2 --out out", audit.FILES),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"some of {', '.join(CASES)} (default: all)")
+    parser.add_argument("--every", type=int, default=1, help="kill at every Nth event only (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the counts there")
+    options = parser.parse_args()
+    told = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.commands or CASES:
+            told[name] = campaign(Path(folder), name, options.every)
+            print(name, json.dumps(told[name]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return int(any(each["faults"] for each in told.values()))
+
+
+def campaign(folder: Path, name: str, every: int = 1, first: int = 1) -> dict[str, Any]:
+    """Kill one command at its events `first`, `first` + `every`, ... Returns the counts, and what went wrong."""
+    case, start = CASES[name], time.perf_counter()
+    prepared = prepare(folder)
+    if case.before is not None:
+        assert run(prepared, case.before)[0] == 0
+    (prepared / "out" / MINE).write_text("of the user")
+    alone = clone(prepared, "alone")
+    status, events = run(alone, case.command)
+    assert status in (0, 3), (alone / "log").read_text()
+    states = [shown(prepared, case), shown(alone, case)]
+    expected, faults = contents(alone), []
+    for number in range(first, events + 1, every):
+        place = clone(prepared, "killed")
+        killed, _ = run(place, case.command, kill_at=number)
+        if killed != -signal.SIGKILL:
+            break  # there were fewer this time
+        if shown(place, case) not in states:
+            faults.append(f"{number}: neither old nor new")
+        again, _ = run(place, case.command)
+        if again != status:
+            faults.append(f"{number}: status {again}: {(place / 'log').read_text()[-300:]}")
+        elif (found := contents(place)) != expected:
+            differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+            faults.append(f"{number}: {', '.join(differ)}")
+    kills = len(range(first, events + 1, every))
+    return {"events": events, "kills": kills, "faults": faults, "seconds": round(time.perf_counter() - start)}
+
+
+def prepare(folder: Path) -> Path:
+    """A folder with data, a model and an empty folder for results."""
+    prepared = folder / "prepared"
+    shutil.rmtree(prepared, ignore_errors=True)
+    (prepared / "out").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    data = {}
+    for part, count in (("train", 40), ("test", 24)):
+        data[f"{part}_labels"] = np.arange(count) % 4
+        noise = random.integers(0, 128, (count, 8, 8, 1))
+        data[f"{part}_images"] = (noise + 40 * data[f"{part}_labels"][:, None, None, None]).astype(np.uint8)
+    np.savez(prepared / "data.npz", **data)
+    train = "train --data data.npz --model small-cnn --width 4 --epochs 1 --lr 0.1 --out original.safetensors"
+    assert run(prepared, train)[0] == 0, (prepared / "log").read_text()
+    return prepared
+
+
+def clone(prepared: Path, name: str) -> Path:
+    place = prepared.with_name(name)
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(prepared, place)
+    return place
+
+
+def run(folder: Path, command: str, kill_at: int | None = None) -> tuple[int, int]:
+    """The status of a command in the folder, or minus the signal that ended it; and how many events it had."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        os.chdir(folder)
+        with open("log", "wb") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        status = 70
+        with contextlib.suppress(BaseException):
+            with counted(kill_at) as count:
+                status = cli.main(command.split())
+            os.write(write, str(count()).encode())
+        os._exit(status)
+    os.close(write)
+    with open(read) as pipe:
+        told = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), int(told or 0)
+
+
+@contextlib.contextmanager
+def counted(kill_at: int | None) -> Iterator[Callable[[], int]]:
+    """Count the events inside, and end this process before that of number `kill_at`."""
+    count, active = 0, True
+
+    def event() -> None:
+        nonlocal count
+        count += 1
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        writes = name == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if active and (writes or name in EVENTS) and arguments[0] != os.devnull:
+            event()
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        half = path.with_name(".half")  # as safetensors has a file of its own, which it renames
+        half.write_bytes(b"half of what is to be forgotten")
+        event()
+        half.unlink()
+        save_file(tensors, path, metadata)
+
+    sys.addaudithook(hook)
+    files.save_file = save
+    yield lambda: count
+    active = False
+
+
+def shown(folder: Path, case: Case) -> dict[str, str]:
+    """What a reader finds under the names of the results."""
+    found = [folder / "out" / name for name in case.shown]
+    return {path.name: digest(path) for path in found if path.exists()}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """All that is there, by what must be equal of it."""
+    return {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.name != "log"}
+
+
+def digest(path: Path) -> str:
+    if path.is_dir() or path.suffix in (".html", ".log", ".md"):
+        return path.suffix
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        data = json.dumps(without_times(json.loads(data)), sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(each) for key, each in value.items() if key not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warm_up()
+    sys.exit(main())

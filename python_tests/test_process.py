@@ -1,0 +1,237 @@
+"""How a command ends: by a signal, with its output closed or full, on a terminal without our letters, in a log file;
+and what it does when it has ended before."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from amun_ext import cli
+from amun_ext.cli.process import Output
+from amun_ext.progress import progress_bar
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAIN = "train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, one_thread) -> Path:
+    path = tmp_path_factory.mktemp("original") / "model.safetensors"
+    assert cli.main([*TRAIN.split(), "--out", str(path)]) == 0
+    return path
+
+
+def forget(original: Path, out: Path, *more: str) -> list[str]:
+    return ["forget", "--model", str(original), "--data", "digits", "--epochs", "1", "--out", str(out), *more]
+
+
+def facts(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())["facts"]
+
+
+class TestSignals:
+    @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
+    def test_they_end_in_order(self, original, tmp_path, capsys, monkeypatch, number, name) -> None:
+        before = signal.getsignal(number)
+        with monkeypatch.context() as patch:
+            patch.setattr("amun_ext.unlearning.plan.unlearn", lambda *_, **__: signal.raise_signal(number))
+            assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 128 + number
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"amun: ended by {name}; the same command goes on where it was"
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
+        assert signal.getsignal(number) == before
+        assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 0
+
+    def test_one_that_is_ignored_stays_so(self, original, tmp_path, monkeypatch) -> None:
+        """As nohup has it."""
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            monkeypatch.setattr("amun_ext.cli.forget.check_folder", lambda _: signal.raise_signal(signal.SIGHUP))
+            assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 0
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    @pytest.mark.parametrize("to", ["the command", "all of its processes"])
+    def test_workers_end_without_a_word(self, original, tmp_path, to: str) -> None:
+        """While they begin, which is when the other end of what they read is lost."""
+        command = ["references", "--model", str(original), "--data", "digits", "--models", "2", "--workers", "2"]
+        process = command_line([*command, "--out", str(tmp_path / "out")], start_new_session=True)
+        while len(children_of(process.pid)) < 2:  # the first is Python's own tracker of resources
+            assert process.poll() is None, process.stderr.read()
+        (os.killpg if to != "the command" else os.kill)(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 143, errors
+        assert errors.splitlines()[-1] == "amun: ended by SIGTERM; the same command goes on where it was"
+        assert "Traceback" not in errors
+
+
+def test_an_interrupt_during_the_imports_ends_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "amun_ext.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(9)\n")
+    command = [sys.executable, "-c", "import amun_command; amun_command.main()"]
+    ended = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout + ended.stderr == ""
+
+
+class TestOutput:
+    @pytest.mark.parametrize(
+        ("redirection", "status", "told"),
+        [(">/dev/full", 0, "not all could be printed: [Errno 28]"), ("2>&-", 0, ""), ("<&- >&- 2>&-", 0, "")],
+    )
+    def test_results_are_kept(self, original, tmp_path, redirection, status, told) -> None:
+        command = forget(original, tmp_path / "out", "--ids", "5,6")
+        line = " ".join([sys.executable, "-m", "amun_ext.cli", *command, redirection])
+        ended = subprocess.run(line, shell=True, env=environment(), capture_output=True, text=True)
+        assert ended.returncode == status, ended.stderr
+        assert told in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "model.safetensors",
+            "report.html",
+            "report.json",
+        }
+
+    def test_what_nobody_reads_is_no_failure(self) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        with open(write, "w") as pipe:
+            output = Output(pipe)
+            output.write("a line\n")
+            output.flush()
+            output.write("another\n")
+            output.flush()
+        assert isinstance(output.error, BrokenPipeError)
+
+    def test_letters_that_the_terminal_has_not(self) -> None:
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        output = Output(terminal)
+        output.write("caf\udce9 \u2603\n")
+        output.flush()
+        assert terminal.buffer.getvalue() == b"caf\\udce9 \\u2603\n"
+
+    def test_a_command_without_files_has_failed_then(self, monkeypatch, capsys) -> None:
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert cli.main(["info"]) == 1
+
+    @pytest.mark.parametrize("name", ["caf\udce9", "caf\udce9/in"])
+    def test_a_folder_that_is_not_utf8_is_refused_before_work(self, original, tmp_path, capsys, name) -> None:
+        assert cli.main(forget(original, tmp_path / name, "--ids", "5")) == 2
+        assert re.search(r"--out must be a name in UTF-8, got '.*caf\\udce9", capsys.readouterr().err)
+        assert not [*tmp_path.iterdir()]
+
+
+class TestProgress:
+    def test_one_line_a_stage_in_a_log(self, capsys) -> None:
+        with progress_bar(True, total=3, desc="train", unit="epoch") as bar:
+            for loss in (0.3, 0.2, 0.1):
+                bar.set_postfix({"loss": f"{loss:.1f}"})
+                bar.update()
+        assert re.fullmatch(r"train: 3 of 3 in 00:00, loss=0\.1\n", capsys.readouterr().err)
+
+    def test_silent_where_it_is_not_asked_for(self, capsys) -> None:
+        assert [*progress_bar(False, range(3), "train")] == [0, 1, 2]
+        assert capsys.readouterr().err == ""
+
+    def test_a_bar_on_a_terminal(self, capsys, monkeypatch) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert [*progress_bar(True, range(3), "train")] == [0, 1, 2]
+        assert "\rtrain: 100%" in capsys.readouterr().err
+
+
+class TestAgain:
+    """A request that is done is not done again, and another's result is not written over."""
+
+    def test_forget(self, original, tmp_path, capsys, monkeypatch) -> None:
+        out = tmp_path / "out"
+        assert cli.main(forget(original, out, "--ids", "5,6")) == 0
+        first = (out / "model.safetensors").read_bytes()
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr("amun_ext.deletion.forget", lambda *_, **__: pytest.fail("it was done"))
+            assert cli.main(forget(original, out, "--ids", "6,5")) == 0
+            date = facts(out)["date"]
+            told = f"already done: the request of {date} to forget 5, 6 in {out}\n"
+            assert capsys.readouterr().out == told
+            for other in (["--ids", "5"], ["--ids", "5,6", "--seed", "1"], ["--ids", "5,6", "--with-images"]):
+                assert cli.main(forget(original, out, *other)) == 2
+                told = f"--out must be where no other result is (--overwrite replaces it), got {out}, where there is "
+                assert told + f"the request of {date} to forget 5, 6\n" in capsys.readouterr().err
+        assert (out / "model.safetensors").read_bytes() == first
+        assert cli.main(forget(original, out, "--ids", "5", "--overwrite")) == 0
+        assert facts(out)["ids"] == [5]
+        assert {path.name for path in out.iterdir()} == {"model.safetensors", "report.html", "report.json"}
+
+    def test_one_that_is_not_whole_is_none(self, original, tmp_path, capsys) -> None:
+        out = tmp_path / "out"
+        assert cli.main(forget(original, out, "--ids", "5,6")) == 0
+        with (out / "model.safetensors").open("ab") as file:
+            file.write(b" ")
+        assert cli.main(forget(original, out, "--ids", "5,6")) == 2
+        (out / "report.json").unlink()
+        capsys.readouterr()
+        assert cli.main(forget(original, out, "--ids", "5,6")) == 2
+        assert "where there is model.safetensors, report.html" in capsys.readouterr().err
+
+    def test_train(self, original, tmp_path, capsys) -> None:
+        out = tmp_path / "model.safetensors"
+        out.write_bytes(first := original.read_bytes())
+        assert cli.main([*TRAIN.split(), "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"already done: this training's model is in {out}\n"
+        other = [*TRAIN.split(), "--seed", "1", "--out", str(out)]
+        assert cli.main(other) == 2
+        assert f"got {out}, a model with other seed\n" in capsys.readouterr().err
+        assert out.read_bytes() == first
+        assert cli.main([*other, "--overwrite"]) == 0
+        assert out.read_bytes() != first
+        (tmp_path / "notes.safetensors").write_text("no checkpoint")
+        assert cli.main([*TRAIN.split(), "--out", str(tmp_path / "notes.safetensors")]) == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "notes.safetensors"]
+
+    def test_equal_requests_give_equal_files(self, original, tmp_path) -> None:
+        """And the times are in the report, by the digest of the model, where an audit finds them."""
+        from amun_ext.cli.provenance import seconds
+
+        for name in ("one", "two"):
+            assert cli.main(forget(original, tmp_path / name, "--ids", "5,6")) == 0
+        one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+        told = facts(tmp_path / "one")
+        assert {"model": "model.safetensors", "data": "digits"}.items() <= told.items()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["date"])
+        sha256 = subprocess.run(["sha256sum", original, one], capture_output=True, text=True, check=True).stdout
+        assert [line.split()[0] for line in sha256.splitlines()] == [
+            told["digest of the model"],
+            told["digest of the new model"],
+        ]
+        assert seconds(one, {}) == told["seconds by digest"][told["digest of the new model"]] > 0
+        with safe_open(one, "pt") as file:
+            assert "seconds" not in file.metadata()
+        assert seconds(original, {}) is None
+        assert seconds(original, {"seconds": "2.5"}) == 2.5  # of a checkpoint that says it itself
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+
+
+def command_line(arguments: list[str], **how: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "amun_ext.cli", *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,
+    )
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -16,6 +16,7 @@ from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import all_or_none, workplace
 from amun_ext.info import versions
 from amun_ext.models import build, save_checkpoint
+from amun_ext.random_state import own_random_state
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning import unlearn
@@ -41,7 +42,7 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
 
     splits = load(DATA)
     images, _ = splits.train.tensors
-    with torch.random.fork_rng([]):
+    with own_random_state():
         torch.manual_seed(seed)
         original = build(MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
     run_of_training = Run(seed=seed, progress=progress)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amun_ext.checks import InputError, listed, require
 from amun_ext.digest import digest
+from amun_ext.random_state import own_random_state
 
 # A function that builds the model anew, the state dict that its training began with, or None: `reset_parameters`.
 Init: TypeAlias = Callable[[], nn.Module] | Mapping[str, Tensor] | None
@@ -56,7 +57,7 @@ def copied(model: nn.Module) -> nn.Module:
 def check_init(model: nn.Module, init: Init) -> None:
     """InputError as `untrained`, with no trace in the random state."""
     devices = {tensor.device.index for tensor in model.state_dict().values() if _on_gpu(tensor)}
-    with torch.random.fork_rng(sorted(devices)):
+    with own_random_state(sorted(devices)):
         untrained(model, init)
 
 
@@ -162,7 +163,7 @@ def _changed(model: nn.Module, names: list[str], probe: Tensor) -> list[str]:
     tried = copied(model).train()
     before = {name: each.clone() for name, each in tried.named_buffers()}
     devices = {each.device.index for each in [*tried.parameters(), *tried.buffers()] if each.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(sorted(devices)):
+    with torch.no_grad(), own_random_state(sorted(devices)):
         tried(probe)
     after = dict(tried.named_buffers())
     return [name for name in names if not torch.equal(before[name], after[name])]

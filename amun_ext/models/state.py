@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amun_ext.checks import InputError, require
+from amun_ext.random_state import same_random_state
 
 
 def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -53,7 +54,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Among them those that are no buffers and that a forward makes anew, such as features that are kept and the weight of
     the older weight_norm: they would keep a graph, and with it the module from being copied.
 
-    Not for two threads with one model: the mode is the model's, and the random state the process's.
+    Not for two threads with one model: the mode is the model's.
     """
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     buffers = [
@@ -64,7 +65,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     devices = {tensor.device.index for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda}
     try:
-        with torch.random.fork_rng(sorted(devices)):
+        with same_random_state(sorted(devices)):
             _to_eval(model)
             yield
     finally:

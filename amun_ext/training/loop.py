@@ -18,6 +18,7 @@ from amun_ext.evaluation import accuracy, predict
 from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
+from amun_ext.random_state import own_random_state, same_random_state
 from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, identity
@@ -139,7 +140,7 @@ def fit(
         return total
 
     try:
-        random_state, layout = torch.random.fork_rng(devices), _channels_last(model, recipe.channels_last)
+        random_state, layout = own_random_state(devices), _channels_last(model, recipe.channels_last)
         with random_state, layout, torch.inference_mode(False), torch.enable_grad():
             _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
@@ -163,7 +164,7 @@ def fit(
                     bar.set_postfix({"loss": f"{loss:.4f}", **shown})
                     bar.update()
                     if run.on_epoch is not None:
-                        with torch.random.fork_rng(devices):
+                        with same_random_state(devices):
                             run.on_epoch(epoch)
     finally:
         optimizer.zero_grad()  # the last batch's gradient is a trace of its samples

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
 from amun_ext.checks import check_labels, require
+from amun_ext.random_state import same_random_state
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
         require(count > 0, "parts", "at least one sample", count)
     filled = [part.data for each in passes for part in each.parts if len(part.data) > 0]  # type: ignore[arg-type]
-    with torch.random.fork_rng([]):  # an item may be drawn by a transform
+    with same_random_state():  # an item may be drawn by a transform
         firsts = [_tensor(data.tensors[0][0] if in_memory(data) else data[0][0]) for data in filled]
     shapes = {tuple(first.shape) for first in firsts}
     require(len(shapes) == 1, "parts", "of inputs of one shape", sorted(shapes))

@@ -16,6 +16,7 @@ from amun_ext.checks import InputError, check_images, check_labels, is_number, r
 from amun_ext.data import as_tensors, copies
 from amun_ext.models.fresh import copied
 from amun_ext.models.state import count_classes
+from amun_ext.random_state import same_random_state
 from amun_ext.saliency import saliency_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Epoch, Recipe, Run
@@ -106,7 +107,8 @@ def unlearn(
             weights; `batch_norm` of the recipe decides about them.
         gradient_only: mask the gradient alone, as older code does: weight decay then moves the masked weights, too.
             None is False, or as the preset has it.
-        seed: of all randomness.
+        seed: of all randomness. The random state is the process's: of trainings in several threads one waits for the
+            other, and models that draw in eval mode are not for other threads meanwhile.
         checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
         watch: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
         on_epoch: called with an `Epoch` after each.
@@ -153,7 +155,7 @@ def unlearn(
         progress=progress,
     )
 
-    with torch.random.fork_rng([]):  # an item may be drawn by a transform
+    with same_random_state():  # an item may be drawn by a transform
         inputs, labels = as_tensors(forget, "forget")
         check_images("forget", inputs, (-math.inf, math.inf))
         num_classes = count_classes(model, inputs)

@@ -1,0 +1,43 @@
+"""The random state is the process's, and not a thread's: whoever draws from it by a seed must have it alone."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+
+Devices = Sequence[torch.device | int]  # CUDA devices whose generators may be drawn from, beside the CPU's
+
+_in_use = threading.RLock()
+
+
+@contextlib.contextmanager
+def own_random_state(devices: Devices = ()) -> Iterator[None]:
+    """No other thread is in here meanwhile; afterwards the state is as before."""
+    with _in_use, torch.random.fork_rng(list(devices)):
+        yield
+
+
+@contextlib.contextmanager
+def same_random_state(devices: Devices = ()) -> Iterator[None]:
+    """Afterwards the state is as before, unless another thread has it for its own at the beginning or the end."""
+    before = _states(devices)
+    try:
+        yield
+    finally:
+        if before is not None and _in_use.acquire(blocking=False):
+            try:
+                torch.set_rng_state(before[0])
+                for device, state in zip(devices, before[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            finally:
+                _in_use.release()
+
+
+def _states(devices: Devices) -> list[torch.Tensor] | None:
+    if not _in_use.acquire(blocking=False):
+        return None
+    try:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    finally:
+        _in_use.release()

@@ -37,7 +37,7 @@ def started(work: Callable[..., Result], model: object, count: int) -> Iterator[
         return
     try:
         packed = pickle.dumps(model)  # by value: tensors would travel as open files, of which there are few
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # it is the user's, and may raise anything: a parametrised module refuses
         raise InputError(
             f"workers must be 1 for a model or init that cannot be pickled, got {count}: {error}"
         ) from error

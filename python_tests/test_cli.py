@@ -532,10 +532,10 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
 @pytest.mark.parametrize("command", ["forget --epochs 1", "audit"])
 def test_a_page_has_forgotten_images_only_where_told_so(original, tmp_path, command) -> None:
     name, *flags = command.split()
-    flags += ["--model", str(original), "--data", "digits", "--ids", "0-199", "--out", str(tmp_path)]
+    flags += ["--model", str(original), "--data", "digits", "--ids", "0-199"]
     for more, shown in ([], False), (["--with-images"], True):
-        assert cli.main([name, *flags, *more]) == 0
-        (page,) = tmp_path.glob("*.html")
+        assert cli.main([name, *flags, *more, "--out", str(tmp_path / str(shown))]) == 0
+        (page,) = (tmp_path / str(shown)).glob("*.html")
         assert ("data:image" in page.read_text()) == shown
 
 

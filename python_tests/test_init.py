@@ -218,8 +218,10 @@ class TestReferences:
             train_references(model, splits, RECIPE, out=tmp_path, init=vit().state_dict(), models=2)
 
     def test_what_cannot_travel_is_told(self, splits: Splits, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="workers must be 1 for a model or init that cannot be pickled, got 2"):
-            train_references(vit(), splits, RECIPE, out=tmp_path, init=lambda: vit(), models=2, workers=2)
+        parametrised = BUILDERS["weight_norm, parametrised"]
+        for model, init in ((vit(), lambda: vit()), (parametrised(), parametrised)):
+            with pytest.raises(InputError, match="workers must be 1 for a model or init that cannot be pickled, got 2"):
+                train_references(model, splits, RECIPE, out=tmp_path / str(init), init=init, models=2, workers=2)
 
     def test_shadows_and_comparisons(self, splits: Splits, tmp_path: Path) -> None:
         model, ids, start = vit(), torch.arange(4), vit().state_dict()

@@ -1,7 +1,9 @@
 """Data that live: what is erased, added, renamed or changed between two requests, and what is said of it."""
 
+import base64
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +158,7 @@ class TestFolders:
         metadata = known(before, [2])
         metadata[KEY] = without(metadata[KEY], [2])
         kept = _read(metadata)
-        assert (kept.names[2], kept.hashes[2], kept.labels[2]) == ("", "", 0)
+        assert (kept.names[2], kept.hashes[2], kept.labels[2]) == ("", bytes(8), 0)
         assert kept.names[3] == "train/anna/3.png"
         (photos / "train/anna/2.png").unlink()
         assert self.again(photos, metadata).absent == (2,)
@@ -200,9 +202,11 @@ class TestArrays:
 
     def test_damage_is_told(self, before: Splits) -> None:
         whole = manifest_of(before)
-        empty = module._packed(replace(_read({KEY: whole}), labels=()))
-        for text in (whole[:-8], "é", "", empty, manifest_of(before)[:40]):
-            with pytest.raises(InputError, match="the checkpoint's manifest must be as amun train has written it"):
+        fewer = module._packed(replace(_read({KEY: whole}), labels=()))
+        strange = module._packed(replace(_read({KEY: whole}), labels=(3,) * 9))
+        bomb = base64.b64encode(zlib.compress(bytes(module.LARGEST + 1), 1)).decode()
+        for text in (whole[:-8], "é", "", fewer, strange, bomb, manifest_of(before)[:40]):
+            with pytest.raises(InputError, match="the checkpoint's manifest must be "):
                 aligned(before, {**known(before), KEY: text})
 
     def test_too_many_samples_have_none(self, before: Splits, monkeypatch) -> None:
@@ -212,7 +216,7 @@ class TestArrays:
     def test_a_million_samples_fit(self) -> None:
         """Into the header of a safetensors file, of which 100 MB are allowed."""
         rng = np.random.default_rng(0)
-        hashes = tuple(rng.bytes(8).hex() for _ in range(20_000))
+        hashes = tuple(rng.bytes(8) for _ in range(20_000))
         names = tuple(f"train/n{row % 1000:08}/n{row % 1000:08}_{row}.JPEG" for row in range(20_000))
         made = module.Manifest(CLASSES, 3, (0,) * 20_000, hashes, names)
         assert 50 * len(module._packed(made)) < module.LONGEST
@@ -250,7 +254,7 @@ class TestRequests:
         made = deletion.forget(model, later, request)
         assert json.loads(made.metadata["forgotten"]) == [1, 5, 7]
         assert made.metadata["training_data"] == metadata["training_data"]
-        assert [row for row, name in enumerate(_read(made.metadata).hashes) if not name] == [1, 5]
+        assert [row for row, name in enumerate(_read(made.metadata).hashes) if not any(name)] == [1, 5]
 
     def test_references_serve_on_and_none_is_trained_on_what_is_gone(
         self, before: Splits, later: Splits, model: nn.Module, tmp_path: Path

@@ -7,9 +7,10 @@ import base64
 import json
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -19,10 +20,11 @@ from amun_ext.data.copies import digests, fingerprint
 from amun_ext.data.splits import Splits
 
 KEY = "manifest"  # in the metadata of a checkpoint
-LONGEST = 2**26  # characters of it, of 100 MB that safetensors allows: enough for 4 million samples
+LONGEST = 2**26  # characters of it, of 100 MB that safetensors allows: enough for some million samples
 LARGEST = 2**29  # bytes that it unpacks to
-GONE = ""  # in place of the name and hash of an erased sample
 HASH = 8  # bytes: among a million samples two are taken for the same in one of 30 million data sets
+GONE = ""  # in place of the name of an erased sample
+SEPARATOR, ESCAPED = "\0", "surrogateescape"  # of names of files, which may be no UTF-8
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Manifest:
     classes: tuple[str, ...]
     channels: int
     labels: tuple[int, ...]
-    hashes: tuple[str, ...]  # of the images
+    hashes: tuple[bytes, ...]  # of the images
     names: tuple[str, ...] | None  # paths within the folder; None of data that are no files
 
 
@@ -106,14 +108,14 @@ def without(packed: str | None, absent: Sequence[int]) -> str | None:
         return packed
     known, gone = _unpacked(packed), set(absent)
 
-    def kept(values: Iterable[str]) -> tuple[str, ...]:
-        return tuple(GONE if row in gone else value for row, value in enumerate(values))
+    hashes = tuple(bytes(HASH) if row in gone else value for row, value in enumerate(known.hashes))
+    names = known.names
+    if names is not None:
+        names = tuple(GONE if row in gone else name for row, name in enumerate(names))
+    return _packed(replace(known, hashes=hashes, names=names))
 
-    names = None if known.names is None else kept(known.names)
-    return _packed(replace(known, hashes=kept(known.hashes), names=names))
 
-
-Key = tuple[str, str]  # hash of an image, name of a class
+Key = tuple[bytes, str]  # hash of an image, name of a class
 Names = Sequence[str] | None
 
 
@@ -170,18 +172,23 @@ def _name(row: int, names: Names) -> str:
 
 def _channels(images: Tensor, wanted: int) -> Tensor:
     """A folder of grey images becomes one of colours by a single file, and the other way round."""
-    if images.shape[1] == wanted:
+    if {images.shape[1], wanted} != {1, 3}:
         return images
     return images[:, :1].expand(-1, wanted, -1, -1)
 
 
-def _hashes(images: Tensor) -> list[str]:
+def _hashes(images: Tensor) -> list[bytes]:
     grey = ((row[:1] if torch.equal(row, row[:1].expand_as(row)) else row) for row in images)
-    return [digest.hex() for digest in digests(grey, HASH)]
+    return [*digests(grey, HASH)]
 
 
 def _packed(known: Manifest) -> str | None:
-    text = base64.b64encode(zlib.compress(json.dumps(asdict(known)).encode(), 1)).decode()
+    """Numbers and texts one behind the other: JSON would be many times as large, and take many times its own size."""
+    classes, names = (SEPARATOR.join(texts or ()).encode(errors=ESCAPED) for texts in (known.classes, known.names))
+    numbers = [known.channels, len(known.hashes), known.names is not None, len(classes)]
+    labels = np.array(known.labels, "<i4").tobytes()
+    whole = b"".join([np.array(numbers, "<i8").tobytes(), classes, labels, *known.hashes, names])
+    text = base64.b64encode(zlib.compress(whole, 1)).decode()
     return text if len(text) <= LONGEST else None
 
 
@@ -191,17 +198,21 @@ def _read(metadata: Mapping[str, str]) -> Manifest | None:
 
 def _unpacked(packed: str) -> Manifest:
     """InputError for what is none."""
+    must_be = "the checkpoint's manifest"
     try:
         unpacking = zlib.decompressobj()
-        text = unpacking.decompress(base64.b64decode(packed, validate=True), LARGEST)
-        require(unpacking.eof, KEY, f"of at most {LARGEST} bytes", "more or less")
-        told = json.loads(text)
-        names = told["names"] if told["names"] is None else tuple(map(str, told["names"]))
-        labels, hashes = tuple(map(int, told["labels"])), tuple(map(str, told["hashes"]))
-        known = Manifest(tuple(map(str, told["classes"])), int(told["channels"]), labels, hashes, names)
-        fits = len(labels) == len(hashes) and (names is None or len(names) == len(labels))
-        fits = fits and all(0 <= label < len(known.classes) for label in labels) and known.channels > 0
-        require(fits, KEY, "of one length in all its parts", "others")
-    except (ValueError, KeyError, TypeError, zlib.error, RecursionError) as error:
-        raise InputError(f"the checkpoint's manifest must be as amun train has written it, got {error}") from error
-    return known
+        whole = unpacking.decompress(base64.b64decode(packed, validate=True), LARGEST)
+        require(unpacking.eof, must_be, f"of at most {LARGEST} bytes", "more or less")
+        channels, count, named, length = np.frombuffer(whole[:32], "<i8").tolist()
+        end = 32 + length + count * (4 + HASH)
+        fits = min(channels, count, length) > 0 and end <= len(whole)
+        require(fits, must_be, "of one length in all its parts", "others")
+        classes = whole[32 : 32 + length].decode(errors=ESCAPED).split(SEPARATOR)
+        labels = np.frombuffer(whole, "<i4", count, 32 + length).tolist()
+        hashes = tuple(whole[at : at + HASH] for at in range(end - count * HASH, end, HASH))
+        names = tuple(whole[end:].decode(errors=ESCAPED).split(SEPARATOR)) if named else None
+    except (ValueError, zlib.error) as error:
+        raise InputError(f"{must_be} must be as amun train has written it, got {error}") from error
+    fits = names is None or len(names) == count
+    require(fits and min(labels) >= 0 and max(labels) < len(classes), must_be, "of as many names as samples", "others")
+    return Manifest(tuple(classes), channels, tuple(labels), hashes, names)

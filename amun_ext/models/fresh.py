@@ -24,9 +24,9 @@ WAYS = (
 def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) -> nn.Module:
     """A copy of `model` with the weights and buffers of one that has not been trained.
 
-    They come from `init`; drawn are they from the global random state. Of a function it is all that the model has, so
-    that it must put in place what was put there before training, but frozen parameters stay as they are where it
-    draws others. `probe` [n, ...] are inputs, for a forward in training mode that shows which buffers training changes.
+    They come from `init`, which draws from the global random state. A function must give all that the model had before
+    training, buffers included; only frozen parameters stay where it has others. `probe` [n, ...] are inputs, for a
+    forward in training mode that shows which buffers training changes.
 
     InputError for what is not of the model's architecture, or has its trained weights; without `init`, as
     `reinitialised`.

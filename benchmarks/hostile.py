@@ -180,7 +180,7 @@ def record(draw: random.Random, folder: Path) -> list[str]:
     """Metadata of a checkpoint."""
     told = metadata()
     for _ in range(draw.choice((1, 1, 1, 3))):
-        key = draw.choice((*told, "training_data", "unlearning", "amun_ext", "format", "\x1b[31m"))
+        key = draw.choice((*told, "training_data", "unlearning", "manifest", "init", "amun_ext", "format", "\x1b[31m"))
         told[key] = draw.choice((*JSONS, *TEXTS, *NUMBERS)).encode(errors="replace").decode()
     save_file(state(), folder / "model.safetensors", told)
     return command(draw, right(folder))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from amun_ext.checks import InputError, differences, require
 from amun_ext.locks import locked
+from amun_ext.reading import parse_json, text_of
 
 NOTE, REQUEST = "README.txt", "request.txt"
 NOTED = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
@@ -251,7 +252,7 @@ def claim(path: Path, identity: Mapping[str, object], what: str, scratch: Path |
         write_json(path, identity, scratch)
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(str(path), text_of(str(path), path, "a file"))
         differ = differences({name: found.get(name) for name in identity}, identity)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"out must be a new folder or one of this {what}, got {path}: {error}") from error

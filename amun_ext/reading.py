@@ -37,6 +37,15 @@ def text_of(argument: str, path: str | os.PathLike[str], must_be: str) -> str:
         raise InputError(f"{argument} must be {must_be}, got {path}: {error}") from error
 
 
+def stored(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none that is whole."""
+    try:
+        value = parse_json(str(path), text_of(str(path), path, "a file"))
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def parse_json(name: str, text: str) -> Any:
     """The value of a JSON text. InputError for what Python takes beside JSON, NaN and infinite numbers or a key twice,
     and for what is deeper than anything that this package writes."""

@@ -10,7 +10,9 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from amun_ext import cli
 from amun_ext.models.small_cnn import small_cnn
 
 SAMPLES, CLASSES, SIDE = 60, 4, 8
@@ -45,7 +48,7 @@ NUMBERS = (
     "\uff11", "1_0",
 )
 OPTIONS = (
-    "--epochs", "--lr", "--batch-size", "--accumulate", "--seed", "--width", "--models", "--workers", "--fraction",
+    "--epochs", "--lr", "--batch-size", "--accumulate", "--seed", "--width", "--models", "--fraction",
     "--keep", "--margin", "--refine", "--quantize", "--count", "--seeds", "--trials", "--max-drop", "--retrain",
 )
 WORDS = (
@@ -106,7 +109,7 @@ def command(draw: random.Random, options: dict[str, str], *more: str, name: str 
         "shadows": ["--models=6", "--method=ga", "--epochs=1"],
         "references": ["--models=2", "--epochs=1"],
     }
-    name = name or draw.choice([*short])
+    name = name or draw.choice(("forget", "search", "audit", "references") * 4 + ("shadows",))  # by what they cost
     default = [each for each in short.get(name, []) if not (each.startswith("--ids") and "--ids-file" in options)]
     return [name, *(part for pair in options.items() for part in pair), *default, *more]
 
@@ -177,7 +180,7 @@ def record(draw: random.Random, folder: Path) -> list[str]:
     """Metadata of a checkpoint."""
     told = metadata()
     for _ in range(draw.choice((1, 1, 1, 3))):
-        key = draw.choice((*told, "training_data", "unlearning", "amun_ext", "format", "\x1b[31m"))
+        key = draw.choice((*told, "training_data", "unlearning", "manifest", "init", "amun_ext", "format", "\x1b[31m"))
         told[key] = draw.choice((*JSONS, *TEXTS, *NUMBERS)).encode(errors="replace").decode()
     save_file(state(), folder / "model.safetensors", told)
     return command(draw, right(folder))
@@ -225,7 +228,8 @@ def weights(draw: random.Random, folder: Path) -> list[str]:
             for each in old.namelist():
                 new.writestr(each, old.read(each) if "/data/" not in each else bytes(2**26))
     else:
-        tensors[name] = draw.choice(odd)(tensors[name])  # type: ignore[assignment]
+        with warnings.catch_warnings(action="ignore"):  # quantised tensors are on their way out
+            tensors[name] = draw.choice(odd)(tensors[name])
         if draw.random() < 0.3:
             del tensors[draw.choice([*tensors])]
         try:
@@ -328,15 +332,24 @@ def header_of(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", side, side, 8, 2, 0, 0, 0) + bytes(50)
 
 
+def options_of(name: str) -> set[str]:
+    """What a command takes, by what it says of itself."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        cli.main([name, "--help"])
+    return set(re.findall(r"--[a-z-]+", said.getvalue()))
+
+
 def arguments(draw: random.Random, folder: Path) -> list[str]:
     commands = ("forget", "search", "audit", "shadows", "references", "compare", "tune", "train")
     options, name, more = right(folder), draw.choice(commands), []
     (folder / "link").symlink_to(folder / "absent")
     (folder / "tuned.json").write_text(draw.choice(JSONS), encoding="utf-8", errors="replace")
     pools = ((OPTIONS, NUMBERS), (WORDS, (*TEXTS, *NUMBERS, *NAMES)), (PLACES, SPOTS))
+    known = options_of(name)
     for _ in range(draw.choice((1, 1, 2, 3))):
         pool, values = draw.choice(pools)
-        option, value = draw.choice(pool), draw.choice(values).replace("\0", "")
+        has = [option for option in pool if option in known or draw.random() < 0.02]
+        option, value = draw.choice(has), draw.choice(values).replace("\0", "")
         if option in options:
             options[option] = value
         else:

@@ -1,6 +1,8 @@
 """Arguments that several commands have, and what they say."""
 
 import argparse
+import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -30,6 +32,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.register("type", Path, path)
+        self.register("type", int, integer)
 
     def error(self, message: str) -> NoReturn:
         super().error(shown(message))
@@ -186,10 +189,17 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def integer(text: str) -> int:
+    """The type of what is an int: digits alone, where Python takes 1_0 and those of other scripts as well."""
+    if not re.fullmatch("[+-]?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {reprlib.repr(text)}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """The type of a number that is left out for none."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {reprlib.repr(text)}")
     return int(text)
 
 
@@ -207,5 +217,5 @@ def device(name: str) -> torch.device:
 def seed(text: str) -> int:
     """The type of --seed."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**31 - 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**31 - 1, got {reprlib.repr(text)}")
     return int(text)

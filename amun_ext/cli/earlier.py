@@ -1,7 +1,6 @@
 """What an earlier run has left where results are to be: the same, which need not be done again, or another's."""
 
 import datetime
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from amun_ext.checks import require
 from amun_ext.deletion.request import MODEL, NEW_DIGEST, RESULTS
 from amun_ext.files import file_digest
+from amun_ext.reading import stored
 
 MUST_BE = "where no other result is (--overwrite replaces it)"
 
@@ -18,18 +18,9 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object; empty where there is none."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
 def facts(folder: Path, name: str = "report.json") -> dict[str, Any]:
     """Those of a report in the folder."""
-    told = read_json(folder / name).get("facts")
+    told = stored(folder / name).get("facts")
     return told if isinstance(told, dict) else {}
 
 

@@ -24,6 +24,7 @@ from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
 from amun_ext.files import all_or_none, no_link, plain, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
+from amun_ext.reading import stored
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.choices import Choices
@@ -234,10 +235,7 @@ def _path(folder: Path, name: str, identity: object) -> Path:
 
 def _read(path: Path, identity: object) -> dict[str, Any] | None:
     """What the file has, if it is there, whole and of this identity."""
-    try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    kept = stored(path)
     return kept if kept.get("identity") == identity else None
 
 

@@ -212,7 +212,7 @@ class _Slots:
         self.fill()
 
     def fill(self) -> None:
-        nobody = self.pool.slots.bool(), self.pool.slots, self.pool.x.new_zeros(len(self.pool.slots))
+        nobody = self.pool.slots.bool(), self.pool.slots.clone(), self.pool.x.new_zeros(len(self.pool.slots))
         self._step(*nobody, grad=torch.zeros_like(self.pool.x))
 
     def advance(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from amun_ext.cli import parser
 
 MARK = "<!-- commands -->"
-WIDTH = 96
+WIDTH = 80
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -40,7 +40,7 @@ def spelling(action: argparse.Action) -> str:
 
 def meaning(action: argparse.Action, of: argparse.ArgumentParser) -> str:
     of_choices = "" if action.choices is None else f"One of {', '.join(map(str, action.choices))}. "
-    required = " Required." if action.required else ""
+    required = " (required)" if action.required else ""
     return of_choices + of._get_formatter()._expand_help(action) + required if action.help else of_choices + required
 
 

@@ -2,7 +2,9 @@
 # make test    the tests, but for those that build, kill or rehearse whole programs (ARGS=... goes to pytest)
 # make test-all    those too (ARGS=--cov=amun_ext adds a coverage figure)
 # make lint    ruff, mypy, clang-format
-# make bench   the benchmarks and their tables in benchmarks/README.md (ARGS=... names some)
+# make docs    the documentation, into site/; a warning is an error
+# make bench   the benchmarks and their tables in docs/benchmarks (ARGS=... names some)
+# make release VERSION=X.Y.Z    cuts the changelog, builds sdist and wheel into dist/, tests both in fresh environments
 #
 # Each does its own set-up: a virtual environment in .venv with torch and the built extension. With
 # `make PYTHON=...` an interpreter that already imports torch is used as it is, and nothing is installed into it.
@@ -33,7 +35,7 @@ endif
 EXTENSION := amun_ext/_C.abi3.so
 NATIVE := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all lint format bench build complete clean
+.PHONY: demo test test-all lint format docs bench release build complete clean
 
 demo: build
 	$(RUN) -m amun_ext.cli demo --out $(OUT)
@@ -58,8 +60,15 @@ format: build
 	$(RUN) -m ruff format .
 	$(CLANG_FORMAT) -i $(NATIVE)
 
+docs: build
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	@echo "wrote site/index.html"
+
 bench: build
 	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/run.py $(ARGS)
+
+release: build
+	bash .ci/release $(VERSION)
 
 # In a make of its own, which looks at the files anew: setting up .venv builds the extension too.
 build: $(READY)
@@ -75,7 +84,7 @@ $(EXTENSION): setup.py $(shell find csrc -type f)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(TORCH)
 	.venv/bin/python -m pip install --quiet "setuptools>=77" wheel ninja
-	.venv/bin/python -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	.venv/bin/python -m pip install --quiet --no-build-isolation --editable ".[test,lint,docs]"
 	.venv/bin/python -m pip install --quiet --no-deps $(VISION)
 	.venv/bin/python -m pip install --quiet pillow
 	touch .venv/ready
@@ -88,4 +97,4 @@ complete:
 	  missing and sys.exit(f"{sys.executable} lacks {missing}: pip install them, or leave PYTHON= out")'
 
 clean:
-	rm -rf .venv build dist *.egg-info amun_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv build dist site *.egg-info amun_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,113 @@
+"""The tables of docs/benchmarks/audit.md."""
+
+from typing import Any
+
+from table_format import markdown, measured_on
+
+
+def rmia(result: dict[str, Any]) -> str:
+    """The signal of every model at once by the op, model by model in PyTorch."""
+    names = ("op", "eager", "torch.compile")
+    rows = [
+        [
+            row,
+            *(f"{entry['microseconds'][name]['median'] / 1000:.0f}" for name in names),
+            *(f"{entry['times the op'][name]:.1f}x" for name in names[1:]),
+        ]
+        for row, entry in result["signal"]["table"].items()
+    ]
+    header = ["models x samples x classes", *(f"{name}, ms" for name in names), *(f"{name} / op" for name in names[1:])]
+    score = result["score"]
+    forms = [
+        [
+            name,
+            f"{score['milliseconds'][name]['median']:.1f}",
+            f"{score['times rmia'][name]:.1f}x",
+            f"{score['peak MiB'][name]:.1f}",
+            f"{score['memory over rmia'][name]:.1f}x",
+        ]
+        for name in score["milliseconds"]
+    ]
+    head = [f"{score['samples']:,} against {score['population']:,}", "ms", "/ rmia", "peak MiB", "/ rmia"]
+    note = (
+        f"Signal: median of {result['signal']['repeats']} turns; one thread in CPU time, two in wall time. Score: CPU "
+        f"time, median of {score['repeats']} turns. {measured_on(result)}."
+    )
+    return f"{markdown(header, rows)}\n\n{markdown(head, forms)}\n\n{note}"
+
+
+def audit(result: dict[str, Any]) -> str:
+    """Areas of original, AMUN and retrained model, by attack and number of references; of some attacks the most."""
+
+    def area(found: dict[str, Any], key: str) -> str:
+        error = found[key]["standard error"]
+        return f"{found[key]['mean']:.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+    parts = []
+    for name, table in result["tables"].items():
+        areas = table["areas"]
+        rows = [
+            [
+                attack,
+                count,
+                *(area(areas["original"][count][attack], key) for key in ("FT", "FR")),
+                area(areas["AMUN"][count][attack], "FT"),
+                *(area(areas["retrained"][count][attack], key) for key in ("FT", "FR", "RT")),
+            ]
+            for attack in areas["original"][str(table["references"])]
+            for count in areas["original"]
+            if attack in areas["original"][count]
+            and (attack in ("RMIA", "RMIA, offline") or count == str(table["references"]))
+        ]
+        header = ["attack", "references", "original FT", "original FR", "AMUN FT", "retrained FT", "FR", "RT"]
+        parts += [f"{name}, {table['seeds']} seeds:", markdown(header, rows)]
+    return "\n\n".join([*parts, f"AUC in percent, mean ± standard error over seeds. {measured_on(result)}."])
+
+
+def references(result: dict[str, Any]) -> str:
+    """Reference models an hour, by how they are trained."""
+
+    def error(value: dict[str, float]) -> str:
+        return f"{value['mean']:.1f} ± {value['standard error']:.1f}"
+
+    parts = []
+    for name, table in result["tables"].items():
+        rows = [
+            [
+                way,
+                f"{row['models an hour']['best']:.0f} ({row['models an hour']['median']:.0f})",
+                f"{row['times plain']:.2f}x",
+                f"{row['cpu']['best']:.1f} ({row['cpu']['median']:.1f})",
+                error(row["held out"]),
+                "" if way == "plain loop" else error(row["difference"]),
+            ]
+            for way, row in table["rows"].items()
+        ]
+        told = f"{table['models']} models a row, {table['models'] // result['rounds']} a turn"
+        about = f"{name}, {table['samples']:,} samples, {table['epochs']} epochs; {told}:"
+        header = ["how", "models an hour", "/ plain loop", "CPU s a model", "held out, %", "- plain loop"]
+        parts += [about, markdown(header, rows)]
+    note = (
+        f"Wall time, best (median) of {result['rounds']} turns, and the ratio of the best; other programs ran as well. "
+        "Held out: samples whose class gets more than half the probability, of those that a model has not seen; mean ± "
+        "standard error over models, and over the differences between models that began alike. "
+        f"{measured_on(result)}."
+    )
+    return "\n\n".join([*parts, note])
+
+
+def shadows(result: dict[str, Any]) -> str:
+    """What each attack finds in models of one method, and how far one run of it is from the next."""
+    rows = [
+        [name, attack, *(f"{found['mean']:.1f} ± {found['deviation']:.1f}" for found in of)]
+        for name, table in result["tables"].items()
+        for attack, of in {
+            attack: [table["areas"][method][attack] for method in table["areas"]]
+            for attack in next(iter(table["areas"].values()))
+        }.items()
+    ]
+    table = next(iter(result["tables"].values()))
+    runs = next(iter(next(iter(table["areas"].values())).values()))["runs"]
+    header = ["data", "attack", *table["areas"]]
+    note = f"AUC in percent, mean ± standard deviation over {runs} models of each method. {measured_on(result)}."
+    return f"{markdown(header, rows)}\n\n{note}"

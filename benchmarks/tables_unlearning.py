@@ -1,0 +1,142 @@
+"""The tables of docs/benchmarks/unlearning.md and the demo's of the README."""
+
+import statistics
+from typing import Any
+
+from table_format import cell, markdown, measured_on, spread
+
+
+def demo(result: dict[str, Any]) -> str:
+    columns, far = ("UA", "RA", "TA", "FT AUC", "gap", "seconds"), ("UA", "TA", "FT AUC")
+    rows = [
+        [row, *(f"{values[key]['mean']:.1f} ± {values[key]['std']:.1f}" if key in values else "-" for key in columns)]
+        for row, values in result["table"].items()
+    ]
+    distances = [
+        [row, *(f"{values[key]:.1f}" for key in far)] for row, values in result["distance from retrain"].items()
+    ]
+    return "\n\n".join(
+        [
+            markdown(["model", *columns], rows),
+            "Mean distance from the retrained model of the same seed, in points:",
+            markdown(["model", *far], distances),
+            f"{result['seeds']} seeds, mean ± standard deviation. {measured_on(result)}.",
+        ]
+    )
+
+
+def demo_once(result: dict[str, Any]) -> str:
+    """What `make demo` prints, seed 0."""
+
+    def cell(values: dict[str, float], key: str) -> str:
+        error = f" ± {values['FT SE']:.1f}" if key == "FT AUC" else ""
+        return f"{values[key]:.1f}{error}" if key in values else "-"
+
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
+    rows = [[row, *(cell(values, key) for key in columns)] for row, values in result["runs"][0].items()]
+    return f"{markdown(['model', *columns], rows)}\n\n200 images forgotten of 2,000. {measured_on(result)}."
+
+
+def forget(result: dict[str, Any]) -> str:
+    """AMUN after each search: distance from retraining over seeds."""
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "UA from retrain", "TA from retrain", "FT AUC from retrain")
+    parts = []
+    for data in ("fashion-mnist-mini", "fashion-mnist"):
+        if data not in result:
+            continue
+        rows = [
+            [
+                row,
+                *(f"{values[key]['mean']:.1f} ± {values[key]['std']:.1f}" if key in values else "-" for key in columns),
+            ]
+            for row, values in result[data]["table"].items()
+        ]
+        searches = [
+            [name, *(cell(values[key]) for key in ("median distance", "gradients", "cpu"))]
+            for name, values in result[data]["searches"].items()
+        ]
+        parts += [
+            f"{result[data]['images']} images of {data}, {result[data]['seeds']} seeds:",
+            markdown(["examples and form", *columns], rows),
+            markdown(["search", "median distance", "gradients", "CPU s"], searches),
+        ]
+    return "\n\n".join([*parts, f"Mean ± standard deviation over seeds. {measured_on(result)}."])
+
+
+def unlearn(result: dict[str, Any]) -> str:
+    """The loop against a plain one, and AMUN against retraining."""
+    rows, wholes = [], []
+    for name, entry in result["networks"].items():
+        seconds = entry["loop"]["seconds per epoch"]
+        ratios = (entry["loop"][key] for key in ("ratio", "ratio, augmented"))
+        rows.append([name, *(cell(value) for value in seconds.values()), *(f"{ratio:.2f}x" for ratio in ratios)])
+        wholes.append([name, *(cell(entry["whole"][key]) for key in ("AMUN", "retrain", "ratio"))])
+    names = next(iter(result["networks"].values()))["loop"]["seconds per epoch"]
+    header = ["network", *(f"{name}, s" for name in names), "DataLoader / fit", "augmented"]
+    note = f"CPU seconds, {result['images']} images; an epoch's are the best of the turns. {measured_on(result)}."
+    whole = markdown(["network", "AMUN, s", "retraining, s", "retraining / AMUN"], wholes)
+    return "\n\n".join([markdown(header, rows), whole, note])
+
+
+def masked_sgd(result: dict[str, Any]) -> str:
+    names = ("MaskedSGD", "for-loop", "foreach", "fused")
+    rows = [
+        [
+            row,
+            *(f"{entry['microseconds'][name]['median'] / 1000:.1f}" for name in names),
+            f"{min(entry['times MaskedSGD'].values()):.2f}x",
+        ]
+        for row, entry in result["table"].items()
+    ]
+    header = [
+        "parameters, threads, share that is updated",
+        *(f"{name}, ms" for name in names),
+        "best of them / MaskedSGD",
+    ]
+    note = f"Median of {result['repeats']} turns of {result['calls']} calls. {measured_on(result)}."
+    return f"{markdown(header, rows)}\n\n{note}"
+
+
+def compare(result: dict[str, Any]) -> str:
+    """The methods beside retraining and the no-op, in both settings."""
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
+    settings = {"with": "with D_R", "without": "D_F only"}
+    parts = []
+    for name, table in result["tables"].items():
+        for setting, title in settings.items():
+            rows = [
+                [
+                    line["title"],
+                    *(spread(line[key]) for key in columns),
+                    ", ".join(line["remarks"]),
+                ]
+                for line in table["tables"][setting].values()
+                if line["UA"]["mean"] is not None
+            ]
+            parts += [f"{name}, {title}, {table['seeds']} seeds:", markdown(["method", *columns, "remark"], rows)]
+    return "\n\n".join([*parts, f"Mean ± standard deviation over seeds. {measured_on(result)}."])
+
+
+def tuning(result: dict[str, Any]) -> str:
+    """Gap to retraining on the real request, by what chose the options."""
+    gaps, seeds = result["gap"], range(result["seeds"])
+    ways = list(dict.fromkeys(name.partition(": ")[2] for name in gaps if ": " in name))
+    methods = list(dict.fromkeys(name.partition(": ")[0] for name in gaps if ": " in name))
+
+    def over(names: list[str]) -> str:
+        """Mean and deviation over seeds of the mean over the rows."""
+        if any(name not in gaps for name in names):
+            return "-"
+        means = [statistics.mean(gaps[name]["each"][seed] for name in names) for seed in seeds]
+        return f"{statistics.mean(means):.1f} ± {statistics.stdev(means) if len(means) > 1 else 0.0:.1f}"
+
+    rows = [[method, *(over([f"{method}: {way}"]) for way in ways)] for method in methods]
+    rows.append(["mean of the methods", *(over([f"{method}: {way}" for method in methods]) for way in ways)])
+    rows.append(["no-op", *[over(["no-op"])] * len(ways)])
+    agree = {name: statistics.mean(each[name] for each in result["agreement"]) for name in result["agreement"][0]}
+    told = " and ".join(f"{value:.2f} of the {name}" for name, value in agree.items())
+    note = (
+        f"{result['seeds']} seeds, {result['trials']} trials a method and seed, mean ± standard deviation. Over the "
+        f"trials of a method, rank correlation with their gap: {told}. {measured_on(result)}."
+    )
+    return f"{markdown(['gap on the request', *ways], rows)}\n\n{note}"

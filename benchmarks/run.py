@@ -1,4 +1,4 @@
-"""Run benchmarks and write the tables of the README and of docs/ from their results: python benchmarks/run.py [name ...]"""
+"""Run benchmarks and write the tables of README and docs from their results: python benchmarks/run.py [name ...]"""
 
 import subprocess
 import sys

@@ -38,7 +38,7 @@ NATIVE := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '
 .PHONY: demo test test-all lint format docs bench release build complete clean
 
 demo: build
-	$(RUN) -m amun_ext.cli demo --out $(OUT)
+	$(RUN) -m amun_ext demo --out $(OUT)
 
 # A worker for each core. Whoever is done takes over what another has not begun: tests of a module mostly stay together.
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal

@@ -3,7 +3,7 @@
     python benchmarks/bad_inputs.py [--count 1000] [--seed 0] [--processes 20] [--only KIND:NUMBER]
 
 Each input is given to the command in a process forked from this one, with a limit of memory and of time, and some to
-`python -m amun_ext.cli` as well. What ends otherwise than in one line or in a result is printed with what it said;
+`python -m amun_ext` as well. What ends otherwise than in one line or in a result is printed with what it said;
 `--only` repeats a single one. Results go to results/bad_inputs.json.
 """
 
@@ -90,7 +90,7 @@ def in_a_process(arguments: list[str], folder: Path) -> Ended:
     """The command itself."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     limits = ["prlimit", f"--as={8 * 2**30}", f"--cpu={SECONDS}"]
-    command = [*limits, sys.executable, "-m", "amun_ext.cli", *arguments]
+    command = [*limits, sys.executable, "-m", "amun_ext", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     try:
         made = subprocess.run(

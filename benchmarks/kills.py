@@ -31,11 +31,8 @@ import torch
 from safetensors.torch import save_file
 
 from amun_ext import audit, cli, files
-from amun_ext.audit import page as audit_page  # noqa: F401, now, or every child would import it
 from amun_ext.deletion.request import RESULTS, warm_up
-from amun_ext.evaluation import page  # noqa: F401
-from amun_ext.experiments import compare_page, searches_page  # noqa: F401
-from amun_ext.tuning import page as tuning_page  # noqa: F401
+from amun_ext.report import figures, html  # noqa: F401, now, or every child would import what they need
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")
 MODEL = "--model original.safetensors --data data.npz"

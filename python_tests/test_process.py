@@ -87,7 +87,7 @@ class TestOutput:
     )
     def test_results_are_kept(self, original, tmp_path, redirection, status, told) -> None:
         command = forget(original, tmp_path / "out", "--ids", "5,6")
-        line = " ".join([sys.executable, "-m", "amun_ext.cli", *command, redirection])
+        line = " ".join([sys.executable, "-m", "amun_ext", *command, redirection])
         ended = subprocess.run(line, shell=True, env=environment(), capture_output=True, text=True)
         assert ended.returncode == status, ended.stderr
         assert told in ended.stderr
@@ -224,7 +224,7 @@ def environment() -> dict[str, str]:
 
 def command_line(arguments: list[str], **how: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "amun_ext.cli", *arguments],
+        [sys.executable, "-m", "amun_ext", *arguments],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

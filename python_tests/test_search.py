@@ -25,7 +25,7 @@ from search_tools import (
 )
 
 from amun_ext import AdversarialSet, find_min_adversarial
-from amun_ext import search as search_module
+from amun_ext.search import find as search_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

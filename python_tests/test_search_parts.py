@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import AdversarialSet, InputError, find_min_adversarial
-from amun_ext import search as search_module
 from amun_ext.search import Iterate, batch, graph
+from amun_ext.search import find as search_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,8 +22,8 @@ from search_tools import Linear, Pairs, check_alike, check_guarantees, every_met
 from torch import Tensor, nn
 
 from amun_ext import AdversarialSet, InputError, find_min_adversarial
-from amun_ext import search as search_module
 from amun_ext.search import Iterate
+from amun_ext.search import find as search_module
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), may_run_out]
 

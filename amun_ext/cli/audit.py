@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from amun_ext import audit as audits
 from amun_ext import info, models
+from amun_ext.audit.audit import check
+from amun_ext.audit.result import FILES
 from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
@@ -110,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace, place: Path) -> int:
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
-    check_free(options.out, *audits.FILES, *(path.name for path in made))
+    check_free(options.out, *FILES, *(path.name for path in made))
     check_tables(options)
     for path in (options.model, options.original):
         own = path is not None and path.resolve() in [each.resolve() for each in made]
@@ -126,7 +128,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     remarks = provenance.check_retrained(options.retrained, [known for _, known in retrained], gone)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
-    audits.check(model, splits, ids, original, given, references, shadows, before, options.margin)
+    check(model, splits, ids, original, given, references, shadows, before, options.margin)
     if shadows is not None:
         provenance.check_shadows(shadows, record, before)
     first = init(options, splits, model, record)
@@ -160,7 +162,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         },
     )
     found.write(options.out, with_images=options.with_images, place=place)
-    told = ", ".join([*audits.FILES, *(path.name for path in made)])
+    told = ", ".join([*FILES, *(path.name for path in made)])
     tell(options, found, f"{told} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
 

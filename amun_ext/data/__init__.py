@@ -1,14 +1,9 @@
 """Labelled images by name, from files, or from the user's own function: always whole tensors, always in [0, 1]."""
 
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from amun_ext.checks import InputError, require, whole
-from amun_ext.data import cifar10, digits, fashion_mnist, own
 from amun_ext.data.copies import copies, fingerprint
+from amun_ext.data.load import DATASETS, load
 from amun_ext.data.manifest import aligned, classes_of, manifest_of, training_data, without
-from amun_ext.data.splits import Splits, as_tensors, checked
+from amun_ext.data.splits import Splits, as_tensors
 
 __all__ = [
     "DATASETS",
@@ -23,48 +18,3 @@ __all__ = [
     "training_data",
     "without",
 ]
-
-# name -> loader(root, download); a new data set is one file and one row
-DATASETS: dict[str, Callable[[Path, bool], Splits]] = {
-    "fashion-mnist-mini": fashion_mnist.load_mini,
-    "digits": digits.load,
-    "fashion-mnist": fashion_mnist.load,
-    "cifar10": cifar10.load,
-}
-
-
-def load(
-    name: str | os.PathLike[str],
-    root: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    classes: Sequence[str] = (),
-    resize: int | None = None,
-    test_fraction: float | None = None,
-) -> Splits:
-    """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.own`).
-
-    `root` is where fashion-mnist and cifar10 look for their files, ./data unless told; only `download=True` lets them
-    use the network. Of `classes` that are known a folder may lack some, and may have others; `resize` and
-    `test_fraction` are for folders, too (see `data.own.load_folder`). Images come as float32
-    [N, C, H, W] in [0, 1], labels as int64 [N]. InputError for an unknown name, for missing or broken files, and for
-    images and labels that do not fit together.
-    """
-    name = os.fspath(name)
-    folder = os.path.isdir(name) and name not in DATASETS
-    if resize is not None:
-        whole("resize", resize, 1)
-    for argument, value in (("resize", resize), ("test fraction", test_fraction)):
-        require(folder or value is None, argument, f"left out: {name} is no folder of images", value)
-    if name in DATASETS:
-        return checked(DATASETS[name](Path("data" if root is None else root), download), name)
-    path = Path(name)
-    if folder:
-        return checked(own.load_folder(path, classes, resize, test_fraction), name)
-    if path.suffix == ".npz":
-        return checked(own.load_npz(path), name)
-    if ":" in name:
-        return checked(own.load_function(name), name)
-    raise InputError(
-        f"data set must be one of {', '.join(DATASETS)}, a folder with train/<class>/ and test/<class>/, "
-        f"an .npz file or module:function, got {name!r}"
-    )

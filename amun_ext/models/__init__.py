@@ -1,42 +1,6 @@
-"""Image classifiers by name, or from the user's own function: images [N, C, H, W] in [0, 1] to logits [N, K]."""
+"""Image classifiers by name, or from the user"s own function: images [N, C, H, W] in [0, 1] to logits [N, K]."""
 
-from collections.abc import Callable
-
-from torch import nn
-
-from amun_ext.checks import is_whole, require, users_own
+from amun_ext.models.build import MODELS, build
 from amun_ext.models.checkpoint import load_checkpoint, read_metadata, save_checkpoint
-from amun_ext.models.resnet import resnet18
-from amun_ext.models.small_cnn import small_cnn
-from amun_ext.models.vgg import vgg19
 
 __all__ = ["MODELS", "build", "load_checkpoint", "read_metadata", "save_checkpoint"]
-
-MOST = 100_000  # classes or channels, of which weights have the square
-
-# name -> function(num_classes, in_channels[, width]); all take images of any size from 8x8 on
-MODELS: dict[str, Callable[..., nn.Module]] = {"small-cnn": small_cnn, "resnet18": resnet18, "vgg19": vgg19}
-
-
-def build(name: str, *, num_classes: int, in_channels: int, width: int | None = None) -> nn.Module:
-    """A new model with random weights: a name in MODELS, or "module:function", which is called with the keywords
-    num_classes and in_channels and returns an nn.Module.
-
-    `width` is the channel count of the first layer, to which all others are in proportion; each architecture has its
-    own default. InputError for an unknown name and for counts that are no positive integers (two classes at least).
-    """
-    counts = {"num_classes": (num_classes, 2), "in_channels": (in_channels, 1)}
-    counts |= {} if width is None else {"width": (width, 1)}
-    for argument, (value, least) in counts.items():
-        require(is_whole(value) and value >= least, argument, f"an integer of at least {least}", repr(value))
-        require(value < MOST, argument, f"below {MOST}", value)
-    sizes = {argument: value for argument, (value, _) in counts.items()}
-    if name in MODELS:
-        return MODELS[name](**sizes)
-
-    require(":" in name, "model", f"one of {', '.join(MODELS)} or module:function", repr(name))
-    require(width is None, "width", f"left to {name}, whose function is called without it", width)
-    model = users_own("model", name, **sizes)
-    require(isinstance(model, nn.Module), f"what {name} returns", "an nn.Module", type(model).__name__)
-    assert isinstance(model, nn.Module)
-    return model

@@ -1,4 +1,4 @@
-"""python -m amun_ext.cli"""
+"""python -m amun_ext: the command line."""
 
 import sys
 

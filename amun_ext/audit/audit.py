@@ -1,0 +1,211 @@
+"""audit: attacks on a model, measures with intervals, and a verdict by a stated rule (paper section 3)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from amun_ext.audit.against import attacks_of_verdict, no_random_draw
+from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
+from amun_ext.audit.attacks import all_scores
+from amun_ext.audit.flags import flags, no_op
+from amun_ext.audit.measures import (
+    AUDITED,
+    COMPARED,
+    COMPARISONS,
+    MEASURES,
+    ORIGINAL,
+    RETRAINED,
+    SETS,
+    Number,
+    Scores,
+    Seen,
+    attack_auc,
+    low_fpr,
+    together,
+)
+from amun_ext.audit.members import harm, look_like_members
+from amun_ext.audit.power import judged
+from amun_ext.audit.references import KIND as REFERENCES
+from amun_ext.audit.result import PICTURES, Audit
+from amun_ext.audit.shadows import KIND as SHADOWS
+from amun_ext.audit.shadows import Shadows, check_shadows, spread
+from amun_ext.audit.verdict import MARGIN
+from amun_ext.checks import check_images, check_labels, is_number, require
+from amun_ext.data import Splits
+from amun_ext.deletion.ids import split
+from amun_ext.evaluation import predict
+
+
+def audit(
+    model: nn.Module,
+    splits: Splits,
+    ids: Tensor,
+    *,
+    original: nn.Module | None = None,
+    retrained: nn.Module | Sequence[nn.Module] | None = None,
+    references: Answers | None = None,
+    shadows: Shadows | None = None,
+    before: Sequence[int] = (),
+    random_draw: bool = False,
+    margin: float = MARGIN,
+    seconds: Mapping[str, float] | None = None,
+    remarks: Sequence[str] = (),
+    facts: Mapping[str, object] | None = None,
+) -> Audit:
+    """Measure how well `model` has forgotten the training samples `ids`, and say so with its uncertainty.
+
+    The verdict is an equivalence test of FT AUC (the chance that a forget sample looks more like a member than a test
+    sample) against that of `retrained` on the same samples; or against 50, which a retrained model would have, where
+    there are `references` or `shadows` and the ids are a `random_draw` of the training set. Else it cannot tell. With
+    `shadows` the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts; where they are
+    all that there is to compare with, it is judged alone.
+
+    "Forgotten" needs the `original`: the same test must notice that it was trained on the ids, else it cannot tell. It
+    is blocked where clearly more forget samples look like members than chance allows (see `amun_ext.audit.power`).
+
+    Args:
+        model: the unlearned classifier.
+        splits: the data that the original was trained on, in its order, and test data that no model was trained on.
+        ids: row numbers of the training set, different ones.
+        original: the model before. Without it nothing shows what the audit would notice, and it is never "forgotten".
+        retrained: one that was trained without the ids, otherwise as the original; or several, with other seeds, which
+            make the verdict hold how well the mean of retraining is known. Tables have their mean and the range of
+            their intervals, figures the first.
+        references: see `train_references`; of these splits and this architecture.
+        shadows: see `train_shadows`; of these splits, this architecture and these ids, and of the method and the
+            recipes that made the model, which nothing here can know.
+        before: ids that were forgotten earlier; they are in no set.
+        random_draw: whether the ids are a random draw of the training set, not one class or one person.
+        margin: points of FT AUC within which two models are equivalent.
+        seconds: "audited" and "retrained" -> wall time to produce one.
+        remarks: sentences to stand among the flags.
+        facts: what a reader should know.
+
+    Raises:
+        InputError: an argument is not what it must be, before any model is asked; a model that does not return finite
+            logits [N, K].
+    """
+    anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
+    answers = check(model, splits, ids, original, anew, references, shadows, before, margin)
+    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64, device="cpu")])
+    given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
+    models = [(name, each) for name, each in given if each is not None]
+    names, known = list(dict(models)), dict(seconds or {})
+    require(set(known) <= set(names), "seconds", f"of models among {names}", list(known))
+    rows = _rows(len(splits.train), len(splits.test), ids, gone)
+    everything = pool(splits)
+    kinds: dict[str, list[Seen]] = {name: [] for name in names}
+    for name, each in models:
+        kinds[name].append(_see(each, everything, rows, answers, known.get(name, math.nan)))
+    seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
+    audited = seen[AUDITED]
+    objection = no_random_draw(splits, ids, random_draw)
+    verdict, verdicts = judged(
+        audited, seen.get(ORIGINAL), baselines, answers, objection, margin=margin, no_op=no_op(seen)
+    )
+    asked = attacks_of_verdict(audited, baselines, answers)
+    members = look_like_members(audited, ids, asked[-1])  # U-LiRA, which asks of each by itself, where it can be made
+    return Audit(
+        verdict=verdict,
+        verdicts=verdicts,
+        flags=[*remarks, *flags(seen)],
+        rows={name: _row(of, [] if name == RETRAINED else baselines) for name, of in kinds.items()},
+        attacks={
+            attack: {name: _attacked([each.attacks[attack] for each in of]) for name, of in kinds.items()}
+            for attack in audited.attacks
+        },
+        members=members,
+        harm=harm(audited, seen.get(RETRAINED) or seen.get(ORIGINAL)),
+        runs={} if shadows is None else spread(shadows),
+        seen=seen,
+        pictures=[splits.train.tensors[0][each.id].cpu().float().numpy() for each in members.samples[:PICTURES]],
+        classes=splits.classes,
+        sizes={name: len(audited.labels[name]) for name in SETS},
+        facts=dict(facts or {}),
+    )
+
+
+def check(
+    model: nn.Module,
+    splits: Splits,
+    ids: Tensor,
+    original: nn.Module | None = None,
+    retrained: Sequence[nn.Module] = (),
+    references: Answers | None = None,
+    shadows: Shadows | None = None,
+    before: Sequence[int] = (),
+    margin: float = MARGIN,
+) -> dict[str, Answers]:
+    """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
+    rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
+    require(rows, "ids", "row numbers [n] int64, one at least", ids)
+    number = is_number(margin) and 0 < margin < 50
+    require(number, "margin", "points of AUC between 0 and 50", repr(margin))
+    gone = [*ids.tolist(), *before]
+    require(len(set(gone)) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
+    for name, each in [("model", model), (ORIGINAL, original), *((RETRAINED, each) for each in retrained)]:
+        if each is not None or name == "model":
+            require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
+            assert each is not None
+            require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
+    answers: dict[str, Answers] = {}
+    for kind, told, must_be in ((REFERENCES, references, Answers), (SHADOWS, shadows, Shadows)):
+        if told is not None:
+            fits = isinstance(told, must_be) and isinstance(told, Shadows) == (kind == SHADOWS)
+            require(fits, kind, f"what load_{kind} gives", type(told).__name__)
+            check_same(kind, told, model, splits)
+            answers[kind] = told
+    if shadows is not None:
+        check_shadows(shadows, ids)
+    split(
+        splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")
+    )  # refuses ids that are none, and all of them
+    for name, data in (("train", splits.train), ("test", splits.test)):
+        check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
+        check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
+    return answers
+
+
+def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
+    """Of each set, in training and test data one behind the other."""
+    kept = torch.ones(train, dtype=torch.bool, device="cpu")
+    kept[gone] = False
+    return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test, device="cpu")}
+
+
+def _see(
+    model: nn.Module,
+    everything: TensorDataset,
+    rows: Mapping[str, Tensor],
+    answers: Mapping[str, Answers],
+    seconds: float,
+) -> Seen:
+    images, labels = everything.tensors
+    logits = predict(model, images)
+    scores = all_scores(signals_from(logits, labels), answers, rows)
+    by_set = {name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()}
+    return Seen(
+        logits={name: logits[at] for name, at in rows.items()},
+        labels={name: labels[at] for name, at in rows.items()},
+        attacks={name: {of: told[~np.isnan(told)] for of, told in each.items()} for name, each in by_set.items()},
+        seconds=seconds,
+    )
+
+
+def _row(seen: Sequence[Seen], baselines: Sequence[Seen]) -> dict[str, Number]:
+    """The measures of one model or of several of a kind, and how they compare where there are baselines."""
+    row = {measure.name: together([measure.value(each) for each in seen]) for measure in MEASURES}
+    if not baselines:
+        return row
+    pairs = [(each, baseline) for each in seen for baseline in baselines]
+    return row | {each.name: together([each.value(*pair) for pair in pairs]) for each in COMPARISONS}
+
+
+def _attacked(scores: Sequence[Scores]) -> dict[str, Number]:
+    """What an attack finds in one model or in several of a kind."""
+    areas = {f"{sets} AUC": together([attack_auc(each, sets) for each in scores]) for sets in COMPARED}
+    return areas | {"TPR at 1 %": together([low_fpr(each, 1.0) for each in scores])}

@@ -1,0 +1,83 @@
+"""What an audit has found, and the files that hold it."""
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amun_ext.audit.document import document
+from amun_ext.audit.measures import COMPARISONS, MEASURES, Measure, Number, Seen
+from amun_ext.audit.members import Members
+from amun_ext.audit.verdict import Verdict
+from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
+from amun_ext.report import Document, Result
+
+FILES = ("audit.json", "audit.md", "audit.html")
+PICTURES = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Audit(Result):
+    """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
+
+    verdict: Verdict  # of `verdicts` the worse, see `amun_ext.audit.power`
+    verdicts: Mapping[str, Verdict]  # by attack
+    flags: Sequence[str]  # sentences, none where all is well
+    rows: Mapping[str, Mapping[str, Number]]  # model -> measure
+    attacks: Mapping[str, Mapping[str, Mapping[str, Number]]]  # attack -> model -> FT, FR, RT AUC and TPR at 1 %
+    members: Members  # forget samples that still look like members
+    harm: Mapping[str, float]  # what happened to retained samples
+    runs: Mapping[str, float]  # U-LiRA's FT AUC against other runs of the method; none without shadows
+    seen: Mapping[str, Seen]
+    pictures: Sequence[NDArray[np.float32]]  # [C, H, W], of the first of `members`, PICTURES at most
+    classes: Sequence[str]
+    sizes: Mapping[str, int]
+    facts: Mapping[str, object]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Those that have something to say of some model."""
+        told = {name for row in self.rows.values() for name, number in row.items() if not math.isnan(number.value)}
+        return [measure for measure in MEASURES + COMPARISONS if measure.name in told]
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but logits and scores, as plain JSON values."""
+        made = {
+            "verdict": asdict(self.verdict),
+            "verdicts": {attack: asdict(each) for attack, each in self.verdicts.items()},
+            "flags": list(self.flags),
+            "rows": {name: {key: asdict(number) for key, number in row.items()} for name, row in self.rows.items()},
+            "attacks": {
+                attack: {name: {key: asdict(number) for key, number in row.items()} for name, row in rows.items()}
+                for attack, rows in self.attacks.items()
+            },
+            "members": asdict(self.members),
+            "harm": self.harm,
+            "runs": self.runs,
+            "sizes": self.sizes,
+            "facts": self.facts,
+            "columns": {measure.name: measure.explanation for measure in self.measures},
+        }
+        return {key: plain(value) for key, value in made.items()}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, self.to_dict())
+
+    def document(self) -> Document:
+        return document(self)
+
+    def write(self, folder: str | os.PathLike[str], *, with_images: bool = False, place: Path | None = None) -> None:
+        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples.
+
+        place: the workplace in `folder`, where there is one.
+        """
+        own = workplace(folder, "audit") if place is None else contextlib.nullcontext(place)
+        with own as place, all_or_none(folder, place) as made:
+            self.to_json(made / FILES[0])
+            write_text(made / FILES[1], self.to_markdown())
+            self.to_html(made / FILES[2], with_images=with_images)

@@ -1,0 +1,70 @@
+"""main: reads the arguments, runs one command, and says in one line what went wrong."""
+
+import argparse
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+import amun_ext
+from amun_ext.checks import InputError, shown
+from amun_ext.cli import audit, compare, demo, forget, info, references, search, shadows, train, tune
+from amun_ext.cli.arguments import Parser
+from amun_ext.cli.process import Ended, ended_by_signals, outputs
+
+COMMANDS = (demo, train, forget, search, compare, tune, audit, references, shadows, info)  # in the order of --help
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples have no adversarial example,
+    128 and the number of the signal that ended it."""
+    with outputs() as output:
+        options = parser().parse_args(arguments)
+        status = _run(options)
+        output.flush()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):  # else nobody wants to read on
+            print(f"amun: not all could be printed: {output.error}", file=sys.stderr)
+            return status if hasattr(options, "out") else status or 1  # files have the results
+        return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {shown(str(message))}", file=sys.stderr)
+    try:
+        with ended_by_signals():
+            return options.run(options) or 0
+    except InputError as error:
+        return _told("error", str(error), options.debug, 2)
+    except (OSError, FloatingPointError) as error:
+        return _told("failed", str(error), options.debug, 1)
+    except Exception as error:  # a model or data of the user's may raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        return _told("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
+    except KeyboardInterrupt:
+        print(f"amun: stopped; {options.stopped}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Ended as ended:
+        print(f"amun: ended by {ended.signal.name}; {options.stopped}", file=sys.stderr)
+        return 128 + ended.signal
+
+
+def _told(kind: str, reason: str, debug: bool, status: int) -> int:
+    """One line about the exception at hand."""
+    if debug:
+        traceback.print_exc()
+    print(f"amun: {kind}: {shown(reason)}", file=sys.stderr)
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog="amun",
+        description="Make a trained image classifier forget some of its training samples, and measure how well it did.",
+        epilog="Start with: amun demo",
+    )
+    top.add_argument("--version", action="version", version=f"amun_ext {amun_ext.__version__}")
+    commands = top.add_subparsers(required=True, metavar="command")
+    for command in COMMANDS:
+        command.add(commands)
+    return top

@@ -1,0 +1,240 @@
+"""find_min_adversarial: for each sample the closest adversarial example (paper, Algorithm 1)."""
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from amun_ext import ops
+from amun_ext.checks import check_labels, is_number, require, whole
+from amun_ext.digest import digest
+from amun_ext.models.prepare import prepared
+from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.progress import progress_bar
+from amun_ext.search import stream
+from amun_ext.search.adversarial_set import AdversarialSet
+from amun_ext.search.batch import fitting
+from amun_ext.search.engine import Search
+from amun_ext.search.ffgsm import ffgsm
+from amun_ext.search.finish import quantize as put_on_grid
+from amun_ext.search.finish import refine as bring_closer
+from amun_ext.search.methods import PythonRule
+from amun_ext.search.settings import checked
+
+CHUNK_BYTES = 2**26  # of images that are searched at once in memory
+CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
+
+
+def find_min_adversarial(
+    model: nn.Module,
+    inputs: Tensor | Dataset[Any] | DataLoader[Any],
+    labels: Tensor | None = None,
+    *,
+    method: str | PythonRule = "pgd",
+    loss: str | None = None,
+    eps_init: float | str | None = None,
+    eps_growth: float | None = None,
+    eps_max: float | None = None,
+    steps: int | None = None,
+    step_fraction: float | None = None,
+    refine: int = 0,
+    margin: float = 0.0,
+    quantize: int | None = None,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    batch_size: int | None = None,
+    precision: str | None = None,
+    prepare: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> AdversarialSet:
+    """For each input the closest adversarial example, in L2, that a gradient search meets.
+
+    Methods, with what each counts as `steps`:
+
+    - "pgd", the paper's Algorithm 1: `steps` (50) steps of length step_fraction * eps (0.1) are made inside the ball of
+      radius eps (at first the paper's 0.04 in the box (0, 1), else estimated) and the box; the search ends at the first
+      misclassified point. If none was met, eps grows by eps_growth (2) and the ascent goes on from where it is. A freed
+      place of the batch is refilled at once. Distances below 0.004 want eps_init="estimate".
+    - "ddn", decoupled direction and norm: `steps` (14) gradients, the radius growing or shrinking after each, the
+      closest example kept. Smaller distances at a fraction of the gradients.
+    - "deepfool": `steps` (10) projections onto the linearised boundary, the closest example kept.
+    - "ffgsm", the weak attack of the paper's appendix E.5: one gradient, `steps` (8) growing steps along its sign.
+    - a rule of your own: a function of an `amun_ext.search.Iterate` that returns the next iterates [B, ...], called
+      `steps` (20) times; the closest example is kept.
+
+    The iterations run on a cheaper copy of the model (no weight gradients, BatchNorm folded) whose answers are the
+    same up to rounding. What is found is checked on the model itself, in plain batches, before it is returned; what
+    does not hold there goes on once more on the model itself. The model runs in eval mode, under the caller's autocast
+    if any, and is left as it was: training flags, buffers, gradients and the random state. Not for two threads with
+    one model.
+
+    Args:
+        model: maps [N, ...] to logits [N, K]. Normalisation belongs inside: distances are in the units of `inputs`.
+        inputs: floating point [N, ...] inside `bounds`, also a memory map, or a map-style Dataset of (input, label),
+            which is read a chunk at a time, or a DataLoader, which stands for its dataset, in the dataset's order.
+        labels: true labels [N]; None with a Dataset.
+        method: see above. The following are the method's own where None, and refused where it has no such setting.
+        loss: what is climbed; "cross_entropy" (the paper's, of pgd and ffgsm; exact where the softmax saturates) or
+            "margin", the strongest other logit minus the label's, which heads straight for the nearest competitor; ddn
+            takes the former for the first half of its steps and the latter for the second.
+        eps_init: first radius; "estimate" takes it per sample from the first gradient, as a multiple of margin over
+            gradient norm (always so in deepfool, and in ddn unless given).
+        eps_growth: factor between radii; in ddn that of the first step, where it falls to 1.02.
+        eps_max: last radius, at most the diagonal of the box, which it is if None. A sample that has no example within
+            it comes back with found=False. Without a box pgd meets it after thousands of gradients.
+        steps: see above.
+        step_fraction: step length as a fraction of the radius; in ddn that of the first step, where it falls to 0.2.
+        refine: forward passes of bisection between each input and its example, which brings the example closer to the
+            boundary and to the input; never worse than without.
+        margin: logits by which the wrong class must be ahead of the true one for an example to count.
+        quantize: 255 for examples that survive being saved as 8-bit images: all elements are multiples of 1/255 of
+            the box, and still fool the model. A sample for which there is none comes back with found=False.
+        bounds: the box, (low, high); None, or an infinite end, for data without one.
+        batch_size: samples searched at once; if None, on a CPU 32 a thread, fewer where layers leave its cache, and 128
+            on a GPU. Results do not depend on it beyond rounding.
+        precision: "bfloat16" makes most of the iterations under autocast; the last ones, or those of samples whose
+            example does not hold otherwise, are made in the caller's precision.
+        prepare: False runs everything on the model itself.
+        out: a file (.safetensors) for the results, chunk by chunk, as AdversarialSet.load reads it. A search that was
+            killed goes on where it was when it is called again as it was; a finished one is not repeated.
+        progress: show a bar of finished samples.
+
+    Returns:
+        AdversarialSet on the device of `inputs`, in their order and dtype; mapped into memory from the file `out`.
+
+    Raises:
+        InputError: an argument is not what it must be. Nothing was run then but one forward pass. For an item of a
+            Dataset that is read later, what was found before it is in the file `out`.
+        OSError: no room for `out`.
+    """
+    box = (-math.inf, math.inf) if bounds is None else bounds
+    pair = isinstance(box, tuple | list) and len(box) == 2 and all(is_number(end) for end in box) and box[0] < box[1]
+    require(pair, "bounds", "(low, high) with low < high, or None", bounds)
+    samples = stream.Samples(inputs, labels, (box[0], box[1]))
+    like = samples.like
+    low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
+    require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+    chosen = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
+    farthest = torch.finfo(ops.accumulate_dtype(like.dtype)).max ** 0.49  # of which the square is no overflow
+    diagonal = min((high - low) * math.sqrt(like[0].numel()), farthest)
+    settings = checked(
+        method,
+        chosen,
+        loss=loss,
+        eps_max=eps_max,
+        diagonal=diagonal,
+        bounds=(low, high),
+        margin=margin,
+        refine=refine,
+        quantize=quantize,
+        precision=precision,
+    )
+    require(isinstance(prepare, bool), "prepare", "True or False", repr(prepare))
+    require(prepare or precision is None, "precision", "None with prepare=False", repr(precision))
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1)
+    if out is not None:
+        require(bool(Path(out).name) and not Path(out).is_dir(), "out", "a file to be written", repr(out))
+    device, dtype = placement(model, like)
+    classes = count_classes(model, like)
+    if samples.labels is not None:
+        check_labels("labels", samples.labels, len(samples), classes)
+
+    with evaluating(model), torch.inference_mode(False):
+        probe = like[:8].detach().to(device, dtype, copy=True)
+        twin = prepared(model, probe) if prepare else model
+        batch_size = fitting(twin, probe) if batch_size is None else batch_size
+        chunk = CHUNK_BYTES // like[0].nbytes
+        chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))
+        about = {} if out is None else {**settings.told(), "model": _fingerprint(model)}
+        without_gradient = in_one_step = 0
+        with stream.results(out, samples, about) as (rows, flush):
+            done = int((rows["grad_evals"] != stream.PENDING).sum())
+            bar = progress_bar(progress, total=len(samples), initial=done, desc="search", unit="sample", leave=False)
+            with bar:
+                for start in range(done, len(samples), chunk):
+                    part = range(start, min(start + chunk, len(samples)))
+                    images, true_labels = samples.read(part, classes)
+                    search = Search(model, twin, images, true_labels, settings, batch_size, start)
+                    _find(search, ffgsm if method == "ffgsm" else Search.run, bar)
+                    bring_closer(search, refine)
+                    if quantize is not None:
+                        search.give_up(put_on_grid(search, quantize))
+                    search.give_up(search.beyond(settings.schedule.eps_max))
+                    without_gradient += int((search.book.status == ops.Status.NO_GRADIENT).sum())
+                    in_one_step += search.count_in_one_step()
+                    _write(rows, part, search)
+                    flush()
+                    del search, images, true_labels  # or they would be there beside the next
+    if without_gradient:
+        warnings.warn(
+            f"{without_gradient} of {len(samples)} samples were not found for want of a gradient: it is zero or NaN, "
+            "or the logits do not depend differentiably on the input",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if in_one_step > len(samples) / 2:
+        warnings.warn(
+            f"{in_one_step} of {len(samples)} samples were found by the first step, {settings.first_step:.3g} long, "
+            'and may be closer: eps_init="estimate" looks there',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return AdversarialSet(**rows) if out is None else AdversarialSet.load(out)
+
+
+def _find(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], bar: "tqdm[Any]") -> None:
+    """Search all samples on the cheaper model, and those whose example does not hold on the caller's once more there.
+
+    Batches of another size round differently too, so that a point on the boundary may fall back. A search in reduced
+    precision may also miss what the caller's finds.
+    """
+    run(search, torch.arange(len(search.book.labels), device=search.device), bar)
+    search.cheaply = False
+    again = search.recheck(search.found())
+    if search.settings.precision:
+        again = torch.cat([again, (search.book.status != ops.Status.FOUND).nonzero()[:, 0]])
+    if len(again):
+        silent = tqdm(disable=True)
+        if run is ffgsm:
+            ffgsm(search, again, silent)
+        else:
+            search.once_more(again, silent)
+        search.give_up(search.recheck(again[search.book.status[again] == ops.Status.FOUND]))
+
+
+def _write(rows: stream.Rows, part: range, search: Search) -> None:
+    """Put what a chunk has found into the rows `part`, by the names of AdversarialSet."""
+    book, count = search.book, len(part)
+    found = book.status == ops.Status.FOUND
+    images = torch.where(found.view(search.per_sample), book.images, book.inputs).to(search.given_dtype)
+    distance = (images.to(book.inputs.dtype) - book.inputs).flatten(1).norm(dim=1)  # as the caller's dtype has them
+    # Only pgd has a radius of its own, and an example that was put onto the grid may be beyond it.
+    within = distance <= book.eps * (1 + 1e-4)
+    eps = torch.where(within, book.eps, distance) if search.schedule.rule == "pgd" else distance
+    columns = {
+        "images": images,
+        "labels": torch.where(found, book.found_labels, book.labels),
+        "true_labels": book.labels,
+        "source_index": torch.arange(part.start, part.stop, device="cpu"),
+        "eps": eps.masked_fill(found & (distance == 0), 0),
+        "distance": distance.masked_fill(~found, math.inf),
+        "found": found,
+        "grad_evals": book.grad_evals,  # last: it says that the row is there
+    }
+    for name, column in columns.items():
+        rows[name][part.start : part.start + count] = column
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of its parts, weights and buffers."""
+    state = dict(chain(model.named_parameters(), model.named_buffers()))  # not state_dict(), which may lack buffers
+    return digest(state, repr([type(module).__qualname__ for module in model.modules()]))

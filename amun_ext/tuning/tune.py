@@ -1,0 +1,246 @@
+"""tune: the options of each method by an Optuna search, on a set that stands in for that asked for (appendix C)."""
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from amun_ext.checks import require, whole
+from amun_ext.data import Splits, aligned, fingerprint
+from amun_ext.deletion import Record
+from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
+from amun_ext.digest import digest
+from amun_ext.files import claim, no_link, workplace
+from amun_ext.info import versions
+from amun_ext.models import load_checkpoint, save_checkpoint
+from amun_ext.models.fresh import Init, described
+from amun_ext.progress import progress_bar
+from amun_ext.search import AdversarialSet, find_min_adversarial
+from amun_ext.training import Recipe
+from amun_ext.tuning import study
+from amun_ext.tuning.objectives import OBJECTIVES, floor
+from amun_ext.tuning.result import Trial, Tuning
+from amun_ext.tuning.space import drawn, options
+from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
+from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.workers import started
+
+if TYPE_CHECKING:
+    import optuna
+
+RECIPE = Recipe(epochs=10, lr=0.01)
+MAX_DROP = 5.0  # a guard against ruin and no more: on 1,500 images a point or two of accuracy is noise
+# The files of a study. All but the first two can be made again; they are kept for more trials.
+STUDY, JOURNAL = "study.json", "journal.log"
+EXAMPLES, RETRAINED, RETRAINING = "examples.safetensors", "retrained.safetensors", "retraining.safetensors"
+FORMAT = "amun_ext.tuning.1"
+
+
+def tune(
+    model: nn.Module,
+    splits: Splits,
+    ids: Tensor,
+    methods: Sequence[str] = ("amun",),
+    *,
+    out: str | os.PathLike[str],
+    trials: int = 30,
+    by: str = "held-out",
+    with_retain: bool = True,
+    recipe: Recipe = RECIPE,
+    max_drop: float = MAX_DROP,
+    metadata: Mapping[str, str] | None = None,
+    init: Init = None,
+    workers: int = 1,
+    seed: int = 0,
+    facts: Mapping[str, object] | None = None,
+    progress: bool = False,
+) -> Tuning:
+    """Search the options with which each of `methods` is to unlearn the training samples `ids`.
+
+    Nothing is unlearned for good, and the request's own samples are not looked at. A random set of as many others
+    stands in for them (or half of the others, where that is fewer): each trial makes a copy of the model unlearn that
+    set, and is judged by it. Held-out data are a random half of the test set; the other half (see `halves`) is left to
+    measure on what was chosen: the best of many trials looks better on the first half than it is. The three best of a
+    method are made again with another seed, and that with the best mean is chosen: a rate at the edge of what training
+    bears can give anything.
+
+    The search is Optuna's TPE, and its journal in `out` survives a kill: with the same arguments it goes on, does what
+    was stopped again and nothing that was finished; with more `trials` it adds to them. With one worker the result
+    follows from the seed, kill or no kill. A trial that diverges counts, as a failure.
+
+    Args:
+        model: the trained classifier.
+        splits: the data that it was trained on, and test data.
+        ids: what is to be forgotten, row numbers of the training set.
+        methods: names in METHODS but "retrain"; see `tunable`.
+        out: a folder, for this study alone.
+        trials: of each method, all in all.
+        by: a name in OBJECTIVES. "retrain" trains a model without the stand-in, once.
+        with_retain: whether the methods may use the rest of the training data (which is measured in any case).
+        recipe: epochs, batch size and all else; its lr and schedule are searched.
+        max_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
+        metadata: of the checkpoint: what it has forgotten before, and how it was trained.
+        init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
+        workers: trials at once, each in a process of its own.
+        seed: of all randomness.
+        facts: what a reader should know.
+        progress: show bars.
+
+    Raises:
+        InputError: Optuna is missing; an argument is not what it must be; `out` is of another study.
+    """
+    study.check_optuna()
+    out, methods, record = Path(out), list(methods), Record.read(metadata or {}, "metadata")
+    require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+    check_methods(methods, with_retain)
+    require(by in OBJECTIVES, "by", f"one of {tuple(OBJECTIVES)}", repr(by))
+    whole("trials", trials, 1)
+    whole("workers", workers, 1)
+    whole("seed", seed, 0)
+    require(0 <= max_drop <= 100, "max_drop", "points of accuracy, from 0 to 100", max_drop)
+    splits = aligned(splits, record.to_metadata())
+    asked = sets(splits, ids, record, with_copies=True)
+    forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
+    held_out, _ = halves(splits.test, seed)
+    anew = retraining(model, record, init=init) if by == "retrain" else None
+    identity = {
+        "model": digest(model.state_dict()),
+        "training data": asked.training_data,
+        "test data": fingerprint(splits.test),
+        "ids": asked.ids.tolist(),
+        "forgotten before": asked.before,
+        "methods": methods,
+        "by": by,
+        "with retain": with_retain,
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
+        "retraining": None if anew is None else asdict(anew.recipe),
+        "init": None if anew is None else described(init),
+        "seed": seed,
+        **({"max drop": max_drop} if OBJECTIVES[by].keeps_accuracy else {}),
+    }
+    searches = [plan(method, with_retain).search for method in methods]
+    how = next((search for search in searches if search is not None), None)
+    with workplace(out, "tune") as place, _begun(out, identity, place) as storage:
+        adversarial: AdversarialSet | None = None
+        if how is not None:
+            found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
+            adversarial = found.to("cpu")
+        stage = Stage(model, forget, retain, held_out, with_retain, adversarial, seed)
+        compared = {"original": stage.observe(model).row}
+        stage, retrained = replace(stage, rows=compared), None
+        if anew is not None:
+            alike = _retrained(stage, anew, out, place, progress)
+            retrained = stage.observe(alike)
+            stage = replace(stage, rows={**compared, "retrained": retrained.row})
+            retrained = stage.observe(alike)
+        gone = {*asked.ids.tolist(), *asked.before}
+        kept = [number for number in range(len(splits.train)) if number not in gone]
+        nothing = Tuning(
+            trials={},
+            original=stage.observe(model),
+            retrained=retrained,
+            by=by,
+            with_retain=with_retain,
+            max_drop=max_drop,
+            recipe=recipe,
+            ids=[kept[row] for row in rows.tolist()],
+            facts={
+                **(facts or {}),
+                "to be forgotten": len(asked.ids),
+                "stand-in": f"{len(forget)} other training samples, drawn by the seed",
+                "retained": len(retain),
+                "held out": f"{len(held_out)} of {len(splits.test)} test samples, drawn by the seed; "
+                "measure on the others",
+                "with the retain set": with_retain,
+                "accuracy that may be lost": max_drop,
+                "seed": seed,
+                "versions": versions(),
+            },
+        )
+        with started(partial(make, replace(stage, original=nn.Identity())), model, workers) as attempts:
+            studies = {method: study.opened(storage, method) for method in methods}
+            least = floor(by, compared["original"], max_drop)
+            for method, each in studies.items():
+                draw = partial(drawn, method)
+                asking = study.asked(each, trials, seed, draw, parallel=workers > 1)
+                jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in asking)
+                before = study.finished(each)
+                with progress_bar(progress, total=trials, initial=len(before), desc=method, unit="trial") as bar:
+                    for trial, outcome in attempts(jobs):
+                        study.tell(trial, outcome, OBJECTIVES[by].column, least)
+                        bar.update()
+            once = replace(nothing, trials=_trials(studies))
+            leading = [once.leading(method) for method in methods]
+            again = [trial for led in leading if len(led) > 1 for trial in led if trial.again is None]
+            more = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in again)
+            with progress_bar(progress and bool(again), total=len(again), desc="the best again", unit="trial") as bar:
+                for led, outcome in attempts(more):
+                    study.tell_again(studies[led.method], led.number, outcome)
+                    bar.update()
+        return replace(nothing, trials=_trials(studies))
+
+
+def tunable(with_retain: bool = True) -> list[str]:
+    """Methods that have something to search."""
+    return [name for name, row in METHODS.items() if name != "retrain" and (with_retain or not row.needs_retain)]
+
+
+def check_methods(methods: Sequence[str], with_retain: bool) -> None:
+    """InputError for names that are not in METHODS or not tunable, named twice, or none at all."""
+    known = tunable(with_retain)
+    got = ", ".join(repr(method) for method in methods if method not in known) or "none"
+    setting = "" if with_retain else " without the retain set"
+    require(bool(methods) and set(methods) <= set(known), "methods", f"some of {', '.join(known)}{setting}", got)
+    require(len(set(methods)) == len(methods), "methods", "different from each other", ", ".join(methods))
+
+
+@contextlib.contextmanager
+def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[optuna.storages.BaseStorage]":
+    """The journal in `out`. InputError where it is of another study."""
+    no_link(out / JOURNAL)
+    others = (out / JOURNAL).exists() and not (out / STUDY).exists()
+    require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
+    claim(out / STUDY, {"format": FORMAT, **identity}, "study", place)
+    with study.journal(out / JOURNAL) as storage:
+        yield storage
+
+
+def _retrained(stage: Stage, anew: Plan, out: Path, place: Path, progress: bool) -> nn.Module:
+    """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
+    path, made = out / RETRAINED, place / RETRAINED
+    if path.exists():
+        model = copy.deepcopy(stage.original)
+        load_checkpoint(path, model)
+        return model
+    model = anew.unlearn(
+        stage.original,
+        stage.forget,
+        stage.retain,
+        seed=stage.seed + RETRAIN_SEED,  # as a request does it
+        checkpoint=place / RETRAINING,
+        progress=progress,
+    )
+    save_checkpoint(made, model, Record(recipe=anew.recipe).to_metadata())
+    made.replace(path)
+    return model
+
+
+def _trials(studies: "Mapping[str, optuna.Study]") -> dict[str, list[Trial]]:
+    """Those that are finished, by method."""
+    return {
+        method: [_trial(method, trial, study.outcome_again(each, trial.number)) for trial in study.finished(each)]
+        for method, each in studies.items()
+    }
+
+
+def _trial(method: str, frozen: "optuna.trial.FrozenTrial", again: Seen | str | None) -> Trial:
+    outcome = study.outcome(frozen)
+    seen, failure = (None, outcome) if isinstance(outcome, str) else (outcome, None)
+    return Trial(method, frozen.number, frozen.params, seen, failure, again)

@@ -1,0 +1,55 @@
+"""The methods by name: one file and one row each, all through one loop (`amun_ext.training.fit`)."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from amun_ext.search import find_min_adversarial
+from amun_ext.unlearning.amun import amun
+from amun_ext.unlearning.boundary_shrink import boundary_shrink
+from amun_ext.unlearning.finetune import finetune
+from amun_ext.unlearning.gradient_ascent import gradient_ascent
+from amun_ext.unlearning.l1_sparse import l1_sparse
+from amun_ext.unlearning.random_label import random_label
+from amun_ext.unlearning.retrain import retrain
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of METHODS: function(model, forget, retain, run, **options), which changes the model that it is given."""
+
+    function: Callable[..., None]
+    title: str
+    about: str
+    needs_retain: bool = False
+    keep: float | None = None  # of a saliency mask, for a method that is another one under a mask
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """What a caller may change, by name; those of the search where the method makes one."""
+        named = dict(inspect.signature(self.function).parameters)
+        searches = [name for name, each in named.items() if each.kind is each.VAR_KEYWORD]
+        if searches:
+            named |= inspect.signature(find_min_adversarial).parameters
+        taken = ("model", "forget", "retain", "run", "inputs", "labels", "method", "progress", *searches)
+        return {name: each for name, each in named.items() if name not in taken}
+
+
+METHODS: Mapping[str, Method] = {
+    "retrain": Method(
+        retrain,
+        "Retrain",
+        "training from scratch on D_R alone",
+        needs_retain=True,
+    ),
+    "ft": Method(
+        finetune, "FT", "fine-tuning on D_R alone; the FT of FT AUC is forget against test", needs_retain=True
+    ),
+    "rl": Method(random_label, "RL", "fine-tuning on D_F with random labels, and D_R"),
+    "ga": Method(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
+    "bs": Method(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
+    "l1-sparse": Method(l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True),
+    "salun": Method(random_label, "SalUn", "RL on the half of the weights that matter most for D_F", keep=0.5),
+    "amun": Method(amun, "AMUN", "fine-tuning on D_A, the closest adversarial examples, beside D_F and D_R"),
+    "amun+salun": Method(amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", keep=0.5),
+}

@@ -1,0 +1,177 @@
+"""unlearn: a copy of a model that has forgotten some of its training samples."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from amun_ext.checks import InputError, check_images, check_labels, is_number, require
+from amun_ext.data import as_tensors, copies
+from amun_ext.models.fresh import copied
+from amun_ext.models.state import count_classes
+from amun_ext.random_state import same_random_state
+from amun_ext.saliency import saliency_mask
+from amun_ext.training import Epoch, Recipe, Run
+from amun_ext.training.loop import check
+from amun_ext.training.parts import in_memory
+from amun_ext.unlearning.methods import METHODS
+from amun_ext.unlearning.presets import PRESETS
+
+
+def unlearn(
+    model: nn.Module,
+    forget: Dataset[Any],
+    retain: Dataset[Any] | None = None,
+    *,
+    method: str = "amun",
+    preset: str | None = None,
+    mask: Mapping[str, Tensor] | float | None = None,
+    gradient_only: bool | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    watch: Mapping[str, TensorDataset] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A copy of `model` that has unlearned the `forget` set; the model itself stays as it is.
+
+    Args:
+        model: the trained classifier, [N, ...] to logits [N, K].
+        forget, retain: map-style datasets of (input, true label); of retain, all that the model was trained on but
+            `forget`, or None where that is no longer there. A TensorDataset, or a Subset of one, lives on the model's
+            device. Of another forget set every item is read once, so that a random transform is applied once and stays;
+            another retain set is read once to look for copies, and then in every epoch through a DataLoader.
+        method: a name in METHODS; `options` are its own (see the function in `amun_ext.unlearning`), `recipe` of all.
+        preset: a name in PRESETS, for the options that others have published; options given beside it come first.
+        mask: only the weights where it is True may change: name -> bool tensor, or the fraction for `saliency_mask`.
+            "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5. BatchNorm's running statistics are no
+            weights; `batch_norm` of the recipe decides about them.
+        gradient_only: mask the gradient alone, as older code does: weight decay then moves the masked weights, too.
+            None is False, or as the preset has it.
+        seed: of all randomness. The random state is the process's: of trainings in several threads one waits for the
+            other, and models that draw in eval mode are not for other threads meanwhile.
+        checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
+        watch: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
+        on_epoch: called with an `Epoch` after each.
+        workers: processes that read a retain set through a DataLoader.
+        progress: show bars.
+
+    Raises:
+        InputError: unknown method, preset or option, a method that needs the retain set without one, empty or
+            overlapping sets, inputs and labels that do not fit, before any work. A copy of a forget input in the retain
+            set is an overlap, under whatever label: it would go on being trained on.
+        FloatingPointError: the loss diverges.
+    """
+    require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+    require(method in tuple(METHODS), "method", f"one of {tuple(METHODS)}", repr(method))
+    require(preset is None or preset in tuple(PRESETS), "preset", f"one of {tuple(PRESETS)}", repr(preset))
+    row = METHODS[method]
+    if preset is not None:
+        has = [name for name, methods in PRESETS.items() if method in methods]
+        require(preset in has, "preset", f"one that has method {method}, which are {has}", repr(preset))
+        told = PRESETS[preset][method]
+        options = {**{name: value for name, value in told.items() if name != "gradient_only"}, **options}
+        gradient_only = told.get("gradient_only", False) if gradient_only is None else gradient_only
+    for name, value in options.items():
+        must_be = f"left out: method {method} has the options {sorted(row.options)}"
+        if name in Recipe.__dataclass_fields__:
+            must_be = f"in the recipe, as recipe=Recipe({name}=...)"
+        require(name in row.options, name, must_be, value)
+    must_be = f"given: method {method} trains on it"
+    require(retain is not None or not row.needs_retain, "retain", must_be, "None")
+    mask = row.keep if mask is None else mask
+    named = mask if isinstance(mask, Mapping) else None
+    keep = float(mask) if is_number(mask) else math.nan
+    must_be = "bool tensors by name, or a fraction in (0, 1]"
+    require(mask is None or named is not None or 0 < keep <= 1, "mask", must_be, repr(mask))
+    run = Run(
+        seed=seed,
+        # a fraction becomes a mask when all else has been found right
+        mask=named if math.isnan(keep) else lambda: saliency_mask(model, forget_tensors, keep, progress=progress),
+        gradient_only=bool(gradient_only),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        watch={} if watch is None else watch,
+        on_epoch=on_epoch,
+        workers=workers,
+        progress=progress,
+    )
+
+    with same_random_state():  # an item may be drawn by a transform
+        inputs, labels = as_tensors(forget, "forget")
+        check_images("forget", inputs, (-math.inf, math.inf))
+        num_classes = count_classes(model, inputs)
+        forget_tensors = _checked("forget", TensorDataset(inputs, labels), inputs, num_classes)
+        retain = None if retain is None else _checked_retain(retain, forget_tensors, num_classes)
+    for name, data in run.watch.items():
+        _checked(f"watch[{name!r}]", data, inputs, num_classes)
+    check(model, options.get("recipe", row.options["recipe"].default), run, inputs[0])
+    with torch.inference_mode(False):
+        unlearned = _copied(model)
+        row.function(unlearned, forget_tensors, retain, run, **options)
+    return unlearned
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        made = copied(model)
+    except Exception as error:  # it is the user's, and may raise anything
+        raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
+    can_train = all(parameter.is_leaf for parameter in made.parameters())  # not so of TorchScript
+    must_be = "one whose deep copy can be trained, such as the module that a script was made from"
+    require(can_train, "model", must_be, type(model).__name__)
+    return made
+
+
+def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> TensorDataset:
+    """Inputs of the shape of `like` [N, ...], and labels beside them."""
+    inputs, labels = as_tensors(dataset, name)
+    check_images(name, inputs, (-math.inf, math.inf))
+    check_labels(f"{name} labels", labels, len(inputs), num_classes)
+    shape, got = tuple(like.shape[1:]), tuple(inputs.shape[1:])
+    require(got == shape, name, f"of the forget set's input shape {shape}", got)
+    return TensorDataset(inputs, labels.to(inputs.device))
+
+
+def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: int) -> Dataset[Any]:
+    """`retain`, in memory where it is made of tensors. InputError also where it has copies of forget inputs."""
+    tensors, like = _tensors_of(retain), forget.tensors[0]
+    if tensors is not None:
+        retain = _checked("retain", tensors, like, num_classes)
+        shared = copies(forget, retain)
+    else:
+        shared = copies(forget, _items(retain, tuple(like.shape[1:]), num_classes))
+    must_be = "free of the forget samples"
+    require(not shared, "retain", must_be, f"{len(shared)} of them (forget, retain): {shared[:5]}")
+    return retain
+
+
+def _tensors_of(dataset: Dataset[Any]) -> TensorDataset | None:
+    """What is in memory already: a TensorDataset, or a Subset of one; None of all others."""
+    if in_memory(dataset):
+        return dataset
+    whole_set = _tensors_of(dataset.dataset) if type(dataset) is Subset else None
+    if whole_set is None:
+        return None
+    rows = torch.tensor([int(index) for index in dataset.indices], dtype=torch.int64, device="cpu")  # type: ignore[attr-defined]
+    return TensorDataset(*(tensor[rows] for tensor in whole_set.tensors))
+
+
+def _items(retain: Dataset[Any], shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:
+    """The inputs [...] of a dataset, one at a time, each checked like those in memory."""
+    map_style = hasattr(retain, "__len__") and hasattr(retain, "__getitem__")
+    require(map_style, "retain", "a map-style dataset (__len__ and __getitem__)", type(retain).__name__)
+    require(len(retain) > 0, "retain", "non-empty", "no items")  # type: ignore[arg-type]
+    for index in range(len(retain)):  # type: ignore[arg-type]
+        images, labels = as_tensors(retain, "retain", range(index, index + 1))
+        check_images(f"retain[{index}]", images, (-math.inf, math.inf))
+        check_labels(f"retain[{index}] label", labels, 1, num_classes)
+        got = tuple(images.shape[1:])
+        require(got == shape, f"retain[{index}]", f"of the forget set's input shape {shape}", got)
+        yield images[0]

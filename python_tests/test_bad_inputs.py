@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and forks as Linux has them")
 def test_each_is_refused_in_one_line_or_handled(tmp_path) -> None:
     counted = ["--count", "48", "--processes", "0", "--out", str(tmp_path / "counts.json")]

@@ -76,6 +76,7 @@ def kill_everywhere(folder: str, before: str) -> None:
     assert number > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "model report page", "model other"])
 def test_a_kill_before_any_event_shows_all_old_or_all_new(tmp_path: Path, before: str) -> None:
     here = Path(__file__).parent

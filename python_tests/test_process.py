@@ -58,6 +58,7 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGHUP, before)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("to", ["the command", "all of its processes"])
     def test_workers_end_without_a_word(self, original, tmp_path, to: str) -> None:
         """While they begin, which is when the other end of what they read is lost."""

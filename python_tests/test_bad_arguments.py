@@ -53,6 +53,14 @@ def test_a_link_to_what_is_not_there(original, tmp_path, capsys) -> None:
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.parametrize("command", ["forget", "audit"])
+def test_a_link_to_itself(command: str, tmp_path, capsys) -> None:
+    (loop := tmp_path / "loop.pt").symlink_to(loop)
+    more = ["--arch", "small-cnn", "--ids", "3", *(["--retrain"] if command == "audit" else [])]
+    assert amun(command, loop, tmp_path / "out", *more) == 2
+    assert "loop.pt: Too many levels of symbolic links" in one_line(capsys)
+
+
 def test_an_unreadable_model_is_called_so(original, tmp_path, capsys, monkeypatch) -> None:
     opened = os.open
 

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 
 import torch
@@ -115,7 +116,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     check_free(options.out, *FILES, *(path.name for path in made))
     check_tables(options)
     for path in (options.model, options.original):
-        own = path is not None and path.resolve() in [each.resolve() for each in made]
+        own = path is not None and realpath(path) in map(realpath, made)
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
     splits = load_for(options)
     model, record = rebuilt(options, splits)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 
 from amun_ext import deletion
@@ -76,7 +77,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     chosen = chosen_plan(options)
     check_free(options.out, *RESULTS)
     check_tables(options)
-    own = options.model.resolve() == (options.out / "model.safetensors").resolve()
+    own = realpath(options.model) == realpath(options.out / "model.safetensors")
     must_be = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", must_be, options.out)
     splits = load_for(options)

@@ -18,6 +18,7 @@ from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
 from amun_ext.models.state import count_classes
+from amun_ext.reading import check_file
 from amun_ext.report import Result
 from amun_ext.unlearning.choices import load_about, load_choices
 
@@ -43,6 +44,7 @@ def load_for(options: argparse.Namespace) -> Splits:
 
 def record_of(path: Path) -> Record:
     """What the checkpoint says of itself."""
+    check_file("checkpoint", path)
     return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
 

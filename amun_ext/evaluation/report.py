@@ -81,6 +81,18 @@ def evaluate(
 
     Raises InputError for unknown row names, empty or malformed sets, labels beyond the logits, and models that do not
     return finite logits [N, K].
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from amun_ext import evaluate
+        >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
+        >>> _ = model.load_state_dict({"weight": torch.eye(2)})
+        >>> inputs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+        >>> data = TensorDataset(inputs, torch.tensor([0, 1, 0, 0]))
+        >>> report = evaluate({"original": model}, forget=data, retain=data, test=data, baseline=None)
+        >>> report.rows["original"]["UA"], report.rows["original"]["FT AUC"]
+        (75.0, 50.0)
     """
     sets = {
         name: _tensors(name, data, bounds) for name, data in (("forget", forget), ("retain", retain), ("test", test))

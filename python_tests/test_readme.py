@@ -1,11 +1,13 @@
 """The pages: their Python runs as it stands, only with fewer epochs; links lead somewhere; tables are filled."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from amun_ext import data, models
+from amun_ext.cli import parser
 from amun_ext.training import Part, Pass, Recipe, fit
 
 ROOT = Path(__file__).parents[1]
@@ -56,3 +58,16 @@ def test_links_lead_somewhere_and_tables_are_filled(page) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(PAGES[0].read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_options_exist(page) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^ {4}amun (.+)$", text, flags=re.M):
+        arguments = shlex.split(line.replace("*", "").partition("#")[0])
+        if "--help" not in arguments:
+            parser().parse_args(arguments)
+    commands = next(each for each in parser()._actions if isinstance(each.choices, dict)).choices.values()
+    known = {flag for command in commands for flag in command._option_string_actions}
+    if "docs/guides" in name_of(page):
+        assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

@@ -1,6 +1,7 @@
 """The pages: their Python runs as it stands, only with fewer epochs; links lead somewhere; tables are filled."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -71,3 +72,12 @@ def test_commands_and_options_exist(page) -> None:
     known = {flag for command in commands for flag in command._option_string_actions}
     if "docs/guides" in name_of(page):
         assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
+
+
+def test_the_page_of_the_command_line_has_every_option() -> None:
+    page = runpy.run_path(str(ROOT / "docs/hooks.py"))["commands"]()
+    commands = next(each for each in parser()._actions if isinstance(each.choices, dict)).choices
+    for name, command in commands.items():
+        section = page.partition(f"## amun {name}\n")[2].partition("\n## ")[0]
+        for flag in set(command._option_string_actions) - {"-h", "--help"}:
+            assert f"`{flag}" in section, (name, flag)

@@ -21,7 +21,15 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 class InputError(ValueError):
-    """An argument is not what it must be. Raised before any work starts; the command line prints it as one line."""
+    """An argument is not what it must be. Raised before any work starts; the command line prints it as one line.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import MaskedSGD
+        >>> MaskedSGD([torch.zeros(1, requires_grad=True)], lr=-1.0)
+        Traceback (most recent call last):
+        amun_ext.checks.InputError: lr must be a finite number, not negative, got -1.0
+    """
 
 
 def require(condition: bool, argument: str, must_be: str, got: object) -> None:

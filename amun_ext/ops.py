@@ -49,6 +49,7 @@ def attack_loss(
     predicted as -1; their gradient is zero. Not differentiable.
 
     Equivalent to (up to the positive factor 1 / (1 - p_label) in `grad_logits`):
+
         others = logits.scatter(1, labels[:, None], -inf)
         own, rival = logits.gather(1, labels[:, None])[:, 0], others.amax(1)
         margin = own - rival + gap
@@ -60,6 +61,13 @@ def attack_loss(
     Raises:
         RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, an unknown loss, or a gap that is
             negative or not finite.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import ops
+        >>> result = ops.attack_loss(torch.tensor([[2.0, 0.5], [0.0, 3.0]]), torch.tensor([0, 0]))
+        >>> result.adversarial.tolist(), result.margin.tolist()
+        ([False, True], [1.5, -3.0])
     """
     return AttackLoss(*_attack_loss(logits, labels, loss, gap))
 
@@ -216,6 +224,7 @@ def masked_sgd_(
     copied, and so are parameters with gaps.
 
     Equivalent to, for every parameter:
+
         g = where(mask, grad, 0) if gradient_only else grad
         g = (-g if maximize else g) + weight_decay * param
         b = g if first else momentum * buffer + (1 - dampening) * g                     # where momentum is not 0
@@ -226,6 +235,14 @@ def masked_sgd_(
     Raises:
         RuntimeError: lists of unequal length, a tensor of the wrong shape, dtype or device, shared memory, or a number
             out of range (not finite; but for dampening, negative; nesterov without momentum or with dampening).
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import ops
+        >>> param, grad, mask = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]), torch.tensor([True, False])
+        >>> ops.masked_sgd_([param], [grad], [], [mask], lr=0.1)
+        >>> param
+        tensor([0.9500, 1.0000])
     """
     if not params:
         return
@@ -282,6 +299,7 @@ def sm_taylor_softmax(
     overflow. Has no gradient.
 
     Equivalent to, up to rounding:
+
         t = lambda z: sum(z**k / factorial(k) for k in range(order)).clamp(min=floor)
         own = logits[..., arange(N), labels]
         others = t(logits / temperature).scatter(-1, labels, 0).sum(-1)
@@ -290,6 +308,12 @@ def sm_taylor_softmax(
     Raises:
         RuntimeError: logits that require grad or are not [..., N, C >= 2] floating point, labels not [N] int64, an
             order out of [2, 8], a margin that is not finite, or a temperature or floor that is not positive and finite.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import sm_taylor_softmax
+        >>> sm_taylor_softmax(torch.tensor([[4.0, 0.0]]), torch.tensor([0]))  # t(1.4) / (t(1.4) + t(0))
+        tensor([0.7933])
     """
     if logits.requires_grad:
         raise RuntimeError("logits must not require grad: the signal has no gradient; detach them")

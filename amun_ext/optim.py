@@ -44,6 +44,18 @@ class MaskedSGD(torch.optim.Optimizer):
         InputError: a mask that is missing, that no parameter has the name of or that does not fit it; parameters
             without names beside masks, or that are not floating point; options out of range. At a step, before anything
             moves: options that have become so, and sparse gradients.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import MaskedSGD
+        >>> model = torch.nn.Linear(2, 1)
+        >>> masks = {"weight": torch.tensor([[True, False]]), "bias": torch.tensor([False])}
+        >>> optimizer = MaskedSGD(model.named_parameters(), lr=0.1, weight_decay=5e-4, masks=masks)
+        >>> before = model.weight.detach().clone()
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> (model.weight != before).tolist()
+        [[True, False]]
     """
 
     def __init__(

@@ -59,6 +59,18 @@ def saliency_mask(
     Raises:
         InputError: an argument is not what it must be; `keep` leaves no parameter.
         FloatingPointError: a gradient is NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from amun_ext import saliency_mask
+        >>> model = torch.nn.Linear(4, 3)  # 15 parameters
+        >>> forget = TensorDataset(torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+        >>> masks = saliency_mask(model, forget, 0.2)
+        >>> {name: tuple(mask.shape) for name, mask in masks.items()}
+        {'weight': (3, 4), 'bias': (3,)}
+        >>> sum(int(mask.sum()) for mask in masks.values())
+        3
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(is_number(keep) and 0 < keep <= 1, "keep", "a fraction in (0, 1]", repr(keep))

@@ -88,6 +88,18 @@ def audit(
     Raises:
         InputError: an argument is not what it must be, before any model is asked; a model that does not return finite
             logits [N, K].
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from amun_ext.audit import audit
+        >>> from amun_ext.data import Splits
+        >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
+        >>> _ = model.load_state_dict({"weight": torch.eye(2)})
+        >>> train, test = (TensorDataset(x, x.argmax(1)) for x in (torch.rand(40, 2), torch.rand(20, 2)))
+        >>> result = audit(model, Splits(train, test, ("first", "second")), torch.arange(12))
+        >>> result.verdict.answer  # nothing is there to compare with
+        'cannot tell'
     """
     anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
     answers = check(model, splits, ids, original, anew, references, shadows, before, margin)

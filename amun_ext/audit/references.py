@@ -59,7 +59,7 @@ def train_references(
         recipe: that of the model under audit. With augment, test images are augmented too.
         out: a folder, for these references alone.
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
-        models: an even number; 8 to 16 do for an AUC (benchmarks/README.md), the paper has 128.
+        models: an even number; 8 to 16 do for an AUC (docs/benchmarks/audit.md), the paper has 128.
         workers: models at once, each in a process of its own.
 
     Raises:

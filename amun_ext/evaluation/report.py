@@ -72,15 +72,32 @@ def evaluate(
 ) -> Report:
     """Measure how much each model resembles one retrained without the forget set (paper sections 3.1 and 3.3).
 
-    models: row name -> model, in table order; the first row is the model before unlearning. forget, retain, test:
-    inputs [N, ...] within bounds, and labels [N]. seconds: row name -> wall time to produce that model. baseline: the
-    row of the retrained model; None leaves gap and speed-up out. headline: the row shown as "after"; by default the
-    first that is neither "before" nor the baseline. adversarial: what the search found for the forget images
-    [N, C, H, W] in [0, 1], row by row. classes: names of all K classes, or none. bounds: the least and the largest
-    value that inputs can have; (-inf, inf) for none. facts: what a reader should know (versions, seed, settings).
+    Args:
+        models: row name -> model, in table order; the first row is the model before unlearning.
+        forget, retain, test: inputs [N, ...] within `bounds`, and labels [N].
+        seconds: row name -> wall time to produce that model.
+        baseline: the row of the retrained model; None leaves gap and speed-up out.
+        headline: the row shown as "after"; by default the first that is neither the first row nor the baseline.
+        adversarial: what the search found for the forget images [N, C, H, W] in [0, 1], row by row.
+        classes: names of all K classes, or none.
+        bounds: the least and the largest value that inputs can have; (-inf, inf) for none.
+        facts: what a reader should know (versions, seed, settings).
 
-    Raises InputError for unknown row names, empty or malformed sets, labels beyond the logits, and models that do not
-    return finite logits [N, K].
+    Raises:
+        InputError: unknown row names, empty or malformed sets, labels beyond the logits, and models that do not return
+            finite logits [N, K].
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from amun_ext import evaluate
+        >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
+        >>> _ = model.load_state_dict({"weight": torch.eye(2)})
+        >>> inputs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+        >>> data = TensorDataset(inputs, torch.tensor([0, 1, 0, 0]))
+        >>> report = evaluate({"original": model}, forget=data, retain=data, test=data, baseline=None)
+        >>> report.rows["original"]["UA"], report.rows["original"]["FT AUC"]
+        (75.0, 50.0)
     """
     sets = {
         name: _tensors(name, data, bounds) for name, data in (("forget", forget), ("retain", retain), ("test", test))

@@ -120,6 +120,14 @@ def rmia(
     augmentations say so; O(A N Z) time).
 
     InputError for what does not fit, and where signal and prior are both zero.
+
+    Examples:
+        >>> from amun_ext.evaluation import rmia
+        >>> target = [0.9, 0.5, 0.2]  # the signal of three samples in the audited model
+        >>> reference = [[0.3, 0.5, 0.4], [0.3, 0.5, 0.4]]  # and in two references
+        >>> membership = [[True, False, True], [False, True, False]]
+        >>> rmia(target, reference, membership, gamma=2.0).score.tolist()  # ratios 3, 1 and 0.5
+        [1.0, 0.0, 0.0]
     """
     queries = check_queries(target, reference, membership, mode)
     require(0 < gamma < np.inf, "gamma", "positive and finite", gamma)

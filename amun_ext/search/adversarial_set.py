@@ -30,6 +30,18 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
 
     As a dataset it has the found examples only, (image, wrong label) each: a sample whose search failed keeps its own
     image and true label in its row, and those are never to be trained on.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import find_min_adversarial
+        >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
+        >>> _ = model.load_state_dict({"weight": torch.eye(2)})
+        >>> inputs, labels = torch.tensor([[0.9, 0.1], [0.2, 0.6]]), torch.tensor([0, 1])
+        >>> result = find_min_adversarial(model, inputs, labels, method="ddn")
+        >>> result.images.shape, result.found.tolist()
+        (torch.Size([2, 2]), [True, True])
+        >>> [wrong_label for image, wrong_label in result]
+        [1, 0]
     """
 
     images: Tensor  # [N, ...] like the inputs; the input itself where none was found

@@ -114,6 +114,16 @@ def find_min_adversarial(
         InputError: an argument is not what it must be. Nothing was run then but one forward pass. For an item of a
             Dataset that is read later, what was found before it is in the file `out`.
         OSError: no room for `out`.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext import find_min_adversarial
+        >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
+        >>> _ = model.load_state_dict({"weight": torch.eye(2)})
+        >>> inputs, labels = torch.tensor([[0.9, 0.1]]), torch.tensor([0])
+        >>> result = find_min_adversarial(model, inputs, labels, method="ddn")
+        >>> result.labels.tolist(), round(float(result.distance[0]), 2)  # the boundary is 0.8 / sqrt(2) away
+        ([1], 0.57)
     """
     box = (-math.inf, math.inf) if bounds is None else bounds
     pair = isinstance(box, tuple | list) and len(box) == 2 and all(is_number(end) for end in box) and box[0] < box[1]

@@ -51,7 +51,7 @@ def expected(original: Row) -> Row:
     """What retraining should give, from the original's row: a model like it, to which the forget set is held-out data.
 
     The distance from this ranks trials as the distance from a retrained model does, more closely than the distance
-    between the distributions of log-odds (benchmarks/README.md).
+    between the distributions of log-odds (docs/benchmarks/unlearning.md).
     """
     return {"UA": original["TA"], "RA": original["RA"], "TA": original["TA"], "FT AUC": COIN}
 

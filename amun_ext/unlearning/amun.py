@@ -39,7 +39,8 @@ def amun(
         adversarial: the result of `find_min_adversarial` for `forget`, row by row; searched for if None.
         recipe: the fine-tuning; augmentation applies to D_R and D_F, never to D_A.
         search: the method of `find_min_adversarial`; `settings` are further ones of its arguments. "pgd" is the
-            paper's; the models forget equally well with "ddn", at a tenth of the gradients (benchmarks/README.md).
+            paper's; the models forget equally well with "ddn", at a tenth of the gradients
+            (docs/benchmarks/unlearning.md).
     """
     require(isinstance(include_forget, bool), "include_forget", "True or False", repr(include_forget))
     known = callable(search) or search in tuple(METHODS)

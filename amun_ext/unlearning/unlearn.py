@@ -68,6 +68,20 @@ def unlearn(
             overlapping sets, inputs and labels that do not fit, before any work. A copy of a forget input in the retain
             set is an overlap, under whatever label: it would go on being trained on.
         FloatingPointError: the loss diverges.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from amun_ext import unlearn
+        >>> from amun_ext.training import Recipe
+        >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
+        >>> _ = model.load_state_dict({"weight": torch.eye(2)})
+        >>> inputs = torch.rand(40, 2)
+        >>> labels = inputs.argmax(1)
+        >>> forget, retain = TensorDataset(inputs[:4], labels[:4]), TensorDataset(inputs[4:], labels[4:])
+        >>> unlearned = unlearn(model, forget, retain, method="amun", recipe=Recipe(epochs=2, lr=0.1))
+        >>> bool((unlearned.weight == model.weight).all()), model.weight.tolist()  # the model itself stays as it is
+        (False, [[1.0, 0.0], [0.0, 1.0]])
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(method in tuple(METHODS), "method", f"one of {tuple(METHODS)}", repr(method))

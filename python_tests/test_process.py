@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from amun_ext import cli
 from amun_ext.cli.process import Output
+from amun_ext.deletion import Record
 from amun_ext.progress import progress_bar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -212,11 +213,11 @@ class TestAgain:
             told["digest of the model"],
             told["digest of the new model"],
         ]
-        assert seconds(one, {}) == told["seconds by digest"][told["digest of the new model"]] > 0
+        assert seconds(one, Record()) == told["seconds by digest"][told["digest of the new model"]] > 0
         with safe_open(one, "pt") as file:
             assert "seconds" not in file.metadata()
-        assert seconds(original, {}) is None
-        assert seconds(original, {"seconds": "2.5"}) == 2.5  # of a checkpoint that says it itself
+        assert seconds(original, Record()) is None
+        assert seconds(original, Record(seconds=2.5)) == 2.5  # of a checkpoint that says it itself
 
 
 def environment() -> dict[str, str]:

@@ -53,6 +53,8 @@ def test_links_lead_somewhere_and_tables_are_filled(page) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:amun_ext|benchmarks|csrc|docs|examples|python_tests)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
     for name, block in re.findall(r"<!-- (?!end)([\w /]+) -->\n(.*?)<!-- end -->", text, flags=re.S):
         assert block.count("|") > 10 or name == "gpu/paper", name  # not measured yet
 

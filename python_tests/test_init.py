@@ -190,7 +190,7 @@ class TestInput:
         built = partial(models.build, "net:build", num_classes=10)
         assert described(None) is None
         assert described(vit) == "test_init:vit()"
-        assert described(built) == "amun_ext.models:build('net:build', num_classes=10)"
+        assert described(built) == "amun_ext.models.build:build('net:build', num_classes=10)"
         one, other = {"a": torch.zeros(1), "b": torch.ones(1)}, {"b": torch.ones(1), "a": torch.zeros(1)}
         assert described(one) == described(other) != described({**one, "a": torch.ones(1)})
         assert described(one).startswith("weights ")

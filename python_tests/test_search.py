@@ -359,6 +359,7 @@ class TestCost:
 
         model, images, labels = task
         monkeypatch.setattr(search_module, "tqdm", Bar)
+        monkeypatch.setattr(search_module, "progress_bar", lambda shown, **options: Bar(disable=not shown, **options))
         monkeypatch.setattr(search_module, "CHUNK_BYTES", 40 * images[0].nbytes)
         find_min_adversarial(model, images, labels, method=method, batch_size=16, progress=True)
         (bar,) = Bar.made

@@ -313,7 +313,7 @@ class TestTune:
             raise AssertionError("that was done")
 
         monkeypatch.setattr("amun_ext.search.engine.Search.run", again)
-        monkeypatch.setattr(tuning, "save_checkpoint", again)
+        monkeypatch.setattr(sys.modules["amun_ext.tuning.tune"], "save_checkpoint", again)
         more = tune(["amun"], trials=4, by="retrain")
         assert told(more)["amun"][:2] == told(first)["amun"]
         assert more.retrained.row == first.retrained.row

@@ -343,7 +343,7 @@ class TestBadInput:
             unlearn(extra, labelled(extra, 5), method="rl", recipe=ONE_PASS, checkpoint=tmp_path / "checkpoint")
 
     def test_bad_options_come_before_the_mask(self, model: Recording, monkeypatch) -> None:
-        monkeypatch.setattr(sys.modules["amun_ext.unlearning"], "saliency_mask", None)
+        monkeypatch.setattr(sys.modules["amun_ext.unlearning.unlearn"], "saliency_mask", None)
         with pytest.raises(InputError, match=r"^order must be"):
             unlearn(model, labelled(model, 5), method="salun", order="any")
         with pytest.raises(InputError, match=r"^mask must be left out: retraining changes all weights"):
@@ -370,7 +370,7 @@ class TestBadInput:
                 unlearn(model, forget, watch={"test": TensorDataset(images, labels)}, method="rl")
 
     def test_models_that_cannot_be_copied(self, model: Recording) -> None:
-        model.grown = model.linear.weight * 2  # deepcopy refuses tensors that were computed
+        model.grown = [model.linear.weight * 2]  # deepcopy refuses tensors that were computed
         with pytest.raises(InputError, match=r"^model must be one that copy\.deepcopy can copy, got Only Tensors"):
             unlearn(model, labelled(model, 5), recipe=ONE_PASS)
 

@@ -27,7 +27,7 @@ from amun_ext.search.ffgsm import ffgsm
 from amun_ext.search.finish import quantize as put_on_grid
 from amun_ext.search.finish import refine as bring_closer
 from amun_ext.search.methods import PythonRule
-from amun_ext.search.settings import checked
+from amun_ext.search.settings import FARTHEST, checked
 
 CHUNK_BYTES = 2**26  # of images that are searched at once in memory
 CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
@@ -133,8 +133,7 @@ def find_min_adversarial(
     low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     chosen = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
-    farthest = torch.finfo(ops.accumulate_dtype(like.dtype)).max ** 0.49  # of which the square is no overflow
-    diagonal = min((high - low) * math.sqrt(like[0].numel()), farthest)
+    diagonal = min((high - low) * math.sqrt(like[0].numel()), FARTHEST)
     settings = checked(
         method,
         chosen,

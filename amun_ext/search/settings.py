@@ -10,6 +10,7 @@ from amun_ext import ops
 from amun_ext.checks import is_number, require, whole
 from amun_ext.search.methods import METHODS, PYTHON, Method, PythonRule
 
+FARTHEST = 1e18  # a radius, whose square is finite in float32; and a factor between two of them
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
 
 
@@ -63,7 +64,7 @@ def checked(
     require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
     options = _options(name, row, chosen)
     radius = options.get("eps_init")
-    require(radius is None or radius >= 1e-20, "eps_init", "from 1e-20 on", radius)
+    require(radius is None or 1e-20 <= radius <= FARTHEST, "eps_init", f"from 1e-20 to {FARTHEST:g}", radius)
     if bounds != (0, 1) and chosen["eps_init"] is None:
         radius = None  # 0.04 is a length in the unit of images
     least = radius or 1e-20
@@ -111,6 +112,8 @@ def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
         elif name == "step_fraction":
             require(1e-6 <= value <= 2, name, "in [1e-6, 2], a part of the radius", value)
     options = row.options | {name: value for name, value in given.items() if value is not None}
+    if "eps_growth" in options:
+        options["eps_growth"] = min(options["eps_growth"], FARTHEST)
     return options | ({"eps_init": None} if options.get("eps_init") == "estimate" else {})
 
 

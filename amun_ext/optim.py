@@ -36,7 +36,7 @@ class MaskedSGD(torch.optim.Optimizer):
         masks: from the name of every parameter to a bool tensor of its shape; None updates all. They are no part of the
             state dict; a copy and a pickle of the optimiser have them.
         gradient_only: the mask stops the gradient and nothing else.
-        state_dtype: torch.float32 keeps the momentum of float16 and bfloat16 parameters in float32; None, in their own.
+        momentum_dtype: torch.float32 keeps the momentum of half-precision parameters in float32; None, in their own.
 
     Between two steps a model may be moved, cast or laid out anew: masks and momentum follow.
 
@@ -70,10 +70,10 @@ class MaskedSGD(torch.optim.Optimizer):
         maximize: bool = False,
         masks: Mapping[str, Tensor] | None = None,
         gradient_only: bool = False,
-        state_dtype: torch.dtype | None = None,
+        momentum_dtype: torch.dtype | None = None,
     ) -> None:
-        require(state_dtype in (None, torch.float32), "state_dtype", "None or torch.float32", state_dtype)
-        self.gradient_only, self.state_dtype = gradient_only, state_dtype
+        require(momentum_dtype in (None, torch.float32), "momentum_dtype", "None or torch.float32", momentum_dtype)
+        self.gradient_only, self.momentum_dtype = gradient_only, momentum_dtype
         self._masks: dict[Tensor, Tensor] = {}
         self._default_masks = masks
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
@@ -165,7 +165,7 @@ class MaskedSGD(torch.optim.Optimizer):
         return _placed(buffer, param, self._momentum_dtype(param, buffer.dtype))
 
     def _momentum_dtype(self, param: Tensor, kept: torch.dtype | None) -> torch.dtype:
-        wide = param.dtype in HALF and torch.float32 in (self.state_dtype, kept)
+        wide = param.dtype in HALF and torch.float32 in (self.momentum_dtype, kept)
         return torch.float32 if wide else param.dtype
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ class MaskedSGD(torch.optim.Optimizer):
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("gradient_only", "state_dtype", "_masks", "_default_masks")
+        own = ("gradient_only", "momentum_dtype", "_masks", "_default_masks")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 

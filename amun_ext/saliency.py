@@ -26,7 +26,7 @@ FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}
 def saliency_mask(
     model: nn.Module,
     forget: Dataset[Any],
-    keep: float = 0.5,
+    fraction: float = 0.5,
     *,
     score: str = "abs_sum",
     batch_size: int = 256,
@@ -35,7 +35,7 @@ def saliency_mask(
     """True for the parameters whose change alters the loss of the forget set most; only they are to be trained.
 
     The mask of SalUn (Fan et al., ICLR 2024, equation 4; AMUN paper, appendix D), 1(|grad L(D_F)| >= gamma) with the
-    cross-entropy of the true labels for L, and with gamma such that the fraction `keep` of all parameters passes. All
+    cross-entropy of the true labels for L, and with gamma such that this fraction of all parameters passes. All
     parameters are in one ranking, BatchNorm's and biases as well.
 
     The model runs in eval mode and is left as it was: training flags, gradients, buffers and the random state.
@@ -44,7 +44,7 @@ def saliency_mask(
     Args:
         model: maps [N, ...] to logits [N, K].
         forget: a map-style dataset of (input, true label), taken as it is, without augmentation.
-        keep: fraction of the parameters that are True, in (0, 1]: int(keep * n) of n. Equal scores go by the order of
+        fraction: of the parameters that are True, in (0, 1]: int(fraction * n) of n. Equal scores go by the order of
             `named_parameters()`, then of elements.
         score: "abs_sum", the published |sum over samples of the gradient|; or "sum_abs", the sum over batches of
             |gradient of the batch|, as SalUn's code had it until December 2023 and as others still have it.
@@ -57,7 +57,7 @@ def saliency_mask(
         the logits do not depend on has score 0.
 
     Raises:
-        InputError: an argument is not what it must be; `keep` leaves no parameter.
+        InputError: an argument is not what it must be; `fraction` leaves no parameter.
         FloatingPointError: a gradient is NaN or infinite.
 
     Examples:
@@ -73,19 +73,19 @@ def saliency_mask(
         3
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-    require(is_number(keep) and 0 < keep <= 1, "keep", "a fraction in (0, 1]", repr(keep))
+    require(is_number(fraction) and 0 < fraction <= 1, "fraction", "in (0, 1]", repr(fraction))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
     whole("batch_size", batch_size, 1)
     parameters = _trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
-    require(keep * count >= 1, "keep", f"at least one of the {count} parameters", keep)
+    require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)
     inputs, labels = as_tensors(forget, "forget")
     check_images("forget", inputs, (-math.inf, math.inf))
     check_labels("forget labels", labels, len(inputs), count_classes(model, inputs))
 
     with torch.inference_mode(False):  # what is made here takes part in training
         scores = _scores(model, parameters, inputs, labels, score, batch_size, progress)
-        chosen = _largest(torch.cat([part.flatten().cpu() for part in scores]), int(keep * count))
+        chosen = _largest(torch.cat([part.flatten().cpu() for part in scores]), int(fraction * count))
         parts = chosen.split([parameter.numel() for parameter in parameters.values()])
         return {
             name: part.view(parameter.shape).to(parameter.device, copy=True)  # each with memory of its own

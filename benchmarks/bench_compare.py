@@ -77,7 +77,7 @@ def run(name: str, case: Case, fraction: float) -> dict[str, Any]:
     for setting, flags in SETTINGS.items():
         out = folder / f"tuned-{fraction}-{setting}"
         methods = ",".join(tunable(with_retain=setting == "with"))
-        how = (*flags, *case.tuning.split(), "--methods", methods, "--trials", case.trials, "--by", "retrain")
+        how = (*flags, *case.tuning.split(), "--methods", methods, "--trials", case.trials, "--objective", "retrain")
         amun("tune", *request, *how, "--out", out)
         tuned += ["--tuned", out / "tuned.json"]
     out = folder / f"compared-{fraction}"

@@ -124,7 +124,7 @@ def ways(model: nn.Module, x: Tensor, labels: Tensor, device: str, batch: int) -
     changed: dict[str, tuple[nn.Module, dict[str, Any], Callable[[], contextlib.AbstractContextManager[None]]]] = {
         "as it is": (model, {}, plain),
         "no CUDA graph": (model, {}, without_graphs),
-        "nothing folded": (model, {"prepare": False}, plain),
+        "nothing folded": (model, {"optimize_model": False}, plain),
         "channels_last": (last, {}, plain),
         "bfloat16": (model, {"precision": "bfloat16"}, plain),
         "bfloat16, channels_last": (last, {"precision": "bfloat16"}, plain),

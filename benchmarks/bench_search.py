@@ -29,14 +29,14 @@ BATCH_SIZE = 128  # the published loop's, and that of all rivals
 FIRST, LAST = "published loop", "published loop, again"
 OURS: dict[str, dict[str, Any]] = {
     "pgd": {},
-    "pgd, on the model itself": {"prepare": False},
+    "pgd, on the model itself": {"optimize_model": False},
     "pgd, 20 steps a radius": {"steps": 20},
     "pgd, estimated start, 10 steps": {"eps_init": "estimate", "steps": 10},
     "pgd, the same, 8 bisections": {"eps_init": "estimate", "steps": 10, "refine": 8},
     "ddn, 5 steps": {"method": "ddn", "steps": 5},
     "ddn, 10 steps": {"method": "ddn", "steps": 10},
     "ddn": {"method": "ddn"},
-    "ddn, on the model itself": {"method": "ddn", "prepare": False},
+    "ddn, on the model itself": {"method": "ddn", "optimize_model": False},
     "ddn, bfloat16": {"method": "ddn", "precision": "bfloat16"},
     "ddn, 8 bisections": {"method": "ddn", "refine": 8},
     "ddn, 8 bit": {"method": "ddn", "quantize": 255},

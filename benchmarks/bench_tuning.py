@@ -33,7 +33,7 @@ METHODS = ("amun", "rl", "ft", "ga")
 # Way to choose -> column of a trial's row that is to be small, points of held-out accuracy that may be lost.
 CHOICES = {
     "gap": ("gap", math.inf),
-    "expected gap": ("expected gap", tuning.MAX_DROP),
+    "expected gap": ("expected gap", tuning.MAX_ACCURACY_DROP),
     "KS, 5 points": ("KS", 5.0),
     "KS, 2 points": ("KS", 2.0),
 }
@@ -60,7 +60,7 @@ def run(seed: int, trials: int) -> dict[str, Any]:
     ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
     metadata = {"recipe": json.dumps(asdict(demo.TRAINING))}
     folder = FOLDER.with_name("tuning") / str(seed)
-    how = {"by": "retrain", "trials": trials, "metadata": metadata, "seed": seed, "progress": True}
+    how = {"objective": "retrain", "trials": trials, "metadata": metadata, "seed": seed, "progress": True}
     result, took = timed(lambda: tuning.tune(original, splits, ids, METHODS, out=folder, **how))
 
     forget, retain = split(splits.train, ids)

@@ -48,16 +48,18 @@ NUMBERS = (
     "\uff11", "1_0",
 )
 OPTIONS = (
-    "--epochs", "--lr", "--batch-size", "--accumulate", "--seed", "--width", "--models", "--fraction",
-    "--keep", "--margin", "--refine", "--quantize", "--count", "--seeds", "--trials", "--max-drop", "--retrain",
+    "--epochs", "--lr", "--batch-size", "--accumulation-steps", "--seed", "--width", "--num-models", "--fraction",
+    "--mask-fraction", "--margin", "--refine", "--quantize", "--count", "--seeds", "--trials", "--max-accuracy-drop",
+    "--retrain",
 )
 WORDS = (
     "--method", "--methods", "--schedule", "--precision", "--preset", "--search", "--part", "--class", "--device",
-    "--arch", "--by", "--settings", "--batch-norm", "--ids", "--data", "--model",
+    "--arch", "--objective", "--settings", "--batch-norm", "--ids", "--data", "--model",
 )
 NAMES = ("amun", "small-cnn", "vgg19", "os:getcwd", "os:_exit", "json:loads", "nowhere:f", "cuda", "cpu:7")
 PLACES = (
-    "--out", "--model", "--ids-file", "--original", "--references", "--shadows", "--retrained", "--tuned", "--data",
+    "--out", "--model", "--ids-file", "--original", "--references", "--shadows", "--retrained-model", "--tuned",
+    "--data",
 )
 SPOTS = (  # in the folder that the command is given in
     "", ".", "/proc/x", "/dev/null", "/dev/zero", "link", "data.npz/x", "x" * 300, "a\x1b[31m\nb", "tuned.json",
@@ -106,8 +108,8 @@ def command(draw: random.Random, options: dict[str, str], *more: str, name: str 
         "forget": ["--method=ga", "--epochs=1", "--ids=5-9"],
         "search": ["--methods=ffgsm", "--no-curves"],
         "audit": ["--ids=5-29"],
-        "shadows": ["--models=6", "--method=ga", "--epochs=1"],
-        "references": ["--models=2", "--epochs=1"],
+        "shadows": ["--num-models=6", "--method=ga", "--epochs=1"],
+        "references": ["--num-models=2", "--epochs=1"],
     }
     name = name or draw.choice(("forget", "search", "audit", "references") * 4 + ("shadows",))  # by what they cost
     default = [each for each in short.get(name, []) if not (each.startswith("--ids") and "--ids-file" in options)]

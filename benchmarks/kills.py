@@ -61,14 +61,14 @@ CASES = {
         f"forget {MODEL} --ids 5 --epochs 1 --out out",
     ),
     "search": Case(f"search {MODEL} --count 9 --methods ddn,ffgsm --out out", ("searches.json", "searches.html")),
-    "references": Case(f"references {MODEL} --models 2 --out out", ()),
-    "shadows": Case(f"shadows {MODEL} --ids 3,5,8,9 --models 6 --epochs 1 --out out", ()),
+    "references": Case(f"references {MODEL} --num-models 2 --out out", ()),
+    "shadows": Case(f"shadows {MODEL} --ids 3,5,8,9 --num-models 6 --epochs 1 --out out", ()),
     "compare": Case(
         f"compare {MODEL} --ids 3,5,8 --methods ft,amun --seeds 1 --settings with --out out",
         ("compare.json", "compare.html"),
     ),
     "tune": Case(
-        f"tune {MODEL} --ids 3,5,8 --methods ft,salun --trials 3 --epochs 1 --by retrain --out out",
+        f"tune {MODEL} --ids 3,5,8 --methods ft,salun --trials 3 --epochs 1 --objective retrain --out out",
         ("tuned.json", "trials.json", "tuning.html"),
     ),
     "audit": Case(f"audit {MODEL} --original original.safetensors --ids 3,5,8 --retrain 2 --out out", audit.FILES),

@@ -33,6 +33,6 @@ unlearned = unlearn(original, forget, retain, include_forget=False, recipe=fine_
 
 # 3. Audit. A model that was retrained without the images is what the unlearned one is compared with.
 retrained = unlearn(original, forget, retain, method="retrain", recipe=training)
-result = audit(unlearned, splits, ids, original=original, retrained=retrained, random_draw=True)
+result = audit(unlearned, splits, ids, original=original, retrained=retrained, random_forget_set=True)
 print(result.to_text())
 result.write("audit")  # audit.json, audit.md and audit.html

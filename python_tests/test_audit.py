@@ -156,7 +156,7 @@ def references(splits, original, tmp_path_factory, one_thread):
 class TestAudit:
     def test_a_model_that_has_forgotten_nothing(self, original, retrained, references, splits, ids) -> None:
         found = audit(
-            original, splits, ids, original=original, retrained=retrained, references=references, random_draw=True
+            original, splits, ids, original=original, retrained=retrained, references=references, random_forget_set=True
         )
         assert found.verdict.answer == "not forgotten"
         assert any(flag.startswith("no-op") for flag in found.flags)
@@ -167,7 +167,15 @@ class TestAudit:
 
     def test_a_retrained_model(self, original, retrained, references, splits, ids) -> None:
         """The sanity triple of references that are balanced: FT AUC is 50, and FR AUC that of retain against test."""
-        found = audit(retrained, splits, ids, original=original, references=references, random_draw=True, margin=12.0)
+        found = audit(
+            retrained,
+            splits,
+            ids,
+            original=original,
+            references=references,
+            random_forget_set=True,
+            equivalence_margin=12.0,
+        )
         row = found.rows["audited"]
         assert row["FT AUC"].low - 3 < 50 < row["FT AUC"].high + 3
         assert row["FR AUC"].value == pytest.approx(row["RT AUC"].value, abs=6)
@@ -205,9 +213,9 @@ class TestAudit:
     def test_without_a_valid_baseline_it_cannot_tell(self, original, references, splits, ids, case: str) -> None:
         of_one = (splits.train.tensors[1] == 3).nonzero()[:, 0]
         options = {
-            "nothing": {"ids": ids, "random_draw": True},
+            "nothing": {"ids": ids, "random_forget_set": True},
             "no random draw": {"ids": ids, "references": references},
-            "one class": {"ids": of_one, "references": references, "random_draw": True},
+            "one class": {"ids": of_one, "references": references, "random_forget_set": True},
         }[case]
         found = audit(original, splits, **options)
         assert found.verdict.answer == "cannot tell"
@@ -264,7 +272,7 @@ class TestAudit:
         assert all(torch.equal(tensor, before[name]) for name, tensor in original.state_dict().items())
 
     def test_what_was_forgotten_before_is_in_no_set(self, original, splits, ids) -> None:
-        found = audit(original, splits, ids[:50], before=ids[50:].tolist())
+        found = audit(original, splits, ids[:50], previously_forgotten=ids[50:].tolist())
         assert found.sizes == {"forget": 50, "retain": 450, "test": len(splits.test)}
 
 
@@ -280,9 +288,9 @@ class TestInput:
             ({"ids": torch.tensor([1, 1])}, "ids must be different"),
             ({"ids": torch.tensor([], dtype=torch.int64)}, "ids must be row numbers"),
             ({"ids": [1, 2]}, "ids must be row numbers"),
-            ({"before": [int(ids[0])]}, "ids must be different, and none that was forgotten before"),
+            ({"previously_forgotten": [int(ids[0])]}, "ids must be different, and none that was forgotten before"),
             ({"ids": torch.tensor([600])}, "ids must be"),
-            ({"margin": 0.0}, "margin must be"),
+            ({"equivalence_margin": 0.0}, "margin must be"),
             ({"original": nn.Linear(2, 2)}, "original must be of the audited model's architecture"),
             ({"retrained": nn.Linear(2, 2)}, "retrained must be of the audited model's architecture"),
             ({"retrained": [model, nn.Linear(2, 2)]}, "retrained must be of the audited model's architecture"),
@@ -308,9 +316,9 @@ class TestCommand:
         assert amun("train", "--model", "small-cnn", *small, "--out", model) == 0
         short = ("--fraction", 0.1, "--epochs", 1)
         assert amun("forget", "--model", model, *short, "--out", tmp_path / "f") == 0
-        assert amun("references", "--model", model, "--models", 2, "--out", tmp_path / "r") == 0
+        assert amun("references", "--model", model, "--num-models", 2, "--out", tmp_path / "r") == 0
         after = ("--model", tmp_path / "f/model.safetensors", "--original", model)
-        shadows = ("--models", 6, "--epochs", 1, "--out", tmp_path / "s")
+        shadows = ("--num-models", 6, "--epochs", 1, "--out", tmp_path / "s")
         assert amun("shadows", "--model", tmp_path / "f/model.safetensors", *shadows) == 0
         assert "6 shadow models: each is trained on 1,197 samples for 3 epochs and" in capsys.readouterr().out
         out = tmp_path / "a"
@@ -329,7 +337,7 @@ class TestCommand:
             "retrained-1.safetensors",
             "retrained.safetensors",
         ]
-        again = ("--retrained", out / "retrained.safetensors", out / "retrained-1.safetensors")
+        again = ("--retrained-model", out / "retrained.safetensors", out / "retrained-1.safetensors")
         assert amun("audit", *after, *again, *kept, "--out", tmp_path / "b") == 0
         assert json.loads((tmp_path / "b/audit.json").read_text())["rows"] == told["rows"]
         assert set(told["verdicts"]) == {"RMIA", "U-LiRA"}
@@ -345,8 +353,15 @@ class TestCommand:
         assert " of 30 ids are none that the checkpoint says" in (out / "audit.md").read_text()
         capsys.readouterr()
         for message, arguments in {
-            "--retrained must be trained without the ids": ("audit", *after, "--retrained", model, "--out", out),
-            "margin must be": ("audit", *after, "--retrain", "--margin", 60, "--out", tmp_path / "c"),
+            "--retrained-model must be trained without the ids": (
+                "audit",
+                *after,
+                "--retrained-model",
+                model,
+                "--out",
+                out,
+            ),
+            "margin must be": ("audit", *after, "--retrain", "--equivalence-margin", 60, "--out", tmp_path / "c"),
             "shadows must be of the ids": ("audit", *after, *kept, "--retrain", *some[:2], "--out", tmp_path / "c"),
             "would write over what is audited": (
                 *("audit", "--model", out / "retrained.safetensors"),
@@ -369,7 +384,7 @@ class TestCommand:
         for flags, message in [
             ("", "--ids must be given"),
             ("--ids 3 --references nowhere", "a folder that amun references has written"),
-            ("--ids 3 --margin 0", "margin must be"),
+            ("--ids 3 --equivalence-margin 0", "margin must be"),
             ("--ids 9999", "ids must be"),
         ]:
             assert cli.main(f"audit --data digits --model {model} --out {tmp_path / 'a'} {flags}".split()) == 2

@@ -186,7 +186,7 @@ class TestCode:
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         recipe = models.load_checkpoint(original, model)["recipe"]
         models.save_checkpoint(tmp_path / "net.safetensors", model, {"arch": "mine:net", "recipe": recipe})
-        flags = "--arch mine:net --data mine:digits --models 2 --workers 2 --epochs 1"
+        flags = "--arch mine:net --data mine:digits --num-models 2 --workers 2 --epochs 1"
         ended = run_in(tmp_path, f"references --model net.safetensors {flags}")
         assert ended.returncode == 0, ended.stderr
         assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
@@ -236,7 +236,7 @@ class TestMethods:
         facts = report["facts"]
         assert (facts["method"], facts["recipe"]["epochs"]) == (method, 1)
         assert facts["options from"] == ("the checkpoint" if method == "retrain" else "defaults")
-        assert facts.get("mask") == row.keep
+        assert facts.get("mask") == row.fraction
         assert (report["search"] is not None) == ("amun" in method)
         assert models_forgotten(tmp_path / "out/model.safetensors") == [*range(40, 61)]
 
@@ -287,14 +287,14 @@ class TestMethods:
 
     def test_every_option_of_the_recipe_has_a_flag(self, original: Path, tmp_path: Path) -> None:
         flags = "--epochs 1 --lr 0.02 --schedule step:1 --batch-size 40 --augment --batch-norm frozen --channels-last"
-        more = "--precision bfloat16 --accumulate 2"
+        more = "--precision bfloat16 --accumulation-steps 2"
         assert forget(original, tmp_path / "out", "--ids", "40-60", *flags.split(), *more.split()) == 0
         assert told(tmp_path / "out")["facts"]["recipe"] == dataclasses.asdict(
             Recipe(1, 0.02, "step:1", 40, augment=True, batch_norm="frozen", precision="bfloat16")
-        ) | {"channels_last": True, "accumulate": 2}
+        ) | {"channels_last": True, "accumulation_steps": 2}
 
     def test_a_mask_keeps_the_other_weights(self, original: Path, tmp_path: Path) -> None:
-        flags = ("--ids", "40-60", "--keep", "0.1", "--epochs", "1", "--lr", "0.05")
+        flags = ("--ids", "40-60", "--mask-fraction", "0.1", "--epochs", "1", "--lr", "0.05")
         assert forget(original, tmp_path / "out", *flags) == 0
         assert told(tmp_path / "out")["facts"]["mask"] == 0.1
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
@@ -372,8 +372,11 @@ ERRORS = {
         ["--ids", "5", "--method", "ga", "--search", "pgd"],
         "search must be left out: method ga",
     ),
-    "keep": (["--ids", "5", "--keep", "1.5"], r"keep must be a fraction in \(0, 1\]"),
-    "mask of a retraining": (["--ids", "5", "--keep", "0.5", "--method", "retrain"], "keep must be left out"),
+    "keep": (["--ids", "5", "--mask-fraction", "1.5"], r"mask fraction must be in \(0, 1\]"),
+    "mask of a retraining": (
+        ["--ids", "5", "--mask-fraction", "0.5", "--method", "retrain"],
+        "mask fraction must be left out",
+    ),
     "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be two at least"),
     "too little left": (["--ids", "0-1195"], "two samples at least are left"),
 }
@@ -439,7 +442,7 @@ NAMED_LIKE_OURS = (
 )
 
 
-@pytest.mark.parametrize("command", ["forget --keep 0.5 --epochs 1 --retrain", "audit --retrain"])
+@pytest.mark.parametrize("command", ["forget --mask-fraction 0.5 --epochs 1 --retrain", "audit --retrain"])
 def test_no_file_of_the_users_is_removed(original, tmp_path, command) -> None:
     """Nothing goes that this run has not made, whatever it is called."""
     for name in NAMED_LIKE_OURS:
@@ -584,7 +587,7 @@ def test_a_copy_under_another_id_is_refused(original, tmp_path, capsys) -> None:
     models.save_checkpoint(original := tmp_path / "foreign.safetensors", model, metadata)
     arguments = ["--data", str(tmp_path / "d.npz"), "--ids", "3,4"]
     assert forget(original, tmp_path / "out", *arguments) == 2
-    assert "ids must be complete (--with-copies adds what is missing)" in (told := capsys.readouterr().err)
+    assert "ids must be complete (--include-duplicates adds what is missing)" in (told := capsys.readouterr().err)
     assert "4 has a copy 17" in told
-    assert forget(original, tmp_path / "out", *arguments, "--with-copies", "--epochs", "1") == 0
+    assert forget(original, tmp_path / "out", *arguments, "--include-duplicates", "--epochs", "1") == 0
     assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids"] == [3, 4, 17]

@@ -292,7 +292,7 @@ class TestCommandLine:
         recipe = Recipe(**json.loads(models.read_metadata("original.safetensors")["recipe"]))
         fit(expected, [Pass([Part(retain)])], recipe, Run(seed=1000))
         assert same(made, expected)
-        assert self.run(f"references --model original.safetensors {own} --models 2 --out refs") == 0
+        assert self.run(f"references --model original.safetensors {own} --num-models 2 --out refs") == 0
 
     def test_start_weights(self, here: None, capsys) -> None:
         small, training = f"{CLI} --width 4", "--epochs 1 --batch-size 256"
@@ -306,7 +306,9 @@ class TestCommandLine:
         assert "init must be what the checkpoint's training began with, weights" in capsys.readouterr().err
         assert not os.path.exists("out/model.safetensors")
         assert self.run(f"{forget} --init start.safetensors") == 0
-        assert self.run(f"references --model m.safetensors {CLI} --models 2 --init m.safetensors --out refs") == 2
-        assert self.run(f"references --model m.safetensors {CLI} --models 2 --init start.safetensors --out refs") == 0
+        assert self.run(f"references --model m.safetensors {CLI} --num-models 2 --init m.safetensors --out refs") == 2
+        assert (
+            self.run(f"references --model m.safetensors {CLI} --num-models 2 --init start.safetensors --out refs") == 0
+        )
         method = "compare --methods ft --seeds 1 --settings with --ids 0-19"
         assert self.run(f"{method} --model m.safetensors {CLI} --init start.safetensors --epochs 1 --out cmp") == 0

@@ -313,7 +313,7 @@ class TestCommandLine:
 
     def test_what_is_new_is_told(self, run, err, photos: Path) -> None:
         picture(np.random.default_rng(1), 0).save(photos / "train/anna/00.png")
-        assert run("references --model o.safetensors --models 2 --out r")[0] == 0
+        assert run("references --model o.safetensors --num-models 2 --out r")[0] == 0
         assert load_references("r").membership.shape[1] == 18 + 9
         assert run("forget --model o.safetensors --ids 0 --method ft --epochs 1 --out one")[0] == 0
         assert "left out, because the model was not trained on it (1): train/anna/00.png" in err[-1]

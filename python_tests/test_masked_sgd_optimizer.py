@@ -246,13 +246,13 @@ class TestMaskedSGD:
     def test_copies_go_on_alike(self, device, how):
         net = draw_net(device, torch.bfloat16)
         optimizer = MaskedSGD(
-            net.named_parameters(), 0.1, **FULL, masks=draw_masks(net), gradient_only=True, state_dtype=torch.float32
+            net.named_parameters(), 0.1, **FULL, masks=draw_masks(net), gradient_only=True, momentum_dtype=torch.float32
         )
         give_gradients(net)
         optimizer.step()
         pair = net, optimizer
         twin, again = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
-        assert (again.gradient_only, again.state_dtype) == (True, torch.float32)
+        assert (again.gradient_only, again.momentum_dtype) == (True, torch.float32)
         give_gradients(net, twin)
         for each in (optimizer, again):
             each.step()
@@ -261,12 +261,12 @@ class TestMaskedSGD:
         with pytest.raises(InputError, match="masks must be there for every parameter"):
             again.add_param_group({"params": [("late", nn.Parameter(torch.zeros(3, device=device)))]})
 
-    @pytest.mark.parametrize("state_dtype", [None, torch.float32])
+    @pytest.mark.parametrize("momentum_dtype", [None, torch.float32])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_a_state_dict_brings_the_momentum_back_to_the_bit(self, device, dtype, state_dtype):
+    def test_a_state_dict_brings_the_momentum_back_to_the_bit(self, device, dtype, momentum_dtype):
         net = draw_net(device, dtype).to(memory_format=torch.channels_last)
         masks = draw_masks(net)
-        optimizer = MaskedSGD(net.named_parameters(), 0.1, **FULL, masks=masks, state_dtype=state_dtype)
+        optimizer = MaskedSGD(net.named_parameters(), 0.1, **FULL, masks=masks, momentum_dtype=momentum_dtype)
         for _ in range(3):
             give_gradients(net)
             optimizer.step()
@@ -280,7 +280,7 @@ class TestMaskedSGD:
         again = MaskedSGD(twin.named_parameters(), masks=masks)
         twin.load_state_dict(saved)
         again.load_state_dict(state)
-        kept = torch.float32 if dtype in HALF and state_dtype else dtype
+        kept = torch.float32 if dtype in HALF and momentum_dtype else dtype
         assert {buffer.dtype for buffer in momenta(again)} == {kept}
         assert_same_bits(momenta(again), momenta(optimizer))
         give_gradients(net, twin)
@@ -309,7 +309,7 @@ class TestMaskedSGD:
 
     def test_state_dtype_of_other_precisions_is_their_own(self, device):
         net = draw_net(device, torch.float64)
-        optimizer = MaskedSGD(net.parameters(), 0.1, momentum=0.9, state_dtype=torch.float32)
+        optimizer = MaskedSGD(net.parameters(), 0.1, momentum=0.9, momentum_dtype=torch.float32)
         give_gradients(net)
         optimizer.step()
         assert {buffer.dtype for buffer in momenta(optimizer)} == {torch.float64}

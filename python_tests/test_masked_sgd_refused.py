@@ -31,14 +31,14 @@ class TestMaskedSGDErrors:
                 {"nesterov": True, "momentum": 0.9, "dampening": 0.5},
                 "nesterov .* got momentum 0.9, dampening 0.5",
             ),
-            ({"state_dtype": torch.float16}, "state_dtype must be None or torch.float32, got torch.float16"),
+            ({"momentum_dtype": torch.float16}, "momentum_dtype must be None or torch.float32, got torch.float16"),
         ],
         ids=str,
     )
     def test_options(self, options, message):
         with pytest.raises(InputError, match=message):
             MaskedSGD(draw_net().parameters(), **options)
-        if "state_dtype" not in options:
+        if "momentum_dtype" not in options:
             with pytest.raises(InputError, match=message):
                 MaskedSGD([{"params": draw_net().parameters(), **options}])
 

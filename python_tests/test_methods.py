@@ -618,7 +618,7 @@ class TestPresets:
         own = METHODS[method].options
         assert {name: options.pop(name, own[name].default) for name in expected} == expected
         assert not options
-        assert METHODS[method].keep == (0.5 if method.endswith("salun") else None)
+        assert METHODS[method].fraction == (0.5 if method.endswith("salun") else None)
 
     @pytest.mark.parametrize(("preset", "method"), ALL)
     def test_run(self, monkeypatch, preset: str, method: str) -> None:

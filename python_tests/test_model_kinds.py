@@ -71,7 +71,7 @@ SCRIPTS = {
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_a_script_is_searched_and_not_trained(data: TensorDataset, kind: str) -> None:
     scripted = SCRIPTS[kind](net(), data.tensors[0][:2])
-    expected = find_min_adversarial(net(), *data.tensors, method="ddn", prepare=False)
+    expected = find_min_adversarial(net(), *data.tensors, method="ddn", optimize_model=False)
     result = find_min_adversarial(scripted, *data.tensors, method="ddn")
     torch.testing.assert_close(result.distance, expected.distance, rtol=1e-4, atol=1e-6)
     must_be = "trainable in some parameter" if kind == "freeze" else "one whose deep copy can be trained"

@@ -63,7 +63,7 @@ class TestSignals:
     @pytest.mark.parametrize("to", ["the command", "all of its processes"])
     def test_workers_end_without_a_word(self, original, tmp_path, to: str) -> None:
         """While they begin, which is when the other end of what they read is lost."""
-        command = ["references", "--model", str(original), "--data", "digits", "--models", "2", "--workers", "2"]
+        command = ["references", "--model", str(original), "--data", "digits", "--num-models", "2", "--workers", "2"]
         process = command_line([*command, "--out", str(tmp_path / "out")], start_new_session=True)
         while len(children_of(process.pid)) < 2:  # the first is Python's own tracker of resources
             assert process.poll() is None, process.stderr.read()

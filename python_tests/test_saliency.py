@@ -225,11 +225,11 @@ class TestNoTrace:
 class TestBadInput:
     @pytest.mark.parametrize("keep", [0, 0.0, -0.1, 1.01, float("nan"), "half", None])
     def test_keep(self, net: Net, forget: TensorDataset, keep) -> None:
-        with pytest.raises(InputError, match=r"keep must be a fraction in \(0, 1\], got"):
+        with pytest.raises(InputError, match=r"fraction must be in \(0, 1\], got"):
             saliency_mask(net, forget, keep)
 
     def test_keep_that_leaves_nothing(self, net: Net, forget: TensorDataset) -> None:
-        with pytest.raises(InputError, match=r"keep must be at least one of the \d+ parameters, got 0.001"):
+        with pytest.raises(InputError, match=r"fraction must be at least one of the \d+ parameters, got 0.001"):
             saliency_mask(net, forget, 0.001)
 
     def test_names(self, net: Net, forget: TensorDataset) -> None:

@@ -176,7 +176,8 @@ class TestGuarantees:
     def test_the_cheaper_copy_finds_the_same(self, task: Task, method) -> None:
         model, images, labels = task
         cheap, plain = (
-            find_min_adversarial(model, images, labels, method=method, prepare=prepare) for prepare in (True, False)
+            find_min_adversarial(model, images, labels, method=method, optimize_model=optimize_model)
+            for optimize_model in (True, False)
         )
         check_alike(cheap, plain)
 
@@ -339,7 +340,7 @@ class TestCost:
         """So a finished sample leaves the batch."""
         model, x = Watched(4, 36), torch.rand(64, 36)
         labels = Linear.forward(model, x).argmax(1)
-        result = find_min_adversarial(model, x, labels, method=method, prepare=False, batch_size=64)
+        result = find_min_adversarial(model, x, labels, method=method, optimize_model=False, batch_size=64)
         looks = 9 * 5 if method == "ffgsm" else 1  # without a gradient
         assert model.seen <= int(result.grad_evals.sum()) + (looks + 1) * 64 + 2
 

@@ -61,8 +61,8 @@ class TestTheModelIsLeftAsItWas:
 
     @may_run_out
     @every_method
-    @pytest.mark.parametrize("prepare", [True, False])
-    def test_buffers_that_change_in_eval_mode_are_put_back(self, method, prepare: bool) -> None:
+    @pytest.mark.parametrize("optimize_model", [True, False])
+    def test_buffers_that_change_in_eval_mode_are_put_back(self, method, optimize_model: bool) -> None:
         class Counting(Linear):
             def __init__(self) -> None:
                 super().__init__(3, 5)
@@ -77,7 +77,12 @@ class TestTheModelIsLeftAsItWas:
 
         model = Counting()
         find_min_adversarial(
-            model, torch.rand(4, 5), torch.zeros(4, dtype=torch.long), method=method, eps_max=1.0, prepare=prepare
+            model,
+            torch.rand(4, 5),
+            torch.zeros(4, dtype=torch.long),
+            method=method,
+            eps_max=1.0,
+            optimize_model=optimize_model,
         )
         assert model.calls == 0
         assert model.replaced == 0

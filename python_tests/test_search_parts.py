@@ -74,7 +74,7 @@ class TestPythonRules:
             return following
 
         monkeypatch.setattr(search_module, "CHUNK_BYTES", 40 * images[0].nbytes)
-        result = find_min_adversarial(model, images, labels, method=rule, steps=8, batch_size=16, prepare=False)
+        result = find_min_adversarial(model, images, labels, method=rule, steps=8, batch_size=16, optimize_model=False)
         assert torch.equal(calls, lives.clamp(max=8).int())
         assert torch.equal(result.grad_evals, calls)
         check_guarantees(model, images, labels, result)

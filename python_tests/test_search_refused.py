@@ -65,8 +65,11 @@ BAD = {
     "quantize": ({"quantize": 0}, "quantize must be"),
     "quantize bool": ({"quantize": True}, "quantize must be"),
     "precision": ({"precision": "float16"}, "precision must be one of"),
-    "precision without a copy": ({"precision": "bfloat16", "prepare": False}, "precision must be None with prepare"),
-    "prepare": ({"prepare": 1}, "prepare must be True or False"),
+    "precision without a copy": (
+        {"precision": "bfloat16", "optimize_model": False},
+        "precision must be None with optimize_model",
+    ),
+    "optimize_model": ({"optimize_model": 1}, "optimize_model must be True or False"),
     "out": ({"out": "/"}, "out must be a file to be written"),
     "model": ({"model": len}, "model must be an nn.Module"),
 }

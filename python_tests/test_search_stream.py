@@ -486,11 +486,11 @@ def measure_memory(folder: str) -> None:
     find_min_adversarial(model, images[:100], labels[:100], method="deepfool")  # what is loaded at first use
     before, peak, over = anonymous(), [0], threading.Event()
 
-    def watch() -> None:
+    def eval_sets() -> None:
         while not over.wait(0.002):
             peak[0] = max(peak[0], anonymous())
 
-    watcher = threading.Thread(target=watch, daemon=True)  # ends with a search that fails
+    watcher = threading.Thread(target=eval_sets, daemon=True)  # ends with a search that fails
     watcher.start()
     out = Path(folder) / "set"
     result = find_min_adversarial(model, images, labels, method="deepfool", steps=1, out=out)

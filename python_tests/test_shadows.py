@@ -70,7 +70,7 @@ class TestShadows:
         trained = []
         monkeypatch.setattr(module, "trained_anew", lambda *a: trained.append(a[1:4]) or fitted(*a))
         before = [int(row) for row in range(300) if row not in ids][:7]
-        made = train(unlearning=Spy(), before=before)
+        made = train(unlearning=Spy(), previously_forgotten=before)
         rows = made.rows
         assert torch.equal(rows[: made.ids], ids)
         assert len(rows) == 120
@@ -133,7 +133,7 @@ class TestAttack:
         assert spread(anew)["mean"] == pytest.approx(50, abs=8)
 
         original = fitted(model, splits.train)
-        found = audit(original, splits, ids, shadows=kept, random_draw=True)
+        found = audit(original, splits, ids, shadows=kept, random_forget_set=True)
         assert found.verdict.answer == "not forgotten"
         assert found.verdict.reason.startswith("FT AUC of U-LiRA differs from 50")
         assert found.attacks["U-LiRA"]["audited"]["FT AUC"].low > 60
@@ -141,7 +141,14 @@ class TestAttack:
         assert found.to_dict()["runs"]["runs"] == 8
         assert "U-LiRA" in found.to_markdown()
         assert audit(original, splits, ids, shadows=kept).verdict.answer == "cannot tell"  # no random draw
-        unsure = audit(original, splits, ids, shadows=kept, random_draw=True, margin=found.verdict.difference - 1.0)
+        unsure = audit(
+            original,
+            splits,
+            ids,
+            shadows=kept,
+            random_forget_set=True,
+            equivalence_margin=found.verdict.difference - 1.0,
+        )
         assert unsure.verdict.answer == "cannot tell"
         wide = (found.verdict.interval[1] - found.verdict.interval[0]) / 2
         assert unsure.verdict.enough_ids == pytest.approx(60 * wide**2, abs=1)  # as many test samples are asked of

@@ -98,7 +98,7 @@ class TestRecipe:
             {"batch_norm": "off"},
             {"precision": "half"},
             {"precision": []},
-            {"accumulate": 0},
+            {"accumulation_steps": 0},
             {"augment": "no"},
             {"channels_last": 1},
         ],
@@ -196,10 +196,10 @@ class TestFit:
         others = [tuple(image.flatten().tolist()) for image in seen if image.max() >= 3 or image.min() == 0]
         assert sum(image in originals for image in others) < 10
 
-    @pytest.mark.parametrize("accumulate", [1, 2])
-    def test_one_sample_is_enough_where_batchnorm_does_not_ask_for_two(self, accumulate: int) -> None:
+    @pytest.mark.parametrize("accumulation_steps", [1, 2])
+    def test_one_sample_is_enough_where_batchnorm_does_not_ask_for_two(self, accumulation_steps: int) -> None:
         one, norm = [Pass([part(1)])], nn.Sequential(nn.BatchNorm2d(1), net())
-        fit(net(), one, Recipe(2, 0.1, accumulate=accumulate))
+        fit(net(), one, Recipe(2, 0.1, accumulation_steps=accumulation_steps))
         for mode in ("frozen", "eval"):
             fit(norm, one, Recipe(2, 0.1, batch_norm=mode))
         with pytest.raises(InputError, match=r"^parts must be at least two samples: BatchNorm .*, got 1"):
@@ -419,10 +419,10 @@ class TestChannelsLast:
 
 
 class TestAccumulate:
-    @pytest.mark.parametrize("accumulate", [2, 3, 4, 100])
+    @pytest.mark.parametrize("accumulation_steps", [2, 3, 4, 100])
     @pytest.mark.parametrize("ascend", [False, True])
     @pytest.mark.parametrize("penalised", [False, True])
-    def test_is_the_whole_batch_without_batchnorm(self, accumulate: int, ascend: bool, penalised: bool) -> None:
+    def test_is_the_whole_batch_without_batchnorm(self, accumulation_steps: int, ascend: bool, penalised: bool) -> None:
         model, data = conv_net(norm=False).double(), pictures(23)  # batches of 9, 9 and 5
         other = copy.deepcopy(model)
         options = {}
@@ -430,7 +430,9 @@ class TestAccumulate:
             options["penalty"] = lambda model, epoch: 0.01 * sum(each.abs().sum() for each in model.parameters())
         recipe = {"epochs": 2, "lr": 0.05, "batch_size": 9, "augment": True}
         first = fit(model, [Pass([Part(data)], ascend)], Recipe(**recipe), **options)
-        second = fit(other, [Pass([Part(data)], ascend)], Recipe(**recipe, accumulate=accumulate), **options)
+        second = fit(
+            other, [Pass([Part(data)], ascend)], Recipe(**recipe, accumulation_steps=accumulation_steps), **options
+        )
         torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-9, atol=1e-12)
         assert [each.loss for each in second] == pytest.approx([each.loss for each in first])
 
@@ -444,10 +446,10 @@ class TestAccumulate:
                 return super().forward(x)
 
         model = nn.Sequential(nn.Flatten(), Looking(12), nn.Linear(12, 3))
-        fit(model, [Pass([part(26)])], Recipe(1, 0.1, batch_size=13, accumulate=4))
+        fit(model, [Pass([part(26)])], Recipe(1, 0.1, batch_size=13, accumulation_steps=4))
         assert sizes == [4, 4, 5] * 2
         sizes.clear()
-        fit(model, [Pass([part(20)])], Recipe(1, 0.1, batch_size=9, accumulate=2))
+        fit(model, [Pass([part(20)])], Recipe(1, 0.1, batch_size=9, accumulation_steps=2))
         assert sizes == [5, 4, 5, 4, 2]
         sizes.clear()
         fit(model, [Pass([part(19)])], Recipe(1, 0.1, batch_size=9))
@@ -730,13 +732,13 @@ class TestWatching:
     def test_history(self) -> None:
         model, data = net(), part(30)
         shown = []
-        watch = {"own": data.data, "loss": part(7).data}  # a name that the bar has, too
+        eval_sets = {"own": data.data, "loss": part(7).data}  # a name that the bar has, too
 
         def look(epoch: Epoch) -> None:
-            rates = {name: (model(each.tensors[0]).argmax(1) == each.tensors[1]) for name, each in watch.items()}
+            rates = {name: (model(each.tensors[0]).argmax(1) == each.tensors[1]) for name, each in eval_sets.items()}
             shown.append((epoch, {name: 100 * float(right.double().mean()) for name, right in rates.items()}))
 
-        run = Run(watch=watch, on_epoch=look, progress=True)
+        run = Run(eval_sets=eval_sets, on_epoch=look, progress=True)
         history = fit(model, [Pass([data])], Recipe(3, 0.2, schedule="step:2", batch_size=30), run)
         assert [epoch for epoch, _ in shown] == history
         assert [each.number for each in history] == [1, 2, 3]
@@ -751,7 +753,7 @@ class TestWatching:
             for images, labels in (each.data.tensors for each in parts)
         ]
         passes = [Pass([each], ascend=bool(number)) for number, each in enumerate(parts)]
-        (epoch,) = fit(model, passes, Recipe(1, 0.0, batch_size=5, accumulate=2))
+        (epoch,) = fit(model, passes, Recipe(1, 0.0, batch_size=5, accumulation_steps=2))
         assert epoch.loss == pytest.approx(float(sum(losses).detach()) / 19)
 
     def test_changes_nothing(self) -> None:
@@ -765,7 +767,7 @@ class TestWatching:
 
         recipe = Recipe(3, 0.1, batch_size=8)
         fit(model, [Pass([Part(data)])], recipe)
-        (*_, last) = fit(other, [Pass([Part(data)])], recipe, Run(watch={"own": data}, on_epoch=meddle))
+        (*_, last) = fit(other, [Pass([Part(data)])], recipe, Run(eval_sets={"own": data}, on_epoch=meddle))
         assert equal(state(other), state(model))
         assert other.training
         right = (other.eval()(data.tensors[0]).argmax(1) == data.tensors[1]).double().mean()
@@ -779,10 +781,10 @@ class TestWatching:
             (Items(part(4).data), "a TensorDataset of images and labels, got Items"),
             (TensorDataset(images * torch.nan, labels), "free of NaN"),
         ):
-            with pytest.raises(InputError, match=rf"^watch\['test'\] must be {message}"):
-                Run(watch={"test": data})
-        with pytest.raises(InputError, match=r"^watch\['test'\] labels must be integers"):
-            Run(watch={"test": TensorDataset(images, labels.float())})
+            with pytest.raises(InputError, match=rf"^eval_sets\['test'\] must be {message}"):
+                Run(eval_sets={"test": data})
+        with pytest.raises(InputError, match=r"^eval_sets\['test'\] labels must be integers"):
+            Run(eval_sets={"test": TensorDataset(images, labels.float())})
 
 
 class TestRun:
@@ -818,7 +820,7 @@ class TestInterrupted:
         before, random = [each.training for each in model.modules()], torch.get_rng_state()
         mask = {name: each > 0 for name, each in model.named_parameters()} if masked else None
         with pytest.raises(KeyboardInterrupt):
-            fit(model, data, Recipe(1, 0.1, accumulate=2, channels_last=True), Run(mask=mask))
+            fit(model, data, Recipe(1, 0.1, accumulation_steps=2, channels_last=True), Run(mask=mask))
         assert all(each.grad is None for each in model.parameters())
         assert [each.training for each in model.modules()] == before
         assert torch.equal(torch.get_rng_state(), random)

@@ -213,7 +213,7 @@ class TestSets:
             return "not tried"
 
         monkeypatch.setattr(stage, "attempt", attempt)
-        result = tune(trials=1, by="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
+        result = tune(trials=1, objective="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
         (given,) = seen
         gone = rows(TensorDataset(*splits.train[:20])) | rows(TensorDataset(*splits.train[150:153]))
         assert (len(given.forget), len(given.retain)) == (20, 200 - 20 - 3 - 20)
@@ -227,7 +227,7 @@ class TestSets:
 class TestTune:
     def test_trials_choices_and_files(self, tune, original, splits, tmp_path) -> None:
         methods = ["amun", "salun"]
-        result = tune(methods, trials=4, by="retrain", facts={"data": "digits"})
+        result = tune(methods, trials=4, objective="retrain", facts={"data": "digits"})
         assert {method: len(trials) for method, trials in result.trials.items()} == {"amun": 4, "salun": 4}
         names = {"UA", "RA", "TA", "FT AUC", "KS", "expected gap", "gap"}
         for method, trials in result.trials.items():
@@ -297,8 +297,10 @@ class TestTune:
 
     def test_trials_differ_and_learn_from_those_before(self, tune, tmp_path) -> None:
         """Ten at random; later ones follow what was found, which is another thing by another objective."""
-        by = {name: tune(["ft"], trials=14, by=name, out=tmp_path / name) for name in ("held-out", "retrain")}
-        drawn = {name: [trial.parameters["lr"] for trial in result.trials["ft"]] for name, result in by.items()}
+        objective = {
+            name: tune(["ft"], trials=14, objective=name, out=tmp_path / name) for name in ("held-out", "retrain")
+        }
+        drawn = {name: [trial.parameters["lr"] for trial in result.trials["ft"]] for name, result in objective.items()}
         assert len(set(drawn["retrain"])) == 14
         assert drawn["held-out"][:10] == drawn["retrain"][:10]
         assert drawn["held-out"][10:] != drawn["retrain"][10:]
@@ -306,7 +308,7 @@ class TestTune:
     def test_examples_and_retrained_model_are_made_once(self, tune, tmp_path, monkeypatch) -> None:
         (own := tmp_path / "out/retraining.safetensors").parent.mkdir()
         own.touch()
-        first = tune(["amun"], trials=2, by="retrain")
+        first = tune(["amun"], trials=2, objective="retrain")
         assert own.exists()
 
         def again(*_: object, **__: object) -> None:
@@ -314,7 +316,7 @@ class TestTune:
 
         monkeypatch.setattr("amun_ext.search.engine.Search.run", again)
         monkeypatch.setattr(sys.modules["amun_ext.tuning.tune"], "save_checkpoint", again)
-        more = tune(["amun"], trials=4, by="retrain")
+        more = tune(["amun"], trials=4, objective="retrain")
         assert told(more)["amun"][:2] == told(first)["amun"]
         assert more.retrained.row == first.retrained.row
 
@@ -382,10 +384,10 @@ class TestGoingOn:
 
     CHANGES = {  # noqa: RUF012
         "methods": {"methods": ["rl"]},
-        "by": {"by": "retrain"},
+        "objective": {"objective": "retrain"},
         "with retain": {"methods": ["rl"], "with_retain": False},
         "recipe": {"recipe": replace(SHORT, epochs=2)},
-        "max drop": {"max_drop": 3.0},
+        "max drop": {"max_accuracy_drop": 3.0},
         "seed": {"seed": 1},
         "forgotten before": {"metadata": {**METADATA, "forgotten": "[30]"}},
     }
@@ -528,7 +530,7 @@ class TestTrials:
         ]
         original = stage.Seen({"TA": 80.0, "expected gap": 5.0, "gap": 5.0}, {})
         made = {"original": original, "retrained": None, "with_retain": True, "recipe": SHORT, "ids": [], "facts": {}}
-        result = tuning.Tuning({"ft": [failed, *trials]}, by="held-out", max_drop=5.0, **made)
+        result = tuning.Tuning({"ft": [failed, *trials]}, objective="held-out", max_accuracy_drop=5.0, **made)
         assert result.best("ft") is trials[1]  # the first of equal ones
         assert result.best("ft", "retrain") is trials[3]
         assert [result.feasible(each) for each in [failed, *trials]] == [False, False, True, True, False]
@@ -537,8 +539,8 @@ class TestTrials:
         no_better = replace(result, original=stage.Seen({"TA": 80.0, "expected gap": 2.0, "gap": 5.0}, {}))
         told = "the best is no better than doing nothing (expected gap 2.00, and 2.00 without any unlearning)"
         assert told in no_better.counted()["ft"]
-        assert replace(result, max_drop=10.0).best("ft") is trials[3]
-        assert replace(result, max_drop=-11.0).best("ft") is None
+        assert replace(result, max_accuracy_drop=10.0).best("ft") is trials[3]
+        assert replace(result, max_accuracy_drop=-11.0).best("ft") is None
 
     def test_the_best_of_two_runs_is_chosen_among_those_that_lead(self) -> None:
         def trial(number: int, first: float, again: float | str | None) -> tuning.Trial:
@@ -547,9 +549,11 @@ class TestTrials:
             )
             return tuning.Trial("ft", number, {"lr": 0.1, "schedule": "constant"}, seen, None, more)
 
-        def best(*trials: tuning.Trial, by: str = "retrain") -> int | None:
+        def best(*trials: tuning.Trial, objective: str = "retrain") -> int | None:
             made = {"original": stage.Seen({"TA": 80.0, "gap": 5.0}, {}), "retrained": None, "with_retain": True}
-            result = tuning.Tuning({"ft": trials}, by=by, max_drop=5.0, recipe=SHORT, ids=[], facts={}, **made)
+            result = tuning.Tuning(
+                {"ft": trials}, objective=objective, max_accuracy_drop=5.0, recipe=SHORT, ids=[], facts={}, **made
+            )
             chosen = result.best("ft", "retrain")
             return None if chosen is None else chosen.number
 
@@ -562,12 +566,12 @@ class TestTrials:
         assert best(late, steady, diverges, lucky) == 2
         assert best(lucky, diverges) == 0
         assert best(diverges) is None
-        assert best(lucky, diverges, steady, late, by="held-out") == 0  # by another objective, by the first run
+        assert best(lucky, diverges, steady, late, objective="held-out") == 0  # by another objective, by the first run
         assert (lucky.row, diverges.row, late.row) == ({"TA": 80.0, "gap": 5.0}, None, {"TA": 80.0, "gap": 3.2})
 
     def test_the_sampler_knows_what_is_lost(self, tune, monkeypatch, tmp_path) -> None:
         rates(monkeypatch, 1e-4, 10.0)
-        result = tune(["rl"], trials=4, max_drop=5.0)
+        result = tune(["rl"], trials=4, max_accuracy_drop=5.0)
         with study.journal(tmp_path / "out/journal.log") as storage:
             kept = study.finished(study.opened(storage, "rl"))
         floor = result.original.row["TA"] - 5
@@ -580,7 +584,7 @@ class TestTrials:
 
     def test_no_trial_keeps_the_accuracy(self, tune, monkeypatch, tmp_path) -> None:
         rates(monkeypatch, 1.0, 2.0)
-        result = tune(["rl"], trials=2, max_drop=0.0)
+        result = tune(["rl"], trials=2, max_accuracy_drop=0.0)
         assert result.best("rl") is None
         tuning.write(result, tmp_path / "out")
         assert load_choices(tmp_path / "out/tuned.json") == {}
@@ -593,13 +597,16 @@ class TestInput:
         "retrain": ({"methods": ["retrain"]}, "methods must be some of .*, got 'retrain'"),
         "twice": ({"methods": ["ft", "ft"]}, "methods must be different"),
         "needs retain": ({"with_retain": False}, "without the retain set, got 'ft'"),
-        "objective": ({"by": "luck"}, "by must be one of .*'held-out', 'retrain'.*got 'luck'"),
+        "objective": ({"objective": "luck"}, "objective must be one of .*'held-out', 'retrain'.*got 'luck'"),
         "trials": ({"trials": 0}, "trials must be a whole number from 1 on"),
         "workers": ({"workers": 0}, "workers must be a whole number from 1 on"),
         "seed": ({"seed": -1}, "seed must be a whole number from 0 on"),
-        "drop": ({"max_drop": -1.0}, "max_drop must be points"),
-        "no number": ({"max_drop": math.nan}, "max_drop must be points"),
-        "no recipe": ({"by": "retrain", "metadata": {}}, "retraining must be of a checkpoint that knows its recipe"),
+        "drop": ({"max_accuracy_drop": -1.0}, "max_accuracy_drop must be points"),
+        "no number": ({"max_accuracy_drop": math.nan}, "max_accuracy_drop must be points"),
+        "no recipe": (
+            {"objective": "retrain", "metadata": {}},
+            "retraining must be of a checkpoint that knows its recipe",
+        ),
         "other data": ({"metadata": {"training_data": "x"}}, "data must be those that the checkpoint was trained on"),
         "forgotten": ({"metadata": {"forgotten": "[3]"}}, "ids must be not forgotten by an earlier request"),
     }
@@ -654,7 +661,10 @@ def arguments(checkpoint: Path, out: Path, *more: str) -> list[str]:
 class TestCommand:
     def test_what_it_writes_is_what_forget_takes(self, checkpoint, tmp_path, capsys) -> None:
         out = tmp_path / "out"
-        assert cli.main(arguments(checkpoint, out, "--methods", "amun,ft", "--trials", "2", "--max-drop", "50")) == 0
+        assert (
+            cli.main(arguments(checkpoint, out, "--methods", "amun,ft", "--trials", "2", "--max-accuracy-drop", "50"))
+            == 0
+        )
         printed = capsys.readouterr().out
         assert "wrote tuned.json, trials.json and tuning.html" in printed
         assert "amun, by held-out" in printed
@@ -662,7 +672,7 @@ class TestCommand:
         assert list(choices) == [("amun", True), ("ft", True)]
         assert choices["ft", True]["recipe"].batch_size == 32
         about = json.loads((out / "tuned.json").read_text())["about"]
-        assert (about["by"], about["seed"]) == ("held-out", 0)  # amun compare measures on the other half
+        assert (about["objective"], about["seed"]) == ("held-out", 0)  # amun compare measures on the other half
         assert about["data"] == "data.npz"
         assert "80 of 160 test samples" in about["held out"]
         told = [
@@ -696,7 +706,7 @@ class TestCommand:
     @pytest.mark.parametrize(("end", "status"), [(SELF, -signal.SIGKILL), (INTERRUPT, 130)], ids=["killed", "Ctrl-C"])
     def test_a_stopped_command_goes_on(self, checkpoint, tmp_path, end: str, status: int) -> None:
         out = tmp_path / "out"
-        more = ("--methods", "ft,rl", "--trials", "6", "--workers", "2", "--max-drop", "50")
+        more = ("--methods", "ft,rl", "--trials", "6", "--workers", "2", "--max-accuracy-drop", "50")
         stopped = ended_at("amun_ext.tuning.study.tell", 4, arguments(checkpoint, out, *more), end)
         assert stopped.returncode == status, stopped.stderr
         children = [int(pid) for pid in stopped.stdout.split()]
@@ -707,7 +717,7 @@ class TestCommand:
             assert "Traceback" not in stopped.stderr
         before = finished(out)
         assert len(before) == 3
-        assert cli.main(arguments(checkpoint, out, *more[:-4], "--workers", "1", "--max-drop", "50")) == 0
+        assert cli.main(arguments(checkpoint, out, *more[:-4], "--workers", "1", "--max-accuracy-drop", "50")) == 0
         record = json.loads((out / "trials.json").read_text())["trials"]
         assert {method: len(trials) for method, trials in record.items()} == {"ft": 6, "rl": 6}
         after = finished(out)

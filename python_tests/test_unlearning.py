@@ -260,7 +260,18 @@ class TestBadInput:
                 unlearn(model, forget, retain, **{taken: 1})
 
     def test_options_have_no_name_that_unlearn_has(self) -> None:
-        own = {"model", "forget", "retain", "method", "preset", "mask", "gradient_only", "seed", "checkpoint", "watch"}
+        own = {
+            "model",
+            "forget",
+            "retain",
+            "method",
+            "preset",
+            "mask",
+            "gradient_only",
+            "seed",
+            "checkpoint",
+            "eval_sets",
+        }
         own |= {"on_epoch", "workers", "progress"}
         assert not any(own & row.options.keys() for row in METHODS.values())
 
@@ -285,7 +296,7 @@ class TestBadInput:
                 {"recipe": Recipe(1, 0.1, augment=True)},
                 r"augment must be off for inputs other than \[N, C, H, W\], got 2",
             ),
-            ({"watch": {"test": 3}}, r"watch\['test'\] must be a TensorDataset of images and labels, got int"),
+            ({"eval_sets": {"test": 3}}, r"eval_sets\['test'\] must be a TensorDataset of images and labels, got int"),
             ({"on_epoch": "print"}, "on_epoch must be a function, got print"),
             ({"checkpoint": "."}, r"checkpoint must be a file in a folder that can be written to, got \."),
         ],
@@ -323,8 +334,8 @@ class TestBadInput:
             ("bs", {"bounds": 1}, "bounds must be a pair of finite numbers"),
             (["rl"], {}, r"method must be one of .*, got \['rl'\]"),
             ("rl", {"preset": ["amun-paper"]}, r"preset must be one of .*, got \['amun-paper'\]"),
-            ("rl", {"watch": [retain]}, "watch must be sets by name"),
-            ("rl", {"watch": {3: retain}}, "watch must be sets by name"),
+            ("rl", {"eval_sets": [retain]}, "eval_sets must be sets by name"),
+            ("rl", {"eval_sets": {3: retain}}, "eval_sets must be sets by name"),
         ):
             with pytest.raises(InputError, match=f"^{message}"):
                 unlearn(model, forget, retain, method=method, **{"recipe": ONE_PASS} | options)
@@ -358,16 +369,16 @@ class TestBadInput:
     def test_sets_to_watch(self, model: Recording) -> None:
         forget = labelled(model, 5)
         for images, labels, message in (
-            (torch.rand(4, 5), torch.zeros(4), r"watch\['test'\] labels must be integers"),
+            (torch.rand(4, 5), torch.zeros(4), r"eval_sets\['test'\] labels must be integers"),
             (
                 torch.rand(4, 5),
                 torch.zeros(4, dtype=torch.long),
-                r"watch\['test'\] must be of the forget set's input shape",
+                r"eval_sets\['test'\] must be of the forget set's input shape",
             ),
-            (torch.rand(4, 6), torch.full((4,), 3), r"watch\['test'\] labels must be in \[0, 3\)"),
+            (torch.rand(4, 6), torch.full((4,), 3), r"eval_sets\['test'\] labels must be in \[0, 3\)"),
         ):
             with pytest.raises(InputError, match=f"^{message}"):
-                unlearn(model, forget, watch={"test": TensorDataset(images, labels)}, method="rl")
+                unlearn(model, forget, eval_sets={"test": TensorDataset(images, labels)}, method="rl")
 
     def test_models_that_cannot_be_copied(self, model: Recording) -> None:
         model.grown = [model.linear.weight * 2]  # deepcopy refuses tensors that were computed

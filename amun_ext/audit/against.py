@@ -18,11 +18,11 @@ LEAST_EXPECTED = 5.0  # ids of a class
 UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
 
 
-def no_random_draw(splits: Splits, ids: Tensor, random_draw: bool) -> str:
+def no_random_draw(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
     """Why 50 is not what FT AUC should be; empty where it is."""
     from scipy.stats import chisquare  # here, because it takes a second to import
 
-    if not random_draw:
+    if not random_forget_set:
         return (
             "the ids are not said to be a random draw of the training set, so that 50 need not be what retraining gives"
         )

@@ -49,9 +49,9 @@ def audit(
     retrained: nn.Module | Sequence[nn.Module] | None = None,
     references: Answers | None = None,
     shadows: Shadows | None = None,
-    before: Sequence[int] = (),
-    random_draw: bool = False,
-    margin: float = MARGIN,
+    previously_forgotten: Sequence[int] = (),
+    random_forget_set: bool = False,
+    equivalence_margin: float = MARGIN,
     seconds: Mapping[str, float] | None = None,
     remarks: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
@@ -60,9 +60,9 @@ def audit(
 
     The verdict is an equivalence test of FT AUC (the chance that a forget sample looks more like a member than a test
     sample) against that of `retrained` on the same samples; or against 50, which a retrained model would have, where
-    there are `references` or `shadows` and the ids are a `random_draw` of the training set. Else it cannot tell. With
-    `shadows` the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts; where they are
-    all that there is to compare with, it is judged alone.
+    there are `references` or `shadows` and the ids are a `random_forget_set`. Otherwise it cannot tell. With `shadows`
+    the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts; where they are all that
+    there is to compare with, it is judged alone.
 
     "Forgotten" needs the `original`: the same test must notice that it was trained on the ids, else it cannot tell. It
     is blocked where clearly more forget samples look like members than chance allows (see `amun_ext.audit.power`).
@@ -78,8 +78,8 @@ def audit(
         references: see `train_references`; of these splits and this architecture.
         shadows: see `train_shadows`; of these splits, this architecture and these ids, and of the method and the
             recipes that made the model, which nothing here can know.
-        before: ids that were forgotten earlier; they are in no set.
-        random_draw: whether the ids are a random draw of the training set, not one class or one person.
+        previously_forgotten: ids that were forgotten earlier; they are in no set.
+        random_forget_set: whether the ids are a random draw of the training set, not one class or one person.
         margin: points of FT AUC within which two models are equivalent.
         seconds: "audited" and "retrained" -> wall time to produce one.
         remarks: sentences to stand among the flags.
@@ -102,8 +102,8 @@ def audit(
         'cannot tell'
     """
     anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
-    answers = check(model, splits, ids, original, anew, references, shadows, before, margin)
-    gone = torch.cat([ids, torch.tensor(list(before), dtype=torch.int64, device="cpu")])
+    answers = check(model, splits, ids, original, anew, references, shadows, previously_forgotten, equivalence_margin)
+    gone = torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
     given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
     models = [(name, each) for name, each in given if each is not None]
     names, known = list(dict(models)), dict(seconds or {})
@@ -115,9 +115,9 @@ def audit(
         kinds[name].append(_see(each, everything, rows, answers, known.get(name, math.nan)))
     seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
     audited = seen[AUDITED]
-    objection = no_random_draw(splits, ids, random_draw)
+    objection = no_random_draw(splits, ids, random_forget_set)
     verdict, verdicts = judged(
-        audited, seen.get(ORIGINAL), baselines, answers, objection, margin=margin, no_op=no_op(seen)
+        audited, seen.get(ORIGINAL), baselines, answers, objection, margin=equivalence_margin, no_op=no_op(seen)
     )
     asked = attacks_of_verdict(audited, baselines, answers)
     members = look_like_members(audited, ids, asked[-1])  # U-LiRA, which asks of each by itself, where it can be made
@@ -149,15 +149,15 @@ def check(
     retrained: Sequence[nn.Module] = (),
     references: Answers | None = None,
     shadows: Shadows | None = None,
-    before: Sequence[int] = (),
-    margin: float = MARGIN,
+    previously_forgotten: Sequence[int] = (),
+    equivalence_margin: float = MARGIN,
 ) -> dict[str, Answers]:
     """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
     require(rows, "ids", "row numbers [n] int64, one at least", ids)
-    number = is_number(margin) and 0 < margin < 50
-    require(number, "margin", "points of AUC between 0 and 50", repr(margin))
-    gone = [*ids.tolist(), *before]
+    number = is_number(equivalence_margin) and 0 < equivalence_margin < 50
+    require(number, "equivalence_margin", "points of AUC between 0 and 50", repr(equivalence_margin))
+    gone = [*ids.tolist(), *previously_forgotten]
     require(len(set(gone)) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
     for name, each in [("model", model), (ORIGINAL, original), *((RETRAINED, each) for each in retrained)]:
         if each is not None or name == "model":

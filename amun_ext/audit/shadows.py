@@ -73,7 +73,7 @@ def train_shadows(
     *,
     out: str | os.PathLike[str],
     init: Init = None,
-    before: Sequence[int] = (),
+    previously_forgotten: Sequence[int] = (),
     models: int = 16,
     seed: int = 0,
     workers: int = 1,
@@ -92,7 +92,7 @@ def train_shadows(
         recipe: that of the original.
         out: a folder, for these shadows alone.
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
-        before: ids that were forgotten earlier; no shadow is trained on them.
+        previously_forgotten: ids that were forgotten earlier; no shadow is trained on them.
         models: an even number, 6 at least.
         workers: models at once, each in a process of its own.
 
@@ -101,8 +101,8 @@ def train_shadows(
     """
     check_settings(models, seed, workers)
     check_models(models)
-    before = sorted({*before, *splits.absent})
-    retain, rows = _sets(splits, ids, before, seed)
+    previously_forgotten = sorted({*previously_forgotten, *splits.absent})
+    retain, rows = _sets(splits, ids, previously_forgotten, seed)
     everything = pool(splits)
     samples = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
     made = collect(
@@ -113,7 +113,7 @@ def train_shadows(
             "unlearning": unlearning.to_dict(),
             "ids": len(ids),
             "rows": rows.tolist(),
-            "forgotten before": before,
+            "forgotten before": previously_forgotten,
         },
         partial(_shadow, retain, samples, recipe, unlearning),
         (model, init),
@@ -173,12 +173,14 @@ def spread(shadows: Shadows) -> dict[str, float]:
     return {"runs": len(areas), "mean": float(np.mean(areas)), "deviation": float(np.std(areas, ddof=1))}
 
 
-def _sets(splits: Splits, ids: Tensor, before: Sequence[int], seed: int) -> tuple[TensorDataset, Tensor]:
+def _sets(splits: Splits, ids: Tensor, previously_forgotten: Sequence[int], seed: int) -> tuple[TensorDataset, Tensor]:
     """The retain set, and the rows of the pool that the shadows are asked about.
 
     Test samples that have a copy in the training set are none that a model has never seen.
     """
-    retain = split(splits.train, torch.cat([ids, torch.tensor(list(before), dtype=torch.int64, device="cpu")]))[1]
+    retain = split(
+        splits.train, torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
+    )[1]
     seen = {row for row, _ in copies(splits.test, splits.train)}
     unseen = torch.tensor([row for row in range(len(splits.test)) if row not in seen], dtype=torch.int64, device="cpu")
     require(len(unseen) >= 2, "splits", "with two test samples at least that are not in the training set", len(unseen))

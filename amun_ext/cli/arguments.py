@@ -62,7 +62,9 @@ def add_command(
 
 def add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", required=True, help=DATA_HELP)
-    command.add_argument("--root", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)")
+    command.add_argument(
+        "--data-dir", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)"
+    )
     command.add_argument("--download", action="store_true", help="fetch them if they are not there")
     command.add_argument(
         "--resize", type=count, metavar="PIXELS", help="scale and crop the images of a folder to squares of this size"
@@ -169,7 +171,9 @@ def add_recipe(
         "--channels-last", action=argparse.BooleanOptionalAction, help="of images in memory: faster for many networks"
     )
     group.add_argument(
-        "--accumulate", type=int, help=f"pieces that a batch is computed in, to need less memory{told('accumulate')}"
+        "--accumulation-steps",
+        type=int,
+        help=f"pieces that a batch is computed in, to need less memory{told('accumulation_steps')}",
     )
 
 

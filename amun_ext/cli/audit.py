@@ -77,7 +77,11 @@ def add(commands: Commands) -> None:
     command.add_argument("--original", type=Path, help="checkpoint of the model before, of the same architecture")
     anew = command.add_mutually_exclusive_group()
     anew.add_argument(
-        "--retrained", type=Path, nargs="+", default=[], help="checkpoints of models that were trained without the ids"
+        "--retrained-model",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="checkpoints of models that were trained without the ids",
     )
     anew.add_argument(
         "--retrain",
@@ -93,10 +97,15 @@ def add(commands: Commands) -> None:
     command.add_argument("--references", type=Path, help="a folder that amun references has written")
     command.add_argument("--shadows", type=Path, help="a folder that amun shadows has written")
     command.add_argument(
-        "--random-draw", action="store_true", help="the ids are a random draw of the training set (--fraction is one)"
+        "--random-forget-set",
+        action="store_true",
+        help="the ids are a random draw of the training set (--fraction is one)",
     )
     command.add_argument(
-        "--margin", type=float, default=audits.MARGIN, help="points of FT AUC that are none (default: %(default)s)"
+        "--equivalence-margin",
+        type=float,
+        default=audits.MARGIN,
+        help="points of FT AUC that are none (default: %(default)s)",
     )
     command.add_argument(
         "--fail-unless", choices=["forgotten"], help="end with another status than 0 where the verdict is another"
@@ -120,18 +129,18 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         require(not own, "--out", "another folder: --retrain would write over what is audited", path)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
-    ids, before = ids_in_question(options, splits, record)
+    ids, previously_forgotten = ids_in_question(options, splits, record)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
     references = None if options.references is None else audits.load_references(options.references)
     shadows = None if options.shadows is None else audits.load_shadows(options.shadows)
-    retrained = [rebuilt(options, splits, path) for path in options.retrained]
-    gone = [*ids.tolist(), *before]
-    remarks = provenance.check_retrained(options.retrained, [known for _, known in retrained], gone)
+    retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
+    gone = [*ids.tolist(), *previously_forgotten]
+    remarks = provenance.check_retrained(options.retrained_model, [known for _, known in retrained], gone)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
-    check(model, splits, ids, original, given, references, shadows, before, options.margin)
+    check(model, splits, ids, original, given, references, shadows, previously_forgotten, options.equivalence_margin)
     if shadows is not None:
-        provenance.check_shadows(shadows, record, before)
+        provenance.check_shadows(shadows, record, previously_forgotten)
     first = init(options, splits, model, record)
     plan = retraining(model, record, init=first) if made else None
     anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), plan)
@@ -144,15 +153,15 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         retrained=[each for each, _ in retrained],
         references=references,
         shadows=shadows,
-        before=before,
-        random_draw=options.random_draw or options.fraction is not None,
-        margin=options.margin,
+        previously_forgotten=previously_forgotten,
+        random_forget_set=options.random_forget_set or options.fraction is not None,
+        equivalence_margin=options.equivalence_margin,
         seconds=_seconds(options, record, [known for _, known in retrained], [*took.values()]),
         remarks=remarks,
         facts={
             **about(options, record),
             "ids": ids.tolist(),
-            "ids forgotten before": before,
+            "ids forgotten before": previously_forgotten,
             "references": None if references is None else len(references),
             "shadows": None if shadows is None else len(shadows),
             "retrained models": len(retrained),
@@ -182,7 +191,7 @@ def _retrained(
     if anew is None:
         return [], {}
     there = ~torch.isin(gone, torch.tensor(splits.absent, dtype=torch.int64, device="cpu"))
-    asked = sets(splits, gone[there], replace(record, forgotten=splits.absent), with_copies=True)
+    asked = sets(splits, gone[there], replace(record, forgotten=splits.absent), include_duplicates=True)
     told = replace(
         record,
         forgotten=tuple(sorted(gone.tolist())),
@@ -210,7 +219,7 @@ def _seconds(
     options: argparse.Namespace, audited: Record, retrained: Sequence[Record], took: Sequence[float]
 ) -> dict[str, float]:
     """What is known of the time that models took."""
-    given = [provenance.seconds(path, known) for path, known in zip(options.retrained, retrained, strict=False)]
+    given = [provenance.seconds(path, known) for path, known in zip(options.retrained_model, retrained, strict=False)]
     told = {"audited": [provenance.seconds(options.model, audited)], "retrained": [*given, *took]}
     known = {name: [each for each in times if each is not None] for name, times in told.items()}
     return {name: statistics.mean(times) for name, times in known.items() if times}

@@ -55,7 +55,9 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
+    command.add_argument(
+        "--include-duplicates", action="store_true", help="forget equal images under other ids as well"
+    )
     command.add_argument(
         "--methods",
         default=",".join(compare.DEFAULT),
@@ -91,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     compared = compare.compare(
         original,
         test,
-        sets(splits, ids, record, with_copies=options.with_copies),
+        sets(splits, ids, record, include_duplicates=options.include_duplicates),
         rows,
         retraining(original, record, recipe(options), init(options, splits, original, record)),
         seeds=options.seeds,

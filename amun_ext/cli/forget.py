@@ -58,7 +58,9 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    command.add_argument("--with-copies", action="store_true", help="forget equal images under other ids as well")
+    command.add_argument(
+        "--include-duplicates", action="store_true", help="forget equal images under other ids as well"
+    )
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
     add_init(command)
@@ -86,7 +88,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     first = init(options, splits, original, record)
     request = Request(
         ids=ids,
-        with_copies=options.with_copies,
+        include_duplicates=options.include_duplicates,
         plan=settled(chosen, original, record, options, first),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
@@ -108,11 +110,11 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=not options.quiet)
     write(outcome, options.out, place, with_images=options.with_images)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
-    return _status(outcome.not_forgotten)
+    return _status(outcome.ids_without_example)
 
 
-def _status(not_forgotten: Sequence[int]) -> int:
-    if not_forgotten:
-        shown = ", ".join(map(str, not_forgotten))
+def _status(ids_without_example: Sequence[int]) -> int:
+    if ids_without_example:
+        shown = ", ".join(map(str, ids_without_example))
         print(f"amun: not forgotten, for want of an adversarial example: ids {shown}", file=sys.stderr)
-    return 3 if not_forgotten else 0
+    return 3 if ids_without_example else 0

@@ -29,7 +29,7 @@ LEFT_OUT = "; amun tune has looked at the others"
 def load_data(options: argparse.Namespace, classes: Sequence[str] = ()) -> Splits:
     """What add_data asks for."""
     how = {"resize": options.resize, "test_fraction": options.test_fraction}
-    return load(options.data, options.root, options.download, classes, **how)
+    return load(options.data, options.data_dir, options.download, classes, **how)
 
 
 def load_for(options: argparse.Namespace) -> Splits:

@@ -22,7 +22,10 @@ def add_method(command: argparse.ArgumentParser) -> None:
     )
     add_settings(command)
     command.add_argument(
-        "--keep", type=float, metavar="RATIO", help="change only this fraction of the weights, by a saliency mask"
+        "--mask-fraction",
+        type=float,
+        metavar="RATIO",
+        help="change only this fraction of the weights, by a saliency mask",
     )
     command.add_argument(
         "--with-forget",
@@ -46,7 +49,7 @@ def chosen_plan(options: argparse.Namespace) -> Plan:
         not options.without_retain,
         **chosen_options(options),
         default=default,
-        keep=options.keep,
+        fraction=options.mask_fraction,
         recipe=recipe(options),
         **given(options, "include_forget", "search"),
     )

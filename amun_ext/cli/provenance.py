@@ -24,15 +24,15 @@ def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequenc
             continue
         seen = sorted(set(gone) - set(record.gone))
         got = f"{path.name}, which says nothing of being without {seen[:5]}"
-        require(not seen, "--retrained", "trained without the ids", got)
+        require(not seen, "--retrained-model", "trained without the ids", got)
     return remarks
 
 
-def check_shadows(shadows: Shadows, record: Record, before: Sequence[int]) -> None:
+def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequence[int]) -> None:
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
     other = _other_recipe(shadows, record)
     require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
-    theirs, others = shadows.about["forgotten before"], sorted(before)
+    theirs, others = shadows.about["forgotten before"], sorted(previously_forgotten)
     got = f"{reprlib.repr(theirs)} instead of {reprlib.repr(others)}"
     require(theirs == others, "--shadows", "of the same ids forgotten before", got)
     theirs = shadows.about["unlearning"]

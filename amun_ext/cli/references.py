@@ -17,17 +17,17 @@ def add(commands: Commands) -> None:
         run,
         "train reference models on random halves of the data, for audits to compare with",
         "example:\n"
-        "  amun references --model original.safetensors --data fashion-mnist-mini --models 16 --workers 2 "
+        "  amun references --model original.safetensors --data fashion-mnist-mini --num-models 16 --workers 2 "
         "--out references\n\n"
         "writes what each model says of every sample into the folder --out, 8 bytes a sample; with the same arguments\n"
-        "a command that was stopped goes on where it was, and with more --models it adds some. One set serves every\n"
-        "request and every method that starts from this architecture, recipe and data.",
+        "a command that was stopped goes on where it was, and with more --num-models it adds some. One set serves\n"
+        "every request and every method that starts from this architecture, recipe and data.",
         RESUMES,
     )
     add_data(command)
     add_checkpoint(command)
     command.add_argument("--out", type=Path, required=True, help="folder of the references")
-    command.add_argument("--models", type=int, default=16, help="an even number (default: %(default)s)")
+    command.add_argument("--num-models", type=int, default=16, help="an even number (default: %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
     add_init(command)
     add_recipe(command, "training (default: as the checkpoint says that it was trained)")
@@ -39,6 +39,11 @@ def run(options: argparse.Namespace) -> None:
     model, record = rebuilt(options, splits)
     first = init(options, splits, model, record)
     anew = retraining(model, record, recipe(options), first)
-    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": not options.quiet}
+    how = {
+        "models": options.num_models,
+        "seed": options.seed,
+        "workers": options.workers,
+        "progress": not options.quiet,
+    }
     made = audits.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

@@ -20,19 +20,19 @@ def add(commands: Commands) -> None:
         run,
         "train shadow models of one request and one method, for an audit's per-sample attack (U-LiRA)",
         "example:\n"
-        "  amun shadows --model forgotten/model.safetensors --data fashion-mnist-mini --models 16 --workers 2 "
+        "  amun shadows --model forgotten/model.safetensors --data fashion-mnist-mini --num-models 16 --workers 2 "
         "--out shadows\n\n"
         "takes the flags of amun forget, which must be those of the request under audit. Each shadow is trained as\n"
         "the checkpoint says, on the retain set and half of the ids and of as many test samples, and then forgets\n"
-        "that half: the cost of training and of the request, --models times. With the same arguments a command that\n"
-        "was stopped goes on where it was, and with more --models it adds some.",
+        "that half: the cost of training and of the request, --num-models times. With the same arguments a command\n"
+        "that was stopped goes on where it was, and with more --num-models it adds some.",
         RESUMES,
     )
     add_data(command)
     add_checkpoint(command)
     add_ids(command, required=False)
     command.add_argument("--out", type=Path, required=True, help="folder of the shadows")
-    command.add_argument("--models", type=int, default=16, help="an even number, 6 at least (default: %(default)s)")
+    command.add_argument("--num-models", type=int, default=16, help="an even number, 6 at least (default: %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
     add_method(command)
     add_init(command)
@@ -43,13 +43,28 @@ def run(options: argparse.Namespace) -> None:
     chosen = chosen_plan(options)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
-    ids, before = ids_in_question(options, splits, record)
+    ids, previously_forgotten = ids_in_question(options, splits, record)
     first = init(options, splits, model, record)
     chosen = settled(chosen, model, record, options, first)
     training = retraining(model, record, init=first).recipe
     check_method("the flags", chosen.plain(), record)
     if not options.quiet:
-        print(f"{cost(splits, ids, chosen, training, options.models)}", flush=True)
-    how = {"models": options.models, "seed": options.seed, "workers": options.workers, "progress": not options.quiet}
-    made = audits.train_shadows(model, splits, ids, chosen, training, out=options.out, init=first, before=before, **how)
+        print(f"{cost(splits, ids, chosen, training, options.num_models)}", flush=True)
+    how = {
+        "models": options.num_models,
+        "seed": options.seed,
+        "workers": options.workers,
+        "progress": not options.quiet,
+    }
+    made = audits.train_shadows(
+        model,
+        splits,
+        ids,
+        chosen,
+        training,
+        out=options.out,
+        init=first,
+        previously_forgotten=previously_forgotten,
+        **how,
+    )
     print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")

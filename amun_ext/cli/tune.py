@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         "examples:\n"
         "  amun tune --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --out tuned\n"
         "  amun tune --model original.safetensors --data fashion-mnist-mini --ids-file ids.csv --methods amun,rl,ft "
-        "--by retrain --trials 50 --workers 4 --out tuned\n\n"
+        "--objective retrain --trials 50 --workers 4 --out tuned\n\n"
         "writes tuned.json (for amun forget --tuned and amun compare --tuned), trials.json and tuning.html into the\n"
         "folder --out, and keeps there what it goes on with: with the same arguments a command that was stopped does\n"
         "nothing twice, and with more --trials it adds some. Half of the test set, drawn by --seed, is looked at.\n"
@@ -46,14 +46,14 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--trials", type=int, default=30, help="of each method (default: %(default)s)")
     command.add_argument(
-        "--by",
+        "--objective",
         choices=tuning.OBJECTIVES,
         default="held-out",
         help="likeness to what retraining is expected to give, by the model's own accuracy on held-out data; or to a "
         "model that is retrained for this (default: %(default)s)",
     )
     told = "points of held-out accuracy that may be lost (default: %(default)s)"
-    command.add_argument("--max-drop", type=float, default=tuning.MAX_DROP, help=told)
+    command.add_argument("--max-accuracy-drop", type=float, default=tuning.MAX_ACCURACY_DROP, help=told)
     command.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
     add_tables(command)
     command.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
@@ -75,10 +75,10 @@ def run(options: argparse.Namespace) -> int:
         [name.strip() for name in options.methods.split(",")],
         out=options.out,
         trials=options.trials,
-        by=options.by,
+        objective=options.objective,
         with_retain=not options.without_retain,
         recipe=replace(tuning.RECIPE, **recipe(options)),
-        max_drop=options.max_drop,
+        max_accuracy_drop=options.max_accuracy_drop,
         metadata=record.to_metadata(),
         init=init(options, splits, original, record),
         workers=options.workers,
@@ -90,5 +90,5 @@ def run(options: argparse.Namespace) -> int:
     tell(options, tuned, f"tuned.json, trials.json and tuning.html into {options.out}")
     missing = [method for method in tuned.trials if tuned.best(method) is None]
     for method in missing:
-        print(f"amun: no trial of {method} keeps the accuracy (--max-drop, --trials)", file=sys.stderr)
+        print(f"amun: no trial of {method} keeps the accuracy (--max-accuracy-drop, --trials)", file=sys.stderr)
     return 3 if missing else 0

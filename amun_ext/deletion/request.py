@@ -43,7 +43,7 @@ class Request:
     """What is asked for. `record` is the checkpoint's, and knows the ids of earlier requests."""
 
     ids: Tensor
-    with_copies: bool
+    include_duplicates: bool
     plan: Plan
     retrain: bool
     seed: int
@@ -79,15 +79,15 @@ class Outcome:
     report: Report
     model: nn.Module
     metadata: dict[str, str]  # of the new checkpoint
-    not_forgotten: list[int]  # ids without an adversarial example
+    ids_without_example: list[int]  # ids without an adversarial example
     seconds: float | None  # that it took; None where an earlier try did a part
 
 
-def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = False) -> Sets:
+def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: bool = False) -> Sets:
     """What is to be forgotten by the checkpoint with this `record`, and what is left.
 
-    InputError for ids that are forgotten already, copies of forget samples under retained ids (unless `with_copies`
-    adds them), training data other than the checkpoint's, and too little that is left.
+    InputError for ids that are forgotten already, copies of forget samples under retained ids (unless
+    `include_duplicates` adds them), training data other than the checkpoint's, and too little that is left.
     """
     splits = aligned(splits, record.to_metadata())
     before = [*record.gone]
@@ -96,7 +96,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, with_copies: bool = Fal
     require(same, "data", "those that the checkpoint was trained on, in the same order", "others")
     again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
-    ids = _with_copies(splits, ids, before, with_copies)
+    ids = _with_duplicates(splits, ids, before, include_duplicates)
     forget_set, retain_set = split(
         splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
     )
@@ -140,7 +140,10 @@ def forget(
     for too little to train on.
     """
     splits = aligned(splits, request.record.to_metadata())
-    chosen, asked = request.plan, sets(splits, request.ids, request.record, with_copies=request.with_copies)
+    chosen, asked = (
+        request.plan,
+        sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates),
+    )
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
         require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
@@ -158,7 +161,7 @@ def forget(
         adversarial = find_min_adversarial(original, *asked.forget.tensors, **told)
     mask = None if chosen.mask is None else _mask(original, asked.forget, chosen.mask, place, progress)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `not_forgotten` has them by id
+        warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `ids_without_example` has them by id
         models[row] = chosen.unlearn(
             original,
             asked.forget,
@@ -184,7 +187,7 @@ def forget(
         if fresh:
             seconds[RETRAIN] = time.perf_counter() - start
 
-    not_forgotten = [] if adversarial is None else asked.ids[~adversarial.found.cpu()].tolist()
+    ids_without_example = [] if adversarial is None else asked.ids[~adversarial.found.cpu()].tolist()
     report = evaluate(
         models,
         forget=asked.forget,
@@ -197,7 +200,7 @@ def forget(
         classes=splits.classes,
         facts={
             "ids": asked.ids.tolist(),
-            "ids not forgotten": not_forgotten,
+            "ids not forgotten": ids_without_example,
             "ids forgotten before": asked.before,
             "training data": asked.training_data,
             **(facts or {}),
@@ -206,7 +209,7 @@ def forget(
             "versions": versions(),
         },
     )
-    forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(not_forgotten))
+    forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(ids_without_example))
     record = replace(
         request.record,
         training_data=asked.training_data,
@@ -215,7 +218,7 @@ def forget(
         manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
-    return Outcome(report, models[row], record.to_metadata(), not_forgotten, seconds.get(row))
+    return Outcome(report, models[row], record.to_metadata(), ids_without_example, seconds.get(row))
 
 
 def warm_up() -> None:
@@ -252,7 +255,7 @@ def _kept(place: Path | None, *names: str) -> bool:
     return place is not None and any(path for pattern in patterns for path in place.glob(pattern))
 
 
-def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bool) -> Tensor:
+def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_duplicates: bool) -> Tensor:
     """The ids, with those of equal images under other ids added, or refused."""
     forget_set, others = split(splits.train, ids)
     wanted = set(ids.tolist())
@@ -260,8 +263,8 @@ def _with_copies(splits: Splits, ids: Tensor, before: list[int], with_copies: bo
     pairs = [(int(ids[row]), kept[other]) for row, other in copies(forget_set, others)]
     pairs = [(asked, copy) for asked, copy in pairs if copy not in before]
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
-    must_be = "complete (--with-copies adds what is missing): a copy would go on being trained on"
-    require(with_copies or not pairs, "ids", must_be, told)
+    must_be = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
+    require(include_duplicates or not pairs, "ids", must_be, told)
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 

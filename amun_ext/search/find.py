@@ -51,7 +51,7 @@ def find_min_adversarial(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     batch_size: int | None = None,
     precision: str | None = None,
-    prepare: bool = True,
+    optimize_model: bool = True,
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> AdversarialSet:
@@ -102,7 +102,7 @@ def find_min_adversarial(
             on a GPU. Results do not depend on it beyond rounding.
         precision: "bfloat16" makes most of the iterations under autocast; the last ones, or those of samples whose
             example does not hold otherwise, are made in the caller's precision.
-        prepare: False runs everything on the model itself.
+        optimize_model: False runs everything on the model itself.
         out: a file (.safetensors) for the results, chunk by chunk, as AdversarialSet.load reads it. A search that was
             killed goes on where it was when it is called again as it was; a finished one is not repeated.
         progress: show a bar of finished samples.
@@ -146,8 +146,8 @@ def find_min_adversarial(
         quantize=quantize,
         precision=precision,
     )
-    require(isinstance(prepare, bool), "prepare", "True or False", repr(prepare))
-    require(prepare or precision is None, "precision", "None with prepare=False", repr(precision))
+    require(isinstance(optimize_model, bool), "optimize_model", "True or False", repr(optimize_model))
+    require(optimize_model or precision is None, "precision", "None with optimize_model=False", repr(precision))
     if batch_size is not None:
         whole("batch_size", batch_size, 1)
     if out is not None:
@@ -159,7 +159,7 @@ def find_min_adversarial(
 
     with evaluating(model), torch.inference_mode(False):
         probe = like[:8].detach().to(device, dtype, copy=True)
-        twin = prepared(model, probe) if prepare else model
+        twin = prepared(model, probe) if optimize_model else model
         batch_size = fitting(twin, probe) if batch_size is None else batch_size
         chunk = CHUNK_BYTES // like[0].nbytes
         chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))

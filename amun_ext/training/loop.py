@@ -35,7 +35,7 @@ class Epoch:
     lr: float
     loss: float
     seconds: float
-    accuracy: Mapping[str, float]  # by the names of `Run.watch`
+    accuracy: Mapping[str, float]  # by the names of `Run.eval_sets`
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Run:
     seed: of shuffling, augmentation, dropout and random labels. mask: name -> bool tensor of the parameters that may
     change, see MaskedSGD, or a function that makes it when the training begins; `gradient_only` masks as older code
     does. checkpoint: a file that is written after every epoch, and from which the same training goes on after it was
-    stopped. watch: sets whose accuracy each epoch tells. on_epoch: called after each; what it draws from the random
+    stopped. eval_sets: sets whose accuracy each epoch tells. on_epoch: called after each; what it draws from the random
     state changes nothing in the training. workers: processes that read a Dataset. progress: show a bar.
     """
 
@@ -53,7 +53,7 @@ class Run:
     mask: Mask | Callable[[], Mask] | None = None
     gradient_only: bool = False
     checkpoint: Path | None = None
-    watch: Mapping[str, TensorDataset] = field(default_factory=dict)
+    eval_sets: Mapping[str, TensorDataset] = field(default_factory=dict)
     on_epoch: Callable[[Epoch], None] | None = None
     workers: int = 0
     progress: bool = False
@@ -63,13 +63,13 @@ class Run:
         whole("workers", self.workers, 0)
         require(not self.gradient_only or self.mask is not None, "gradient_only", "False without a mask", "True")
         require(self.on_epoch is None or callable(self.on_epoch), "on_epoch", "a function", self.on_epoch)
-        named = isinstance(self.watch, Mapping) and all(isinstance(name, str) for name in self.watch)
-        require(named, "watch", "sets by name", self.watch)
-        for name, data in self.watch.items():
+        named = isinstance(self.eval_sets, Mapping) and all(isinstance(name, str) for name in self.eval_sets)
+        require(named, "eval_sets", "sets by name", self.eval_sets)
+        for name, data in self.eval_sets.items():
             pair = isinstance(data, TensorDataset) and len(data.tensors) == 2
-            require(pair, f"watch[{name!r}]", "a TensorDataset of images and labels", type(data).__name__)
-            check_images(f"watch[{name!r}]", data.tensors[0], (-math.inf, math.inf))
-            check_labels(f"watch[{name!r}] labels", data.tensors[1], len(data.tensors[0]))
+            require(pair, f"eval_sets[{name!r}]", "a TensorDataset of images and labels", type(data).__name__)
+            check_images(f"eval_sets[{name!r}]", data.tensors[0], (-math.inf, math.inf))
+            check_labels(f"eval_sets[{name!r}] labels", data.tensors[1], len(data.tensors[0]))
 
 
 def fit(
@@ -124,7 +124,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulate)))
+            sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulation_steps)))
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
                     logits = logits_of(model, some)
@@ -156,7 +156,7 @@ def fit(
                     if not (math.isfinite(loss) and _finite(optimizer)):
                         got = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
                         raise FloatingPointError(f"{description}: {got}; lower lr (now {recipe.lr})")
-                    watched = {name: _accuracy(model, data) for name, data in run.watch.items()}
+                    watched = {name: _accuracy(model, data) for name, data in run.eval_sets.items()}
                     epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, watched)
                     history.append(epoch)
                     checkpoint.write([asdict(each) for each in history])

@@ -22,7 +22,7 @@ class Recipe:
     `batch_norm` is "train" (the published choice: batch statistics, and the running ones move), "frozen" (the running
     statistics are used and stay; dropout stays on), or "eval" (the whole model in eval mode, dropout off as well).
     `precision` is that of autocast, None for the model's own; "float16" scales the loss. A batch is computed in
-    `accumulate` pieces, which changes nothing but the memory it needs and what BatchNorm takes for a batch.
+    `accumulation_steps` pieces, which changes nothing but the memory it needs and what BatchNorm takes for a batch.
     """
 
     epochs: int
@@ -35,12 +35,12 @@ class Recipe:
     batch_norm: str = "train"
     precision: str | None = None
     channels_last: bool = False
-    accumulate: int = 1
+    accumulation_steps: int = 1
     optimizer: str = "sgd"
     warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("warmup_epochs", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("warmup_epochs", 0)):
             whole(name, value := getattr(self, name), least)
             object.__setattr__(self, name, int(value))  # NumPy's would fit in no JSON
         for name in ("lr", "weight_decay", "momentum"):

@@ -3,6 +3,6 @@
 from amun_ext.tuning.objectives import OBJECTIVES
 from amun_ext.tuning.result import Trial, Tuning, write
 from amun_ext.tuning.stage import halves
-from amun_ext.tuning.tune import MAX_DROP, RECIPE, tunable, tune
+from amun_ext.tuning.tune import MAX_ACCURACY_DROP, RECIPE, tunable, tune
 
-__all__ = ["MAX_DROP", "OBJECTIVES", "RECIPE", "Trial", "Tuning", "halves", "tunable", "tune", "write"]
+__all__ = ["MAX_ACCURACY_DROP", "OBJECTIVES", "RECIPE", "Trial", "Tuning", "halves", "tunable", "tune", "write"]

@@ -53,9 +53,9 @@ def document(tuning: Tuning) -> parts.Document:
 
 
 def _summary(tuning: Tuning) -> str:
-    objective = OBJECTIVES[tuning.by]
+    objective = OBJECTIVES[tuning.objective]
     asked = f"The options for which {objective.explanation}: those with the least {objective.column}"
-    kept = f", among the trials that lose at most {tuning.max_drop:g} points of accuracy on held-out data"
+    kept = f", among the trials that lose at most {tuning.max_accuracy_drop:g} points of accuracy on held-out data"
     return asked + (kept if objective.keeps_accuracy else "") + "."
 
 
@@ -63,9 +63,9 @@ def _choices(tuning: Tuning) -> Table:
     """A row for each choice and for the models to compare with."""
     models: dict[str, tuple[Measured | None, Parameters]] = {BEFORE: (tuning.original.row, {})}
     for method in tuning.trials:
-        for by in tuning.objectives:
-            if (trial := tuning.best(method, by)) is not None:
-                models[f"{method}, by {by}"] = trial.row, trial.parameters
+        for objective in tuning.objectives:
+            if (trial := tuning.best(method, objective)) is not None:
+                models[f"{method}, by {objective}"] = trial.row, trial.parameters
     models[RETRAIN] = None if tuning.retrained is None else tuning.retrained.row, {}
     return _table("choices", {("", name): each for name, each in models.items() if each[0]}, tuning, marked=RETRAIN)
 
@@ -122,7 +122,7 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
     sets = [quantiles for seen in shown.values() for quantiles in seen.log_odds.values()]
     # The axis that all panels of a method have, but for the outermost percent of a set.
     ends = min(quantiles[1] for quantiles in sets), max(quantiles[-2] for quantiles in sets)
-    column = OBJECTIVES[tuning.by].column
+    column = OBJECTIVES[tuning.objective].column
     figures = []
     if found:
         told = "Hollow: too much accuracy was lost. Ringed: the choice. Dotted: the model before."
@@ -144,7 +144,7 @@ def _colours() -> dict[str, str]:
 
 
 def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None) -> str:
-    column, colours = OBJECTIVES[tuning.by].column, _colours()
+    column, colours = OBJECTIVES[tuning.objective].column, _colours()
 
     def draw(axes: Any) -> None:
         for trial in found:

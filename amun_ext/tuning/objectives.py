@@ -69,6 +69,6 @@ def judged(
     return made if retrained is None else {**made, "gap": gap(made, retrained)}
 
 
-def floor(by: str, original: Row, max_drop: float) -> float:
+def floor(objective: str, original: Row, max_accuracy_drop: float) -> float:
     """The least accuracy on held-out data, in percent, that a trial may have."""
-    return original["TA"] - max_drop if OBJECTIVES[by].keeps_accuracy else 0.0
+    return original["TA"] - max_accuracy_drop if OBJECTIVES[objective].keeps_accuracy else 0.0

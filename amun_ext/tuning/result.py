@@ -44,9 +44,9 @@ class Tuning(Result):
     trials: Mapping[str, Sequence[Trial]]  # method -> by number
     original: Seen
     retrained: Seen | None
-    by: str
+    objective: str
     with_retain: bool
-    max_drop: float
+    max_accuracy_drop: float
     recipe: Recipe
     ids: Sequence[int]  # of the samples that stand in for the request's, in the training set
     facts: Mapping[str, object]
@@ -56,34 +56,36 @@ class Tuning(Result):
         """Names of those that the trials can be judged by."""
         return [name for name, each in OBJECTIVES.items() if each.column in self.original.row]
 
-    def feasible(self, trial: Trial, by: str | None = None) -> bool:
+    def feasible(self, trial: Trial, objective: str | None = None) -> bool:
         """Whether the trial came to an end, and keeps the accuracy that the objective asks for."""
-        return self._keeps(None if trial.seen is None else trial.seen.row, by)
+        return self._keeps(None if trial.seen is None else trial.seen.row, objective)
 
-    def leading(self, method: str, by: str | None = None) -> list[Trial]:
+    def leading(self, method: str, objective: str | None = None) -> list[Trial]:
         """The feasible trials that an objective prefers, the best first, by their first runs; `LEADING` at most."""
-        column = OBJECTIVES[by or self.by].column
-        fit = [trial for trial in self.trials[method] if self.feasible(trial, by)]
+        column = OBJECTIVES[objective or self.objective].column
+        fit = [trial for trial in self.trials[method] if self.feasible(trial, objective)]
         return sorted(fit, key=lambda trial: trial.seen.row[column] if trial.seen else math.inf)[:LEADING]
 
-    def best(self, method: str, by: str | None = None) -> Trial | None:
+    def best(self, method: str, objective: str | None = None) -> Trial | None:
         """The feasible trial that an objective prefers, the first of equal ones; None where none is feasible.
 
         By the objective of the search: of the leading ones, by the mean of their runs. By another: by the first run.
         """
-        leading = self.leading(method, by)
-        if by in (None, self.by):
-            column = OBJECTIVES[self.by].column
-            leading = [trial for trial in leading if self._keeps(trial.row, by)]
+        leading = self.leading(method, objective)
+        if objective in (None, self.objective):
+            column = OBJECTIVES[self.objective].column
+            leading = [trial for trial in leading if self._keeps(trial.row, objective)]
             leading.sort(key=lambda trial: trial.row[column] if trial.row else math.inf)
         return next(iter(leading), None)
 
-    def _keeps(self, row: Row | None, by: str | None) -> bool:
-        return row is not None and row["TA"] >= floor(by or self.by, self.original.row, self.max_drop)
+    def _keeps(self, row: Row | None, objective: str | None) -> bool:
+        return row is not None and row["TA"] >= floor(
+            objective or self.objective, self.original.row, self.max_accuracy_drop
+        )
 
-    def choices(self, by: str | None = None) -> dict[tuple[str, bool], dict[str, Any]]:
+    def choices(self, objective: str | None = None) -> dict[tuple[str, bool], dict[str, Any]]:
         """For each method that has a best trial: arguments of `unlearn`."""
-        found = {method: self.best(method, by) for method in self.trials}
+        found = {method: self.best(method, objective) for method in self.trials}
         return {
             (method, self.with_retain): options(trial.parameters, self.recipe)
             for method, trial in found.items()
@@ -106,7 +108,7 @@ class Tuning(Result):
 
     def _no_better(self, method: str) -> str:
         """That the choice is no better than the model before, by its own objective."""
-        column, best = OBJECTIVES[self.by].column, self.best(method)
+        column, best = OBJECTIVES[self.objective].column, self.best(method)
         if best is None or best.row is None or best.row[column] < self.original.row[column]:
             return ""
         told = f"{column} {best.row[column]:.2f}, and {self.original.row[column]:.2f} without any unlearning"
@@ -119,12 +121,14 @@ class Tuning(Result):
 
     def to_dict(self) -> dict[str, object]:
         """All trials, as plain JSON values."""
-        chosen = {by: {method: self.best(method, by) for method in self.trials} for by in self.objectives}
+        chosen = {
+            objective: {method: self.best(method, objective) for method in self.trials} for objective in self.objectives
+        }
         made = {
-            "by": self.by,
+            "objective": self.objective,
             "best": {
-                by: {method: None if trial is None else trial.number for method, trial in found.items()}
-                for by, found in chosen.items()
+                objective: {method: None if trial is None else trial.number for method, trial in found.items()}
+                for objective, found in chosen.items()
             },
             "original": self.original.row,
             "retrained": None if self.retrained is None else self.retrained.row,
@@ -150,8 +154,8 @@ class Tuning(Result):
 
 
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
-    """tuned.json with the choices by `tuning.by`, trials.json and tuning.html into `folder`."""
-    about = {"by": tuning.by, "measured on": "a set that stands in for the request's", **tuning.facts}
+    """tuned.json with the choices by `tuning.objective`, trials.json and tuning.html into `folder`."""
+    about = {"objective": tuning.objective, "measured on": "a set that stands in for the request's", **tuning.facts}
     with workplace(folder, "tune") as place, all_or_none(folder, place) as made:
         save_choices(made / "tuned.json", tuning.choices(), {key: plain(value) for key, value in about.items()})
         write_json(made / "trials.json", tuning.to_dict())

@@ -40,7 +40,7 @@ class OneOf:
 SPACE: Mapping[str, tuple[Between | OneOf, Callable[[Method], bool]]] = {
     "lr": (Between(1e-6, 1e-1, log=True), lambda method: True),
     "schedule": (OneOf(("step:1", "step:5", "constant")), lambda method: True),
-    "mask": (Between(0.1, 0.9), lambda method: method.keep is not None),
+    "mask": (Between(0.1, 0.9), lambda method: method.fraction is not None),
     "include_forget": (OneOf((True, False)), lambda method: "include_forget" in method.options),
     "gamma": (Between(1e-5, 1e-3, log=True), lambda method: "gamma" in method.options),
 }

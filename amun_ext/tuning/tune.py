@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import optuna
 
 RECIPE = Recipe(epochs=10, lr=0.01)
-MAX_DROP = 5.0  # a guard against ruin and no more: on 1,500 images a point or two of accuracy is noise
+MAX_ACCURACY_DROP = 5.0  # a guard against ruin and no more: on 1,500 images a point or two of accuracy is noise
 # The files of a study. All but the first two can be made again; they are kept for more trials.
 STUDY, JOURNAL = "study.json", "journal.log"
 EXAMPLES, RETRAINED, RETRAINING = "examples.safetensors", "retrained.safetensors", "retraining.safetensors"
@@ -51,10 +51,10 @@ def tune(
     *,
     out: str | os.PathLike[str],
     trials: int = 30,
-    by: str = "held-out",
+    objective: str = "held-out",
     with_retain: bool = True,
     recipe: Recipe = RECIPE,
-    max_drop: float = MAX_DROP,
+    max_accuracy_drop: float = MAX_ACCURACY_DROP,
     metadata: Mapping[str, str] | None = None,
     init: Init = None,
     workers: int = 1,
@@ -82,10 +82,10 @@ def tune(
         methods: names in METHODS but "retrain"; see `tunable`.
         out: a folder, for this study alone.
         trials: of each method, all in all.
-        by: a name in OBJECTIVES. "retrain" trains a model without the stand-in, once.
+        objective: a name in OBJECTIVES. "retrain" trains a model without the stand-in, once.
         with_retain: whether the methods may use the rest of the training data (which is measured in any case).
         recipe: epochs, batch size and all else; its lr and schedule are searched.
-        max_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
+        max_accuracy_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
         metadata: of the checkpoint: what it has forgotten before, and how it was trained.
         init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         workers: trials at once, each in a process of its own.
@@ -100,16 +100,16 @@ def tune(
     out, methods, record = Path(out), list(methods), Record.read(metadata or {}, "metadata")
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     check_methods(methods, with_retain)
-    require(by in OBJECTIVES, "by", f"one of {tuple(OBJECTIVES)}", repr(by))
+    require(objective in OBJECTIVES, "objective", f"one of {tuple(OBJECTIVES)}", repr(objective))
     whole("trials", trials, 1)
     whole("workers", workers, 1)
     whole("seed", seed, 0)
-    require(0 <= max_drop <= 100, "max_drop", "points of accuracy, from 0 to 100", max_drop)
+    require(0 <= max_accuracy_drop <= 100, "max_accuracy_drop", "points of accuracy, from 0 to 100", max_accuracy_drop)
     splits = aligned(splits, record.to_metadata())
-    asked = sets(splits, ids, record, with_copies=True)
+    asked = sets(splits, ids, record, include_duplicates=True)
     forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
     held_out, _ = halves(splits.test, seed)
-    anew = retraining(model, record, init=init) if by == "retrain" else None
+    anew = retraining(model, record, init=init) if objective == "retrain" else None
     identity = {
         "model": digest(model.state_dict()),
         "training data": asked.training_data,
@@ -117,13 +117,13 @@ def tune(
         "ids": asked.ids.tolist(),
         "forgotten before": asked.before,
         "methods": methods,
-        "by": by,
+        "objective": objective,
         "with retain": with_retain,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
         "retraining": None if anew is None else asdict(anew.recipe),
         "init": None if anew is None else described(init),
         "seed": seed,
-        **({"max drop": max_drop} if OBJECTIVES[by].keeps_accuracy else {}),
+        **({"max drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }
     searches = [plan(method, with_retain).search for method in methods]
     how = next((search for search in searches if search is not None), None)
@@ -146,9 +146,9 @@ def tune(
             trials={},
             original=stage.observe(model),
             retrained=retrained,
-            by=by,
+            objective=objective,
             with_retain=with_retain,
-            max_drop=max_drop,
+            max_accuracy_drop=max_accuracy_drop,
             recipe=recipe,
             ids=[kept[row] for row in rows.tolist()],
             facts={
@@ -159,14 +159,14 @@ def tune(
                 "held out": f"{len(held_out)} of {len(splits.test)} test samples, drawn by the seed; "
                 "measure on the others",
                 "with the retain set": with_retain,
-                "accuracy that may be lost": max_drop,
+                "accuracy that may be lost": max_accuracy_drop,
                 "seed": seed,
                 "versions": versions(),
             },
         )
         with started(partial(make, replace(stage, original=nn.Identity())), model, workers) as attempts:
             studies = {method: study.opened(storage, method) for method in methods}
-            least = floor(by, compared["original"], max_drop)
+            least = floor(objective, compared["original"], max_accuracy_drop)
             for method, each in studies.items():
                 draw = partial(drawn, method)
                 asking = study.asked(each, trials, seed, draw, parallel=workers > 1)
@@ -174,7 +174,7 @@ def tune(
                 before = study.finished(each)
                 with progress_bar(progress, total=trials, initial=len(before), desc=method, unit="trial") as bar:
                     for trial, outcome in attempts(jobs):
-                        study.tell(trial, outcome, OBJECTIVES[by].column, least)
+                        study.tell(trial, outcome, OBJECTIVES[objective].column, least)
                         bar.update()
             once = replace(nothing, trials=_trials(studies))
             leading = [once.leading(method) for method in methods]

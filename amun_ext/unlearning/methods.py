@@ -22,7 +22,7 @@ class Method:
     title: str
     about: str
     needs_retain: bool = False
-    keep: float | None = None  # of a saliency mask, for a method that is another one under a mask
+    fraction: float | None = None  # of a saliency mask, for a method that is another one under a mask
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -49,7 +49,7 @@ METHODS: Mapping[str, Method] = {
     "ga": Method(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
     "bs": Method(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
     "l1-sparse": Method(l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True),
-    "salun": Method(random_label, "SalUn", "RL on the half of the weights that matter most for D_F", keep=0.5),
+    "salun": Method(random_label, "SalUn", "RL on the half of the weights that matter most for D_F", fraction=0.5),
     "amun": Method(amun, "AMUN", "fine-tuning on D_A, the closest adversarial examples, beside D_F and D_R"),
-    "amun+salun": Method(amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", keep=0.5),
+    "amun+salun": Method(amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", fraction=0.5),
 }

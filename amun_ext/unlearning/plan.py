@@ -87,13 +87,13 @@ def plan(
     preset: str | None = None,
     choices: Choices | None = None,
     default: Mapping[str, Any] | None = None,
-    keep: float | None = None,
+    fraction: float | None = None,
     recipe: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Plan:
     """The options of a preset, or of a file of choices (amun tune), or else `default` and the method's own.
 
-    keep: a saliency mask of this fraction. recipe: single fields, which come before those of the recipe there is;
+    fraction: that of a saliency mask. recipe: single fields, which come before those of the recipe there is;
     `options` come before all others. InputError for what the method, the preset or the choices do not have.
     """
     require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
@@ -112,9 +112,9 @@ def plan(
         must_be = f"one of {has}, which the file of choices has {setting} the retain set"
         require((method, with_retain) in choices, "method", must_be, method)
         told, source = dict(choices[method, with_retain]), "tuned"
-    mask = told.pop("mask", row.keep) if keep is None else keep
-    require(mask is None or 0 < mask <= 1, "keep", "a fraction in (0, 1]", mask)
-    require(mask is None or method != "retrain", "keep", "left out: retraining changes all weights", mask)
+    mask = told.pop("mask", row.fraction) if fraction is None else fraction
+    require(mask is None or 0 < mask <= 1, "mask fraction", "in (0, 1]", mask)
+    require(mask is None or method != "retrain", "mask fraction", "left out: retraining changes all weights", mask)
     gradient_only = told.pop("gradient_only", False)
     own = inspect.signature(row.function).parameters
     defaults = {name: own[name].default for name in row.options if name in own and name != "adversarial"}

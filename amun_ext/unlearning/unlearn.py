@@ -34,7 +34,7 @@ def unlearn(
     gradient_only: bool | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
-    watch: Mapping[str, TensorDataset] | None = None,
+    eval_sets: Mapping[str, TensorDataset] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     workers: int = 0,
     progress: bool = False,
@@ -58,7 +58,7 @@ def unlearn(
         seed: of all randomness. The random state is the process's: of trainings in several threads one waits for the
             other, and models that draw in eval mode are not for other threads meanwhile.
         checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
-        watch: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
+        eval_sets: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
         on_epoch: called with an `Epoch` after each.
         workers: processes that read a retain set through a DataLoader.
         progress: show bars.
@@ -100,7 +100,7 @@ def unlearn(
         require(name in row.options, name, must_be, value)
     must_be = f"given: method {method} trains on it"
     require(retain is not None or not row.needs_retain, "retain", must_be, "None")
-    mask = row.keep if mask is None else mask
+    mask = row.fraction if mask is None else mask
     named = mask if isinstance(mask, Mapping) else None
     keep = float(mask) if is_number(mask) else math.nan
     must_be = "bool tensors by name, or a fraction in (0, 1]"
@@ -111,7 +111,7 @@ def unlearn(
         mask=named if math.isnan(keep) else lambda: saliency_mask(model, forget_tensors, keep, progress=progress),
         gradient_only=bool(gradient_only),
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        watch={} if watch is None else watch,
+        eval_sets={} if eval_sets is None else eval_sets,
         on_epoch=on_epoch,
         workers=workers,
         progress=progress,
@@ -123,8 +123,8 @@ def unlearn(
         num_classes = count_classes(model, inputs)
         forget_tensors = _checked("forget", TensorDataset(inputs, labels), inputs, num_classes)
         retain = None if retain is None else _checked_retain(retain, forget_tensors, num_classes)
-    for name, data in run.watch.items():
-        _checked(f"watch[{name!r}]", data, inputs, num_classes)
+    for name, data in run.eval_sets.items():
+        _checked(f"eval_sets[{name!r}]", data, inputs, num_classes)
     check(model, options.get("recipe", row.options["recipe"].default), run, inputs[0])
     with torch.inference_mode(False):
         unlearned = _copied(model)

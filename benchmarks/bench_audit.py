@@ -19,11 +19,11 @@ from torch.utils.data import TensorDataset
 from zoo import FOLDER
 
 from amun_ext import models, unlearn
-from amun_ext.audit import Answers, train_references
-from amun_ext.audit.answers import pool, signals_from
-from amun_ext.audit.attacks import Signals, all_scores
-from amun_ext.audit.measures import COMPARED
-from amun_ext.audit.references import KIND as REFERENCES
+from amun_ext.auditing import Answers, train_references
+from amun_ext.auditing.answers import pool, signals_from
+from amun_ext.auditing.attacks import Signals, all_scores
+from amun_ext.auditing.measures import COMPARED
+from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED

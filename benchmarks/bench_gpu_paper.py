@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import AdversarialSet, find_min_adversarial
-from amun_ext.audit import Answers, load_references, train_references
-from amun_ext.audit.answers import pool, signals_from
-from amun_ext.audit.attacks import all_scores
-from amun_ext.audit.measures import Seen as Audited
-from amun_ext.audit.measures import accuracy, attack_auc, low_fpr
+from amun_ext.auditing import Answers, load_references, train_references
+from amun_ext.auditing.answers import pool, signals_from
+from amun_ext.auditing.attacks import all_scores
+from amun_ext.auditing.measures import Seen as Audited
+from amun_ext.auditing.measures import accuracy, attack_auc, low_fpr
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.evaluation import predict

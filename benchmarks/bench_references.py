@@ -28,9 +28,9 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
 from amun_ext import models
-from amun_ext.audit import train_references
-from amun_ext.audit.answers import halves, pool, signals_from
-from amun_ext.audit.references import SEED
+from amun_ext.auditing import train_references
+from amun_ext.auditing.answers import halves, pool, signals_from
+from amun_ext.auditing.references import SEED
 from amun_ext.data import Splits, load
 from amun_ext.evaluation import predict
 from amun_ext.experiments import demo

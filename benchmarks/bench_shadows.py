@@ -16,8 +16,8 @@ from common import write
 from zoo import FOLDER
 
 from amun_ext import models
-from amun_ext.audit import Answers, Shadows, train_references, train_shadows
-from amun_ext.audit.shadows import spread
+from amun_ext.auditing import Answers, Shadows, train_references, train_shadows
+from amun_ext.auditing.shadows import spread
 from amun_ext.data import Splits
 from amun_ext.deletion import forget_ids
 from amun_ext.evaluation import auc, rmia

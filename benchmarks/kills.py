@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from amun_ext import audit, cli, files
+from amun_ext import cli, files
+from amun_ext.auditing.result import FILES as AUDIT
 from amun_ext.deletion.request import RESULTS, warm_up
 from amun_ext.report import figures, html  # noqa: F401, now, or every child would import what they need
 
@@ -71,7 +72,7 @@ CASES = {
         f"tune {MODEL} --ids 3,5,8 --methods ft,salun --trials 3 --epochs 1 --objective retrain --out out",
         ("tuned.json", "trials.json", "tuning.html"),
     ),
-    "audit": Case(f"audit {MODEL} --original original.safetensors --ids 3,5,8 --retrain 2 --out out", audit.FILES),
+    "audit": Case(f"audit {MODEL} --original original.safetensors --ids 3,5,8 --retrain 2 --out out", AUDIT),
 }
 
 

@@ -8,8 +8,7 @@ FOLDER holds train/<class>/<image> and test/<class>/<image>, all images of one s
 
 import argparse
 
-from amun_ext import data, models, unlearn
-from amun_ext.audit import audit
+from amun_ext import audit, data, models, unlearn
 from amun_ext.deletion import forget_ids, split
 from amun_ext.training import Part, Pass, Recipe, fit
 

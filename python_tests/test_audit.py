@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, models
-from amun_ext.audit import audit, train_references
-from amun_ext.audit.measures import Seen, attack_auc, divergence, gap, low_fpr, share, tug_of_war
-from amun_ext.audit.members import harm, look_like_members
+from amun_ext.auditing import audit, train_references
+from amun_ext.auditing.measures import Seen, attack_auc, divergence, gap, low_fpr, share, tug_of_war
+from amun_ext.auditing.members import harm, look_like_members
 from amun_ext.data import Splits
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 

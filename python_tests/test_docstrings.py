@@ -5,14 +5,12 @@ import doctest
 import pytest
 
 import amun_ext
-from amun_ext import audit, evaluation, ops
+from amun_ext import ops
 
 OPS = {f"ops.{name}": getattr(ops, name) for name in ("attack_loss", "masked_sgd_")}
 PUBLIC = {
     **{name: getattr(amun_ext, name) for name in amun_ext.__all__ if name != "ops"},
     **OPS,
-    "audit": audit.audit,
-    "rmia": evaluation.rmia,
 }
 
 

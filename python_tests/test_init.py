@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, models, unlearn
-from amun_ext.audit import train_references, train_shadows
+from amun_ext.auditing import train_references, train_shadows
 from amun_ext.data import Splits, load
 from amun_ext.data.vision import import_torchvision
 from amun_ext.deletion import Record

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, deletion, models
-from amun_ext.audit import load_references, train_references
+from amun_ext.auditing import load_references, train_references
 from amun_ext.data import Splits, aligned, manifest_of, training_data, without
 from amun_ext.data import manifest as module
 from amun_ext.data.manifest import KEY, _read

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from amun_ext.audit.measures import Seen
-from amun_ext.audit.power import EXCESS, excess, judged
-from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict
+from amun_ext.auditing.measures import Seen
+from amun_ext.auditing.power import EXCESS, excess, judged
+from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict
 
 IDS, TEST, AUDITS = 120, 400, 200
 

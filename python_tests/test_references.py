@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, data, models
-from amun_ext.audit import references as module
-from amun_ext.audit.answers import check_same, halves, signals_from
-from amun_ext.audit.references import load_references, train_references
+from amun_ext.auditing import references as module
+from amun_ext.auditing.answers import check_same, halves, signals_from
+from amun_ext.auditing.references import load_references, train_references
 from amun_ext.data import Splits
 from amun_ext.evaluation import log_odds, predict
 from amun_ext.training import Recipe

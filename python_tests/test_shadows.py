@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, data, models
-from amun_ext.audit import Shadows, audit, load_shadows, train_shadows
-from amun_ext.audit import shadows as module
-from amun_ext.audit.shadows import cost, spread
+from amun_ext.auditing import Shadows, audit, load_shadows, train_shadows
+from amun_ext.auditing import shadows as module
+from amun_ext.auditing.shadows import cost, spread
 from amun_ext.data import Splits
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning.plan import plan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from amun_ext.audit.verdict import (
+from amun_ext.auditing.verdict import (
     CANNOT_TELL,
     FORGOTTEN,
     NOT_FORGOTTEN,

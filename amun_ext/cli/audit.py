@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amun_ext import audit as audits
-from amun_ext import info, models
-from amun_ext.audit.audit import check
-from amun_ext.audit.result import FILES
-from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
+from amun_ext import auditing, info, models
+from amun_ext.auditing.audit import check
+from amun_ext.auditing.result import FILES
+from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import (
@@ -104,7 +103,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--equivalence-margin",
         type=float,
-        default=audits.MARGIN,
+        default=auditing.MARGIN,
         help="points of FT AUC that are none (default: %(default)s)",
     )
     command.add_argument(
@@ -131,8 +130,8 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     model, record = rebuilt(options, splits)
     ids, previously_forgotten = ids_in_question(options, splits, record)
     original = None if options.original is None else rebuilt(options, splits, options.original)[0]
-    references = None if options.references is None else audits.load_references(options.references)
-    shadows = None if options.shadows is None else audits.load_shadows(options.shadows)
+    references = None if options.references is None else auditing.load_references(options.references)
+    shadows = None if options.shadows is None else auditing.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
     gone = [*ids.tolist(), *previously_forgotten]
     remarks = provenance.check_retrained(options.retrained_model, [known for _, known in retrained], gone)
@@ -145,7 +144,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     plan = retraining(model, record, init=first) if made else None
     anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), plan)
     retrained += anew
-    found = audits.audit(
+    found = auditing.audit(
         model,
         splits,
         ids,

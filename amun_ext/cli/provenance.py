@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from amun_ext.audit import Answers, Shadows
-from amun_ext.audit.result import FILES
+from amun_ext.auditing import Answers, Shadows
+from amun_ext.auditing.result import FILES
 from amun_ext.checks import differences, require
 from amun_ext.cli.earlier import facts
 from amun_ext.deletion import Record

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from amun_ext import audit as audits
+from amun_ext import auditing
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_recipe, recipe
 from amun_ext.cli.loading import check_folder, load_for, rebuilt
 from amun_ext.cli.start import add_init, init
@@ -45,5 +45,5 @@ def run(options: argparse.Namespace) -> None:
         "workers": options.workers,
         "progress": not options.quiet,
     }
-    made = audits.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
+    made = auditing.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
     print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from amun_ext import audit as audits
-from amun_ext.audit.shadows import cost
+from amun_ext import auditing
+from amun_ext.auditing.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
 from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
 from amun_ext.cli.method import add_method, chosen_plan, settled
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         "workers": options.workers,
         "progress": not options.quiet,
     }
-    made = audits.train_shadows(
+    made = auditing.train_shadows(
         model,
         splits,
         ids,

@@ -122,7 +122,7 @@ def rmia(
     InputError for what does not fit, and where signal and prior are both zero.
 
     Examples:
-        >>> from amun_ext.evaluation import rmia
+        >>> from amun_ext import rmia
         >>> target = [0.9, 0.5, 0.2]  # the signal of three samples in the audited model
         >>> reference = [[0.3, 0.5, 0.4], [0.3, 0.5, 0.4]]  # and in two references
         >>> membership = [[True, False, True], [False, True, False]]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.audit.measures import Seen
+from amun_ext.auditing.measures import Seen
 
 FPR = 1.0  # percent of the test samples that would be called members as well
 

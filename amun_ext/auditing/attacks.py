@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.audit import references, shadows
-from amun_ext.audit.answers import Answers
-from amun_ext.audit.shadows import Shadows
+from amun_ext.auditing import references, shadows
+from amun_ext.auditing.answers import Answers
+from amun_ext.auditing.shadows import Shadows
 from amun_ext.evaluation.lira import lira
 from amun_ext.evaluation.rmia import PRESETS, rmia
 

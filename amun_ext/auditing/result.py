@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.audit.document import document
-from amun_ext.audit.measures import COMPARISONS, MEASURES, Measure, Number, Seen
-from amun_ext.audit.members import Members
-from amun_ext.audit.verdict import Verdict
+from amun_ext.auditing.document import document
+from amun_ext.auditing.measures import COMPARISONS, MEASURES, Measure, Number, Seen
+from amun_ext.auditing.members import Members
+from amun_ext.auditing.verdict import Verdict
 from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
 from amun_ext.report import Document, Result
 
@@ -25,7 +25,7 @@ PICTURES = 12
 class Audit(Result):
     """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
 
-    verdict: Verdict  # of `verdicts` the worse, see `amun_ext.audit.power`
+    verdict: Verdict  # of `verdicts` the worse, see `amun_ext.auditing.power`
     verdicts: Mapping[str, Verdict]  # by attack
     flags: Sequence[str]  # sentences, none where all is well
     rows: Mapping[str, Mapping[str, Number]]  # model -> measure

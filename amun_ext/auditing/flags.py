@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from amun_ext.audit.measures import AUDITED, ORIGINAL, RETRAINED, Seen
+from amun_ext.auditing.measures import AUDITED, ORIGINAL, RETRAINED, Seen
 from amun_ext.evaluation import remarks
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.against import attacks_of_verdict, no_random_draw
-from amun_ext.audit.answers import Answers, architecture, check_same, pool, signals_from
-from amun_ext.audit.attacks import all_scores
-from amun_ext.audit.flags import flags, no_op
-from amun_ext.audit.measures import (
+from amun_ext.auditing.against import attacks_of_verdict, no_random_draw
+from amun_ext.auditing.answers import Answers, architecture, check_same, pool, signals_from
+from amun_ext.auditing.attacks import all_scores
+from amun_ext.auditing.flags import flags, no_op
+from amun_ext.auditing.measures import (
     AUDITED,
     COMPARED,
     COMPARISONS,
@@ -27,13 +27,13 @@ from amun_ext.audit.measures import (
     low_fpr,
     together,
 )
-from amun_ext.audit.members import harm, look_like_members
-from amun_ext.audit.power import judged
-from amun_ext.audit.references import KIND as REFERENCES
-from amun_ext.audit.result import PICTURES, Audit
-from amun_ext.audit.shadows import KIND as SHADOWS
-from amun_ext.audit.shadows import Shadows, check_shadows, spread
-from amun_ext.audit.verdict import MARGIN
+from amun_ext.auditing.members import harm, look_like_members
+from amun_ext.auditing.power import judged
+from amun_ext.auditing.references import KIND as REFERENCES
+from amun_ext.auditing.result import PICTURES, Audit
+from amun_ext.auditing.shadows import KIND as SHADOWS
+from amun_ext.auditing.shadows import Shadows, check_shadows, spread
+from amun_ext.auditing.verdict import MARGIN
 from amun_ext.checks import check_images, check_labels, is_number, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
@@ -65,7 +65,7 @@ def audit(
     there is to compare with, it is judged alone.
 
     "Forgotten" needs the `original`: the same test must notice that it was trained on the ids, else it cannot tell. It
-    is blocked where clearly more forget samples look like members than chance allows (see `amun_ext.audit.power`).
+    is blocked where clearly more forget samples look like members than chance allows (see `amun_ext.auditing.power`).
 
     Args:
         model: the unlearned classifier.
@@ -92,7 +92,7 @@ def audit(
     Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
-        >>> from amun_ext.audit import audit
+        >>> from amun_ext import audit
         >>> from amun_ext.data import Splits
         >>> model = torch.nn.Linear(2, 2, bias=False)  # class 0 where the first number is the larger one
         >>> _ = model.load_state_dict({"weight": torch.eye(2)})

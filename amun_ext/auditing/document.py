@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amun_ext.audit.measures import AUDITED, ORIGINAL, RETRAINED, Number
-from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN
+from amun_ext.auditing.measures import AUDITED, ORIGINAL, RETRAINED, Number
+from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN
 from amun_ext.evaluation.document import confidence
 from amun_ext.evaluation.roc import roc
 from amun_ext.report import parts
@@ -18,7 +18,7 @@ from amun_ext.report.figures import INK, line, png_uri, svg
 from amun_ext.report.tables import Cell, Column, Row, Table, interval, value, word
 
 if TYPE_CHECKING:
-    from amun_ext.audit import Audit
+    from amun_ext.auditing import Audit
 
 # The baseline is drawn as a reader expects it: dashed.
 MODELS = {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.answers import (
+from amun_ext.auditing.answers import (
     Answers,
     Signals,
     Start,

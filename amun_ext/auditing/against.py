@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amun_ext.audit.answers import Answers
-from amun_ext.audit.attacks import U_LIRA
-from amun_ext.audit.measures import Seen, attack_auc, together
-from amun_ext.audit.references import KIND as REFERENCES
-from amun_ext.audit.shadows import KIND as SHADOWS
+from amun_ext.auditing.answers import Answers
+from amun_ext.auditing.attacks import U_LIRA
+from amun_ext.auditing.measures import Seen, attack_auc, together
+from amun_ext.auditing.references import KIND as REFERENCES
+from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.data import Splits
 from amun_ext.evaluation.roc import AucDifference, auc_difference
 

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.audit.answers import (
+from amun_ext.auditing.answers import (
     Answers,
     Signals,
     Start,

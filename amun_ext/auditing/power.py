@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from amun_ext.audit.against import attacks_of_verdict, compared
-from amun_ext.audit.answers import Answers
-from amun_ext.audit.measures import Seen
-from amun_ext.audit.members import FPR, above_test
-from amun_ext.audit.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
+from amun_ext.auditing.against import attacks_of_verdict, compared
+from amun_ext.auditing.answers import Answers
+from amun_ext.auditing.measures import Seen
+from amun_ext.auditing.members import FPR, above_test
+from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
 
 EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
 UNUSUAL = 0.05  # the same of a retrained model, from which on the samples are taken for atypical

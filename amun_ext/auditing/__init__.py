@@ -1,0 +1,21 @@
+"""How well was it forgotten? Attacks, measures with intervals, and a verdict by a stated rule (paper section 3)."""
+
+from amun_ext.auditing.answers import Answers
+from amun_ext.auditing.audit import audit
+from amun_ext.auditing.references import load_references, train_references
+from amun_ext.auditing.result import Audit
+from amun_ext.auditing.shadows import Shadows, load_shadows, train_shadows
+from amun_ext.auditing.verdict import MARGIN, Verdict
+
+__all__ = [
+    "MARGIN",
+    "Answers",
+    "Audit",
+    "Shadows",
+    "Verdict",
+    "audit",
+    "load_references",
+    "load_shadows",
+    "train_references",
+    "train_shadows",
+]

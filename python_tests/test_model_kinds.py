@@ -2,7 +2,9 @@
 
 import copy
 import types
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,18 +96,26 @@ def test_an_exported_module_is_refused(data: TensorDataset) -> None:
 
 
 class Keeping(nn.Module):
-    """Keeps its features, alone and in a list."""
+    """Keeps its features: alone, in a list, and in containers that are there from the beginning."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = net()
         self.kept: list[Tensor] = []
         self.features: Tensor | None = None
+        self.all: list[Tensor] = []
+        self.latest: deque[Tensor] = deque(maxlen=2)
+        self.named: dict[str, object] = {"length": 2}
 
     def forward(self, x: Tensor) -> Tensor:
         self.features = self.net[:4](x)
         self.kept = [self.features]
         self.lately = self.features
+        self.all.append(self.features)
+        self.latest.append(self.features)
+        self.named["features"] = self.features
+        self.nested = {"by layer": [(self.features,)]}
+        self.space = types.SimpleNamespace(features=self.features)
         return self.net[4](self.features)  # type: ignore[no-any-return]
 
 
@@ -138,3 +148,20 @@ def test_no_graph_stays_in_the_model(data: TensorDataset, kind: str) -> None:
     for name, module in model.named_modules():
         assert vars(module).keys() == before[name].keys()
         assert all(vars(module)[key] is value for key, value in before[name].items()), name
+    if isinstance(model, Keeping):
+        assert (model.all, list(model.latest), model.named) == ([], [], {"length": 2})
+
+
+NUMBERS = {kind.__name__: kind(2) for kind in (np.int8, np.uint16, np.int32, np.int64, np.uint64)}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_whole_numbers_may_be_numpys(kind: str, data: TensorDataset) -> None:
+    two, images = NUMBERS[kind], data.tensors[0]
+    found = find_min_adversarial(net(), *data.tensors, batch_size=two, steps=two, refine=two)
+    assert torch.equal(found.images, find_min_adversarial(net(), *data.tensors, batch_size=2, steps=2, refine=2).images)
+    assert torch.equal(found.transfer(net(), batch_size=two).labels, found.transfer(net()).labels)
+    forget, retain = halves(data)
+    assert saliency_mask(net(), forget, batch_size=two).keys() == saliency_mask(net(), forget).keys()
+    one, other = (unlearn(net(), forget, retain, method="ft", seed=seed, recipe=ONCE) for seed in (two, 2))
+    assert torch.equal(one(images), other(images))

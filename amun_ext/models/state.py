@@ -1,6 +1,9 @@
 """Using a model without leaving a trace in it."""
 
 import contextlib
+import copy
+import types
+from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -10,6 +13,10 @@ from torch import Tensor, nn
 
 from amun_ext.checks import InputError, require
 from amun_ext.random_state import same_random_state
+
+FILLABLE = (dict, list, deque)
+HOLDING = (list, tuple, deque)
+MODULES_OWN = frozenset(vars(nn.Module()))  # parameters, submodules, hooks
 
 
 def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -35,7 +42,7 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
     with evaluating(model):
         try:
             logits = logits_of(model, probe)
-        except Exception as error:  # it is the user's, and may raise anything
+        except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {reason}") from error
     is_logits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(probe) and logits.shape[1] >= 2
@@ -51,8 +58,9 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's training flag, its tensors and the random state are as before.
 
-    Among them those that are no buffers and that a forward makes anew, such as features that are kept and the weight of
-    the older weight_norm: they would keep a graph, and with it the module from being copied.
+    Among them those that are no buffers and that a forward makes anew, such as features that are kept, be it in lists
+    or mappings, and the weight of the older weight_norm: they would keep a graph, and with it the module from being
+    copied.
 
     Not for two threads with one model: the mode is the model's.
     """
@@ -63,6 +71,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     attributes = [(module, dict(vars(module))) for module in model.modules()]
+    filled = [(held, copy.copy(held)) for _, before in attributes for held in _fillable(before)]
     devices = {tensor.device.index for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda}
     try:
         with same_random_state(sorted(devices)):
@@ -74,6 +83,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 model.train(modes[0][1])  # through a train() of the model's own, if it has one
         for module, training in modes:
             module.training = training
+        for held, contents in filled:
+            _put_back_contents(held, contents)
         for module, before in attributes:
             _put_back_tensors(vars(module), before)
         for module, name, buffer, values in buffers:
@@ -99,6 +110,34 @@ def _put_back_tensors(attributes: dict[str, Any], before: dict[str, Any]) -> Non
             del attributes[name]
 
 
+def _fillable(attributes: dict[str, Any]) -> list[Any]:
+    """The containers among a module's own attributes that a forward can put tensors into."""
+    return [value for name, value in attributes.items() if name not in MODULES_OWN and isinstance(value, FILLABLE)]
+
+
+def _put_back_contents(held: Any, contents: Any) -> None:
+    now, before = _parts(held), _parts(contents)
+    same = len(now) == len(before) and all(one is other for one, other in zip(now, before, strict=True))
+    if not same and _holds_tensor(held):
+        held.clear()
+        (held.update if isinstance(held, dict) else held.extend)(contents)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a container or a simple namespace holds; nothing of any other value."""
+    if isinstance(value, types.SimpleNamespace):
+        value = vars(value)
+    return [*value.values()] if isinstance(value, dict) else [*value] if isinstance(value, HOLDING) else []
+
+
 def _holds_tensor(value: object) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-    return any(isinstance(part, Tensor) for part in parts)
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            return True
+        if id(value) not in seen:  # a container may hold itself
+            seen.add(id(value))
+            left += _parts(value)
+    return False

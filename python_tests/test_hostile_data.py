@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -90,6 +91,14 @@ class TestFolder:
             r"test must be the classes of train, café, cat, dog, got those without café and with cafe\u0301"
         )
 
+    @pytest.mark.parametrize("letter", ["\u200b", "\xad", "\xa0"])
+    def test_names_with_what_is_not_seen_look_different(self, letter: str, folder: Path) -> None:
+        picture(folder / "train" / "bird" / "0.png")
+        picture(folder / "test" / f"bird{letter}" / "0.png")
+        told = re.escape(f"those without bird and with bird{ascii(letter)[1:-1]}")
+        with pytest.raises(InputError, match=told):
+            data.load(folder)
+
     @pytest.mark.parametrize(
         ("name", "told"), [("a\x1b[31mb", r"a\x1b[31mb"), ("a\nb", r"a\nb"), (os.fsdecode(b"a\xff"), r"a\udcff")]
     )
@@ -119,6 +128,13 @@ class TestFolder:
         picture(folder / "train" / "cat" / "0.png", image, exif=exif)
         read = data.load(folder).train.tensors[0][0, 0]
         assert read.nonzero().tolist() == [[0, 7]]
+
+    @pytest.mark.parametrize("linked", ["train", "train/cat"])
+    def test_folders_that_are_links_are_told(self, linked: str, folder: Path, tmp_path) -> None:
+        (folder / linked).rename(tmp_path / "elsewhere")
+        (folder / linked).symlink_to(tmp_path / "elsewhere")
+        with pytest.warns(UserWarning, match=r"of \d images are symbolic links that lead out of "):
+            data.load(folder)
 
     def test_links_that_lead_out_are_told(self, folder: Path, tmp_path) -> None:
         picture(tmp_path / "private.png")

@@ -223,7 +223,7 @@ class TestArrays:
 
     def test_names_must_fit(self, before: Splits) -> None:
         for names in (("a",) * 9, ("a", "b")):
-            with pytest.raises(InputError, match="names must be one for every training sample, all different"):
+            with pytest.raises(InputError, match="names must be one text for every training sample, all different"):
                 data.splits.checked(replace(before, names=names), "mine")
 
 

@@ -209,7 +209,7 @@ def _is_deep(image: Any) -> bool:
 def _remark_on_links(root: Path, paths: list[Path]) -> None:
     """Warn of images that are elsewhere: who shares or deletes the folder should know."""
     inside = root.resolve()
-    links = [path for path in paths if path.is_symlink() or path.parent.is_symlink()]
+    links = [path for path in paths if any(each.is_symlink() for each in (path, *path.parents[:2]))]
     out = [path for path in links if not path.resolve().is_relative_to(inside)]
     if out:
         told = f"{len(out)} of {len(paths)} images are symbolic links that lead out of {root}, such as {out[0]}"

@@ -1,6 +1,7 @@
 """What every loader returns, and the two ways there: from NumPy arrays and from the user's own Dataset."""
 
 import operator
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,8 +93,9 @@ def checked(splits: Splits, name: str) -> Splits:
     train, test = (tuple(parts[part][0].shape[1:]) for part in ("train", "test"))
     require(train == test, f"{name} test images", f"of the training images' shape {train}", test)
     names = splits.names
-    named = names is None or (len(names) == len(set(names)) == len(parts["train"][1]))
-    require(named, f"{name} names", "one for every training sample, all different", names)
+    text = names is None or all(isinstance(each, str) for each in names)
+    named = names is None or (text and len(names) == len(set(names)) == len(parts["train"][1]))
+    require(named, f"{name} names", "one text for every training sample, all different", reprlib.repr(names))
     return replace(
         splits, train=TensorDataset(*parts["train"]), test=TensorDataset(*parts["test"]), classes=tuple(splits.classes)
     )

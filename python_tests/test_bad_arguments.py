@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from amun_ext import cli, models
+from amun_ext import cli, data, models
 from amun_ext.models.small_cnn import small_cnn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,6 +76,21 @@ def test_an_unreadable_model_is_called_so(original, tmp_path, capsys, monkeypatc
     assert one_line(capsys) == f"amun: error: {told}"
 
 
+@pytest.mark.parametrize("name", ["nothing.pt", "nothing.safetensors", ".", "/dev/zero"])
+@pytest.mark.parametrize("more", [[], ["--arch", "small-cnn"]])
+def test_a_model_that_is_no_file(name: str, more: list[str], tmp_path, capsys) -> None:
+    assert amun("forget", Path(name), tmp_path / "out", "--ids", "3", *more) == 2
+    assert one_line(capsys).startswith(f"amun: error: checkpoint must be a file, got {name}, which ")
+
+
+def test_a_class_is_named_by_one_name(original, tmp_path, capsys, user) -> None:
+    digits = data.load("digits")
+    user.load = lambda: replace(digits, classes=("same", *digits.classes[1:-1], "same"))
+    where = ["--data", "helpers_of_the_user:load", "--class"]
+    assert amun("forget", original, tmp_path / "out", *where, "same") == 2
+    assert "--class must be one of the numbers [0, 9], which have one name, got same" in one_line(capsys)
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "", "1_0", "9" * 5000])
 def test_how_many_to_retrain(number: str, original, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -88,6 +104,7 @@ def test_how_many_to_retrain(number: str, original, tmp_path, capsys) -> None:
         (["--ids-file", "a\x1b[31m\nb.txt"], r"a\x1b[31m\nb.txt must be a readable file of ids, got nothing"),
         (["--class", "\x1b]0;title\x07"], r"got '\x1b]0;title\x07'"),
         (["--class", "cafe\u0301"], r"got 'cafe\u0301'"),
+        (["--class", "\uff13"], "or a number below 10, got '\uff13'"),
         (["--ids", "3", "--tuned", "a\nb.json"], r"a\nb.json must be a file of choices"),
     ],
 )
@@ -124,6 +141,7 @@ ERRORS = {
     "RuntimeError: CUDA out of memory.": torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 TiB"),
     "MemoryError: ": MemoryError(),
     "KeyError: 'x'": KeyError("x"),
+    "SystemExit: 3": SystemExit(3),  # as a status it says something else
 }
 
 

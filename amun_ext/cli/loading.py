@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ def load_for(options: argparse.Namespace) -> Splits:
 
 
 def record_of(path: Path) -> Record:
-    """What the checkpoint says of itself."""
+    """What the checkpoint says of itself. InputError for what is no file that can be read."""
     check_file("checkpoint", path)
     return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
@@ -58,10 +59,12 @@ def asked(options: argparse.Namespace, data: TensorDataset, classes: Sequence[st
     ids = options.ids
     if options.of_class is not None:
         named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
-        numeral = options.of_class.isdecimal() and len(options.of_class) < 10
+        numeral = re.fullmatch("[0-9]{1,9}", options.of_class) is not None
         number = named.get(options.of_class, int(options.of_class) if numeral else -1)
         known = f"one of {listed([*map(distinct, classes)])}, or a number below {len(classes)}"
         require(0 <= number < len(classes), "--class", known, f"'{distinct(options.of_class)}'")
+        alike = [number for number, name in enumerate(classes) if name == options.of_class]
+        require(len(alike) < 2, "--class", f"one of the numbers {alike}, which have one name", options.of_class)
         ids = data.tensors[1].eq(number).nonzero()[:, 0].tolist()
         require(bool(ids), "--class", "one that has samples", repr(options.of_class))
     return {"ids": ids, "file": options.ids_file, "fraction": options.fraction}

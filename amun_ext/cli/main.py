@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
         return _told("error", str(error), options.debug, 2)
     except (OSError, FloatingPointError) as error:
         return _told("failed", str(error), options.debug, 1)
-    except Exception as error:  # a model or data of the user's may raise anything
+    except (Exception, SystemExit) as error:  # a model or data of the user's may raise anything
         reason = next(iter(str(error).splitlines()), "")
         return _told("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, is_whole, require, whole
+from amun_ext.checks import InputError, is_number, is_whole, require, whole
 
 COLUMNS = ("id", "index")
 SHOWN = 5  # ids named in one message
@@ -45,7 +45,7 @@ def forget_ids(
     InputError names the ids (the first five) that are unknown, repeated or no integers; it also refuses none and all.
     """
     _one_of({"ids": ids, "file": file, "fraction": fraction})
-    require(is_whole(total) and total >= 2, "total", "at least 2 samples", total)
+    total = whole("total", total, 2)
     chosen = some_ids(total, ids=ids, file=file, fraction=fraction, seed=seed)
     return _some_left(chosen, total, "ids" if file is None else str(file))
 
@@ -93,7 +93,8 @@ def _one_of(ways: dict[str, Any]) -> None:
 
 
 def _share(total: int, fraction: float) -> int:
-    require(0 < fraction < 1, "fraction", "between 0 and 1, both excluded", fraction)
+    fits = is_number(fraction) and 0 < fraction < 1
+    require(fits, "fraction", "a number between 0 and 1, both excluded", repr(fraction))
     count = round(fraction * total)
     require(
         0 < count < total, "fraction", f"one that takes some and leaves some of {total}", f"{fraction}: {count} ids"
@@ -121,12 +122,15 @@ def _some_left(ids: Tensor, total: int, name: str) -> Tensor:
 
 
 def _integers(values: Any, total: int, name: str) -> list[int]:
-    """Integers of Python, NumPy or PyTorch; neither text nor True, which Python counts as 1.
+    """Integers of Python, NumPy or PyTorch; neither text nor True, which Python counts as 1, nor what holds integers
+    beside others: bytes, and the keys of a mapping or the names of a table's columns.
 
     Of more than `total` only as many are taken as show, here and in `_parse`, that one is unknown or repeated.
     """
     values = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
-    require(isinstance(values, Iterable), name, "several integers", repr(values))
+    plain = isinstance(values, Iterable) and getattr(values, "ndim", 1) == 1
+    plain = plain and not isinstance(values, bytes | bytearray | memoryview | Mapping)
+    require(plain, name, "several integers", reprlib.repr(values))
     pairs = [(value, _integer(value)) for value in itertools.islice(values, total + 1)]
     require(all(number is not None for _, number in pairs), name, "integers", _first(v for v, n in pairs if n is None))
     return [number for _, number in pairs if number is not None]
@@ -158,8 +162,8 @@ def _parse(parts: Iterable[str], total: int, name: str) -> list[int]:
 
 
 def _read(path: Path, total: int) -> list[int]:
-    name, text = str(path), _text(path)
-    if path.suffix == ".json":
+    name, text, kind = str(path), _text(path), path.suffix.lower()
+    if kind == ".json":
         # More commas than samples are a list of more: parsed it would take many times the memory of its text.
         require(text.count(",") < total, name, f"a list of at most {total} integers", f"{text.count(',')} commas")
         try:
@@ -169,7 +173,7 @@ def _read(path: Path, total: int) -> list[int]:
         require(isinstance(values, list), name, "a list of integers", type(values).__name__)
         return _integers(values, total, name)
     lines = io.StringIO(text, newline="")  # where str.splitlines would end a line at a vertical tab, too
-    if path.suffix == ".csv":
+    if kind == ".csv":
         return _parse(_column(lines, name), total, name)
     stripped = (line.partition("#")[0].strip(" \t\r\n") for line in lines)
     return _parse((line for line in stripped if line), total, name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,10 @@ def shown(text: str) -> str:
 
 
 def distinct(name: str) -> str:
-    """A name with escapes also where another one could look the same: where it is not in its composed form."""
-    return shown(name) if unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
+    """A name with escapes also where another one could look the same: where it is not in its composed form, or has
+    letters without a width or spaces of another kind."""
+    plain = all(each == " " or unicodedata.category(each) not in ("Cf", "Zs") for each in name)
+    return shown(name) if plain and unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
 
 
 def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:
@@ -110,10 +113,13 @@ def users_own(what: str, name: str, **arguments: object) -> object:
         raise InputError(f"{what} {call} must return, got {type(error).__name__}: {error}") from error
 
 
-def whole(name: str, value: object, least: int) -> None:
-    """Refuse anything but an integer from `least` on (a bool is none)."""
-    fits = is_whole(value) and least <= value < 2**31
-    require(fits, name, f"a whole number from {least} on", repr(value))
+def whole(name: str, value: object, least: int) -> int:
+    """`value` as Python has it, of which NumPy's is no good for torch and JSON. Refuses anything but an integer from
+    `least` on (a bool is none)."""
+    number = int(value) if is_whole(value) else -1
+    must_be = f"a whole number from {least} on" + ", below 2**31" * (number >= 2**31)
+    require(least <= number < 2**31, name, must_be, repr(value))
+    return number
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -134,8 +140,9 @@ def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None 
     require(integral, name, "integers", labels.dtype)
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")
     if count:
-        wide = labels.to(torch.int64) if labels.dtype in UNSIGNED else labels  # which torch does not compare
-        low, high = (int(edge) for edge in wide.aminmax())
+        unsigned = labels.dtype in UNSIGNED  # which torch does not compare
+        edges = (np.min(labels.cpu().numpy()), np.max(labels.cpu().numpy())) if unsigned else labels.aminmax()
+        low, high = map(int, edges)
         must_be = "not negative" if num_classes is None else f"in [0, {num_classes})"
         fits = low >= 0 and (num_classes is None or high < num_classes)
         require(fits, name, must_be, f"values from {low} to {high}")

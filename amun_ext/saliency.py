@@ -75,7 +75,7 @@ def saliency_mask(
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(is_number(fraction) and 0 < fraction <= 1, "fraction", "in (0, 1]", repr(fraction))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
-    whole("batch_size", batch_size, 1)
+    batch_size = whole("batch_size", batch_size, 1)
     parameters = _trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)

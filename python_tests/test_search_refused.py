@@ -71,6 +71,9 @@ BAD = {
     ),
     "optimize_model": ({"optimize_model": 1}, "optimize_model must be True or False"),
     "out": ({"out": "/"}, "out must be a file to be written"),
+    "out number": ({"out": 5}, "out must be a file to be written, got 5"),
+    "out bytes": ({"out": b"x"}, "out must be a file to be written, got b'x'"),
+    "steps above": ({"steps": 2**31}, "steps must be a whole number from 1 on, below 2"),
     "model": ({"model": len}, "model must be an nn.Module"),
 }
 

@@ -280,7 +280,7 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"seed": -1}, "seed must be a whole number from 0 on, got -1"),
-            ({"seed": 2**70}, "seed must be a whole number from 0 on, got 1180591620717411303424"),
+            ({"seed": 2**70}, "seed must be a whole number from 0 on, below 2[*][*]31, got 1180591620717411303424"),
             ({"workers": -1}, "workers must be a whole number from 0 on, got -1"),
             ({"mask": 0}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 0"),
             ({"mask": 1.5}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 1\.5"),

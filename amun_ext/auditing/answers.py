@@ -59,11 +59,11 @@ def signals_from(logits: Tensor, labels: Tensor) -> Signals:
     return {name: SIGNALS[name](logits, labels).float() for name in KEPT}
 
 
-def check_settings(models: int, seed: int, workers: int) -> None:
-    whole("models", models, 2)
+def check_settings(models: int, seed: int, workers: int) -> tuple[int, int, int]:
+    """The three as Python has them."""
+    models = whole("models", models, 2)
     require(models % 2 == 0, "models", "even: they come in pairs", models)
-    whole("seed", seed, 0)
-    whole("workers", workers, 1)
+    return models, whole("seed", seed, 0), whole("workers", workers, 1)
 
 
 def collect(

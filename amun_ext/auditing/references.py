@@ -65,7 +65,7 @@ def train_references(
     Raises:
         InputError: an argument is not what it must be; `out` is of other references; a file there is damaged.
     """
-    check_settings(models, seed, workers)
+    models, seed, workers = check_settings(models, seed, workers)
     everything = pool(splits)
     require(len(everything) >= 4, "splits", "of four samples at least", len(everything))
     membership = halves(len(everything), models, seed)

@@ -99,7 +99,7 @@ def train_shadows(
     Raises:
         InputError: an argument is not what it must be; `out` is of other shadows; a file there is damaged.
     """
-    check_settings(models, seed, workers)
+    models, seed, workers = check_settings(models, seed, workers)
     check_models(models)
     previously_forgotten = sorted({*previously_forgotten, *splits.absent})
     retain, rows = _sets(splits, ids, previously_forgotten, seed)

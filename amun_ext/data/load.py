@@ -36,7 +36,7 @@ def load(
     name = os.fspath(name)
     folder = os.path.isdir(name) and name not in DATASETS
     if resize is not None:
-        whole("resize", resize, 1)
+        resize = whole("resize", resize, 1)
     for argument, value in (("resize", resize), ("test fraction", test_fraction)):
         require(folder or value is None, argument, f"left out: {name} is no folder of images", value)
     if name in DATASETS:

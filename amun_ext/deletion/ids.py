@@ -65,7 +65,7 @@ def some_ids(
     if fraction is not None:
         return _draw(total, _share(total, fraction), seed)
     if count is not None:
-        whole("count", count, 1)
+        count = whole("count", count, 1)
         require(count <= total, "count", f"at most the {total} samples that there are", count)
         return _draw(total, count, seed)
     if file is not None:

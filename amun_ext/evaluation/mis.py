@@ -71,7 +71,7 @@ def mis(retain: Answers, test: Answers, forget: Answers, *, feature: str = "conf
     from sklearn.svm import SVC  # here, because it takes a second to import
 
     require(feature in FEATURES, "feature", f"one of {tuple(FEATURES)}", repr(feature))
-    whole("seed", seed, 0)
+    seed = whole("seed", seed, 0)
     _check(retain, test, forget)
     count = min(len(retain[0]), len(test[0]))
     retain, test = (_drawn(answers, count, seed) for answers in (retain, test))

@@ -79,8 +79,7 @@ def auc_interval(
     the percentiles. Neither interval sees what another training run would change. O(draws (N + M)) time.
     """
     require(0 < level < 100, "level", "percent in (0, 100)", level)
-    whole("draws", draws, 2)
-    whole("seed", seed, 0)
+    draws, seed = whole("draws", draws, 2), whole("seed", seed, 0)
     area = auc(members, nonmembers)
     ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
     ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)[1]

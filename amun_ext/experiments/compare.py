@@ -108,7 +108,7 @@ def compare(
     done; one that has been made with the same models, data and options is taken from there. facts: what a reader should
     know. A method whose loss diverges has a cell that says so.
     """
-    whole("seeds", seeds, 1)
+    seeds = whole("seeds", seeds, 1)
     settings = [(setting, name, chosen) for setting, chosens in rows.items() for name, chosen in chosens.items()]
     jobs = [_Job(None, NOOP, 0, None)]
     for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""Image classifiers by name, or from the user"s own function: images [N, C, H, W] in [0, 1] to logits [N, K]."""
+"""Image classifiers by name, or from the user's own function: images [N, C, H, W] in [0, 1] to logits [N, K]."""
 
 from amun_ext.models.build import MODELS, build
 from amun_ext.models.checkpoint import load_checkpoint, read_metadata, save_checkpoint

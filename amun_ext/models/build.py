@@ -27,7 +27,7 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
     for argument, (value, least) in counts.items():
         require(is_whole(value) and value >= least, argument, f"an integer of at least {least}", repr(value))
         require(value < MOST, argument, f"below {MOST}", value)
-    sizes = {argument: value for argument, (value, _) in counts.items()}
+    sizes = {argument: int(value) for argument, (value, _) in counts.items()}
     if name in MODELS:
         return MODELS[name](**sizes)
 

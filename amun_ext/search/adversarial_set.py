@@ -84,7 +84,7 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
             InputError: the model does not fit the images, or has fewer classes than the true labels need.
         """
         require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-        whole("batch_size", batch_size, 1)
+        batch_size = whole("batch_size", batch_size, 1)
         classes, needed = count_classes(model, self.images), int(self.true_labels.max()) + 1
         require(classes >= needed, "model", f"of at least {needed} classes", classes)
         device, dtype = placement(model, self.images)

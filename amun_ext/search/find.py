@@ -149,9 +149,10 @@ def find_min_adversarial(
     require(isinstance(optimize_model, bool), "optimize_model", "True or False", repr(optimize_model))
     require(optimize_model or precision is None, "precision", "None with optimize_model=False", repr(precision))
     if batch_size is not None:
-        whole("batch_size", batch_size, 1)
+        batch_size = whole("batch_size", batch_size, 1)
     if out is not None:
-        require(bool(Path(out).name) and not Path(out).is_dir(), "out", "a file to be written", repr(out))
+        named = isinstance(out, str | os.PathLike) and bool(Path(out).name) and not Path(out).is_dir()
+        require(named, "out", "a file to be written", repr(out))
     device, dtype = placement(model, like)
     classes = count_classes(model, like)
     if samples.labels is not None:

@@ -72,11 +72,11 @@ def checked(
     _number("eps_max", eps_max)
     require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
     eps_max = min(eps_max, max(diagonal, least))  # nothing is farther
-    whole("refine", refine, 0)
+    refine = whole("refine", refine, 0)
     _number("margin", margin)
     require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
     if quantize is not None:
-        whole("quantize", quantize, 1)
+        quantize = whole("quantize", quantize, 1)
         require(all(map(math.isfinite, bounds)), "quantize", f"None without a box, bounds = {bounds}", quantize)
     require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
     return Settings(
@@ -96,12 +96,11 @@ def checked(
 
 def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
     """The method's own settings, with what the caller has given in their place."""
-    for name, value in given.items():
-        if value is None:
-            continue
+    named = {name: value for name, value in given.items() if value is not None}
+    for name, value in named.items():
         require(name in row.options, name, f"left out: method {method} has no such setting", value)
         if name == "steps":
-            whole("steps", value, 1)
+            named["steps"] = whole("steps", value, 1)
         elif name == "eps_init" and isinstance(value, str):
             require(value == "estimate", name, 'a radius or "estimate"', repr(value))
         else:
@@ -111,7 +110,7 @@ def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
             require(method != "ddn" or value < 1.5, name, "below 1.5 with method ddn", value)
         elif name == "step_fraction":
             require(1e-6 <= value <= 2, name, "in [1e-6, 2], a part of the radius", value)
-    options = row.options | {name: value for name, value in given.items() if value is not None}
+    options = row.options | named
     if "eps_growth" in options:
         options["eps_growth"] = min(options["eps_growth"], FARTHEST)
     return options | ({"eps_init": None} if options.get("eps_init") == "estimate" else {})

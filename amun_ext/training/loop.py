@@ -59,8 +59,8 @@ class Run:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        whole("seed", self.seed, 0)
-        whole("workers", self.workers, 0)
+        for name in ("seed", "workers"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 0))
         require(not self.gradient_only or self.mask is not None, "gradient_only", "False without a mask", "True")
         require(self.on_epoch is None or callable(self.on_epoch), "on_epoch", "a function", self.on_epoch)
         named = isinstance(self.eval_sets, Mapping) and all(isinstance(name, str) for name in self.eval_sets)

@@ -41,8 +41,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("warmup_epochs", 0)):
-            whole(name, value := getattr(self, name), least)
-            object.__setattr__(self, name, int(value))  # NumPy's would fit in no JSON
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
             fits = is_number(value) and math.isfinite(value) and value >= 0

@@ -101,8 +101,7 @@ def ablation_set(
         InputError: an argument is not what it must be, or there is no example at all.
     """
     require(name in ABLATIONS, "name", f"one of {tuple(ABLATIONS)}", repr(name))
-    whole("num_classes", num_classes, 2)
-    whole("seed", seed, 0)
+    num_classes, seed = whole("num_classes", num_classes, 2), whole("seed", seed, 0)
     images, labels = as_tensors(forget, "forget")
     check_images("forget", images, bounds or (-torch.inf, torch.inf))
     check_labels("forget labels", labels, len(images), num_classes)

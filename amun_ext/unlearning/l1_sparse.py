@@ -56,7 +56,7 @@ def l1_sparse(
     number = is_number(gamma) and 0 <= gamma < float("inf")
     require(number, "gamma", "finite and not negative", repr(gamma))
     require(gamma_schedule in SCHEDULES, "gamma_schedule", f"one of {tuple(SCHEDULES)}", repr(gamma_schedule))
-    whole("epochs_without", epochs_without, 0)
+    epochs_without = whole("epochs_without", epochs_without, 0)
     epochs = recipe.epochs - epochs_without
     require(epochs >= 0, "epochs_without", f"at most the {recipe.epochs} epochs", epochs_without)
 

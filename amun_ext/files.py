@@ -22,6 +22,7 @@ from amun_ext.reading import parse_json, text_of
 
 NOTE, REQUEST = "README.txt", "request.txt"
 NOTED = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
+WITHOUT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 OLD, NEW, SHOWN = "old", "new", "shown"  # folders of results that are put in place, and the link to one of them
 
@@ -195,9 +196,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # of which not every file system can do it
-            raise
+    except OSError as error:
+        if not path.is_dir() and error.errno not in WITHOUT_SYNC:  # not every file system can do it
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
 

@@ -183,6 +183,21 @@ class TestWorkplace:
         put(tmp_path)
 
 
+def test_a_file_system_that_cannot_sync_is_none_that_fails(tmp_path: Path, monkeypatch) -> None:
+    def failing(number: int) -> Callable[[int], None]:
+        def fsync(_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
+    files.write_text(tmp_path / "a", "here")
+    assert (tmp_path / "a").read_text() == "here"
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    with pytest.raises(OSError, match=r"Input/output error: '.*b'"):
+        files.write_text(tmp_path / "b", "here")
+
+
 def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     files.write_text(tmp_path / "page", "caf\udce9 \u2603")
     assert (tmp_path / "page").read_bytes() == b"caf\\udce9 \xe2\x98\x83"

@@ -18,6 +18,7 @@ from amun_ext.checks import distinct, listed, require, shown
 from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
+from amun_ext.models.checkpoint import check_fits
 from amun_ext.models.state import count_classes
 from amun_ext.reading import check_file
 from amun_ext.report import Result
@@ -126,9 +127,11 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     sizes: dict[str, Any] = {"num_classes": len(splits.classes), "in_channels": images.shape[1], "width": width}
     if arch in models.MODELS:  # not to make one that is larger than the file by far
         with torch.device("meta"):
-            count = sum(tensor.numel() for tensor in models.build(str(arch), **sizes).state_dict().values())
+            empty = models.build(str(arch), **sizes)
+        count = sum(tensor.numel() for tensor in empty.state_dict().values())
         got = f"one of {count} values with width {width} in a file of {path.stat().st_size} bytes"
         require(count <= path.stat().st_size, str(path), "a checkpoint of this architecture", got)
+        check_fits(path, empty)  # a file with holes has any size
     model = models.build(str(arch), **sizes)
     models.load_checkpoint(path, model)
     model = model.to(options.device)

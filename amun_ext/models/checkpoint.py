@@ -44,11 +44,25 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     are. No value is looked at before names and shapes have been found right: a tensor may claim to be of any size.
     """
     path = Path(path)
+    expected = model.state_dict()
+    state, metadata = _fitting(path, expected)
+    cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may make one infinite
+    _check_values(str(path), cast, model)
+    model.load_state_dict(state)
+    return metadata
+
+
+def check_fits(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """InputError as `load_checkpoint`, but for values; `model` may be on the device meta, where it takes no memory."""
+    _fitting(Path(path), model.state_dict())
+
+
+def _fitting(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is in the file, which has the names, shapes and types that are `expected`."""
     state, metadata = _read(path)
     if state and all(key.startswith(PARALLEL) for key in state):
         state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
     _check_tensors(str(path), state)
-    expected = model.state_dict()
     problems = {
         "missing": [key for key in expected if key not in state],
         "unexpected": [key for key in state if key not in expected],
@@ -60,10 +74,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     }
     found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
     require(not found, str(path), "a checkpoint of this architecture", f"one with keys that do not fit: {found}")
-    cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may make one infinite
-    _check_values(str(path), cast, model)
-    model.load_state_dict(state)
-    return metadata
+    return state, metadata
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

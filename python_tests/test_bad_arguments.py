@@ -91,6 +91,40 @@ def test_a_class_is_named_by_one_name(original, tmp_path, capsys, user) -> None:
     assert "--class must be one of the numbers [0, 9], which have one name, got same" in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("audit", "audit.md"),
+        ("compare", "compare.json"),
+        ("search", "searches.html"),
+        ("audit", "retrained.safetensors"),
+    ],
+)
+def test_a_file_of_the_users_is_not_replaced(command: str, name: str, original, tmp_path, capsys) -> None:
+    (tmp_path / name).write_text("mine")
+    more = ["--ids", "3-9", *["--retrain"] * (command == "audit")]
+    assert amun(command, original, tmp_path, *more) == 2
+    assert name in one_line(capsys)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+
+
+def test_models_without_other_ids_are_not_replaced(original, tmp_path, capsys) -> None:
+    path = tmp_path / "retrained.safetensors"
+    models.save_checkpoint(path, small_cnn(10, 1, 2), {"forgotten": "[4]"})
+    before = path.read_bytes()
+    assert amun("audit", original, tmp_path, "--ids", "3-9", "--retrain") == 2
+    assert f"--out must be where no other retrained models are, got {path}" in one_line(capsys)
+    assert path.read_bytes() == before
+
+
+def test_a_file_with_holes_has_no_weights_for_a_large_model(tmp_path, capsys) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(small_cnn(10, 1, 2).state_dict(), path)
+    os.truncate(path, 2**42)
+    assert amun("forget", path, tmp_path / "out", "--arch", "small-cnn", "--width", "90000", "--ids", "3") == 2
+    assert f"amun: error: {path} must be a checkpoint" in one_line(capsys)
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "", "1_0", "9" * 5000])
 def test_how_many_to_retrain(number: str, original, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):

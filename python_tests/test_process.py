@@ -171,6 +171,17 @@ class TestAgain:
         assert facts(out)["ids"] == [5]
         assert {path.name for path in out.iterdir()} == {"model.safetensors", "report.html", "report.json"}
 
+    @pytest.mark.parametrize("missing", [None, 5, "\x1b[31m3", [3.5], [True]])
+    def test_what_a_report_says_is_not_believed(self, missing: object, original, tmp_path, capsys) -> None:
+        out = tmp_path / "out"
+        assert cli.main(forget(original, out, "--ids", "5,6")) == 0
+        told = json.loads((out / "report.json").read_text())
+        told["facts"] |= {"ids not forgotten": missing, "date": "\x1b[31m\nnow"}
+        (out / "report.json").write_text(json.dumps(told))
+        capsys.readouterr()
+        assert cli.main(forget(original, out, "--ids", "5,6")) == 2
+        assert r"where there is the request of \x1b[31m\nnow to forget 5, 6" in capsys.readouterr().err
+
     def test_one_that_is_not_whole_is_none(self, original, tmp_path, capsys) -> None:
         out = tmp_path / "out"
         assert cli.main(forget(original, out, "--ids", "5,6")) == 0

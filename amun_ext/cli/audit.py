@@ -28,7 +28,7 @@ from amun_ext.cli.arguments import (
     add_tables,
     count,
 )
-from amun_ext.cli.earlier import now
+from amun_ext.cli.earlier import check_no_strangers, now
 from amun_ext.cli.loading import (
     about,
     check_folder,
@@ -37,6 +37,7 @@ from amun_ext.cli.loading import (
     ids_in_question,
     load_for,
     rebuilt,
+    record_of,
     tell,
 )
 from amun_ext.cli.start import add_init, init
@@ -122,6 +123,7 @@ def run(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace, place: Path) -> int:
     made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
     check_free(options.out, *FILES, *(path.name for path in made))
+    check_no_strangers(options.out, *FILES)
     check_tables(options)
     for path in (options.model, options.original):
         own = path is not None and realpath(path) in map(realpath, made)
@@ -134,6 +136,9 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     shadows = None if options.shadows is None else auditing.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
     gone = [*ids.tolist(), *previously_forgotten]
+    for path in made:  # of an earlier run for the same ids, or none
+        others = path.exists() and sorted(record_of(path).gone) != sorted(gone)
+        require(not others, "--out", "where no other retrained models are", f"{path}, which is not one without the ids")
     remarks = provenance.check_retrained(options.retrained_model, [known for _, known in retrained], gone)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]

@@ -16,6 +16,7 @@ from amun_ext.cli.arguments import (
     add_tables,
     recipe,
 )
+from amun_ext.cli.earlier import check_no_strangers
 from amun_ext.cli.loading import (
     about,
     check_folder,
@@ -80,6 +81,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     check_free(options.out, "compare.json", "compare.html")
+    check_no_strangers(options.out, "compare.json", "compare.html")
     check_tables(options)
     names = [name.strip() for name in options.methods.split(",")]
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]

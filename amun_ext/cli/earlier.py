@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from amun_ext.checks import require
+from amun_ext.checks import is_whole, require, shown
 from amun_ext.deletion.request import MODEL, NEW_DIGEST, RESULTS
 from amun_ext.files import file_digest
 from amun_ext.reading import stored
@@ -27,7 +27,9 @@ def facts(folder: Path, name: str = "report.json") -> dict[str, Any]:
 def finished(folder: Path, request: str) -> dict[str, Any] | None:
     """The facts of this very request, where all of its results are in the folder, as they were written."""
     told = facts(folder)
-    whole = told.get("request") == request and all((folder / name).is_file() for name in RESULTS)
+    missing = told.get("ids not forgotten")
+    whole = isinstance(missing, list) and all(map(is_whole, missing))
+    whole = whole and told.get("request") == request and all((folder / name).is_file() for name in RESULTS)
     return told if whole and file_digest(folder / MODEL) == told.get(NEW_DIGEST) else None
 
 
@@ -39,8 +41,18 @@ def check_no_other(folder: Path) -> None:
 
 
 def described(told: dict[str, Any]) -> str:
-    """A request, by the facts of its report."""
+    """A request, by the facts of its report, as a terminal may have it."""
     ids = told.get("ids")
     ids = ids if isinstance(ids, list) else []
-    shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-    return f"the request of {told.get('date', 'an unknown date')} to forget {shown or 'some ids'}"
+    named = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return shown(f"the request of {told.get('date', 'an unknown date')} to forget {named or 'some ids'}")
+
+
+def check_no_strangers(folder: Path, *names: str) -> None:
+    """InputError for files of these names that no earlier run has written: the first is a document with facts.
+
+    Not for links to nothing, as a run leaves them that is killed while it puts its first results in place.
+    """
+    there = [name for name in names if (folder / name).is_file()]
+    must_be = f"where files of these names are amun's or none: {', '.join(names)}"
+    require(not there or bool(facts(folder, names[0])), "--out", must_be, f"{folder}, which has {', '.join(there)}")

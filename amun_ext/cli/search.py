@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_tables
+from amun_ext.cli.earlier import check_no_strangers
 from amun_ext.cli.loading import (
     about,
     asked,
@@ -87,6 +88,7 @@ def add_searches(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_free(options.out, "searches.json", "searches.html")
+    check_no_strangers(options.out, "searches.json", "searches.html")
     check_tables(options)
     if options.png is not None:
         check_folder(options.png)

@@ -98,6 +98,8 @@ def test_a_class_is_named_by_one_name(original, tmp_path, capsys, user) -> None:
         ("compare", "compare.json"),
         ("search", "searches.html"),
         ("audit", "retrained.safetensors"),
+        ("tune", "tuned.json"),
+        ("tune", "journal.log"),
     ],
 )
 def test_a_file_of_the_users_is_not_replaced(command: str, name: str, original, tmp_path, capsys) -> None:

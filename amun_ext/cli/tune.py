@@ -17,8 +17,10 @@ from amun_ext.cli.arguments import (
     add_tables,
     recipe,
 )
+from amun_ext.cli.earlier import check_no_strangers
 from amun_ext.cli.loading import about, check_folder, check_free, check_tables, ids_to_forget, load_for, rebuilt, tell
 from amun_ext.cli.start import add_init, init
+from amun_ext.tuning.tune import JOURNAL, STUDY
 
 
 def add(commands: Commands) -> None:
@@ -63,7 +65,10 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    check_free(options.out, "tuned.json", "trials.json", "tuning.html")
+    names = "tuned.json", "trials.json", "tuning.html"
+    check_free(options.out, *names)
+    if not (options.out / STUDY).is_file():  # which a study begins with
+        check_no_strangers(options.out, *names, JOURNAL)
     check_tables(options)
     splits = load_for(options)
     ids = ids_to_forget(options, splits)

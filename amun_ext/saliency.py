@@ -158,8 +158,9 @@ def _scores(
             # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
             logits = logits_of(model, x.to(device, dtype, copy=True))
             loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
-            require(loss.requires_grad, "model", "a map to logits that depend on its trainable parameters", "others")
-            grads = torch.autograd.grad(loss, weights, allow_unused=True)
+            grads = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
+            depends = any(grad is not None for grad in grads)
+            require(depends, "model", "a map to logits that depend on its trainable parameters", "others")
             for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
                     total += grad.abs() if score == "sum_abs" else grad

@@ -165,3 +165,32 @@ def test_whole_numbers_may_be_numpys(kind: str, data: TensorDataset) -> None:
     assert saliency_mask(net(), forget, batch_size=two).keys() == saliency_mask(net(), forget).keys()
     one, other = (unlearn(net(), forget, retain, method="ft", seed=seed, recipe=ONCE) for seed in (two, 2))
     assert torch.equal(one(images), other(images))
+
+
+class Through(torch.autograd.Function):
+    """Has a gradient, of which nothing arrives, as in a quantised layer."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> None:
+        return None
+
+
+class Apart(nn.Module):
+    def __init__(self, cut: object) -> None:
+        super().__init__()
+        self.net, self.cut = net(), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cut(self.net(x))  # type: ignore[operator, no-any-return]
+
+
+@pytest.mark.parametrize("method", ["ft", "rl", "ga", "salun", "l1-sparse", "retrain"])
+@pytest.mark.parametrize("cut", [Tensor.detach, Through.apply], ids=["detached", "through"])
+def test_what_cannot_learn_is_not_called_unlearned(cut: object, method: str, data: TensorDataset) -> None:
+    message = "^model must be a map to logits that depend on its trainable parameters, got others$"
+    with pytest.raises(InputError, match=message):
+        unlearn(Apart(cut), *halves(data), method=method, recipe=ONCE)

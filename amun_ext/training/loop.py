@@ -38,6 +38,9 @@ class Epoch:
     accuracy: Mapping[str, float]  # by the names of `Run.eval_sets`
 
 
+DEPENDS = "a map to logits that depend on its trainable parameters"
+
+
 @dataclass(frozen=True)
 class Run:
     """How a training is run, beside its recipe.
@@ -128,11 +131,14 @@ def fit(
             for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
                     logits = logits_of(model, some)
+                require(logits.requires_grad, "model", DEPENDS, "others")
                 # a sum over a batch is beyond what half precision tells apart
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(wide, theirs, reduction="sum")
                 total += loss.detach()
                 scaler.scale((-loss if each.ascend else loss) / len(x)).backward()
+            moved = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
+            require(moved, "model", DEPENDS, "others")  # a quantised layer lets no gradient through
             if penalty is not None:
                 scaler.scale(penalty(model, epoch)).backward()
             scaler.step(optimizer)

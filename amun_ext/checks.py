@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -72,6 +72,14 @@ def distinct(name: str) -> str:
     letters without a width or spaces of another kind."""
     plain = all(each == " " or unicodedata.category(each) not in ("Cf", "Zs") for each in name)
     return shown(name) if plain and unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
+
+
+def box(bounds: object) -> tuple[float, float]:
+    """The ends of `bounds`, infinite ones of None; InputError for anything but a pair of numbers in their order."""
+    ends: Any = (-math.inf, math.inf) if bounds is None else bounds
+    pair = isinstance(ends, tuple | list) and len(ends) == 2 and all(is_number(end) for end in ends)
+    require(pair and ends[0] < ends[1], "bounds", "(low, high) with low < high, or None", bounds)
+    return ends[0], ends[1]
 
 
 def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:

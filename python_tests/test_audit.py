@@ -286,8 +286,8 @@ class TestInput:
         less = Splits(TensorDataset(*splits.train[:-1]), splits.test, splits.classes)
         for options, message in [
             ({"ids": torch.tensor([1, 1])}, "ids must be different"),
-            ({"ids": torch.tensor([], dtype=torch.int64)}, "ids must be row numbers"),
-            ({"ids": [1, 2]}, "ids must be row numbers"),
+            ({"ids": torch.tensor([], dtype=torch.int64)}, "ids must be a tensor of row numbers"),
+            ({"ids": [*range(999)]}, r"ids must be a tensor of .* got \[0, 1, 2, 3, 4, 5, \.\.\.\]"),
             ({"previously_forgotten": [int(ids[0])]}, "ids must be different, and none that was forgotten before"),
             ({"ids": torch.tensor([600])}, "ids must be"),
             ({"equivalence_margin": 0.0}, "margin must be"),

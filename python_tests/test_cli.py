@@ -76,6 +76,16 @@ class TestForget:
             assert "--class must be one of 0, 1, 2" in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
 
+    def test_what_is_left_of_a_class(self, original: Path, tmp_path: Path, capsys) -> None:
+        """An earlier request may have been for some of it, or for all."""
+        rows = (data.load("digits").train.tensors[1] == 3).nonzero()[:, 0].tolist()
+        assert forget(original, tmp_path / "some", "--ids", f"{rows[0]},{rows[4]}", "--epochs", "1") == 0
+        after = tmp_path / "some/model.safetensors"
+        assert forget(after, tmp_path / "rest", "--class", "3", "--epochs", "1") == 0
+        assert told(tmp_path / "rest")["facts"]["ids"] == [row for row in rows if row not in (rows[0], rows[4])]
+        assert forget(tmp_path / "rest/model.safetensors", tmp_path / "no", "--class", "3") == 2
+        assert "--class must be one that has samples left, got '3'" in capsys.readouterr().err
+
     def test_writes_model_report_and_page(self, original: Path, tmp_path: Path, capsys) -> None:
         assert forget(original, tmp_path / "out", "--ids", "3,17,40-60", "--retrain", "--epochs", "1") == 0
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

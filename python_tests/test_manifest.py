@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from amun_ext import InputError, cli, data, deletion, models
+from amun_ext import AdversarialSet, InputError, cli, data, deletion, models
 from amun_ext.auditing import load_references, train_references
 from amun_ext.data import Splits, aligned, manifest_of, training_data, without
 from amun_ext.data import manifest as module
@@ -28,6 +28,7 @@ from amun_ext.unlearning.plan import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+GONE_ID = "amun: error: --ids must be of samples that are still in --data, got [3], which are forgotten and erased"
 CLASSES = ("anna", "bob", "cleo")
 
 
@@ -310,6 +311,24 @@ class TestCommandLine:
         (photos / "train/bob/0.png").unlink()
         status, told = run(f"forget {later} --ids 7 {forget} --out x")
         assert (status, told.split("got others: ")[1]) == (2, "missing: train/bob/0.png")
+
+    def test_a_search_knows_the_ids_as_well(self, run, err, photos: Path) -> None:
+        """Of data that the model was not trained on they are rows, which is said."""
+        image = data.load("photos").train.tensors[0][7]
+        assert run("forget --model o.safetensors --ids 3,5 --method ft --epochs 1 --out one")[0] == 0
+        for number in (3, 5):
+            (photos / f"train/anna/{number}.png").unlink()
+        search = "search --model one/model.safetensors --methods ddn --no-curves --out"
+        assert run(f"{search} s --ids 7")[0] == 0
+        found = AdversarialSet.load("s/ddn.safetensors")
+        assert float((found.images[0] - image).norm()) == pytest.approx(float(found.distance[0]), abs=1e-5)
+        assert run(f"{search} no --ids 3") == (2, GONE_ID)
+        assert run(f"{search} all")[0] in (0, 3)
+        assert len(AdversarialSet.load("all/ddn.safetensors").images) == 16
+        assert not [line for told in err for line in told.splitlines() if "an id is a row" in line]
+        (photos / "train/bob/0.png").unlink()
+        assert run(f"{search} other --ids 3")[0] in (0, 3)
+        assert "amun: --data are not what the model was trained on: an id is a row of --data" in err[-1].splitlines()
 
     def test_what_is_new_is_told(self, run, err, photos: Path) -> None:
         picture(np.random.default_rng(1), 0).save(photos / "train/anna/00.png")

@@ -1,6 +1,7 @@
 """What is said of models that were made otherwise: every difference, with both values."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,29 @@ def test_other_shadows(about: dict, message: str) -> None:
     provenance.check_shadows(made(), RECORD, [])
     with pytest.raises(InputError, match=message):
         provenance.check_shadows(made(**about), RECORD, [])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"recipe": Recipe(epochs=30, lr=0.1)},
+            r"made of, got a.safetensors, trained with recipe epochs 30 instead of 3",
+        ),
+        ({"seed": 1}, "trained with seed 1 instead of 0"),
+        ({"init": "b"}, "trained with init 'b' instead of 'a'"),
+        ({"forgotten": (3, 5)}, r"which has not forgotten the ids, got one without \[3\]"),
+    ],
+)
+def test_another_original(other: dict, message: str) -> None:
+    """It would prove that the audit sees another model's members."""
+    first = Record(recipe=RECIPE, seed=0, init="a")
+    audited = replace(first, forgotten=(3, 4), unlearning={"method": "ft"})
+    path = Path("a.safetensors")
+    for fitting in (first, replace(first, forgotten=(5,)), Record(), replace(first, seed=None)):
+        provenance.check_original(path, fitting, audited, [3, 4])
+    with pytest.raises(InputError, match=message):
+        provenance.check_original(path, replace(first, **other), audited, [3, 4])
 
 
 def test_recipes_from_before_a_field_was_there() -> None:

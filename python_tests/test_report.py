@@ -144,6 +144,8 @@ class TestRefusals:
         ("change", "message"),
         [
             ({"models": {}}, "^models must be"),
+            ({"models": Scorer(0.0)}, "^models must be a mapping of row names to models, got Scorer"),
+            ({"models": {"no-op": Scorer(0.0), "amun": None}}, r"^models\['amun'\] must be an nn.Module, got NoneType"),
             ({"baseline": "retrained"}, "^baseline must be among the rows .*'retrained'"),
             ({"headline": "x"}, "^headline must be among"),
             ({"seconds": {"x": 1.0}}, "^seconds must be among"),
@@ -327,6 +329,10 @@ def test_tabular_data_have_bounds_of_their_own(arguments):
     tabular = arguments | shifted | {"adversarial": None}
     with pytest.raises(InputError, match=r"inside bounds \(0\.0, 1\.0\)"):
         evaluate(**tabular)
-    assert evaluate(**tabular, bounds=(-math.inf, math.inf)).sizes["forget"] == len(shifted["forget"])
+    for bounds in (None, (-math.inf, math.inf), [-3, -2]):
+        assert evaluate(**tabular, bounds=bounds).sizes["forget"] == len(shifted["forget"])
+    for bounds in ((1, 0), "01", (0.0, math.nan), 3):
+        with pytest.raises(InputError, match=r"bounds must be \(low, high\) with low < high, or None"):
+            evaluate(**tabular, bounds=bounds)
     with pytest.raises(InputError, match="or None where there is no retrained model"):
         evaluate(**arguments | {"baseline": "anew"})

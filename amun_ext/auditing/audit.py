@@ -1,6 +1,7 @@
 """audit: attacks on a model, measures with intervals, and a verdict by a stated rule (paper section 3)."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -154,7 +155,7 @@ def check(
 ) -> dict[str, Answers]:
     """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
-    require(rows, "ids", "row numbers [n] int64, one at least", ids)
+    require(rows, "ids", "a tensor of row numbers [n] int64, one at least", reprlib.repr(ids))
     number = is_number(equivalence_margin) and 0 < equivalence_margin < 50
     require(number, "equivalence_margin", "points of AUC between 0 and 50", repr(equivalence_margin))
     gone = [*ids.tolist(), *previously_forgotten]

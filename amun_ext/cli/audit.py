@@ -131,7 +131,10 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     splits = load_for(options)
     model, record = rebuilt(options, splits)
     ids, previously_forgotten = ids_in_question(options, splits, record)
-    original = None if options.original is None else rebuilt(options, splits, options.original)[0]
+    original = None
+    if options.original is not None:
+        original, known = rebuilt(options, splits, options.original)
+        provenance.check_original(options.original, known, record, ids.tolist())
     references = None if options.references is None else auditing.load_references(options.references)
     shadows = None if options.shadows is None else auditing.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
@@ -139,7 +142,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     for path in made:  # of an earlier run for the same ids, or none
         others = path.exists() and sorted(record_of(path).gone) != sorted(gone)
         require(not others, "--out", "where no other retrained models are", f"{path}, which is not one without the ids")
-    remarks = provenance.check_retrained(options.retrained_model, [known for _, known in retrained], gone)
+    remarks = provenance.check_retrained(options.retrained_model, [told for _, told in retrained], gone)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
     check(model, splits, ids, original, given, references, shadows, previously_forgotten, options.equivalence_margin)

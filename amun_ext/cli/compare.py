@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> None:
     rows = {setting: compare.plans(names, setting == "with", **chosen) for setting in settings}
     whole("seeds", options.seeds, 1)
     splits = load_for(options)
-    ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
+    ids = ids_to_forget(options, splits, record.gone)
     test, tested_on = unseen(options, splits)
     compared = compare.compare(
         original,

@@ -83,8 +83,8 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     must_be = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", must_be, options.out)
     splits = load_for(options)
-    ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
+    ids = ids_to_forget(options, splits, record.gone)
     first = init(options, splits, original, record)
     request = Request(
         ids=ids,

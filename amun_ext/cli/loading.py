@@ -50,13 +50,15 @@ def record_of(path: Path) -> Record:
     return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
 
-def ids_to_forget(options: argparse.Namespace, splits: Splits) -> Tensor:
-    """The rows that add_ids asks for."""
-    return forget_ids(len(splits.train), **asked(options, splits.train, splits.classes), seed=options.seed)
+def ids_to_forget(options: argparse.Namespace, splits: Splits, gone: Sequence[int]) -> Tensor:
+    """The rows that add_ids asks for; a class is what is left of it without `gone`."""
+    return forget_ids(len(splits.train), **asked(options, splits.train, splits.classes, gone), seed=options.seed)
 
 
-def asked(options: argparse.Namespace, data: TensorDataset, classes: Sequence[str]) -> dict[str, Any]:
-    """What add_ids says, as `forget_ids` takes it; the rows of a class as ids."""
+def asked(
+    options: argparse.Namespace, data: TensorDataset, classes: Sequence[str], gone: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What add_ids says, as `forget_ids` takes it; the rows of a class, without those that are `gone`, as ids."""
     ids = options.ids
     if options.of_class is not None:
         named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
@@ -66,8 +68,9 @@ def asked(options: argparse.Namespace, data: TensorDataset, classes: Sequence[st
         require(0 <= number < len(classes), "--class", known, f"'{distinct(options.of_class)}'")
         alike = [number for number, name in enumerate(classes) if name == options.of_class]
         require(len(alike) < 2, "--class", f"one of the numbers {alike}, which have one name", options.of_class)
-        ids = data.tensors[1].eq(number).nonzero()[:, 0].tolist()
-        require(bool(ids), "--class", "one that has samples", repr(options.of_class))
+        out_of_it = set(gone)
+        ids = [row for row in data.tensors[1].eq(number).nonzero()[:, 0].tolist() if row not in out_of_it]
+        require(bool(ids), "--class", "one that has samples left", f"'{distinct(options.of_class)}'")
     return {"ids": ids, "file": options.ids_file, "fraction": options.fraction}
 
 
@@ -82,7 +85,7 @@ def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record)
         require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
         ids = forget_ids(len(splits.train), ids=there)
     else:
-        ids = ids_to_forget(options, splits)
+        ids = ids_to_forget(options, splits, splits.absent)
     gone = sorted({*ids.tolist()} & {*splits.absent})
     require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
     known = record.training_data

@@ -28,6 +28,20 @@ def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequenc
     return remarks
 
 
+def check_original(path: Path, original: Record, record: Record, ids: Sequence[int]) -> None:
+    """InputError for a model that the audited one was not made of, or that has forgotten some of the ids itself.
+
+    The verdict takes it for the proof that the audit would notice a model which has forgotten nothing.
+    """
+    kept = ("recipe", "seed", "init")  # of the first training, in every checkpoint that comes of it
+    theirs, ours = ({name: getattr(each, name) for name in kept} for each in (original, record))
+    known = [name for name in kept if theirs[name] is not None and ours[name] is not None]
+    differ = differences(*({name: _plain(each[name]) for name in known} for each in (theirs, ours)))
+    require(not differ, "--original", "the model that --model was made of", f"{path.name}, trained with {differ}")
+    gone = sorted(set(ids) & set(original.gone))
+    require(not gone, "--original", "the model before, which has not forgotten the ids", f"one without {gone[:5]}")
+
+
 def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequence[int]) -> None:
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
     other = _other_recipe(shadows, record)
@@ -68,6 +82,10 @@ def seconds(path: Path, record: Record) -> float | None:
         if isinstance(took, int | float) and not isinstance(took, bool):
             return float(took)
     return record.seconds
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if isinstance(value, Recipe) else value
 
 
 def _other_recipe(made: Answers, record: Record) -> str:

@@ -1,14 +1,16 @@
 """amun search: adversarial examples by several methods, side by side."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import require
+from amun_ext.checks import InputError, require
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_tables
 from amun_ext.cli.earlier import check_no_strangers
 from amun_ext.cli.loading import (
@@ -18,11 +20,12 @@ from amun_ext.cli.loading import (
     check_free,
     check_tables,
     load_data,
+    load_for,
     rebuilt,
     record_of,
     tell,
 )
-from amun_ext.data import classes_of
+from amun_ext.data import Splits, classes_of
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
@@ -96,10 +99,10 @@ def run(options: argparse.Namespace) -> int:
     require(options.part in ("train", "test"), "--part", "train or test", options.part)
     methods = [method.strip() for method in options.methods.split(",")]
     searches.check_methods(methods)
-    splits = load_data(options, classes_of(record_of(options.model).to_metadata()))
+    splits = _loaded(options)
     part = getattr(splits, options.part)
     images, labels = part.tensors
-    ids = chosen_ids(options, part, splits.classes)
+    ids = chosen_ids(options, part, splits.classes, splits.absent)
     model, record = rebuilt(options, splits)
     found = searches.compare(
         model,
@@ -123,8 +126,28 @@ def run(options: argparse.Namespace) -> int:
     return 3 if found.missing else 0
 
 
-def chosen_ids(options: argparse.Namespace, data: TensorDataset, classes: Sequence[str]) -> Tensor:
-    """The rows to search."""
-    ways = asked(options, data, classes) | {"count": options.count}
-    given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, len(data))}
-    return some_ids(len(data), **given, seed=options.seed)
+def _loaded(options: argparse.Namespace) -> Splits:
+    """The training samples under the ids that the model knows them by; others than these as they are."""
+    if options.part == "train":
+        with contextlib.suppress(InputError):
+            return load_for(options)
+    splits = load_data(options, classes_of(record_of(options.model).to_metadata()))
+    if options.part == "train":
+        print("amun: --data are not what the model was trained on: an id is a row of --data", file=sys.stderr)
+    return splits
+
+
+def chosen_ids(
+    options: argparse.Namespace, data: TensorDataset, classes: Sequence[str], absent: Sequence[int] = ()
+) -> Tensor:
+    """The rows to search, none that is `absent`."""
+    ways = asked(options, data, classes, absent) | {"count": options.count}
+    erased = set(absent)
+    there = torch.tensor([row for row in range(len(data)) if row not in erased], device="cpu")
+    given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, len(there))}
+    if {"count", "fraction"} & given.keys():
+        return there[some_ids(len(there), **given, seed=options.seed)]
+    ids = some_ids(len(data), **given)
+    gone = sorted({*ids.tolist()} & erased)
+    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
+    return ids

@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
         check_no_strangers(options.out, *names, JOURNAL)
     check_tables(options)
     splits = load_for(options)
-    ids = ids_to_forget(options, splits)
     original, record = rebuilt(options, splits)
+    ids = ids_to_forget(options, splits, record.gone)
     tuned = tuning.tune(
         original,
         splits,

@@ -118,7 +118,7 @@ def retraining(
     known = {"epochs", "lr"} <= told.keys()
     require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
     given = described(init)
-    must_be = f"what the checkpoint's training began with, {record.init}"
+    must_be = f"what the checkpoint's training began with, {record.init} (on the command line --init)"
     require(record.init in (None, given), "init", must_be, given or "none")
     check_init(original, init)
     return replace(plan("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")

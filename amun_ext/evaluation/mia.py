@@ -41,13 +41,17 @@ class Auc:
     def interval(self, level: float = 95.0) -> tuple[float, float]:
         """(low, high), percent, from one sample on.
 
-        DeLong's from FEW samples on. Of fewer that of Clopper and Pearson (1934), as if the area were a share of the
-        smaller side: what a sample adds lies between 0 and 1, and a share is the most that such a mean can spread. It
-        is wide, and holds the area at least as often as it says (simulated in python_tests/test_roc.py).
+        DeLong's from FEW samples on, on the scale of the logit (Pepe 2003), which keeps it inside 0 and 100 and holds
+        near the ends. Of fewer samples, and at an end, that of Clopper and Pearson (1934), as if the area were a share
+        of the smaller side: what a sample adds lies between 0 and 1, and a share is the most that such a mean can
+        spread. It is wide, and holds the area at least as often as it says (simulated in python_tests/test_roc.py).
         """
-        if self.samples >= FEW:
-            half = NormalDist().inv_cdf(0.5 + level / 200) * self.standard_error
-            return max(0.0, self.value - half), min(100.0, self.value + half)
+        if self.samples >= FEW and 0 < self.value < 100 and self.standard_error > 0:
+            share = self.value / 100
+            middle = math.log(share / (1 - share))
+            half = NormalDist().inv_cdf(0.5 + level / 200) * self.standard_error / 100 / (share * (1 - share))
+            low, high = (100 / (1 + math.exp(-max(end, -700.0))) for end in (middle - half, middle + half))
+            return low, high
         from scipy.stats import beta  # here, because it takes a second to import
 
         tail, wins = 0.5 - level / 200, self.samples * self.value / 100

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import check_images, check_labels, require
+from amun_ext.checks import box, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.evaluation.accuracy import accuracy, predict
 from amun_ext.evaluation.document import document
@@ -67,7 +67,7 @@ def evaluate(
     headline: str | None = None,
     adversarial: AdversarialExamples | None = None,
     classes: Sequence[str] = (),
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = (0.0, 1.0),
     facts: Mapping[str, object] | None = None,
 ) -> Report:
     """Measure how much each model resembles one retrained without the forget set (paper sections 3.1 and 3.3).
@@ -80,7 +80,7 @@ def evaluate(
         headline: the row shown as "after"; by default the first that is neither the first row nor the baseline.
         adversarial: what the search found for the forget images [N, C, H, W] in [0, 1], row by row.
         classes: names of all K classes, or none.
-        bounds: the least and the largest value that inputs can have; (-inf, inf) for none.
+        bounds: the least and the largest value that inputs can have; None for none.
         facts: what a reader should know (versions, seed, settings).
 
     Raises:
@@ -99,9 +99,11 @@ def evaluate(
         >>> report.rows["original"]["UA"], report.rows["original"]["FT AUC"]
         (75.0, 50.0)
     """
-    sets = {
-        name: _tensors(name, data, bounds) for name, data in (("forget", forget), ("retain", retain), ("test", test))
-    }
+    require(isinstance(models, Mapping), "models", "a mapping of row names to models", type(models).__name__)
+    for row, model in models.items():
+        require(isinstance(model, nn.Module), f"models[{row!r}]", "an nn.Module", type(model).__name__)
+    given, ends = {"forget": forget, "retain": retain, "test": test}, box(bounds)
+    sets = {name: _tensors(name, data, ends) for name, data in given.items()}
     seconds, names = dict(seconds or {}), list(models)
     require(bool(names), "models", "at least one model", "none")
     before = names[0]

@@ -66,7 +66,7 @@ class AucInterval:
     """An area and two intervals for it, (low, high), percent."""
 
     value: float
-    analytic: tuple[float, float]  # of `Auc.interval`: DeLong's, or Clopper and Pearson's of few samples
+    analytic: tuple[float, float]  # of `Auc.interval`: DeLong's on the logit, or Clopper and Pearson's of few samples
     bootstrap: tuple[float, float]
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from amun_ext import ops
-from amun_ext.checks import check_labels, is_number, require, whole
+from amun_ext.checks import box, check_labels, require, whole
 from amun_ext.digest import digest
 from amun_ext.models.prepare import prepared
 from amun_ext.models.state import count_classes, evaluating, placement
@@ -125,10 +125,7 @@ def find_min_adversarial(
         >>> result.labels.tolist(), round(float(result.distance[0]), 2)  # the boundary is 0.8 / sqrt(2) away
         ([1], 0.57)
     """
-    box = (-math.inf, math.inf) if bounds is None else bounds
-    pair = isinstance(box, tuple | list) and len(box) == 2 and all(is_number(end) for end in box) and box[0] < box[1]
-    require(pair, "bounds", "(low, high) with low < high, or None", bounds)
-    samples = stream.Samples(inputs, labels, (box[0], box[1]))
+    samples = stream.Samples(inputs, labels, box(bounds))
     like = samples.like
     low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)

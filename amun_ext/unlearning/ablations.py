@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import check_images, check_labels, require, whole
+from amun_ext.checks import box, check_images, check_labels, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
@@ -103,7 +103,7 @@ def ablation_set(
     require(name in ABLATIONS, "name", f"one of {tuple(ABLATIONS)}", repr(name))
     num_classes, seed = whole("num_classes", num_classes, 2), whole("seed", seed, 0)
     images, labels = as_tensors(forget, "forget")
-    check_images("forget", images, bounds or (-torch.inf, torch.inf))
+    check_images("forget", images, box(bounds))
     check_labels("forget labels", labels, len(images), num_classes)
     adversarial = adversarial.to(images.device)
     check_examples(adversarial, images, labels)

@@ -10,7 +10,7 @@ from amun_ext import InputError
 from amun_ext.checks import differences
 from amun_ext.cli import provenance
 from amun_ext.deletion import Record
-from amun_ext.files import claim
+from amun_ext.files import claim, file_digest
 from amun_ext.training import Recipe
 
 RECIPE = Recipe(epochs=3, lr=0.1)
@@ -65,6 +65,18 @@ def test_another_original(other: dict, message: str) -> None:
         provenance.check_original(path, fitting, audited, [3, 4])
     with pytest.raises(InputError, match=message):
         provenance.check_original(path, replace(first, **other), audited, [3, 4])
+
+
+def test_the_file_that_the_model_was_made_of(tmp_path) -> None:
+    """Or one from before an earlier request; a copy of it under another name is as good."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"weights")
+    known = file_digest(path)
+    for made_of in (None, (known,), ("0" * 64, known), (known, "0" * 64)):
+        provenance.check_original(path, Record(), Record(made_of=made_of), [3])
+    for made_of in ((), ("0" * 64,)):
+        with pytest.raises(InputError, match=r"--original must be the model that --model was made of, got a.saf"):
+            provenance.check_original(path, Record(), Record(made_of=made_of), [3])
 
 
 def test_recipes_from_before_a_field_was_there() -> None:

@@ -24,6 +24,7 @@ FULL = Record(
     recipe=RECIPE,
     forgotten=(3, 1, 4),
     unlearning={"method": "amun", "recipe": asdict(RECIPE), "keep": None, "bounds": [0.0, 1.0]},
+    made_of=("ab" * 32, "01" * 32),
     seconds=12.5,
     others={"format": "pt", "author": "me"},
 )
@@ -75,6 +76,10 @@ class TestRead:
             ("forgotten", "[3, 1, 3]", "free of repeated ids, got [3]"),
             ("forgotten", f"[{'9' * 5000}]", "a JSON list of ids"),
             ("forgotten", DEEP, "a JSON list of ids"),
+            ("made_of", "[]]", "JSON, got Extra data"),
+            ("made_of", '{"a": 1}', "a JSON list of SHA-256 digests"),
+            ("made_of", '["ab"]', "a JSON list of SHA-256 digests"),
+            ("made_of", f'["{"AB" * 32}"]', "a JSON list of SHA-256 digests"),
             ("recipe", "epochs", "JSON, got Expecting value"),
             ("recipe", "[1]", "a JSON object, got '[1]'"),
             ("recipe", "{}", "a recipe with epochs and lr, got '{}'"),

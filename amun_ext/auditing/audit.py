@@ -154,6 +154,7 @@ def check(
     equivalence_margin: float = MARGIN,
 ) -> dict[str, Answers]:
     """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
+    require(isinstance(splits, Splits), "splits", "a data.Splits", type(splits).__name__)
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
     require(rows, "ids", "a tensor of row numbers [n] int64, one at least", reprlib.repr(ids))
     number = is_number(equivalence_margin) and 0 < equivalence_margin < 50

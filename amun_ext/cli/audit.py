@@ -25,10 +25,11 @@ from amun_ext.cli.arguments import (
     add_data,
     add_ids,
     add_images,
+    add_overwrite,
     add_tables,
     count,
 )
-from amun_ext.cli.earlier import check_no_strangers, now
+from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, now, request_of
 from amun_ext.cli.loading import (
     about,
     check_folder,
@@ -111,6 +112,7 @@ def add(commands: Commands) -> None:
         "--fail-unless", choices=["forgotten"], help="end with another status than 0 where the verdict is another"
     )
     add_images(command)
+    add_overwrite(command)
     add_tables(command)
 
 
@@ -131,6 +133,8 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     splits = load_for(options)
     model, record = rebuilt(options, splits)
     ids, previously_forgotten = ids_in_question(options, splits, record)
+    request = request_of(options.model, ids.tolist())
+    check_no_other_request(options, request, FILES[0])
     original = None
     if options.original is not None:
         original, known = rebuilt(options, splits, options.original)
@@ -167,6 +171,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         remarks=remarks,
         facts={
             **about(options, record),
+            "request": request,
             "ids": ids.tolist(),
             "ids forgotten before": previously_forgotten,
             "references": None if references is None else len(references),
@@ -204,6 +209,7 @@ def _retrained(
         forgotten=tuple(sorted(gone.tolist())),
         manifest=without(record.manifest, splits.absent),
         unlearning=anew.plain(),
+        made_of=None,
         seconds=None,
     )
     warm_up()

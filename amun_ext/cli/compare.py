@@ -11,12 +11,13 @@ from amun_ext.cli.arguments import (
     add_command,
     add_data,
     add_ids,
+    add_overwrite,
     add_recipe,
     add_settings,
     add_tables,
     recipe,
 )
-from amun_ext.cli.earlier import check_no_strangers
+from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, request_of
 from amun_ext.cli.loading import (
     about,
     check_folder,
@@ -74,6 +75,7 @@ def add(commands: Commands) -> None:
     )
     add_settings(command)
     add_init(command)
+    add_overwrite(command)
     add_tables(command)
     add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
 
@@ -91,6 +93,8 @@ def run(options: argparse.Namespace) -> None:
     splits = load_for(options)
     original, record = rebuilt(options, splits)
     ids = ids_to_forget(options, splits, record.gone)
+    request = request_of(options.model, ids.tolist())
+    check_no_other_request(options, request, "compare.json")
     test, tested_on = unseen(options, splits)
     compared = compare.compare(
         original,
@@ -102,6 +106,7 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         facts={
             **about(options, record),
+            "request": request,
             **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
             **tested_on,
         },

@@ -1,15 +1,19 @@
 """What an earlier run has left where results are to be: the same, which need not be done again, or another's."""
 
+import argparse
 import datetime
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from amun_ext.checks import is_whole, require, shown
-from amun_ext.deletion.request import MODEL, NEW_DIGEST, RESULTS
+from amun_ext.deletion.request import MODEL, NEW_DIGEST, REPORT, RESULTS
+from amun_ext.digest import digest
 from amun_ext.files import file_digest
 from amun_ext.reading import stored
 
+RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # one is in every folder of results
 MUST_BE = "where no other result is (--overwrite replaces it)"
 
 
@@ -46,6 +50,18 @@ def described(told: dict[str, Any]) -> str:
     ids = ids if isinstance(ids, list) else []
     named = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
     return shown(f"the request of {told.get('date', 'an unknown date')} to forget {named or 'some ids'}")
+
+
+def request_of(model: Path, *parts: object) -> str:
+    """What tells a question about a model from others: the file of the model, and which samples it is about."""
+    return digest({}, json.dumps([file_digest(model), *parts]))
+
+
+def check_no_other_request(options: argparse.Namespace, request: str, name: str) -> None:
+    """InputError for a result under this name that is of another `request_of`, unless it is to be replaced."""
+    told = facts(options.out, name)
+    same = not told or options.overwrite or told.get("request") == request
+    require(same, "--out", MUST_BE, f"{options.out}, with {name} of another model or of other samples")
 
 
 def check_no_strangers(folder: Path, *names: str) -> None:

@@ -84,6 +84,8 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     require(not own, "--out", must_be, options.out)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
+    known_by = file_digest(options.model)
+    record = replace(record, made_of=(*(record.made_of or ()), known_by))
     ids = ids_to_forget(options, splits, record.gone)
     first = init(options, splits, original, record)
     request = Request(
@@ -97,7 +99,6 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     )
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)
-    known_by = file_digest(options.model)
     asked = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
     done = finished(options.out, asked)
     if done is not None:

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
 from amun_ext.checks import distinct, listed, require, shown
+from amun_ext.cli.earlier import RECORDS
 from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.files import no_link
@@ -178,6 +179,9 @@ def check_tables(options: argparse.Namespace) -> None:
     """That --tables has somewhere to write to."""
     if options.tables:
         no_link(options.out / TABLES)
+        ours = any((options.out / name).is_file() for name in RECORDS)  # of an earlier run, which have been looked at
+        there = (options.out / TABLES).exists()
+        require(ours or not there, "--out", f"without a folder {TABLES} that is not amun's", options.out)
         check_folder(options.out / TABLES)
 
 

@@ -38,6 +38,8 @@ def check_original(path: Path, original: Record, record: Record, ids: Sequence[i
     known = [name for name in kept if theirs[name] is not None and ours[name] is not None]
     differ = differences(*({name: _plain(each[name]) for name in known} for each in (theirs, ours)))
     require(not differ, "--original", "the model that --model was made of", f"{path.name}, trained with {differ}")
+    before = record.made_of is None or file_digest(path) in record.made_of
+    require(before, "--original", "the model that --model was made of", f"{path.name}, another file")
     gone = sorted(set(ids) & set(original.gone))
     require(not gone, "--original", "the model before, which has not forgotten the ids", f"one without {gone[:5]}")
 

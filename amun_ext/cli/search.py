@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_tables
-from amun_ext.cli.earlier import check_no_strangers
+from amun_ext.checks import InputError, listed, require
+from amun_ext.cli.arguments import (
+    RESUMES,
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_data,
+    add_ids,
+    add_overwrite,
+    add_tables,
+)
+from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, facts, request_of
 from amun_ext.cli.loading import (
     about,
     asked,
@@ -29,6 +39,7 @@ from amun_ext.data import Splits, classes_of
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
+from amun_ext.reading import stored
 from amun_ext.search import METHODS
 
 DEFAULT_COUNT = 200  # samples
@@ -61,6 +72,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--png", type=Path, metavar="DIR", help="write METHOD-ID.png of each: the image, its example, their difference"
     )
+    add_overwrite(command)
     add_tables(command)
     add_searches(command)
 
@@ -104,6 +116,14 @@ def run(options: argparse.Namespace) -> int:
     images, labels = part.tensors
     ids = chosen_ids(options, part, splits.classes, splits.absent)
     model, record = rebuilt(options, splits)
+    request = request_of(options.model, options.part, ids.tolist())
+    check_no_other_request(options, request, "searches.json")
+    _remove_others(options.out, request)
+    if options.png is not None:
+        there = [f"{method}-{row}.png" for method in methods for row in ids.tolist()]
+        there = [name for name in there if os.path.lexists(options.png / name)]
+        ours = options.overwrite or bool(facts(options.out, "searches.json"))
+        require(ours or not there, "--png", "a folder without files of these names (--overwrite)", listed(there))
     found = searches.compare(
         model,
         images[ids],
@@ -114,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         ids=ids,
         classes=splits.classes,
         out=options.out,
-        facts=about(options, record) | {"part": options.part, "seed": options.seed},
+        facts=about(options, record) | {"request": request, "part": options.part, "seed": options.seed},
         progress=not options.quiet,
     )
     searches.write(found, options.out)
@@ -124,6 +144,17 @@ def run(options: argparse.Namespace) -> int:
     for method, missing in found.missing.items():
         print(f"amun: no adversarial example by {method}: ids {', '.join(map(str, missing))}", file=sys.stderr)
     return 3 if found.missing else 0
+
+
+def _remove_others(folder: Path, request: str) -> None:
+    """The examples of another request, whose result is to be replaced."""
+    if facts(folder, "searches.json").get("request") == request:
+        return
+    methods = stored(folder / "searches.json").get("methods")
+    for method in [name for name in METHODS if isinstance(methods, dict) and name in methods]:
+        (folder / f"{method}.safetensors").unlink(missing_ok=True)
+        for path in (folder / "curves").glob(f"{method}-*.safetensors"):
+            path.unlink()
 
 
 def _loaded(options: argparse.Namespace) -> Splits:

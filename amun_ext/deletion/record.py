@@ -14,6 +14,7 @@ from amun_ext.training import Recipe
 
 VERSION = "1"  # under the key amun_ext; files without it are of this one
 LONGEST = 2**16  # characters of a value; a list of ids may fill the whole header, of which safetensors takes 100 MB
+DIGEST = re.compile("[0-9a-f]{64}")
 IDS = re.compile(r"\s*+\[\s*+(?:[0-9]{1,18}+\s*+(?:,\s*+[0-9]{1,18}+\s*+)*+)?\]\s*+")
 
 
@@ -71,6 +72,13 @@ def _packed(_: str, text: str) -> str:
     return text  # which is looked at where it is unpacked
 
 
+def _digests(name: str, text: str) -> tuple[str, ...]:
+    value = parse_json(name, text)
+    fits = isinstance(value, list) and all(isinstance(each, str) and DIGEST.fullmatch(each) for each in value)
+    require(fits, name, "a JSON list of SHA-256 digests", reprlib.repr(text))
+    return tuple(value)
+
+
 def _dumped(recipe: Recipe) -> str:
     return json.dumps(asdict(recipe))
 
@@ -90,6 +98,7 @@ class Record:
     seed: int | None = _key(_seed)
     forgotten: tuple[int, ...] | None = _key(_ids, json.dumps)
     unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a Plan.to_dict of plain values
+    made_of: tuple[str, ...] | None = _key(_digests, json.dumps)  # SHA-256 of the files of the models before, in order
     seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
     init: str | None = _key(_text)  # what training began with, see `amun_ext.models.fresh.described`
     manifest: str | None = _key(_packed)  # of the training samples, see `amun_ext.data.manifest`

@@ -1,0 +1,57 @@
+"""Results of another model or of other samples are not replaced unless that is asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from amun_ext import cli
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "model.safetensors"
+    flags = "--data digits --model small-cnn --width 4 --epochs 1 --out"
+    assert cli.main(["train", *flags.split(), str(path)]) == 0
+    return path
+
+
+COMMANDS = {
+    "audit": ("audit", "audit.json"),
+    "compare": ("compare --methods ga --seeds 1 --settings without --epochs 1", "compare.json"),
+    "search": ("search --methods ffgsm --no-curves", "searches.json"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_of_other_samples(original: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags, result = COMMANDS[name]
+    command = [*flags.split(), "--model", str(original), "--data", "digits", "--quiet", "--out", str(tmp_path)]
+    assert cli.main([*command, "--ids", "0-11"]) == 0
+    before = (tmp_path / result).read_bytes()
+    capsys.readouterr()
+    assert cli.main([*command, "--ids", "12-23"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "--out must be where no other result is (--overwrite replaces it)" in told
+    assert (tmp_path / result).read_bytes() == before
+    assert cli.main([*command, "--ids", "0-11"]) == 0  # the same once more
+    assert cli.main([*command, "--ids", "12-23", "--overwrite"]) == 0
+    assert (tmp_path / result).read_bytes() != before
+
+
+def test_pictures_and_tables_of_the_users(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["search", "--methods", "ffgsm", "--no-curves", "--ids", "0,1", "--model", str(original), "--quiet"]
+    command += ["--data", "digits", "--out", str(tmp_path / "out")]
+    mine = tmp_path / "pictures/ffgsm-1.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert cli.main([*command, "--png", str(mine.parent)]) == 2
+    assert "--png must be a folder without files of these names" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    table = tmp_path / "out/tables/models.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("mine")
+    assert cli.main([*command, "--tables"]) == 2
+    assert "--out must be without a folder tables that is not amun's" in capsys.readouterr().err
+    assert table.read_text() == "mine"
+    assert cli.main(command) == 0

@@ -345,7 +345,7 @@ class TestCommand:
 
         own = out / "retraining-mine.safetensors"
         own.touch()
-        some = ("--ids", "1-30", "--out", out)
+        some = ("--ids", "1-30", "--out", out, "--overwrite")
         answer = {"not forgotten": 10, "over-forgotten": 11, "cannot tell": 12}
         status = amun("audit", *after, *some, "--fail-unless", "forgotten")
         assert status == answer[json.loads((out / "audit.json").read_text())["verdict"]["answer"]]
@@ -359,7 +359,7 @@ class TestCommand:
                 "--retrained-model",
                 model,
                 "--out",
-                out,
+                tmp_path / "c",
             ),
             "margin must be": ("audit", *after, "--retrain", "--equivalence-margin", 60, "--out", tmp_path / "c"),
             "shadows must be of the ids": ("audit", *after, *kept, "--retrain", *some[:2], "--out", tmp_path / "c"),

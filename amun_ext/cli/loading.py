@@ -52,8 +52,12 @@ def record_of(path: Path) -> Record:
 
 
 def ids_to_forget(options: argparse.Namespace, splits: Splits, gone: Sequence[int]) -> Tensor:
-    """The rows that add_ids asks for; a class is what is left of it without `gone`."""
-    return forget_ids(len(splits.train), **asked(options, splits.train, splits.classes, gone), seed=options.seed)
+    """The rows that add_ids asks for; a class and a fraction are of what is left without `gone`."""
+    how = asked(options, splits.train, splits.classes, gone)
+    if options.fraction is None or not gone:
+        return forget_ids(len(splits.train), **how, seed=options.seed)
+    left = torch.tensor(sorted({*range(len(splits.train))} - {*gone}), dtype=torch.int64, device="cpu")
+    return left[forget_ids(len(left), **how, seed=options.seed)]
 
 
 def asked(
@@ -86,7 +90,8 @@ def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record)
         require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
         ids = forget_ids(len(splits.train), ids=there)
     else:
-        ids = ids_to_forget(options, splits, splits.absent)
+        how = asked(options, splits.train, splits.classes, splits.absent)
+        ids = forget_ids(len(splits.train), **how, seed=options.seed)  # also a fraction as the request drew it
     gone = sorted({*ids.tolist()} & {*splits.absent})
     require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
     known = record.training_data

@@ -39,7 +39,11 @@ def check_attack_loss(op, logits: Tensor, labels: Tensor, loss: str, gap: float 
         assert torch.equal(result.adversarial, expected.adversarial.to(logits.device))
         assert torch.equal(result.predicted, expected.predicted.to(logits.device))
         # The margin is a difference of two logits of the dtype: exact up to the accumulator's rounding.
-        assert_close(result.margin, expected.margin, accumulate_dtype(logits.dtype))
+        # At a tie that the label wins it is a rounding of the logits, in whatever type they are.
+        rounding = 2 * torch.finfo(result.margin.dtype).eps * logits.double().abs().amax(1)
+        tied = (result.margin > 0) & (result.margin <= rounding) & rounding.isfinite()
+        assert (expected.margin.to(rounding)[tied] <= rounding[tied]).all()
+        assert_close(result.margin[~tied], expected.margin.to(result.margin)[~tied], accumulate_dtype(logits.dtype))
         assert_close(result.grad_logits, expected.grad_logits, logits.dtype)
     return result
 

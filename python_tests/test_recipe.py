@@ -123,7 +123,10 @@ class TestAdamW:
 class TestMask:
     @pytest.fixture
     def masks(self) -> dict[str, Tensor]:
-        return {name: torch.rand(each.shape) < 0.5 for name, each in net().named_parameters()}
+        drawn = {name: torch.rand(each.shape) < 0.5 for name, each in net().named_parameters()}
+        for mask in drawn.values():
+            mask.view(-1)[:2] = torch.tensor([True, False])  # of each kind one
+        return drawn
 
     @pytest.mark.parametrize("precision", [None, "float16"])
     def test_frozen_weights_keep_every_bit(self, data: TensorDataset, masks: dict, precision: str | None) -> None:

@@ -94,6 +94,7 @@ class TestAdamW:
             torch.testing.assert_close(after, expected.state_dict())
         assert len(seen) == 6
 
+    @pytest.mark.same_inputs
     def test_a_small_vision_transformer_learns(self) -> None:
         """Which bright quarter an image has, with warm-up."""
         labels = torch.arange(64) % 4

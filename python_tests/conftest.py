@@ -94,11 +94,6 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 
 
 @pytest.fixture(scope="session")
-def one_thread():
-    """Every test has one thread."""
-
-
-@pytest.fixture(scope="session")
 def digits_checkpoint(once) -> Path:
     """A small network for the digits, by the command that users have for it."""
     told = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"

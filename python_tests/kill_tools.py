@@ -57,7 +57,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
     until = time.monotonic() + HANG
     while not holds():
         assert time.monotonic() < until
-        time.sleep(0.02)
+        time.sleep(0.02)  # of another's child no end is told
 
 
 def alive(pid: int) -> bool:

@@ -11,8 +11,6 @@ from torch.utils.data import TensorDataset
 from amun_ext import AdversarialSet, InputError
 from amun_ext.unlearning.ablations import ABLATIONS, RECIPE, ablation_set
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RANDOM_LABELS = ("Adv-RL", "Orig-RL")
 Pair = tuple[TensorDataset, AdversarialSet]
 

@@ -16,8 +16,6 @@ from amun_ext.auditing.members import harm, look_like_members
 from amun_ext.data import Splits
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RECIPE = Recipe(epochs=12, lr=0.1, schedule="cosine", batch_size=32)
 
 
@@ -137,19 +135,19 @@ def trained(rows: TensorDataset, seed: int) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def original(splits, one_thread) -> nn.Module:
+def original(splits) -> nn.Module:
     return trained(splits.train, 0)
 
 
 @pytest.fixture(scope="module")
-def retrained(splits, ids, one_thread) -> nn.Module:
+def retrained(splits, ids) -> nn.Module:
     kept = torch.ones(600, dtype=torch.bool)
     kept[ids] = False
     return trained(TensorDataset(*splits.train[kept.nonzero()[:, 0]]), 1)
 
 
 @pytest.fixture(scope="module")
-def references(splits, original, tmp_path_factory, one_thread):
+def references(splits, original, tmp_path_factory):
     return train_references(original, splits, RECIPE, out=tmp_path_factory.mktemp("references"), models=8)
 
 

@@ -13,8 +13,6 @@ from torch import nn
 from amun_ext import cli, data, models
 from amun_ext.models.small_cnn import small_cnn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ABOUT = {"arch": "small-cnn", "width": "2", "recipe": '{"epochs": 1, "lr": 0.1}'}
 
 

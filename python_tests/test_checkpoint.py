@@ -10,8 +10,6 @@ from torch import nn
 from amun_ext import models
 from amun_ext.checks import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def small(seed, num_classes=3):
     torch.manual_seed(seed)

@@ -21,8 +21,6 @@ from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.choices import save_choices
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def original(digits_checkpoint: Path) -> Path:

@@ -9,11 +9,9 @@ from matplotlib.image import imread
 
 from amun_ext import AdversarialSet, cli, data, models
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, one_thread) -> Path:
+def original(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("original") / "original.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)

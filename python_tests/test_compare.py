@@ -27,8 +27,6 @@ from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.choices import save_choices
 from amun_ext.unlearning.plan import plan
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GAP = ("UA", "RA", "TA", "FT AUC")
 SHORT = Recipe(epochs=1, lr=0.01)
 

@@ -14,8 +14,6 @@ from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.ablations import ABLATIONS, ablation_set
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RECIPE = Recipe(epochs=1, lr=0.01, batch_size=8, augment=True)
 
 

@@ -25,7 +25,6 @@ def test_every_example_is_run() -> None:
 
 
 @pytest.mark.same_inputs  # images of which an untrained network finds an example
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example_runs(name, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)

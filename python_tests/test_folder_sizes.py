@@ -11,8 +11,6 @@ from torch import nn
 
 from amun_ext import InputError, cli, data, models
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def fill(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (8, 8)) -> None:
     """Pictures [H, W, 3] by number, one brighter than the other."""

@@ -25,10 +25,7 @@ from amun_ext.models.fresh import described, untrained
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning.plan import plan
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
 RECIPE = Recipe(epochs=1, lr=0.05, batch_size=8)
 CLI = "--data digits --device cpu --seed 0"

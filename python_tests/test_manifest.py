@@ -26,8 +26,6 @@ from amun_ext.deletion.request import sets
 from amun_ext.training import Recipe
 from amun_ext.unlearning.plan import plan
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GONE_ID = "amun: error: --ids must be of samples that are still in --data, got [3], which are forgotten and erased"
 CLASSES = ("anna", "bob", "cleo")
 

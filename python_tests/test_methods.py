@@ -19,8 +19,6 @@ from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.l1_sparse import SCHEDULES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ALONE = [method for method, row in METHODS.items() if not row.needs_retain]
 WITH_RETAIN = [method for method, row in METHODS.items() if row.needs_retain]
 

@@ -8,9 +8,6 @@ from amun_ext import models
 from amun_ext.checks import InputError
 from amun_ext.data.vision import import_torchvision
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 NAMES = sorted(models.MODELS)
 
 

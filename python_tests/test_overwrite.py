@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from amun_ext import cli
+from amun_ext import cli, find_min_adversarial
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +55,23 @@ def test_pictures_and_tables_of_the_users(original: Path, tmp_path: Path, capsys
     assert "--out must be without a folder tables that is not amun's" in capsys.readouterr().err
     assert table.read_text() == "mine"
     assert cli.main(command) == 0
+
+
+def test_a_stopped_search_that_replaces_another_goes_on(original: Path, tmp_path: Path, monkeypatch) -> None:
+    flags = ["search", "--methods", "ffgsm,deepfool", "--no-curves", "--quiet", "--data", "digits"]
+    command = [*flags, "--model", str(original), "--out", str(tmp_path)]
+    assert cli.main([*command, "--ids", "0-11"]) == 0
+
+    def stopped(*arguments, method, **options):
+        if method == "deepfool":
+            raise KeyboardInterrupt
+        return find_min_adversarial(*arguments, method=method, **options)
+
+    other = [*command, "--ids", "12-23", "--overwrite"]
+    with monkeypatch.context() as patched:
+        patched.setattr("amun_ext.experiments.searches.find_min_adversarial", stopped)
+        assert cli.main(other) == 130
+    made = (tmp_path / "ffgsm.safetensors").stat()
+    assert cli.main(other) == 0
+    again = (tmp_path / "ffgsm.safetensors").stat()
+    assert (made.st_ino, made.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)

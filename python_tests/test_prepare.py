@@ -15,8 +15,6 @@ from amun_ext import models
 from amun_ext.models.prepare import prepared
 from amun_ext.models.state import evaluating
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NORMS = nn.modules.batchnorm._BatchNorm
 CHANNELS = 6
 

@@ -18,12 +18,11 @@ from amun_ext.cli.process import Output
 from amun_ext.deletion import Record
 from amun_ext.progress import progress_bar
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = "train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1"
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, one_thread) -> Path:
+def original(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("original") / "model.safetensors"
     assert cli.main([*TRAIN.split(), "--out", str(path)]) == 0
     return path

@@ -12,7 +12,6 @@ from amun_ext import find_min_adversarial, unlearn
 from amun_ext.random_state import own_random_state, same_random_state
 from amun_ext.training import Recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = Recipe(epochs=3, lr=0.05, batch_size=8)
 
 

@@ -16,8 +16,6 @@ from amun_ext.data.vision import import_torchvision
 from amun_ext.training import Epoch, Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning.choices import load_choices, save_choices
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ADAMW = Recipe(6, 0.01, "cosine", batch_size=20, weight_decay=0.1, optimizer="adamw", warmup_epochs=2)
 
 

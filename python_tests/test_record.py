@@ -14,8 +14,6 @@ from amun_ext.deletion import Record
 from amun_ext.models.small_cnn import small_cnn
 from amun_ext.training import Recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RECIPE = Recipe(epochs=3, lr=0.1, schedule="step:2", augment=True, precision="bfloat16")
 FULL = Record(
     arch="small-cnn",

@@ -16,8 +16,6 @@ from amun_ext.data import Splits
 from amun_ext.evaluation import log_odds, predict
 from amun_ext.training import Recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RECIPE = Recipe(epochs=1, lr=0.1, batch_size=32)
 
 

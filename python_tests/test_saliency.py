@@ -12,8 +12,6 @@ from torch.utils.data import TensorDataset
 from amun_ext import InputError, MaskedSGD, saliency_mask
 from amun_ext.saliency import FORMAT, SCORES, load_mask, save_mask
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Slopes(nn.Module):
     """Two classes, logits (w x + b, 0): at w = b = 0 the loss of label y has the gradient (y - 1/2) (x, 1)."""

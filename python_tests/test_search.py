@@ -27,8 +27,6 @@ from search_tools import (
 from amun_ext import AdversarialSet, find_min_adversarial
 from amun_ext.search import find as search_module
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.same_inputs
 class TestClosedForm:

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from amun_ext import find_min_adversarial
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class TestTheModelIsLeftAsItWas:
     @may_run_out

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from amun_ext import InputError, find_min_adversarial
 from amun_ext.search.finish import on_grid
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 X, Y = torch.rand(4, 5), torch.zeros(4, dtype=torch.long)
 
 

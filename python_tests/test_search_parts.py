@@ -28,8 +28,6 @@ from amun_ext import AdversarialSet, InputError, find_min_adversarial
 from amun_ext.search import Iterate, batch, graph
 from amun_ext.search import find as search_module
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class TestPythonRules:
     @may_run_out

@@ -12,7 +12,6 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, find_min_adversarial
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 X, Y = torch.rand(4, 5), torch.zeros(4, dtype=torch.long)
 
 

@@ -25,7 +25,7 @@ from amun_ext import AdversarialSet, InputError, find_min_adversarial
 from amun_ext.search import Iterate
 from amun_ext.search import find as search_module
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), may_run_out]
+pytestmark = may_run_out
 
 COUNT, CHUNK = 72, 16
 

@@ -19,8 +19,6 @@ from amun_ext.report import html
 from amun_ext.search import METHODS
 from amun_ext.training import Part, Pass, Recipe, fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module", params=["digits", "fashion-mnist-mini"])
 def any_data(request) -> str:
@@ -28,7 +26,7 @@ def any_data(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory, one_thread) -> dict[str, Path]:
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A hardly trained network for each data set."""
     paths = {}
     for name in ("digits", "fashion-mnist-mini"):

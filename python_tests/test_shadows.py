@@ -17,8 +17,6 @@ from amun_ext.data import Splits
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 from amun_ext.unlearning.plan import plan
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=32)
 SHORT = Recipe(epochs=1, lr=0.05, batch_size=32)
 NOTHING = plan("ft", recipe={"epochs": 1, "lr": 1e-6})

@@ -25,7 +25,7 @@ from amun_ext.unlearning import unlearn
 
 # Python 3.12 and later warn where a process with threads makes another, as DataLoader does
 FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(FORKS)]
+pytestmark = pytest.mark.filterwarnings(FORKS)
 
 
 def net() -> nn.Sequential:

@@ -32,8 +32,6 @@ from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.choices import load_choices
 from amun_ext.unlearning.plan import plan
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=32)
 SHORT = Recipe(epochs=1, lr=0.1, batch_size=32)
 METADATA = {"recipe": json.dumps(asdict(TRAINING))}
@@ -47,7 +45,7 @@ def splits() -> Splits:
 
 
 @pytest.fixture(scope="module")
-def original(splits, one_thread) -> nn.Module:
+def original(splits) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)

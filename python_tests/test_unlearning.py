@@ -18,7 +18,7 @@ from amun_ext.unlearning import METHODS
 
 # Python 3.12 and later warn where a process with threads makes another, as DataLoader does
 FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(FORKS)]
+pytestmark = pytest.mark.filterwarnings(FORKS)
 
 ONE_PASS = Recipe(epochs=1, lr=0.0)
 ONE_STEP = Recipe(epochs=1, lr=0.1)

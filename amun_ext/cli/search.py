@@ -155,6 +155,8 @@ def _remove_others(folder: Path, request: str) -> None:
         (folder / f"{method}.safetensors").unlink(missing_ok=True)
         for path in (folder / "curves").glob(f"{method}-*.safetensors"):
             path.unlink()
+    for name in ("searches.html", "searches.json"):  # last: a run that is stopped goes on with examples of its own
+        (folder / name).unlink(missing_ok=True)
 
 
 def _loaded(options: argparse.Namespace) -> Splits:

@@ -563,6 +563,17 @@ def test_help(command, capsys) -> None:
     assert ("--with-images" in printed) == (command in (["demo"], ["forget"], ["audit"]))
 
 
+@pytest.mark.parametrize("bad", [[], ["audti"], ["forget", "--iid", "3"], ["train", "--seed", "x"]])
+def test_a_wrong_argument_is_answered_in_one_line(bad, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(bad)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("amun")
+    assert told.count("\n") == 1
+    assert "--help" in told
+
+
 @pytest.mark.parametrize("bad", [["--device", "abacus"], ["--device", "meta"], ["--seed", "-1"], ["--seed", "9" * 30]])
 def test_bad_options_end_before_any_work(original, tmp_path, capsys, bad) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, evaluate, find_min_adversarial, saliency_mask, unlearn
 from amun_ext.training import Recipe
+from amun_ext.unlearning import METHODS
 
 ONCE = Recipe(epochs=1, lr=0.01)
 
@@ -93,6 +94,31 @@ def test_an_exported_module_is_refused(data: TensorDataset) -> None:
         unlearn(exported, data, method="ga", recipe=ONCE)
     with pytest.raises(InputError, match=message):
         evaluate({"it": exported}, forget=data, retain=data, test=data, baseline=None)
+
+
+class Rounding(nn.Module):
+    """Nothing before it gets a gradient, and its state is no tensor, as that of quantised layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def get_extra_state(self) -> object:
+        return torch.qint8
+
+    def set_extra_state(self, state: object) -> None:
+        assert state == torch.qint8
+
+
+@pytest.mark.filterwarnings("ignore:.*want of a gradient:RuntimeWarning")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_without_gradients_is_refused(data: TensorDataset, method: str) -> None:
+    model = nn.Sequential(net(), Rounding())
+    with pytest.raises(InputError, match=r"^(model|mask|forget) must be "):
+        unlearn(model, *halves(data), method=method, recipe=ONCE)
+
+
+def test_state_that_is_no_tensor_can_be_retrained(data: TensorDataset) -> None:
+    unlearn(nn.Sequential(Rounding(), net()), *halves(data), method="retrain", recipe=ONCE)
 
 
 class Keeping(nn.Module):

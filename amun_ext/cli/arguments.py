@@ -27,7 +27,7 @@ RESUMES = "the same command goes on where it was"
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no empty path, which would be the current folder, and repeats nothing that a terminal would obey."""
+    """Takes no empty path, which would be the current folder, and says in one printable line what is wrong."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, integer)
 
     def error(self, message: str) -> NoReturn:
-        super().error(shown(message))
+        self.exit(2, f"{self.prog}: error: {shown(message)} ({self.prog} --help says more)\n")
 
 
 def add_command(

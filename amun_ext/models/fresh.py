@@ -56,7 +56,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 def check_init(model: nn.Module, init: Init) -> None:
     """InputError as `untrained`, with no trace in the random state."""
-    devices = {tensor.device.index for tensor in model.state_dict().values() if _on_gpu(tensor)}
+    devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
     with own_random_state(sorted(devices)):
         untrained(model, init)
 
@@ -143,7 +143,8 @@ def _shape(value: object) -> object:
     return value.shape if isinstance(value, Tensor) else None
 
 
-def _on_gpu(value: object) -> bool:
+def on_gpu(value: object) -> bool:
+    """Also of what is no tensor: the extra state of a module, or packed weights."""
     return isinstance(value, Tensor) and value.is_cuda
 
 

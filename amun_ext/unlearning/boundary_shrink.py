@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import check_images, is_number, require
+from amun_ext.checks import InputError, check_images, is_number, require
 from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.training import Part, Pass, Recipe, Run, fit
 
@@ -73,7 +73,9 @@ def _neighbour(
     with torch.enable_grad():
         start = x.to(device, dtype, copy=True).requires_grad_()
         loss = F.cross_entropy(logits_of(model, start), labels, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, start)
+        grad = torch.autograd.grad(loss, start, allow_unused=True)[0] if loss.requires_grad else None
+    if grad is None:
+        raise InputError("model must be differentiable in its inputs, got logits without a gradient")
     with torch.no_grad():
         moved = (start + eps * grad.sign()).clamp(low, high)
         logits = logits_of(model, low + ((moved - low) / (high - low) * 255).round() / 255 * (high - low)).float()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
-from amun_ext.models.fresh import Init, copied, untrained
+from amun_ext.models.fresh import Init, copied, on_gpu, untrained
 from amun_ext.models.state import placement
 from amun_ext.random_state import own_random_state
 from amun_ext.training import PAPER_TRAINING, Part, Pass, Recipe, Run, fit
@@ -43,7 +43,7 @@ def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int
 
 
 def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe, init: Init) -> None:
-    devices = {tensor.device.index for tensor in model.state_dict().values() if tensor.is_cuda}
+    devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
     with own_random_state(sorted(devices)):
         probe = _probe(model, data)  # before the seed: an item may be drawn by a transform
         torch.manual_seed(run.seed)

@@ -75,3 +75,19 @@ def test_a_stopped_search_that_replaces_another_goes_on(original: Path, tmp_path
     assert cli.main(other) == 0
     again = (tmp_path / "ffgsm.safetensors").stat()
     assert (made.st_ino, made.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
+
+
+def test_an_audit_trains_no_model_twice(original: Path, tmp_path: Path) -> None:
+    command = ["audit", "--model", str(original), "--original", str(original), "--data", "digits", "--ids", "0-11"]
+    command += ["--retrain", "2", "--quiet", "--out", str(tmp_path)]
+
+    def made() -> list[int]:
+        return [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("retrained*.safetensors"))]
+
+    assert cli.main(command) == 0
+    first = made()
+    assert len(first) == 2
+    assert cli.main(command) == 0
+    assert made() == first
+    assert cli.main([*command, "--seed", "1"]) == 0  # the same draws but one
+    assert all(new != old for new, old in zip(made(), first, strict=True))

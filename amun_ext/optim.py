@@ -23,7 +23,7 @@ class MaskedSGD(torch.optim.Optimizer):
     Where a mask is False, neither the parameter nor its momentum changes a bit: weight decay and momentum are stopped
     along with the gradient. The published code multiplied the gradient by the mask and no more, by which weight decay
     shrinks the "frozen" weights and the momentum of earlier steps moves them on (OPTML-Group/Unlearn-Saliency, issue 32
-    and pull request 33). `gradient_only=True` does as it did, to reproduce numbers that were made so.
+    and pull request 33). `mask_gradient_only=True` does as it did, to reproduce numbers that were made so.
 
     Where masks are True everywhere, or None, each step is that of torch.optim.SGD up to rounding; parameters of half
     precision are computed in float32, as by its fused form.
@@ -35,7 +35,7 @@ class MaskedSGD(torch.optim.Optimizer):
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         masks: from the name of every parameter to a bool tensor of its shape; None updates all. They are no part of the
             state dict; a copy and a pickle of the optimiser have them.
-        gradient_only: the mask stops the gradient and nothing else.
+        mask_gradient_only: the mask stops the gradient and nothing else.
         momentum_dtype: torch.float32 keeps the momentum of half-precision parameters in float32; None, in their own.
 
     Between two steps a model may be moved, cast or laid out anew: masks and momentum follow.
@@ -69,11 +69,11 @@ class MaskedSGD(torch.optim.Optimizer):
         *,
         maximize: bool = False,
         masks: Mapping[str, Tensor] | None = None,
-        gradient_only: bool = False,
+        mask_gradient_only: bool = False,
         momentum_dtype: torch.dtype | None = None,
     ) -> None:
         require(momentum_dtype in (None, torch.float32), "momentum_dtype", "None or torch.float32", momentum_dtype)
-        self.gradient_only, self.momentum_dtype = gradient_only, momentum_dtype
+        self.mask_gradient_only, self.momentum_dtype = mask_gradient_only, momentum_dtype
         self._masks: dict[Tensor, Tensor] = {}
         self._default_masks = masks
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
@@ -145,7 +145,7 @@ class MaskedSGD(torch.optim.Optimizer):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             first=first,
-            gradient_only=self.gradient_only,
+            gradient_only=self.mask_gradient_only,
         )
         for param, buffer in zip(params, buffers, strict=False):  # no buffers without momentum
             self.state[param]["momentum_buffer"] = buffer  # not before the step was made
@@ -193,12 +193,12 @@ class MaskedSGD(torch.optim.Optimizer):
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("gradient_only", "momentum_dtype", "_masks", "_default_masks")
+        own = ("mask_gradient_only", "momentum_dtype", "_masks", "_default_masks")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
 def masked(
-    optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], *, gradient_only: bool = False
+    optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], *, mask_gradient_only: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser, of named parameters, with a mask as MaskedSGD has one, for any rule but SGD.
 
@@ -218,7 +218,7 @@ def masked(
             if param.grad is not None:
                 chosen[param] = mask = mask.to(param.device)
                 param.grad.masked_fill_(~mask, 0)
-                if not gradient_only:
+                if not mask_gradient_only:
                     before[param] = param.clone()
 
     @torch.no_grad()

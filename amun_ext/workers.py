@@ -39,7 +39,7 @@ def started(work: Callable[..., Result], model: object, count: int) -> Iterator[
         packed = pickle.dumps(model)  # by value: tensors would travel as open files, of which there are few
     except Exception as error:  # it is the user's, and may raise anything: a parametrised module refuses
         raise InputError(
-            f"workers must be 1 for a model or init that cannot be pickled, got {count}: {error}"
+            f"num_workers must be 1 for a model or init that cannot be pickled, got {count}: {error}"
         ) from error
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // count)

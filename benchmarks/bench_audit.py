@@ -29,7 +29,7 @@ from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.evaluation import auc, predict
 from amun_ext.experiments import demo
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 COUNTS = (2, 4, 8, 16, 32)
 
@@ -78,7 +78,7 @@ def run(case: Case, references: Answers, splits: Splits, seed: int) -> dict[str,
     torch.manual_seed(seed)
     channels = splits.train.tensors[0].shape[1]
     original = models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=channels)
-    fit(original, [Pass([Part(splits.train)])], case.training, Run(seed=seed))
+    fit(original, [Pass([DataPart(splits.train)])], case.training, RunOptions(seed=seed))
     ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
     forget, retain = split(splits.train, ids)
     again = seed + RETRAIN_SEED

@@ -21,7 +21,7 @@ from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.experiments import demo
 from amun_ext.models import build
-from amun_ext.training import Part, Pass, Run, fit
+from amun_ext.training import DataPart, Pass, RunOptions, fit
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "pgd": {},
@@ -39,7 +39,7 @@ def run(splits: Splits, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     images, _ = splits.train.tensors
     torch.manual_seed(seed)
     original = build(demo.MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
-    fit(original, [Pass([Part(splits.train)])], demo.TRAINING, Run(seed=seed))
+    fit(original, [Pass([DataPart(splits.train)])], demo.TRAINING, RunOptions(seed=seed))
     forget, retain = split(splits.train, forget_ids(len(images), fraction=demo.FRACTION, seed=seed))
     again = seed + RETRAIN_SEED
     models = {"no-op": original}

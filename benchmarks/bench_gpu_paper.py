@@ -34,7 +34,7 @@ from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.evaluation import predict
 from amun_ext.models import build
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning import unlearn
 from amun_ext.workers import started
 
@@ -58,7 +58,7 @@ def new(splits: Splits, device: str, small: bool) -> nn.Module:
 
 def references(like: nn.Module, splits: Splits, recipe: Recipe, out: Path, models: int, workers: int) -> None:
     torch.set_num_threads(workers)
-    train_references(like, splits, recipe, out=out, models=models, workers=workers)
+    train_references(like, splits, recipe, out=out, models=models, num_workers=workers)
 
 
 def finished(folder: Path) -> Answers:
@@ -159,7 +159,7 @@ def main() -> None:
         )
         beside.start()
         try:
-            fit(original, [Pass([Part(splits.train)])], training, Run())
+            fit(original, [Pass([DataPart(splits.train)])], training, RunOptions())
             print(f"{passed():6.0f} s  original trained", flush=True)
             requests = {f"{fraction:.0%}": forget_ids(len(splits.train), fraction=fraction) for fraction in FRACTIONS}
             jobs: dict[tuple[str, str], tuple[Tensor, dict[str, Any]]] = {}

@@ -32,7 +32,7 @@ from amun_ext.checks import InputError
 from amun_ext.data import load
 from amun_ext.models import build
 from amun_ext.search import engine
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 SAMPLES, RIVAL_SAMPLES, RIVAL_BATCH = 5000, 1280, 128
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -59,7 +59,7 @@ def trained(x: Tensor, labels: Tensor, small: bool) -> nn.Module:
     torch.manual_seed(0)
     model = build("resnet18", num_classes=10, in_channels=3, width=4 if small else None).to(x.device)
     recipe = Recipe(epochs=1 if small else 8, lr=0.1, schedule="cosine", precision="bfloat16", channels_last=True)
-    fit(model, [Pass([Part(TensorDataset(x, labels))])], recipe, Run())
+    fit(model, [Pass([DataPart(TensorDataset(x, labels))])], recipe, RunOptions())
     return model.eval().requires_grad_(False)
 
 
@@ -200,7 +200,7 @@ def training(model: nn.Module, x: Tensor, labels: Tensor, device: str) -> dict[s
         recipe = Recipe(epochs=2, lr=0.01, **options)  # type: ignore[arg-type]
         works = {
             f"fit, {name}": lambda net, recipe=recipe: fit(
-                net, [Pass([Part(TensorDataset(x, labels))])], recipe, Run()
+                net, [Pass([DataPart(TensorDataset(x, labels))])], recipe, RunOptions()
             ),
             f"plain loop, {name}": lambda net, recipe=recipe: plain_loop(net, x, labels, recipe),
         }

@@ -156,13 +156,13 @@ def works(
 
     def references(workers: int) -> Signals:
         out = f"{folder}/{workers}"
-        made = train_references(like, splits, recipe, out=out, models=numbers.stop, workers=workers)
+        made = train_references(like, splits, recipe, out=out, models=numbers.stop, num_workers=workers)
         return {name: signals[numbers.start :] for name, signals in made.signals.items()}
 
     return {
         "plain loop": partial(plain, *given),
         "train_references": partial(references, 1),
-        f"train_references, workers={PROCESSES}": partial(references, PROCESSES),
+        f"train_references, num_workers={PROCESSES}": partial(references, PROCESSES),
         "side by side (vmap)": partial(side_by_side, *given),
     }
 

@@ -22,13 +22,13 @@ from amun_ext.data import Splits
 from amun_ext.deletion import forget_ids
 from amun_ext.evaluation import auc, rmia
 from amun_ext.experiments import demo
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 
-def methods(case: Case) -> dict[str, Plan]:
+def methods(case: Case) -> dict[str, MethodConfig]:
     return {
-        "AMUN": plan("amun", default={"include_forget": False, "recipe": demo.FINE_TUNING}),
-        "retrained": plan("retrain", default={"recipe": case.training}),
+        "AMUN": resolve_config("amun", default={"include_forget": False, "recipe": demo.FINE_TUNING}),
+        "retrained": resolve_config("retrain", default={"recipe": case.training}),
     }
 
 
@@ -62,7 +62,7 @@ def run(name: str, case: Case, given: argparse.Namespace) -> dict[str, Any]:
         case.training,
         out=FOLDER.with_name("audit") / folder,
         models=given.references,
-        workers=given.workers,
+        num_workers=given.workers,
         progress=True,
     )
     ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=0)
@@ -76,7 +76,7 @@ def run(name: str, case: Case, given: argparse.Namespace) -> dict[str, Any]:
             case.training,
             out=FOLDER.with_name("shadows") / f"{folder}-{method}",
             models=given.models,
-            workers=given.workers,
+            num_workers=given.workers,
             progress=True,
         )
         told = spread(shadows)

@@ -25,9 +25,9 @@ from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.experiments import demo
 from amun_ext.models import build
-from amun_ext.training import Part, Pass, Run, fit
+from amun_ext.training import DataPart, Pass, RunOptions, fit
 from amun_ext.tuning.space import options
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 METHODS = ("amun", "rl", "ft", "ga")
 # Way to choose -> column of a trial's row that is to be small, points of held-out accuracy that may be lost.
@@ -40,7 +40,7 @@ CHOICES = {
 COLUMNS = ("UA", "RA", "TA", "FT AUC", "gap")
 
 
-def chosen(result: tuning.Tuning, method: str, way: str) -> Plan | None:
+def chosen(result: tuning.Tuning, method: str, way: str) -> MethodConfig | None:
     column, may_be_lost = CHOICES[way]
     least = result.original.row["TA"] - may_be_lost
     rows = [(trial.seen.row, trial.parameters) for trial in result.trials[method] if trial.seen is not None]
@@ -48,7 +48,7 @@ def chosen(result: tuning.Tuning, method: str, way: str) -> Plan | None:
     if not fit:
         return None
     _, parameters = min(fit, key=lambda entry: entry[0])
-    return plan(method, default=options(parameters, result.recipe))
+    return resolve_config(method, default=options(parameters, result.recipe))
 
 
 def run(seed: int, trials: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def run(seed: int, trials: int) -> dict[str, Any]:
     splits = load(demo.DATA)
     torch.manual_seed(seed)
     original = build(demo.MODEL, num_classes=len(splits.classes), in_channels=splits.train.tensors[0].shape[1])
-    fit(original, [Pass([Part(splits.train)])], demo.TRAINING, Run(seed=seed))
+    fit(original, [Pass([DataPart(splits.train)])], demo.TRAINING, RunOptions(seed=seed))
     ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
     metadata = {"recipe": json.dumps(asdict(demo.TRAINING))}
     folder = FOLDER.with_name("tuning") / str(seed)
@@ -66,21 +66,21 @@ def run(seed: int, trials: int) -> dict[str, Any]:
     forget, retain = split(splits.train, ids)
     _, test = tuning.halves(splits.test, seed)
     adversarial = find_min_adversarial(original, *forget.tensors, method=demo.SEARCH)
-    retraining = plan("retrain", default={"recipe": demo.TRAINING})
+    retraining = resolve_config("retrain", default={"recipe": demo.TRAINING})
 
-    def unlearned(how: Plan, seed: int = seed) -> nn.Module:
+    def unlearned(how: MethodConfig, seed: int = seed) -> nn.Module:
         return how.unlearn(original, forget, retain, adversarial=adversarial, seed=seed)
 
-    plans = {f"{method}: {way}": chosen(result, method, way) for method in METHODS for way in CHOICES}
-    plans |= {f"{method}: untuned": plan(method) for method in METHODS}
-    models = {"no-op": original} | {name: unlearned(how) for name, how in plans.items() if how is not None}
+    configs = {f"{method}: {way}": chosen(result, method, way) for method in METHODS for way in CHOICES}
+    configs |= {f"{method}: untuned": resolve_config(method) for method in METHODS}
+    models = {"no-op": original} | {name: unlearned(how) for name, how in configs.items() if how is not None}
     models["retrain"] = unlearned(retraining, seed + RETRAIN_SEED)
     report = evaluate(models, forget=forget, retain=retain, test=test)
     print(report.to_text(), flush=True)
     return {
         "seed": seed,
         "rows": {name: {column: row[column] for column in COLUMNS} for name, row in report.rows.items()},
-        "options": {name: how and how.to_dict() for name, how in plans.items()},
+        "options": {name: how and how.to_dict() for name, how in configs.items()},
         "trials": result.to_dict()["trials"],
         "cpu": took["cpu"],
     }

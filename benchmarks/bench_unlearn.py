@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from amun_ext import unlearn
 from amun_ext.deletion import forget_ids, split
 from amun_ext.experiments import demo
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RECIPE = Recipe(epochs=2, lr=0.01)
 NETWORKS = {"demo cnn": demo.TRAINING, "resnet18": Recipe(epochs=12, lr=0.1, schedule="cosine")}
@@ -68,15 +68,15 @@ def plain(model: nn.Module, data: Dataset[Any], recipe: Recipe) -> None:
 def loop(original: nn.Module, data: TensorDataset, turns: int) -> dict[str, Any]:
     """Seconds per epoch, best of `turns`, of both loops without and with augmentation."""
     ours, theirs = copy.deepcopy(original), copy.deepcopy(original)
-    fit(ours, [Pass([Part(data)])], RECIPE, Run())
+    fit(ours, [Pass([DataPart(data)])], RECIPE, RunOptions())
     plain(theirs, data, RECIPE)
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
     augmented = Recipe(**{**vars(RECIPE), "augment": True})
     works = {
-        "fit": lambda: fit(copy.deepcopy(original), [Pass([Part(data)])], RECIPE, Run()),
+        "fit": lambda: fit(copy.deepcopy(original), [Pass([DataPart(data)])], RECIPE, RunOptions()),
         "DataLoader": lambda: plain(copy.deepcopy(original), data, RECIPE),
-        "fit, augmented": lambda: fit(copy.deepcopy(original), [Pass([Part(data)])], augmented, Run()),
+        "fit, augmented": lambda: fit(copy.deepcopy(original), [Pass([DataPart(data)])], augmented, RunOptions()),
         "DataLoader, augmented": lambda: plain(copy.deepcopy(original), Moved(data), augmented),
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}

@@ -22,7 +22,7 @@ from amun_ext.checks import InputError
 from amun_ext.data import load
 from amun_ext.experiments import demo
 from amun_ext.models import build, load_checkpoint, save_checkpoint
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 FOLDER = Path(__file__).parent.parent / "build/zoo"
 TRAINING_IMAGES = 10_000
@@ -46,7 +46,7 @@ def plain_cnn() -> nn.Module:
 
 def plainly(recipe: Recipe) -> Callable[[nn.Module, Tensor, Tensor, int], None]:
     return lambda model, images, labels, seed: fit(
-        model, [Pass([Part(TensorDataset(images, labels))])], recipe, Run(seed=seed, progress=True)
+        model, [Pass([DataPart(TensorDataset(images, labels))])], recipe, RunOptions(seed=seed, progress=True)
     )
 
 

@@ -10,7 +10,7 @@ import argparse
 
 from amun_ext import audit, data, models, unlearn
 from amun_ext.deletion import forget_ids, split
-from amun_ext.training import Part, Pass, Recipe, fit
+from amun_ext.training import DataPart, Pass, Recipe, fit
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("folder")
@@ -22,7 +22,7 @@ splits = data.load(options.folder)
 channels = splits.train.tensors[0].shape[1]
 training = Recipe(epochs=options.epochs, lr=0.05, schedule="cosine", batch_size=64)
 original = models.build("small-cnn", num_classes=len(splits.classes), in_channels=channels)
-fit(original, [Pass([Part(splits.train)])], training)
+fit(original, [Pass([DataPart(splits.train)])], training)
 
 # 2. Forget a tenth of the training images: ids are their row numbers, classes and files in alphabetical order.
 ids = forget_ids(len(splits.train), fraction=0.1, seed=0)

@@ -11,7 +11,7 @@ import torch
 
 from amun_ext import data, find_min_adversarial, models
 from amun_ext.search import Iterate
-from amun_ext.training import Part, Pass, Recipe, fit
+from amun_ext.training import DataPart, Pass, Recipe, fit
 
 
 def back_and_forth(it: Iterate) -> torch.Tensor:
@@ -26,7 +26,7 @@ def back_and_forth(it: Iterate) -> torch.Tensor:
 torch.manual_seed(0)
 train = data.load("digits").train
 model = models.build("small-cnn", num_classes=10, in_channels=1)
-fit(model, [Pass([Part(train)])], Recipe(epochs=20, lr=0.05, schedule="cosine", batch_size=64))
+fit(model, [Pass([DataPart(train)])], Recipe(epochs=20, lr=0.05, schedule="cosine", batch_size=64))
 
 images, labels = train[:100]
 for name, method in (("ddn", "ddn"), ("back_and_forth", back_and_forth)):

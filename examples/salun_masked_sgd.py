@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from amun_ext import MaskedSGD, data, models, saliency_mask
 from amun_ext.deletion import forget_ids, split
-from amun_ext.training import Part, Pass, Recipe, fit
+from amun_ext.training import DataPart, Pass, Recipe, fit
 
 torch.manual_seed(0)
 train = data.load("digits").train
 original = models.build("small-cnn", num_classes=10, in_channels=1)
-fit(original, [Pass([Part(train)])], Recipe(epochs=20, lr=0.05, schedule="cosine", batch_size=64))
+fit(original, [Pass([DataPart(train)])], Recipe(epochs=20, lr=0.05, schedule="cosine", batch_size=64))
 forget, retain = split(train, forget_ids(len(train), fraction=0.1, seed=0))
 
 masks = saliency_mask(original, forget, 0.5)  # name -> bool tensor, True for half of all weights

@@ -15,7 +15,7 @@ from torch import nn
 
 from amun_ext import data, find_min_adversarial, unlearn
 from amun_ext.deletion import forget_ids, split
-from amun_ext.training import Part, Pass, Recipe, fit
+from amun_ext.training import DataPart, Pass, Recipe, fit
 
 
 class SmallViT(nn.Module):
@@ -42,7 +42,7 @@ torch.manual_seed(0)
 train = data.load("digits").train
 vit = SmallViT()
 model = Normalised(vit)
-fit(model, [Pass([Part(train)])], Recipe(epochs=20, lr=0.05, schedule="cosine", batch_size=64))
+fit(model, [Pass([DataPart(train)])], Recipe(epochs=20, lr=0.05, schedule="cosine", batch_size=64))
 
 forget, retain = split(train, forget_ids(len(train), fraction=0.1, seed=0))
 found = find_min_adversarial(model, *forget.tensors, method="ddn")

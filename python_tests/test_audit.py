@@ -14,7 +14,7 @@ from amun_ext.auditing import audit, train_references
 from amun_ext.auditing.measures import Seen, attack_auc, divergence, gap, low_fpr, share, tug_of_war
 from amun_ext.auditing.members import harm, look_like_members
 from amun_ext.data import Splits
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RECIPE = Recipe(epochs=12, lr=0.1, schedule="cosine", batch_size=32)
 
@@ -130,7 +130,7 @@ def trained(rows: TensorDataset, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
-    fit(model, [Pass([Part(rows)])], RECIPE, Run(seed=seed))
+    fit(model, [Pass([DataPart(rows)])], RECIPE, RunOptions(seed=seed))
     return model
 
 

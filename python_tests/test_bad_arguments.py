@@ -139,7 +139,7 @@ def test_how_many_to_retrain(number: str, original, tmp_path, capsys) -> None:
         (["--class", "\x1b]0;title\x07"], r"got '\x1b]0;title\x07'"),
         (["--class", "cafe\u0301"], r"got 'cafe\u0301'"),
         (["--class", "\uff13"], "or a number below 10, got '\uff13'"),
-        (["--ids", "3", "--tuned", "a\nb.json"], r"a\nb.json must be a file of choices"),
+        (["--ids", "3", "--tuned", "a\nb.json"], r"a\nb.json must be a file of tuned options"),
     ],
 )
 def test_no_name_is_printed_raw(arguments: list[str], told: str, original, tmp_path, capsys) -> None:

@@ -19,7 +19,7 @@ from amun_ext import cli, data, find_min_adversarial, models, tuning
 from amun_ext.experiments import demo
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS
-from amun_ext.unlearning.choices import save_choices
+from amun_ext.unlearning.config import save_tuned_options
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ class TestMethods:
         assert forget(original, tmp_path / "out", "--ids", "40-60", *preset) == 0
         facts = told(tmp_path / "out")["facts"]
         assert facts["options from"] == "preset unlearn-saliency-2023"
-        assert (facts["mask"], facts["gradient only"]) == (0.5, True)
+        assert (facts["mask"], facts["mask_gradient_only"]) == (0.5, True)
         assert (facts["true_label"], facts["order"]) == (True, "sequential")
         recipe = PRESETS["unlearn-saliency-2023"]["salun"]["recipe"]
         assert facts["recipe"] == dataclasses.asdict(recipe) | {"epochs": 1, "augment": False}
@@ -278,20 +278,20 @@ class TestMethods:
             ("ga", True): {"recipe": Recipe(epochs=2, lr=1e-4)},
             ("ga", False): {"recipe": Recipe(epochs=1, lr=1e-5), "mask": 0.25},
         }
-        save_choices(tmp_path / "tuned.json", choices, {"seed": 3})
+        save_tuned_options(tmp_path / "tuned.json", choices, {"seed": 3})
         flags = ("--ids", "40-60", "--tuned", str(tmp_path / "tuned.json"))
         assert forget(original, tmp_path / "with", *flags, "--method", "ga") == 0
         assert forget(original, tmp_path / "without", *flags, "--method", "ga", "--without-retain") == 0
         first, second = (told(tmp_path / name)["facts"] for name in ("with", "without"))
-        assert (first["recipe"]["lr"], first.get("mask"), first["retain set"]) == (1e-4, None, "used")
-        assert (second["recipe"]["lr"], second["mask"], second["retain set"]) == (1e-5, 0.25, "not used")
+        assert (first["recipe"]["lr"], first.get("mask"), first["retain_set"]) == (1e-4, None, "used")
+        assert (second["recipe"]["lr"], second["mask"], second["retain_set"]) == (1e-5, 0.25, "not used")
         assert second["options from"] == "tuned"
         test = data.load("digits").test
         half = tuning.halves(test, 3)[1]
         assert told(tmp_path / "without")["sizes"]["test"] == len(half)
         assert second["tested on"] == f"{len(half)} of {len(test)} test samples; amun tune has looked at the others"
         assert forget(original, tmp_path / "none", *flags, "--method", "rl") == 2
-        assert "method must be one of ['ga'], which the file of choices has with" in capsys.readouterr().err
+        assert "method must be one of ['ga'], which have tuned options with" in capsys.readouterr().err
 
     def test_every_option_of_the_recipe_has_a_flag(self, original: Path, tmp_path: Path) -> None:
         flags = "--epochs 1 --lr 0.02 --schedule step:1 --batch-size 40 --augment --batch-norm frozen --channels-last"
@@ -375,7 +375,10 @@ ERRORS = {
         ["--ids", "5", "--method", "ga", "--preset", "amun-paper"],
         "preset must be one that has",
     ),
-    "no file of choices": (["--ids", "5", "--tuned", "absent.json"], "absent.json must be a file of choices"),
+    "no file of tuned options": (
+        ["--ids", "5", "--tuned", "absent.json"],
+        "absent.json must be a file of tuned options",
+    ),
     "option of another method": (
         ["--ids", "5", "--method", "ga", "--search", "pgd"],
         "search must be left out: method ga",
@@ -421,7 +424,7 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", stop)
+    monkeypatch.setattr("amun_ext.unlearning.config.unlearn", stop)
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
     assert forget(original, tmp_path / "out", "--ids", "5,7", "--epochs", "1") == 2

@@ -24,8 +24,7 @@ from amun_ext.experiments.comparison import NEEDS, NO_BETTER, NOOP, NOTHING, TOO
 from amun_ext.report import html
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.choices import save_choices
-from amun_ext.unlearning.plan import plan
+from amun_ext.unlearning.config import resolve_config, save_tuned_options
 
 GAP = ("UA", "RA", "TA", "FT AUC")
 SHORT = Recipe(epochs=1, lr=0.01)
@@ -44,7 +43,7 @@ def tuned(tmp_path_factory) -> Path:
 
 
 def choices(path: Path, recipes: dict[tuple[str, bool], Recipe]) -> Path:
-    save_choices(path, {key: {"recipe": recipe} for key, recipe in recipes.items()}, {})
+    save_tuned_options(path, {key: {"recipe": recipe} for key, recipe in recipes.items()}, {})
     return path
 
 
@@ -176,7 +175,7 @@ class TestTable:
     def test_files_for_both_settings_and_the_test_images_that_tuning_has_not_seen(self, original, tmp_path) -> None:
         for retain, lr in ((True, 0.02), (False, 0.03)):
             told = {("ga", retain): {"recipe": Recipe(epochs=1, lr=lr)}}
-            save_choices(tmp_path / f"{retain}.json", told, {"seed": 7})
+            save_tuned_options(tmp_path / f"{retain}.json", told, {"seed": 7})
         both = ("--tuned", tmp_path / "True.json", "--tuned", tmp_path / "False.json")
         assert run(original, tmp_path / "out", "--methods", "ga", "--seeds", 1, *both) == 0
         seen = written(tmp_path / "out")
@@ -192,7 +191,7 @@ class TestTable:
     def test_a_mask_of_a_file_is_used(self, original: Path, tmp_path: Path) -> None:
         seen = []
         for name, mask in (("none", {}), ("some", {"mask": 0.01})):
-            save_choices(tmp_path / f"{name}.json", {("rl", True): {"recipe": SHORT, **mask}}, {})
+            save_tuned_options(tmp_path / f"{name}.json", {("rl", True): {"recipe": SHORT, **mask}}, {})
             flags = ("--methods", "rl", "--seeds", 1, "--settings", "with", "--tuned", tmp_path / f"{name}.json")
             assert run(original, tmp_path / "out", *flags) == 0
             seen.append(written(tmp_path / "out")["tables"]["with"]["rl"])
@@ -201,7 +200,7 @@ class TestTable:
 
     def test_files_that_do_not_fit_together_are_refused(self, original, tmp_path, capsys) -> None:
         for name, key, seed in (("a", ("ga", True), 1), ("b", ("rl", True), 2)):
-            save_choices(tmp_path / f"{name}.json", {key: {"recipe": SHORT}}, {"seed": seed})
+            save_tuned_options(tmp_path / f"{name}.json", {key: {"recipe": SHORT}}, {"seed": seed})
         for first, second, message in (
             ("a", "a", "two for the same"),
             ("a", "b", r"files of one seed, .* got \[1, 2\]"),
@@ -240,7 +239,7 @@ class TestCells:
         def stop(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", stop)
+        monkeypatch.setattr("amun_ext.unlearning.config.unlearn", stop)
         assert run(original, tmp_path / "out") == 130
         assert "stopped; the same command goes on where it was" in capsys.readouterr().err
         assert [name.partition(".")[0] for name in times(tmp_path / "out")] == [NOOP]
@@ -328,7 +327,7 @@ class TestCells:
 
         monkeypatch.setattr("amun_ext.experiments.compare.find_min_adversarial", noted)
         told = {"recipe": SHORT, "search": "ffgsm"}
-        save_choices(
+        save_tuned_options(
             path := tmp_path / "tuned.json", {("amun", True): told, ("amun+salun", True): {"recipe": SHORT}}, {}
         )
         flags = ("--methods", "amun,amun+salun", "--settings", "with", "--seeds", 2, "--tuned", path)
@@ -383,7 +382,7 @@ BAD = {
     "twice": (["--methods", "ft,ga,ft"], "methods must be different"),
     "none": (["--methods", ""], "methods must be some of"),
     "seeds": (["--seeds", "0"], "seeds must be a whole number from 1"),
-    "tuned": (["--tuned", "absent.json"], "absent.json must be a file of choices"),
+    "tuned": (["--tuned", "absent.json"], "absent.json must be a file of tuned options"),
     "recipe": (["--lr", "-1"], "lr must be"),
     "data": (["--data", "fashion-mnist-mini"], "those that the checkpoint was trained on"),
     "fraction": (["--fraction", "2"], "fraction must be"),
@@ -427,10 +426,10 @@ def row(ua: float, auc: float = 60.0, error: float = 2.0, ra: float = 100.0, ta:
 def comparison(*cells: Cell, retrain: Cell | None = None, noop: Cell | None = None) -> Comparison:
     """One method, "ga", beside a no-op at UA 100, FT AUC 60 and retraining at UA 90, FT AUC 50, with 100 samples."""
     always = {
-        RETRAIN: Line("Retrain", plan("retrain"), {0: retrain or row(90.0, 50.0)}),
+        RETRAIN: Line("Retrain", resolve_config("retrain"), {0: retrain or row(90.0, 50.0)}),
         NOOP: Line("no-op (original)", None, {0: noop or row(100.0)}),
     }
-    lines = always | {"ga": Line("GA", plan("ga"), dict(enumerate(cells)))}
+    lines = always | {"ga": Line("GA", resolve_config("ga"), dict(enumerate(cells)))}
     return Comparison({"with": lines}, {"forget": 100, "retain": 900, "test": 300}, len(cells), [1], {})
 
 
@@ -493,8 +492,8 @@ class TestPage:
 
 def test_plans_refuse_what_is_no_row() -> None:
     with pytest.raises(InputError, match="methods must be some of"):
-        compare.plans([], True)
+        compare.resolve_configs([], True)
     with pytest.raises(InputError, match="preset must be one of"):
-        compare.plans(["ft"], True, preset="none")
-    assert compare.plans(["ft", "ga"], False)["ft"] is None
-    assert compare.plans(["amun:with-forget"], True)["amun:with-forget"].options["include_forget"] is True
+        compare.resolve_configs(["ft"], True, preset="none")
+    assert compare.resolve_configs(["ft", "ga"], False)["ft"] is None
+    assert compare.resolve_configs(["amun:with-forget"], True)["amun:with-forget"].options["include_forget"] is True

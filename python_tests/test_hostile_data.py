@@ -18,7 +18,7 @@ from amun_ext import data
 from amun_ext.checks import InputError, distinct, shown
 from amun_ext.data.fashion_mnist import read_idx
 from amun_ext.reading import check_file
-from amun_ext.unlearning.choices import load_choices
+from amun_ext.unlearning.config import load_tuned_options
 
 
 def save(path: Path, **others: np.ndarray) -> Path:
@@ -163,7 +163,7 @@ def png_of_16_bits(mode: str) -> bytes:
     return out
 
 
-@pytest.mark.parametrize("read", [lambda path: check_file("file", path), load_choices, data.load])
+@pytest.mark.parametrize("read", [lambda path: check_file("file", path), load_tuned_options, data.load])
 def test_pipes_and_devices_are_not_waited_for(read, tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     (tmp_path / "zero.npz").symlink_to("/dev/zero")

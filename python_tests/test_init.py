@@ -22,8 +22,8 @@ from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments.compare import compare
 from amun_ext.models.fresh import described, untrained
-from amun_ext.training import Part, Pass, Recipe, Run, fit
-from amun_ext.unlearning.plan import plan
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.unlearning.config import resolve_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
@@ -82,7 +82,7 @@ def data() -> TensorDataset:
 def fitted(build, data: TensorDataset, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = build()
-    fit(model, [Pass([Part(data)])], RECIPE, Run(seed=seed))
+    fit(model, [Pass([DataPart(data)])], RECIPE, RunOptions(seed=seed))
     return model
 
 
@@ -142,8 +142,8 @@ class TestState:
         start, (forget, retain) = vit(), apart(data)
         state = {name: value.clone() for name, value in start.state_dict().items()}
         model, expected = copy.deepcopy(start), copy.deepcopy(start)
-        fit(model, [Pass([Part(data)])], RECIPE, Run(seed=0))
-        fit(expected, [Pass([Part(retain)])], RECIPE, Run(seed=5))
+        fit(model, [Pass([DataPart(data)])], RECIPE, RunOptions(seed=0))
+        fit(expected, [Pass([DataPart(retain)])], RECIPE, RunOptions(seed=5))
         made = unlearn(model, forget, retain, method="retrain", recipe=RECIPE, seed=5, init=state)
         assert same(made, expected)
         assert all(torch.equal(value, start.state_dict()[name]) for name, value in state.items())
@@ -191,7 +191,7 @@ class TestInput:
         one, other = {"a": torch.zeros(1), "b": torch.ones(1)}, {"b": torch.ones(1), "a": torch.zeros(1)}
         assert described(one) == described(other) != described({**one, "a": torch.ones(1)})
         assert described(one).startswith("weights ")
-        assert plan("retrain", default={"init": vit}).to_dict()["init"] == "test_init:vit()"
+        assert resolve_config("retrain", default={"init": vit}).to_dict()["init"] == "test_init:vit()"
 
 
 class TestReferences:
@@ -202,8 +202,10 @@ class TestReferences:
 
     def test_two_workers_do_what_one_does(self, splits: Splits, tmp_path: Path) -> None:
         made = [
-            train_references(Own(), splits, RECIPE, out=tmp_path / str(workers), init=Own, models=2, workers=workers)
-            for workers in (1, 2)
+            train_references(
+                Own(), splits, RECIPE, out=tmp_path / str(num_workers), init=Own, models=2, num_workers=num_workers
+            )
+            for num_workers in (1, 2)
         ]
         assert torch.equal(*(each.signals["log-odds"] for each in made))
         assert made[0].about["init"] == "test_init:Own()"
@@ -217,19 +219,23 @@ class TestReferences:
     def test_what_cannot_travel_is_told(self, splits: Splits, tmp_path: Path) -> None:
         parametrised = BUILDERS["weight_norm, parametrised"]
         for model, init in ((vit(), lambda: vit()), (parametrised(), parametrised)):
-            with pytest.raises(InputError, match="workers must be 1 for a model or init that cannot be pickled, got 2"):
-                train_references(model, splits, RECIPE, out=tmp_path / str(init), init=init, models=2, workers=2)
+            with pytest.raises(
+                InputError, match="num_workers must be 1 for a model or init that cannot be pickled, got 2"
+            ):
+                train_references(model, splits, RECIPE, out=tmp_path / str(init), init=init, models=2, num_workers=2)
 
     def test_shadows_and_comparisons(self, splits: Splits, tmp_path: Path) -> None:
         model, ids, start = vit(), torch.arange(4), vit().state_dict()
         with pytest.raises(InputError, match="or else given init"):
-            train_shadows(model, splits, ids, plan("ft", recipe={"epochs": 1}), RECIPE, out=tmp_path, models=6)
+            train_shadows(
+                model, splits, ids, resolve_config("ft", recipe={"epochs": 1}), RECIPE, out=tmp_path, models=6
+            )
         how = {"out": tmp_path / "shadows", "models": 6, "init": vit}
-        made = train_shadows(model, splits, ids, plan("ft", recipe={"epochs": 1}), RECIPE, **how)
+        made = train_shadows(model, splits, ids, resolve_config("ft", recipe={"epochs": 1}), RECIPE, **how)
         assert made.about["init"] == "test_init:vit()"
         asked, anew = sets(splits, ids, Record()), retraining(model, Record(), {"epochs": 1, "lr": 0.1}, start)
         compared = compare(model, splits.test, asked, {"with": {}}, anew, seeds=1, out=tmp_path)
-        assert compared.tables["with"]["retrain"].plan.to_dict()["init"] == described(start)
+        assert compared.tables["with"]["retrain"].config.to_dict()["init"] == described(start)
 
     def test_a_checkpoint_knows_its_start(self) -> None:
         start = vit().state_dict()
@@ -287,7 +293,7 @@ class TestCommandLine:
         torch.manual_seed(1000)
         expected = models.build("own_net:build", num_classes=10, in_channels=1)
         recipe = Recipe(**json.loads(models.read_metadata("original.safetensors")["recipe"]))
-        fit(expected, [Pass([Part(retain)])], recipe, Run(seed=1000))
+        fit(expected, [Pass([DataPart(retain)])], recipe, RunOptions(seed=1000))
         assert same(made, expected)
         assert self.run(f"references --model original.safetensors {own} --num-models 2 --out refs") == 0
 

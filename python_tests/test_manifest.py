@@ -24,7 +24,7 @@ from amun_ext.data.manifest import KEY, _read
 from amun_ext.deletion import Record, Request
 from amun_ext.deletion.request import sets
 from amun_ext.training import Recipe
-from amun_ext.unlearning.plan import plan
+from amun_ext.unlearning.config import resolve_config
 
 GONE_ID = "amun: error: --ids must be of samples that are still in --data, got [3], which are forgotten and erased"
 CLASSES = ("anna", "bob", "cleo")
@@ -243,7 +243,7 @@ class TestRequests:
         return models.build("small-cnn", num_classes=3, in_channels=1, width=4)
 
     def test_the_next_one_has_the_same_ids(self, before: Splits, later: Splits, model: nn.Module) -> None:
-        metadata, chosen = known(before, [1, 5]), plan("ft", recipe={"epochs": 1, "lr": 0.1})
+        metadata, chosen = known(before, [1, 5]), resolve_config("ft", recipe={"epochs": 1, "lr": 0.1})
         record = Record.read(metadata, "m")
         asked = sets(later, torch.tensor([7]), record)
         assert torch.equal(asked.forget.tensors[0], before.train.tensors[0][[7]])

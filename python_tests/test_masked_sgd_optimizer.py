@@ -109,7 +109,7 @@ class TestMaskedSGDBesideSGD:
         net = draw_net(device, torch.float64)
         twin, masks = copy.deepcopy(net), draw_masks(net)
         before = copy.deepcopy(net)
-        optimizer = MaskedSGD(net.named_parameters(), 0.1, **FULL, masks=masks, gradient_only=True)
+        optimizer = MaskedSGD(net.named_parameters(), 0.1, **FULL, masks=masks, mask_gradient_only=True)
         expected = torch.optim.SGD(twin.parameters(), 0.1, **FULL)
         for _ in range(5):
             give_gradients(net, twin)
@@ -246,13 +246,18 @@ class TestMaskedSGD:
     def test_copies_go_on_alike(self, device, how):
         net = draw_net(device, torch.bfloat16)
         optimizer = MaskedSGD(
-            net.named_parameters(), 0.1, **FULL, masks=draw_masks(net), gradient_only=True, momentum_dtype=torch.float32
+            net.named_parameters(),
+            0.1,
+            **FULL,
+            masks=draw_masks(net),
+            mask_gradient_only=True,
+            momentum_dtype=torch.float32,
         )
         give_gradients(net)
         optimizer.step()
         pair = net, optimizer
         twin, again = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
-        assert (again.gradient_only, again.momentum_dtype) == (True, torch.float32)
+        assert (again.mask_gradient_only, again.momentum_dtype) == (True, torch.float32)
         give_gradients(net, twin)
         for each in (optimizer, again):
             each.step()

@@ -177,7 +177,7 @@ class TestByHand:
         for lr in RATES:
             hand.step(lr, *union(*sets))
         own = {"adversarial": case.adversarial} if method == "amun+salun" else {}
-        case.check(hand, method, with_retain, mask=4 / 6, gradient_only=gradient_only, **own)
+        case.check(hand, method, with_retain, mask=4 / 6, mask_gradient_only=gradient_only, **own)
 
 
 class TestByHandOnTheRetainSet:
@@ -245,7 +245,7 @@ class TestFrozenWeights:
         """The published code's leak: 0.807 of a weight is left after ten epochs of 430 batches."""
         assert self.decayed(4300) == pytest.approx(0.807, abs=5e-4)
         masks, options = self.setting("salun", case)
-        result = unlearn(case.model, case.forget, case.retain, gradient_only=True, **options)
+        result = unlearn(case.model, case.forget, case.retain, mask_gradient_only=True, **options)
         left = self.decayed(10 * 4)  # 14 samples in batches of 4
         for name, weight in result.named_parameters():
             before = case.model.get_parameter(name)[~masks[name]]
@@ -581,10 +581,10 @@ class TestPresets:
         ("amun-paper-large", "amun+salun"): {"include_forget": False, "search": "pgd", "recipe": AMUN},
         ("amun-code", "amun"): {"include_forget": True, "search": "pgd", "recipe": AMUN},
         ("amun-code", "amun+salun"): {
-            "include_forget": True, "search": "pgd", "gradient_only": True, "recipe": AMUN,
+            "include_forget": True, "search": "pgd", "mask_gradient_only": True, "recipe": AMUN,
         },
         ("amun-code", "rl"): {"true_label": False, "order": "mixed", "recipe": AMUN},
-        ("amun-code", "salun"): {"true_label": False, "order": "mixed", "gradient_only": True, "recipe": AMUN},
+        ("amun-code", "salun"): {"true_label": False, "order": "mixed", "mask_gradient_only": True, "recipe": AMUN},
         ("amun-code", "bs"): {"eps": 0.1, "teacher": "per_epoch", "require_wrong": False, "recipe": AMUN},
         ("amun-code", "ft"): {"recipe": AMUN},
         ("amun-code", "l1-sparse"): {"gamma": 5e-4, "gamma_schedule": "amun", "epochs_without": 0, "recipe": AMUN},
@@ -599,7 +599,7 @@ class TestPresets:
             "gamma": 1e-4, "gamma_schedule": "unlearn-sparse", "epochs_without": 0, "recipe": saliency(0.01),
         },
         ("unlearn-saliency-2023", "salun"): {
-            "true_label": True, "order": "sequential", "gradient_only": True, "recipe": saliency(0.013),
+            "true_label": True, "order": "sequential", "mask_gradient_only": True, "recipe": saliency(0.013),
         },
     }  # fmt: skip
 
@@ -612,7 +612,7 @@ class TestPresets:
     def test_options(self, preset: str, method: str) -> None:
         expected = dict(self.EXPECTED[preset, method])
         options = dict(PRESETS[preset][method])
-        assert options.pop("gradient_only", False) == expected.pop("gradient_only", False)
+        assert options.pop("mask_gradient_only", False) == expected.pop("mask_gradient_only", False)
         own = METHODS[method].options
         assert {name: options.pop(name, own[name].default) for name in expected} == expected
         assert not options
@@ -634,7 +634,7 @@ class TestPresets:
         seen = []
 
         def told(model, forget, retain, run, *, true_label=None, order=None, recipe=BY_HAND) -> None:
-            seen.append((true_label, order, recipe, run.gradient_only))
+            seen.append((true_label, order, recipe, run.mask_gradient_only))
 
         monkeypatch.setitem(METHODS, "salun", dataclasses.replace(METHODS["salun"], function=told))
         theirs = saliency(0.013)
@@ -642,7 +642,7 @@ class TestPresets:
             ({}, (True, "sequential", theirs, True)),
             ({"order": "mixed"}, (True, "mixed", theirs, True)),
             ({"recipe": BY_HAND, "true_label": False}, (False, "sequential", BY_HAND, True)),
-            ({"gradient_only": False}, (True, "sequential", theirs, False)),
+            ({"mask_gradient_only": False}, (True, "sequential", theirs, False)),
         ):
             unlearn(net, forget, method="salun", preset="unlearn-saliency-2023", **own)
             assert seen.pop() == expected

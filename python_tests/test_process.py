@@ -41,7 +41,7 @@ class TestSignals:
     def test_they_end_in_order(self, original, tmp_path, capsys, monkeypatch, number, name) -> None:
         before = signal.getsignal(number)
         with monkeypatch.context() as patch:
-            patch.setattr("amun_ext.unlearning.plan.unlearn", lambda *_, **__: signal.raise_signal(number))
+            patch.setattr("amun_ext.unlearning.config.unlearn", lambda *_, **__: signal.raise_signal(number))
             assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 128 + number
         last = capsys.readouterr().err.splitlines()[-1]
         assert last == f"amun: ended by {name}; the same command goes on where it was"

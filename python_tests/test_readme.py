@@ -9,7 +9,7 @@ import pytest
 
 from amun_ext import data, models
 from amun_ext.cli import parser
-from amun_ext.training import Part, Pass, Recipe, fit
+from amun_ext.training import DataPart, Pass, Recipe, fit
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")]
@@ -31,7 +31,7 @@ def name_of(page: Path) -> str:
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "original.safetensors"
     model = models.build("small-cnn", num_classes=10, in_channels=1)
-    fit(model, [Pass([Part(data.load("fashion-mnist-mini").train)])], Recipe(epochs=6, lr=0.05, batch_size=64))
+    fit(model, [Pass([DataPart(data.load("fashion-mnist-mini").train)])], Recipe(epochs=6, lr=0.05, batch_size=64))
     models.save_checkpoint(path, model, {})
     return path
 

@@ -13,8 +13,8 @@ from training_tools import Training
 
 from amun_ext import InputError, cli, models, unlearn
 from amun_ext.data.vision import import_torchvision
-from amun_ext.training import Epoch, Part, Pass, Recipe, Run, fit
-from amun_ext.unlearning.choices import load_choices, save_choices
+from amun_ext.training import DataPart, Epoch, Pass, Recipe, RunOptions, fit
+from amun_ext.unlearning.config import load_tuned_options, save_tuned_options
 
 ADAMW = Recipe(6, 0.01, "cosine", batch_size=20, weight_decay=0.1, optimizer="adamw", warmup_epochs=2)
 
@@ -64,7 +64,7 @@ class TestWarmUp:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.optim, "SGD", Spy)
-            history = fit(net(), [Pass([Part(data)])] * 2, Recipe(3, 0.6, batch_size=8, warmup_epochs=2))
+            history = fit(net(), [Pass([DataPart(data)])] * 2, Recipe(3, 0.6, batch_size=8, warmup_epochs=2))
         assert rates == pytest.approx([0.05 * step for step in range(1, 13)] + [0.6] * 6)
         assert [epoch.lr for epoch in history] == pytest.approx([0.3, 0.6, 0.6])
 
@@ -83,7 +83,7 @@ class TestAdamW:
         def keep(_: Epoch) -> None:
             seen.append({name: value.clone() for name, value in model.state_dict().items()})
 
-        fit(model, [Pass([Part(data)])], recipe, Run(on_epoch=keep))
+        fit(model, [Pass([DataPart(data)])], recipe, RunOptions(on_epoch=keep))
         for after in seen:
             optimizer.zero_grad()
             nn.functional.cross_entropy(expected(data.tensors[0]), data.tensors[1]).backward()
@@ -102,7 +102,7 @@ class TestAdamW:
         how = {"image_size": 8, "patch_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
         model = import_torchvision().models.VisionTransformer(**how, num_classes=4)
         recipe = Recipe(15, 0.01, "cosine", batch_size=16, optimizer="adamw", warmup_epochs=3)
-        history = fit(model, [Pass([Part(TensorDataset(images, labels))])], recipe)
+        history = fit(model, [Pass([DataPart(TensorDataset(images, labels))])], recipe)
         assert history[-1].loss < 0.5 < 1 < history[0].loss
 
     def test_goes_on_bit_for_bit(self, data: TensorDataset, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ class TestMask:
     def test_frozen_weights_keep_every_bit(self, data: TensorDataset, masks: dict, precision: str | None) -> None:
         model = net()
         before = {name: each.clone() for name, each in model.state_dict().items()}
-        fit(model, [Pass([Part(data)])], replace(ADAMW, precision=precision), Run(mask=masks))
+        fit(model, [Pass([DataPart(data)])], replace(ADAMW, precision=precision), RunOptions(mask=masks))
         for name, value in model.state_dict().items():
             assert torch.equal(value[~masks[name]], before[name][~masks[name]])
             assert (value[masks[name]] != before[name][masks[name]]).any()
@@ -139,7 +139,7 @@ class TestMask:
     def test_the_rest_moves_as_if_the_others_had_no_gradient(self, data: TensorDataset, masks: dict) -> None:
         model = net()
         expected, before = alike(model), alike(model)
-        fit(model, [Pass([Part(data)])], replace(ADAMW, epochs=3, schedule="constant"), Run(mask=masks))
+        fit(model, [Pass([DataPart(data)])], replace(ADAMW, epochs=3, schedule="constant"), RunOptions(mask=masks))
         optimizer = torch.optim.AdamW(expected.parameters(), weight_decay=0.1)
         for lr in (0.005, 0.01, 0.01):
             optimizer.param_groups[0]["lr"] = lr
@@ -155,7 +155,7 @@ class TestMask:
         model = net()
         before = {name: each.clone() for name, each in model.state_dict().items()}
         recipe = Recipe(1, 0.01, batch_size=20, optimizer="adamw", weight_decay=0.1)
-        fit(model, [Pass([Part(data)])], recipe, Run(mask=masks, gradient_only=True))
+        fit(model, [Pass([DataPart(data)])], recipe, RunOptions(mask=masks, mask_gradient_only=True))
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value[~masks[name]], before[name][~masks[name]] * (1 - 0.01 * 0.1))
 
@@ -163,10 +163,10 @@ class TestMask:
         model = net()
         model[1].requires_grad_(False)
         theirs = {name: mask for name, mask in masks.items() if name.startswith("3")}
-        fit(model, [Pass([Part(data)])], ADAMW, Run(mask=theirs))
+        fit(model, [Pass([DataPart(data)])], ADAMW, RunOptions(mask=theirs))
         for wrong, message in (({}, "there for every"), ({**theirs, "4.bias": theirs["3.bias"]}, "masks for")):
             with pytest.raises(InputError, match=f"masks must be .*{message}"):
-                fit(model, [Pass([Part(data)])], ADAMW, Run(mask=wrong))
+                fit(model, [Pass([DataPart(data)])], ADAMW, RunOptions(mask=wrong))
 
     def test_salun_with_it(self, data: TensorDataset) -> None:
         model = net()
@@ -185,8 +185,8 @@ class TestRecipe:
             replace(ADAMW, **change)
 
     def test_files_have_it(self, tmp_path: Path) -> None:
-        save_choices(tmp_path / "c.json", {("ft", True): {"recipe": ADAMW}}, {})
-        assert load_choices(tmp_path / "c.json")["ft", True]["recipe"] == ADAMW
+        save_tuned_options(tmp_path / "c.json", {("ft", True): {"recipe": ADAMW}}, {})
+        assert load_tuned_options(tmp_path / "c.json")[0]["ft", True]["recipe"] == ADAMW
         assert Recipe(**{"epochs": 1, "lr": 0.1}).optimizer == "sgd"  # of a checkpoint from before there was one
 
     def test_flags(self, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ class TestTraining:
             trained.append((arguments[1:], fitted(*arguments)))
             return trained[-1][1]
 
-        fitted = module.trained_anew
-        monkeypatch.setattr(module, "trained_anew", spy)
+        fitted = module.train_from_scratch
+        monkeypatch.setattr(module, "train_from_scratch", spy)
         made = train()
         images, labels = (torch.cat(pair) for pair in zip(splits.train.tensors, splits.test.tensors, strict=True))
         assert torch.equal(made.membership, halves(81, 4))
@@ -78,7 +78,7 @@ class TestTraining:
 
     def test_what_was_stopped_goes_on_and_more_are_added(self, train, tmp_path, monkeypatch) -> None:
         whole = train(out=tmp_path / "whole", models=6)
-        made, fitted = [], module.trained_anew
+        made, fitted = [], module.train_from_scratch
 
         def stops(*arguments) -> nn.Module:
             if len(made) == 3:
@@ -86,10 +86,10 @@ class TestTraining:
             made.append(arguments[3])
             return fitted(*arguments)
 
-        monkeypatch.setattr(module, "trained_anew", stops)
+        monkeypatch.setattr(module, "train_from_scratch", stops)
         with pytest.raises(KeyboardInterrupt):
             train()
-        monkeypatch.setattr(module, "trained_anew", lambda *a: made.append(a[3]) or fitted(*a))
+        monkeypatch.setattr(module, "train_from_scratch", lambda *a: made.append(a[3]) or fitted(*a))
         assert len(train()) == 4
         assert len(made) == 4
         more = train(models=6)
@@ -99,7 +99,7 @@ class TestTraining:
 
     @pytest.mark.slow
     def test_two_workers_do_what_one_does(self, train, tmp_path) -> None:
-        one, two = train(out=tmp_path / "one", models=2), train(out=tmp_path / "two", models=2, workers=2)
+        one, two = train(out=tmp_path / "one", models=2), train(out=tmp_path / "two", models=2, num_workers=2)
         assert torch.equal(one.signals["sm-taylor"], two.signals["sm-taylor"])
 
     def test_the_model_is_left_as_it_was_and_its_weights_do_not_count(self, train, model, tmp_path) -> None:
@@ -173,7 +173,7 @@ class TestInput:
         "odd": ({"models": 3}, "models must be even"),
         "none": ({"models": 0}, "models must be a whole number from 2 on"),
         "seed": ({"seed": -1}, "seed must be"),
-        "workers": ({"workers": 0}, "workers must be"),
+        "num_workers": ({"num_workers": 0}, "num_workers must be"),
     }
 
     @pytest.mark.parametrize("case", BAD)

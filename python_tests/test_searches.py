@@ -17,7 +17,7 @@ from amun_ext import AdversarialSet, InputError, cli, data, find_min_adversarial
 from amun_ext.experiments import searches, searches_document
 from amun_ext.report import html
 from amun_ext.search import METHODS
-from amun_ext.training import Part, Pass, Recipe, fit
+from amun_ext.training import DataPart, Pass, Recipe, fit
 
 
 @pytest.fixture(scope="module", params=["digits", "fashion-mnist-mini"])
@@ -34,7 +34,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
         images, labels = data.load(name).train.tensors
         recipe = Recipe(epochs=3, lr=0.1, schedule="cosine", batch_size=32)
-        fit(model, [Pass([Part(TensorDataset(images[:800], labels[:800]))])], recipe)
+        fit(model, [Pass([DataPart(TensorDataset(images[:800], labels[:800]))])], recipe)
         paths[name] = tmp_path_factory.mktemp(name) / "model.safetensors"
         models.save_checkpoint(paths[name], model, {"arch": "small-cnn", "width": "4"})
     return paths

@@ -14,12 +14,12 @@ from amun_ext.auditing import Shadows, audit, load_shadows, train_shadows
 from amun_ext.auditing import shadows as module
 from amun_ext.auditing.shadows import cost, spread
 from amun_ext.data import Splits
-from amun_ext.training import Part, Pass, Recipe, Run, fit
-from amun_ext.unlearning.plan import plan
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.unlearning.config import resolve_config
 
 TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=32)
 SHORT = Recipe(epochs=1, lr=0.05, batch_size=32)
-NOTHING = plan("ft", recipe={"epochs": 1, "lr": 1e-6})
+NOTHING = resolve_config("ft", recipe={"epochs": 1, "lr": 1e-6})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ class TestShadows:
     def test_each_is_trained_on_its_half_forgets_it_and_never_sees_the_other(
         self, train, splits, ids, monkeypatch
     ) -> None:
-        seen, fitted = [], module.trained_anew
+        seen, fitted = [], module.train_from_scratch
 
         class Spy:
             def __getattr__(self, name: str) -> object:
@@ -66,7 +66,7 @@ class TestShadows:
                 return NOTHING.unlearn(model, forget, retain, seed=seed)
 
         trained = []
-        monkeypatch.setattr(module, "trained_anew", lambda *a: trained.append(a[1:4]) or fitted(*a))
+        monkeypatch.setattr(module, "train_from_scratch", lambda *a: trained.append(a[1:4]) or fitted(*a))
         before = [int(row) for row in range(300) if row not in ids][:7]
         made = train(unlearning=Spy(), previously_forgotten=before)
         rows = made.rows
@@ -97,8 +97,8 @@ class TestShadows:
     @pytest.mark.filterwarnings("ignore:.*forget samples have no adversarial example")
     @pytest.mark.slow
     def test_two_workers_do_what_one_does(self, train, tmp_path) -> None:
-        unlearning = plan("amun", recipe={"epochs": 1, "lr": 0.01})
-        one, two = (train(out=tmp_path / str(n), workers=n, unlearning=unlearning) for n in (1, 2))
+        unlearning = resolve_config("amun", recipe={"epochs": 1, "lr": 0.01})
+        one, two = (train(out=tmp_path / str(n), num_workers=n, unlearning=unlearning) for n in (1, 2))
         assert torch.equal(one.signals["log-odds"], two.signals["log-odds"])
 
     def test_test_samples_that_were_trained_on_are_not_among_them(self, train, splits) -> None:
@@ -114,7 +114,7 @@ class TestShadows:
         amun = sys.modules["amun_ext.unlearning.amun"]  # the package's own name for it is the function
         asked, search = [], amun.find_min_adversarial
         monkeypatch.setattr(amun, "find_min_adversarial", lambda *a, **o: asked.append(o) or search(*a, **o))
-        train(unlearning=plan("amun", search="pgd", steps=7, recipe={"epochs": 1, "lr": 0.01}))
+        train(unlearning=resolve_config("amun", search="pgd", steps=7, recipe={"epochs": 1, "lr": 0.01}))
         assert [(o["method"], o["steps"]) for o in asked] == [("pgd", 7)] * 6
 
     def test_the_cost_is_said(self, splits, ids) -> None:
@@ -127,7 +127,9 @@ class TestAttack:
         """Retraining draws both kinds from one distribution: the area is 50, up to what 120 samples let one see."""
         kept = train(recipe=TRAINING, models=8, out=tmp_path / "ft")
         assert spread(kept)["mean"] > 75
-        anew = train(recipe=SHORT, models=8, out=tmp_path / "anew", unlearning=plan("retrain", recipe=vars(TRAINING)))
+        anew = train(
+            recipe=SHORT, models=8, out=tmp_path / "anew", unlearning=resolve_config("retrain", recipe=vars(TRAINING))
+        )
         assert spread(anew)["mean"] == pytest.approx(50, abs=8)
 
         original = fitted(model, splits.train)
@@ -185,7 +187,7 @@ class TestAttack:
 
 def fitted(model: nn.Module, rows: TensorDataset) -> nn.Module:
     model = copy.deepcopy(model)
-    fit(model, [Pass([Part(rows)])], TRAINING, Run(seed=5))
+    fit(model, [Pass([DataPart(rows)])], TRAINING, RunOptions(seed=5))
     return model
 
 
@@ -195,7 +197,7 @@ class TestInput:
         "odd": ({"models": 7}, "models must be even"),
         "ids": ({"ids": torch.tensor([300])}, "ids must be"),
         "seed": ({"seed": -1}, "seed must be"),
-        "workers": ({"workers": 0}, "workers must be"),
+        "num_workers": ({"num_workers": 0}, "num_workers must be"),
     }
 
     @pytest.mark.parametrize("case", BAD)

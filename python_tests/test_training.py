@@ -20,7 +20,7 @@ from training_tools import TRAININGS, Noisy
 
 from amun_ext import InputError
 from amun_ext.models.fresh import reinitialised
-from amun_ext.training import Epoch, Part, Pass, Recipe, Run, crop_and_flip, fit
+from amun_ext.training import DataPart, Epoch, Pass, Recipe, RunOptions, crop_and_flip, fit
 from amun_ext.unlearning import unlearn
 
 # Python 3.12 and later warn where a process with threads makes another, as DataLoader does
@@ -32,8 +32,8 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 
 
-def part(count: int = 20, **options: bool) -> Part:
-    return Part(TensorDataset(torch.rand(count, 1, 3, 4), torch.randint(0, 3, (count,))), **options)
+def part(count: int = 20, **options: bool) -> DataPart:
+    return DataPart(TensorDataset(torch.rand(count, 1, 3, 4), torch.randint(0, 3, (count,))), **options)
 
 
 def conv_net(norm: bool = True, dropout: float = 0.0) -> nn.Sequential:
@@ -136,7 +136,7 @@ class TestFit:
             model = nn.Sequential(nn.Dropout(0.5), net()).eval()
             model[1].load_state_dict(start.state_dict())
             state = torch.get_rng_state()
-            fit(model, [Pass([data])], Recipe(2, 0.1, batch_size=16), Run(seed=seed))
+            fit(model, [Pass([data])], Recipe(2, 0.1, batch_size=16), RunOptions(seed=seed))
             assert torch.equal(state, torch.get_rng_state())
             assert not model.training
             results.append(model[1][1].weight)
@@ -155,7 +155,7 @@ class TestFit:
 
         model, labels = Recording(), torch.zeros(33, dtype=torch.long)
         values = torch.arange(66.0).view(66, 1, 1, 1).expand(66, 1, 3, 4) / 66
-        parts = [Part(TensorDataset(some, labels)) for some in (values[:33], values[33:])]
+        parts = [DataPart(TensorDataset(some, labels)) for some in (values[:33], values[33:])]
         fit(model, [Pass(parts)], Recipe(1, 0.1, batch_size=13))
         assert [len(batch) for batch in model.seen] == [13, 13, 13, 13, 14]  # no batch of one: BatchNorm
         assert sorted(value for batch in model.seen for value in batch) == values[:, 0, 0, 0].tolist()
@@ -168,7 +168,9 @@ class TestFit:
     def test_the_last_step_may_not_diverge_either(self) -> None:
         """The loss is that before a step; of a single one it says nothing about what has become of the weights."""
         with pytest.raises(FloatingPointError, match="train: the weights are no longer finite; lower lr"):
-            fit(net(), [Pass([Part(TensorDataset(100 * torch.ones(3, 1, 3, 4), torch.arange(3)))])], Recipe(1, 3e38))
+            fit(
+                net(), [Pass([DataPart(TensorDataset(100 * torch.ones(3, 1, 3, 4), torch.arange(3)))])], Recipe(1, 3e38)
+            )
 
     def test_adversarial_parts_are_not_augmented(self) -> None:
         class Recording(nn.Module):
@@ -184,7 +186,7 @@ class TestFit:
         plain, moved = torch.rand(40, 1, 8, 8) + 1, torch.rand(40, 1, 8, 8) + 3
         fit(
             model,
-            [Pass([Part(TensorDataset(plain, labels), augment=False), Part(TensorDataset(moved, labels))])],
+            [Pass([DataPart(TensorDataset(plain, labels), augment=False), DataPart(TensorDataset(moved, labels))])],
             Recipe(1, 0.1, batch_size=80, augment=True),
         )
         (seen,) = model.seen
@@ -210,11 +212,11 @@ class TestFit:
         first, second = net(), net()
         second.load_state_dict(first.state_dict())
         fit(first, [Pass([data])], Recipe(2, 0.1, batch_size=8))
-        told = Part(empty, labels=lambda epoch: torch.zeros(0, dtype=torch.long))
-        fit(second, [Pass([told, Part(Items(empty)), data])], Recipe(2, 0.1, batch_size=8))
+        told = DataPart(empty, labels=lambda epoch: torch.zeros(0, dtype=torch.long))
+        fit(second, [Pass([told, DataPart(Items(empty)), data])], Recipe(2, 0.1, batch_size=8))
         assert torch.equal(first[1].weight, second[1].weight)
         with pytest.raises(InputError, match=r"^parts must be at least one sample, got 0"):
-            fit(net(), [Pass([data]), Pass([Part(empty)])], Recipe(1, 0.1))
+            fit(net(), [Pass([data]), Pass([DataPart(empty)])], Recipe(1, 0.1))
 
     def test_bad_parts(self) -> None:
         images, labels = part(4).data.tensors
@@ -228,11 +230,11 @@ class TestFit:
             ),
         ):
             with pytest.raises(InputError, match=message):
-                fit(net(), [Pass([part(4)]), Pass([Part(data)])], Recipe(1, 0.1))
+                fit(net(), [Pass([part(4)]), Pass([DataPart(data)])], Recipe(1, 0.1))
         for labels in (torch.zeros(3, dtype=torch.long), torch.zeros(4), [0, 1, 2, 0]):
             with pytest.raises(InputError, match=r"^labels must be"):
-                fit(net(), [Pass([Part(part(4).data, labels=lambda epoch: labels)])], Recipe(1, 0.1))  # noqa: B023
-        flat = Part(TensorDataset(torch.rand(4, 12), torch.zeros(4, dtype=torch.long)))
+                fit(net(), [Pass([DataPart(part(4).data, labels=lambda epoch: labels)])], Recipe(1, 0.1))  # noqa: B023
+        flat = DataPart(TensorDataset(torch.rand(4, 12), torch.zeros(4, dtype=torch.long)))
         with pytest.raises(InputError, match="parts must be at least one"):
             fit(net(), [], Recipe(1, 0.1))
         with pytest.raises(InputError, match="augment must be off"):
@@ -247,7 +249,7 @@ class TestBatchNorm:
         before, data = conv_net(dropout=0.5).eval(), pictures(shift=1)
         before[4].train()
         after = copy.deepcopy(before)
-        fit(after, [Pass([Part(data)])], Recipe(2, 0.1, batch_size=8, batch_norm=mode), Run(seed=seed))
+        fit(after, [Pass([DataPart(data)])], Recipe(2, 0.1, batch_size=8, batch_norm=mode), RunOptions(seed=seed))
         assert [module.training for module in after.modules()] == [module.training for module in before.modules()]
         return before, after
 
@@ -284,7 +286,7 @@ class TestBatchNorm:
         for mode in ("frozen", "eval"):
             model = copy.deepcopy(before)
             model[4].p = 0.0
-            fit(model, [Pass([Part(data)])], Recipe(1, 0.1, batch_size=8, batch_norm=mode))
+            fit(model, [Pass([DataPart(data)])], Recipe(1, 0.1, batch_size=8, batch_norm=mode))
             torch.testing.assert_close(model.state_dict(), expected.state_dict())
 
 
@@ -320,7 +322,7 @@ class TestPrecision:
         data, clean = part(), self.Watched(12, 3)
         spoiled = copy.deepcopy(clean)
         spoiled.spoiled = (1, 3)
-        run = Run(mask={name: weight > 0 for name, weight in clean.named_parameters()} if masked else None)
+        run = RunOptions(mask={name: weight > 0 for name, weight in clean.named_parameters()} if masked else None)
         fit(clean, [Pass([data])], Recipe(2, 0.1, batch_size=20, precision="float16"), run)
         fit(spoiled, [Pass([data])], Recipe(4, 0.1, batch_size=20, precision="float16"), run)
         torch.testing.assert_close(spoiled.weight, clean.weight, rtol=1e-2, atol=1e-3)
@@ -358,7 +360,7 @@ class TestPrecision:
     def test_models_of_other_types(self, dtype: torch.dtype, masked: bool) -> None:
         model, data = net(), part()
         other = copy.deepcopy(model).to(dtype)
-        run = Run(mask={name: weight > 0 for name, weight in model.named_parameters()} if masked else None)
+        run = RunOptions(mask={name: weight > 0 for name, weight in model.named_parameters()} if masked else None)
         histories = [fit(each, [Pass([data])], Recipe(3, 0.1, batch_size=8), run) for each in (model, other)]
         assert other[1].weight.dtype == dtype
         torch.testing.assert_close(other[1].weight.float(), model[1].weight, rtol=0.03, atol=0.03)
@@ -371,7 +373,7 @@ class TestPrecision:
             model[1].weight.fill_(0)
             model[1].bias.copy_(torch.tensor([1000.0, 0, 0]))
         data = TensorDataset(torch.rand(200, 1, 3, 4), torch.ones(200, dtype=torch.long))
-        (epoch,) = fit(model, [Pass([Part(data)])], Recipe(1, 0.0, batch_size=200))
+        (epoch,) = fit(model, [Pass([DataPart(data)])], Recipe(1, 0.0, batch_size=200))
         assert epoch.loss == pytest.approx(1000)
 
 
@@ -387,11 +389,11 @@ class TestChannelsLast:
                 layouts.append((x.stride()[1], other[0].weight.stride()[1]))
                 return x
 
-        run = Run(mask={name: each > 0 for name, each in model.named_parameters()} if masked else None)
+        run = RunOptions(mask={name: each > 0 for name, each in model.named_parameters()} if masked else None)
         recipe = {"epochs": 2, "lr": 0.1, "batch_size": 8, "augment": True}
-        fit(model, [Pass([Part(data)])], Recipe(**recipe), run)
+        fit(model, [Pass([DataPart(data)])], Recipe(**recipe), run)
         other[2] = nn.Sequential(nn.ReLU(), Looking())
-        fit(other, [Pass([Part(data)])], Recipe(**recipe, channels_last=True), run)
+        fit(other, [Pass([DataPart(data)])], Recipe(**recipe, channels_last=True), run)
         assert set(layouts) == {(1, 1)}
         other[2] = nn.ReLU()
         torch.testing.assert_close(other.state_dict(), model.state_dict())
@@ -401,13 +403,13 @@ class TestChannelsLast:
         model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 3))
         model[1].to(memory_format=torch.channels_last)
         strides = [each.stride() for each in model.parameters()]
-        weights, data = list(model.parameters()), [Pass([Part(pictures())])]
+        weights, data = list(model.parameters()), [Pass([DataPart(pictures())])]
         recipe = Recipe(2, 0.1, batch_size=8, channels_last=True)
         fit(model, data, recipe)
         assert [each.stride() for each in model.parameters()] == strides
         assert strides[0] != strides[2]
         (tmp_path / "other").write_bytes(b"not ours")
-        for run in (Run(mask={}), Run(checkpoint=tmp_path / "other")):
+        for run in (RunOptions(mask={}), RunOptions(checkpoint=tmp_path / "other")):
             with pytest.raises(InputError):
                 fit(model, data, recipe, run)
             assert [each.stride() for each in model.parameters()] == strides
@@ -415,7 +417,7 @@ class TestChannelsLast:
 
     def test_leaves_other_inputs_alone(self) -> None:
         model, data = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3)), torch.rand(9, 1, 2, 2, 2)
-        fit(model, [Pass([Part(TensorDataset(data, torch.arange(9) % 3))])], Recipe(2, 0.1, channels_last=True))
+        fit(model, [Pass([DataPart(TensorDataset(data, torch.arange(9) % 3))])], Recipe(2, 0.1, channels_last=True))
 
 
 class TestAccumulate:
@@ -429,9 +431,9 @@ class TestAccumulate:
         if penalised:
             options["penalty"] = lambda model, epoch: 0.01 * sum(each.abs().sum() for each in model.parameters())
         recipe = {"epochs": 2, "lr": 0.05, "batch_size": 9, "augment": True}
-        first = fit(model, [Pass([Part(data)], ascend)], Recipe(**recipe), **options)
+        first = fit(model, [Pass([DataPart(data)], ascend)], Recipe(**recipe), **options)
         second = fit(
-            other, [Pass([Part(data)], ascend)], Recipe(**recipe, accumulation_steps=accumulation_steps), **options
+            other, [Pass([DataPart(data)], ascend)], Recipe(**recipe, accumulation_steps=accumulation_steps), **options
         )
         torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-9, atol=1e-12)
         assert [each.loss for each in second] == pytest.approx([each.loss for each in first])
@@ -468,27 +470,34 @@ class TestDatasets:
     def parts(self) -> list[TensorDataset]:
         return [pictures(11), pictures(13, shift=2)]
 
-    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("num_workers", [0, 2])
     @pytest.mark.parametrize("read", [(True, True), (True, False), (False, True)])
-    def test_are_as_good_as_tensors(self, parts: list[TensorDataset], workers: int, read: tuple[bool, bool]) -> None:
+    def test_are_as_good_as_tensors(
+        self, parts: list[TensorDataset], num_workers: int, read: tuple[bool, bool]
+    ) -> None:
         model = conv_net(dropout=0.5)
         other, told = copy.deepcopy(model), lambda epoch: parts[1].tensors[1].add(epoch) % 3
-        fit(model, [Pass([Part(parts[0], augment=False), Part(parts[1], labels=told)])], self.RECIPE)
+        fit(model, [Pass([DataPart(parts[0], augment=False), DataPart(parts[1], labels=told)])], self.RECIPE)
         first, second = (Items(data) if item else data for data, item in zip(parts, read, strict=True))
-        passes = [Pass([Part(first, augment=False), Part(second, labels=told)])]
+        passes = [Pass([DataPart(first, augment=False), DataPart(second, labels=told)])]
         before = torch.get_rng_state()
-        fit(other, passes, self.RECIPE, Run(workers=workers))
+        fit(other, passes, self.RECIPE, RunOptions(num_workers=num_workers))
         assert equal(state(other), state(model))
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_random_transforms_follow_from_the_seed(self, parts: list[TensorDataset], workers: int) -> None:
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_random_transforms_follow_from_the_seed(self, parts: list[TensorDataset], num_workers: int) -> None:
         model, results, states = conv_net(), [], []
         for seed in (1, 1, 2):
             other = copy.deepcopy(model)
             torch.rand(len(results))  # the caller's state is another each time
             states.append(torch.get_rng_state())
-            fit(other, [Pass([Part(Noisy(*parts[0].tensors))])], self.RECIPE, Run(seed=seed, workers=workers))
+            fit(
+                other,
+                [Pass([DataPart(Noisy(*parts[0].tensors))])],
+                self.RECIPE,
+                RunOptions(seed=seed, num_workers=num_workers),
+            )
             assert torch.equal(torch.get_rng_state(), states[-1])
             results.append(state(other))
         assert equal(results[0], results[1])
@@ -496,12 +505,12 @@ class TestDatasets:
         assert not torch.equal(states[1], states[2])
 
     def test_transforms_are_drawn_anew_in_every_epoch(self) -> None:
-        for workers in (0, 2):
+        for num_workers in (0, 2):
             seen = []
             model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
             model[1].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].clone()))
             data = Noisy(torch.ones(6, 1, 2, 2), torch.arange(6) % 2)
-            fit(model, [Pass([Part(data)])], Recipe(2, 0.1), Run(workers=workers))
+            fit(model, [Pass([DataPart(data)])], Recipe(2, 0.1), RunOptions(num_workers=num_workers))
             assert len({tuple(image.tolist()) for batch in seen for image in batch}) == 12
 
     def test_parts_of_several_types_meet_in_a_batch(self) -> None:
@@ -511,11 +520,11 @@ class TestDatasets:
         model = net().double()
         other = copy.deepcopy(model)
         halves = TensorDataset(images[:6].half(), labels[:6]), TensorDataset(images[6:], labels[6:].to(torch.uint8))
-        fit(model, [Pass([Part(each) for each in halves])], Recipe(2, 0.1, batch_size=5))
-        for workers in (0, 2):
+        fit(model, [Pass([DataPart(each) for each in halves])], Recipe(2, 0.1, batch_size=5))
+        for num_workers in (0, 2):
             again = copy.deepcopy(other)
-            passes = [Pass([Part(Items(halves[0])), Part(halves[1])])]
-            fit(again, passes, Recipe(2, 0.1, batch_size=5), Run(workers=workers))
+            passes = [Pass([DataPart(Items(halves[0])), DataPart(halves[1])])]
+            fit(again, passes, Recipe(2, 0.1, batch_size=5), RunOptions(num_workers=num_workers))
             assert equal(state(again), state(model))
 
     def test_a_class_of_tensors_may_have_items_of_its_own(self) -> None:
@@ -527,7 +536,7 @@ class TestDatasets:
         smallest = []
         model = net()
         model.register_forward_pre_hook(lambda _, args: smallest.append(args[0].min().item()))
-        fit(model, [Pass([Part(Brighter(*part().data.tensors))])], Recipe(1, 0.1))
+        fit(model, [Pass([DataPart(Brighter(*part().data.tensors))])], Recipe(1, 0.1))
         assert min(smallest) >= 5
 
     def test_errors_of_the_dataset_come_through(self) -> None:
@@ -539,7 +548,7 @@ class TestDatasets:
 
         model = net()
         with pytest.raises(OSError, match="image 7 cannot be read"):
-            fit(model, [Pass([Part(Broken(part().data))])], Recipe(1, 0.1))
+            fit(model, [Pass([DataPart(Broken(part().data))])], Recipe(1, 0.1))
         assert all(each.grad is None for each in model.parameters())
 
 
@@ -575,9 +584,9 @@ class TestCheckpoint:
     def test_a_finished_one_is_read(self, tmp_path: Path) -> None:
         model, data, path = net(), [Pass([part()])], tmp_path / "new" / "folder" / "checkpoint"
         again, recipe = copy.deepcopy(model), Recipe(3, 0.1, schedule="step:1", batch_size=8)
-        history = fit(model, data, recipe, Run(checkpoint=path))
+        history = fit(model, data, recipe, RunOptions(checkpoint=path))
         before = path.read_bytes()
-        assert fit(again, data, recipe, Run(checkpoint=path)) == history
+        assert fit(again, data, recipe, RunOptions(checkpoint=path)) == history
         assert [each.lr for each in history] == pytest.approx([0.1, 0.01, 0.001])
         assert equal(state(again), state(model))
         assert path.read_bytes() == before
@@ -589,36 +598,36 @@ class TestCheckpoint:
         start, recipe = state(model), Recipe(2, 0.1, batch_size=8)
         mask = {name: each > 0 for name, each in model.named_parameters()}
         passes = [Pass([first]), Pass([second], ascend=True)]
-        fit(model, passes, recipe, Run(checkpoint=path, mask=mask), about=1, description="this")
+        fit(model, passes, recipe, RunOptions(checkpoint=path, mask=mask), settings=1, description="this")
 
-        def refused(passes: list[Pass] = passes, recipe: Recipe = recipe, about: int = 1, name: str = "this", **run):
+        def refused(passes: list[Pass] = passes, recipe: Recipe = recipe, own: int = 1, name: str = "this", **run):
             model.load_state_dict(start)
             settings = {"checkpoint": path, "mask": mask} | run
             with pytest.raises(
                 InputError, match=r"^checkpoint must be a new file or one of this training .*, got another"
             ):
-                fit(model, passes, recipe, Run(**settings), about=about, description=name)
+                fit(model, passes, recipe, RunOptions(**settings), settings=own, description=name)
             assert equal(state(model), start)
 
         refused(recipe=Recipe(3, 0.1, batch_size=8))
         refused(seed=1)
         refused(mask=None)
         refused(mask={name: ~each for name, each in mask.items()})
-        refused(gradient_only=True)
-        refused(about=2)
+        refused(mask_gradient_only=True)
+        refused(own=2)
         refused(name="that")
         refused(passes=[Pass([first, second])])
         refused(passes=passes[::-1])
         refused(passes=[Pass([first]), Pass([second])])
-        refused(passes=[Pass([first]), Pass([Part(second.data, augment=False)], ascend=True)])
-        refused(passes=[Pass([first]), Pass([Part(second.data, labels=told)], ascend=True)])
+        refused(passes=[Pass([first]), Pass([DataPart(second.data, augment=False)], ascend=True)])
+        refused(passes=[Pass([first]), Pass([DataPart(second.data, labels=told)], ascend=True)])
         refused(passes=[Pass([first]), Pass([part()], ascend=True)])
-        refused(passes=[Pass([first]), Pass([Part(Items(second.data))], ascend=True)])
+        refused(passes=[Pass([first]), Pass([DataPart(Items(second.data))], ascend=True)])
         start = state(net())
         refused()
 
     def test_of_other_trainable_weights_is_refused(self, tmp_path: Path) -> None:
-        model, data, run = net(), [Pass([part()])], Run(checkpoint=tmp_path / "checkpoint")
+        model, data, run = net(), [Pass([part()])], RunOptions(checkpoint=tmp_path / "checkpoint")
         other = copy.deepcopy(model)
         fit(model, data, Recipe(1, 0.1), run)
         other[1].bias.requires_grad_(False)
@@ -629,7 +638,7 @@ class TestCheckpoint:
     def test_damaged_is_refused(self, tmp_path: Path, damage: str) -> None:
         model, data, path = net(), [Pass([part()])], tmp_path / "checkpoint"
         start = state(model)
-        fit(model, data, Recipe(2, 0.1), Run(checkpoint=path))
+        fit(model, data, Recipe(2, 0.1), RunOptions(checkpoint=path))
         whole = path.read_bytes()
         if damage == "folder":
             path.unlink()
@@ -639,7 +648,7 @@ class TestCheckpoint:
             path.write_bytes({"shorter": whole[:-40], "other": b"{}" * 400, "empty": b"", "flipped": changed}[damage])
         model.load_state_dict(start)
         with pytest.raises(InputError, match=r"^checkpoint must be .*, got .*checkpoint"):
-            fit(model, data, Recipe(2, 0.1), Run(checkpoint=path))
+            fit(model, data, Recipe(2, 0.1), RunOptions(checkpoint=path))
         assert equal(state(model), start)
 
     def test_a_full_disk_leaves_the_former_one(self, tmp_path: Path, monkeypatch) -> None:
@@ -657,13 +666,13 @@ class TestCheckpoint:
         with monkeypatch.context() as patch:
             patch.setattr("amun_ext.files.save_file", full)
             with pytest.raises(OSError, match="No space left"):
-                fit(model, data, recipe, Run(checkpoint=path))
+                fit(model, data, recipe, RunOptions(checkpoint=path))
         assert all(each.grad is None for each in model.parameters())
         assert path.read_bytes() == former[0]
         assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
         epochs: list[Epoch] = []
         model = copy.deepcopy(again)
-        fit(model, data, recipe, Run(checkpoint=path, on_epoch=epochs.append))
+        fit(model, data, recipe, RunOptions(checkpoint=path, on_epoch=epochs.append))
         fit(again, data, recipe)
         assert [each.number for each in epochs] == [2, 3]
         assert equal(state(model), state(again))
@@ -676,7 +685,7 @@ class TestCheckpoint:
             with pytest.raises(
                 InputError, match=r"^checkpoint must be a file in a folder that can be written to, got "
             ):
-                fit(model, [Pass([part()])], Recipe(1, 0.1), Run(checkpoint=path))
+                fit(model, [Pass([part()])], Recipe(1, 0.1), RunOptions(checkpoint=path))
         assert equal(state(model), start)
 
     def test_the_scale_of_the_loss_goes_on(self, tmp_path: Path) -> None:
@@ -694,8 +703,8 @@ class TestCheckpoint:
         recipe = Recipe(2, 0.1, batch_size=2, precision="float16")
         fit(whole, data, recipe)
         with pytest.raises(KeyboardInterrupt):
-            fit(stopped, data, recipe, Run(checkpoint=path, on_epoch=interrupt))
-        fit(resumed, data, recipe, Run(checkpoint=path))
+            fit(stopped, data, recipe, RunOptions(checkpoint=path, on_epoch=interrupt))
+        fit(resumed, data, recipe, RunOptions(checkpoint=path))
         assert torch.equal(resumed.weight, whole.weight)
         assert not torch.equal(resumed.weight, stopped.weight)
 
@@ -713,10 +722,10 @@ class TestCheckpoint:
         mask = {name: torch.rand(each.shape) < 0.5 for name, each in start.named_parameters()}
         for run in ({}, {"mask": mask}):
             whole, stopped, resumed = (copy.deepcopy(start) for _ in range(3))
-            fit(whole, data, Recipe(3, 0.1, batch_size=8), Run(**run))
+            fit(whole, data, Recipe(3, 0.1, batch_size=8), RunOptions(**run))
             with pytest.raises(KeyboardInterrupt):
-                fit(stopped, data, Recipe(3, 0.1, batch_size=8), Run(**run, checkpoint=path, on_epoch=interrupt))
-            fit(resumed, data, Recipe(3, 0.1, batch_size=8), Run(**run, checkpoint=path))
+                fit(stopped, data, Recipe(3, 0.1, batch_size=8), RunOptions(**run, checkpoint=path, on_epoch=interrupt))
+            fit(resumed, data, Recipe(3, 0.1, batch_size=8), RunOptions(**run, checkpoint=path))
             assert resumed.first.weight is resumed.second.weight
             assert equal(state(resumed), state(whole))
             frozen = ~run.get("mask", {"first.weight": torch.ones(12, 12, dtype=torch.bool)})["first.weight"]
@@ -738,7 +747,7 @@ class TestWatching:
             rates = {name: (model(each.tensors[0]).argmax(1) == each.tensors[1]) for name, each in eval_sets.items()}
             shown.append((epoch, {name: 100 * float(right.double().mean()) for name, right in rates.items()}))
 
-        run = Run(eval_sets=eval_sets, on_epoch=look, progress=True)
+        run = RunOptions(eval_sets=eval_sets, on_epoch=look, progress=True)
         history = fit(model, [Pass([data])], Recipe(3, 0.2, schedule="step:2", batch_size=30), run)
         assert [epoch for epoch, _ in shown] == history
         assert [each.number for each in history] == [1, 2, 3]
@@ -766,8 +775,8 @@ class TestWatching:
             other.eval()
 
         recipe = Recipe(3, 0.1, batch_size=8)
-        fit(model, [Pass([Part(data)])], recipe)
-        (*_, last) = fit(other, [Pass([Part(data)])], recipe, Run(eval_sets={"own": data}, on_epoch=meddle))
+        fit(model, [Pass([DataPart(data)])], recipe)
+        (*_, last) = fit(other, [Pass([DataPart(data)])], recipe, RunOptions(eval_sets={"own": data}, on_epoch=meddle))
         assert equal(state(other), state(model))
         assert other.training
         right = (other.eval()(data.tensors[0]).argmax(1) == data.tensors[1]).double().mean()
@@ -782,23 +791,23 @@ class TestWatching:
             (TensorDataset(images * torch.nan, labels), "free of NaN"),
         ):
             with pytest.raises(InputError, match=rf"^eval_sets\['test'\] must be {message}"):
-                Run(eval_sets={"test": data})
+                RunOptions(eval_sets={"test": data})
         with pytest.raises(InputError, match=r"^eval_sets\['test'\] labels must be integers"):
-            Run(eval_sets={"test": TensorDataset(images, labels.float())})
+            RunOptions(eval_sets={"test": TensorDataset(images, labels.float())})
 
 
 class TestRun:
-    @pytest.mark.parametrize("name", ["seed", "workers"])
+    @pytest.mark.parametrize("name", ["seed", "num_workers"])
     def test_whole_numbers(self, name: str) -> None:
         for value in (-1, 2**40, 1.5, "1", None):
             with pytest.raises(InputError, match=f"^{name} must be a whole number from 0 on(, below 2[*][*]31)?, got "):
-                Run(**{name: value})
+                RunOptions(**{name: value})
 
     def test_others(self) -> None:
-        with pytest.raises(InputError, match=r"^gradient_only must be False without a mask"):
-            Run(gradient_only=True)
+        with pytest.raises(InputError, match=r"^mask_gradient_only must be False without a mask"):
+            RunOptions(mask_gradient_only=True)
         with pytest.raises(InputError, match=r"^on_epoch must be a function"):
-            Run(on_epoch=3)
+            RunOptions(on_epoch=3)
         for recipe in ({"epochs": 1, "lr": 0.1}, None):
             with pytest.raises(InputError, match=r"^recipe must be a Recipe"):
                 fit(net(), [Pass([part()])], recipe)
@@ -820,7 +829,7 @@ class TestInterrupted:
         before, random = [each.training for each in model.modules()], torch.get_rng_state()
         mask = {name: each > 0 for name, each in model.named_parameters()} if masked else None
         with pytest.raises(KeyboardInterrupt):
-            fit(model, data, Recipe(1, 0.1, accumulation_steps=2, channels_last=True), Run(mask=mask))
+            fit(model, data, Recipe(1, 0.1, accumulation_steps=2, channels_last=True), RunOptions(mask=mask))
         assert all(each.grad is None for each in model.parameters())
         assert [each.training for each in model.modules()] == before
         assert torch.equal(torch.get_rng_state(), random)
@@ -835,8 +844,8 @@ class TestFrozen:
             before = state(model)
             trainable = {name for name, each in model.named_parameters() if each.requires_grad}
             mask = {name: torch.ones_like(each, dtype=torch.bool) for name, each in model.named_parameters()}
-            run = Run(mask={name: mask[name] for name in trainable} if masked else None)
-            fit(model, [Pass([Part(pictures())])], Recipe(3, 0.1, weight_decay=0.1), run)
+            run = RunOptions(mask={name: mask[name] for name in trainable} if masked else None)
+            fit(model, [Pass([DataPart(pictures())])], Recipe(3, 0.1, weight_decay=0.1), run)
             for name, value in model.named_parameters():
                 assert torch.equal(value, before[name]) == (name not in trainable)
                 assert value.requires_grad == (name in trainable)
@@ -854,14 +863,14 @@ class TestFrozen:
             model = Idle()
             before = model.idle.weight.detach().clone()
             mask = {name: torch.ones_like(each, dtype=torch.bool) for name, each in model.named_parameters()}
-            fit(model, [Pass([part()])], Recipe(2, 0.1, weight_decay=0.1), Run(mask=mask if masked else None))
+            fit(model, [Pass([part()])], Recipe(2, 0.1, weight_decay=0.1), RunOptions(mask=mask if masked else None))
             assert torch.equal(model.idle.weight, before)
 
     def test_a_mask_without_any_weight(self) -> None:
         model = conv_net()
         before = state(model)
         mask = {name: torch.zeros_like(each, dtype=torch.bool) for name, each in model.named_parameters()}
-        fit(model, [Pass([Part(pictures())])], Recipe(3, 0.1, weight_decay=0.1), Run(mask=mask))
+        fit(model, [Pass([DataPart(pictures())])], Recipe(3, 0.1, weight_decay=0.1), RunOptions(mask=mask))
         assert all(torch.equal(each, before[name]) for name, each in model.named_parameters())
         assert not torch.equal(model[1].running_mean, before["1.running_mean"])  # statistics are no weights
 
@@ -877,13 +886,13 @@ class TestFrozen:
         with pytest.raises(InputError, match=r"^augment must be off"):
             fit(
                 other,
-                [Pass([Part(TensorDataset(torch.rand(4, 12), torch.arange(4) % 3))])],
+                [Pass([DataPart(TensorDataset(torch.rand(4, 12), torch.arange(4) % 3))])],
                 Recipe(1, 0.1, augment=True),
-                Run(mask=make),
+                RunOptions(mask=make),
             )
         assert not asked
-        fit(model, data, Recipe(2, 0.1), Run(mask=mask))
-        fit(other, data, Recipe(2, 0.1), Run(mask=make))
+        fit(model, data, Recipe(2, 0.1), RunOptions(mask=mask))
+        fit(other, data, Recipe(2, 0.1), RunOptions(mask=make))
         assert asked == [1]
         assert equal(state(other), state(model))
 
@@ -892,7 +901,7 @@ class TestFrozen:
         mask = {name: each > 0 for name, each in model.named_parameters()}
         for wrong in ({}, mask | {"other": mask["1.bias"]}, mask | {"1.bias": mask["1.bias"].float()}):
             with pytest.raises(InputError, match=r"^masks"):
-                fit(model, [Pass([part()])], Recipe(1, 0.1), Run(mask=wrong))
+                fit(model, [Pass([part()])], Recipe(1, 0.1), RunOptions(mask=wrong))
 
 
 def test_crop_and_flip_moves_by_at_most_four_and_pads_with_zeros() -> None:
@@ -1003,5 +1012,5 @@ def test_augmented_images_suit_models_that_view_them() -> None:
             return self.linear(self.conv(x).view(len(x), -1))
 
     data = TensorDataset(torch.rand(6, 3, 8, 8), torch.randint(0, 2, (6,)))
-    (epoch,) = fit(Viewing(), [Pass([Part(data)])], Recipe(1, 0.1, augment=True))
+    (epoch,) = fit(Viewing(), [Pass([DataPart(data)])], Recipe(1, 0.1, augment=True))
     assert epoch.loss > 0

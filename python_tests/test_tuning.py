@@ -25,12 +25,11 @@ from torch.utils.data import TensorDataset
 from amun_ext import InputError, cli, data, models, tuning, workers
 from amun_ext.data import Splits, copies
 from amun_ext.files import workplace
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.tuning import objectives, space, stage, study
 from amun_ext.tuning.result import LEADING
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.choices import load_choices
-from amun_ext.unlearning.plan import plan
+from amun_ext.unlearning.config import load_tuned_options, resolve_config
 
 TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=32)
 SHORT = Recipe(epochs=1, lr=0.1, batch_size=32)
@@ -49,7 +48,7 @@ def original(splits) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
-    fit(model, [Pass([Part(splits.train)])], TRAINING, Run())
+    fit(model, [Pass([DataPart(splits.train)])], TRAINING, RunOptions())
     return model
 
 
@@ -155,7 +154,7 @@ class TestSpace:
         assert draw.floats.get("mask", (0.1, 0.9, False)) == (0.1, 0.9, False)
         assert draw.floats.get("gamma", (1e-5, 1e-3, True)) == (1e-5, 1e-3, True)
         # and these are options that the method takes
-        chosen = plan(method, default=space.options(values, SHORT))
+        chosen = resolve_config(method, default=space.options(values, SHORT))
         assert chosen.recipe == replace(SHORT, lr=1e-6, schedule="step:1")
         assert chosen.mask == values.get("mask")
         assert {name: chosen.options[name] for name in values.keys() & {"include_forget", "gamma"}} == {
@@ -242,8 +241,8 @@ class TestTune:
             )
         assert result.retrained.row["gap"] == 0
         tuning.write(result, tmp_path / "out")
-        choices = load_choices(tmp_path / "out/tuned.json")
-        assert choices == result.choices() == result.choices("retrain")
+        choices = load_tuned_options(tmp_path / "out/tuned.json")[0]
+        assert choices == result.tuned_options() == result.tuned_options("retrain")
         best = result.best("salun")
         assert choices["salun", True] == {
             "mask": best.parameters["mask"],
@@ -275,13 +274,13 @@ class TestTune:
         left = torch.tensor([number for number in range(200) if number not in gone])
         forget, retain = (TensorDataset(*splits.train[index]) for index in (torch.tensor(result.ids), left))
         options = space.options(trial.parameters, SHORT)
-        model = plan("l1-sparse", default=options).unlearn(original, forget, retain, seed=0)
+        model = resolve_config("l1-sparse", default=options).unlearn(original, forget, retain, seed=0)
         given = stage.Stage(original, forget, retain, held_out, True, None, 0, {"original": result.original.row})
         assert given.observe(model).row == trial.seen.row
 
     def test_without_the_retain_set(self, tune, tmp_path) -> None:
         result = tune(["ga"], with_retain=False, trials=2)
-        assert list(result.choices()) == [("ga", False)]
+        assert list(result.tuned_options()) == [("ga", False)]
         assert told(result) != told(tune(["ga"], trials=2, out=tmp_path / "with"))
 
     def test_seed_decides(self, tune, tmp_path) -> None:
@@ -423,7 +422,7 @@ class TestGoingOn:
 class TestWorkers:
     def test_two_do_what_one_does(self, tune, tmp_path) -> None:
         one = told(tune(["ft", "salun"], trials=5))
-        assert told(tune(["ft", "salun"], trials=5, workers=2, out=tmp_path / "two")) == one
+        assert told(tune(["ft", "salun"], trials=5, num_workers=2, out=tmp_path / "two")) == one
 
     def test_what_becomes_of_them_is_told(self, original, splits, tmp_path) -> None:
         """An error of theirs is raised here, and one that is killed is not waited for."""
@@ -477,8 +476,8 @@ class TestWorkers:
     def test_a_model_that_cannot_travel(self, tune, original, splits, tmp_path) -> None:
         original = nn.Sequential(original)
         original.hook = lambda: None
-        with pytest.raises(InputError, match="workers must be 1 for a model or init that cannot be pickled, got 2"):
-            tuning.tune(original, splits, IDS, ["ft"], out=tmp_path / "out", recipe=SHORT, trials=2, workers=2)
+        with pytest.raises(InputError, match="num_workers must be 1 for a model or init that cannot be pickled, got 2"):
+            tuning.tune(original, splits, IDS, ["ft"], out=tmp_path / "out", recipe=SHORT, trials=2, num_workers=2)
 
 
 class TestTrials:
@@ -489,7 +488,7 @@ class TestTrials:
             assert len(trials) == 3
             assert all(trial.seen is None for trial in trials)
         assert "the loss is nan; lower lr (now" in result.trials["ft"][0].failure
-        assert result.choices() == {}
+        assert result.tuned_options() == {}
         assert result.counted()["ft"] == "3 trials, of which 3 diverged and 0 lost too much accuracy"
         tuning.write(result, tmp_path / "out")
         page = (tmp_path / "out/tuning.html").read_text()
@@ -509,7 +508,7 @@ class TestTrials:
             model[-1].weight.data.fill_(torch.inf)
             return model
 
-        monkeypatch.setattr("amun_ext.unlearning.plan.unlearn", broken)
+        monkeypatch.setattr("amun_ext.unlearning.config.unlearn", broken)
         outcome = stage.attempt(given, "ft", {"recipe": SHORT})
         assert isinstance(outcome, str)
         assert "not finite" in outcome
@@ -585,7 +584,7 @@ class TestTrials:
         result = tune(["rl"], trials=2, max_accuracy_drop=0.0)
         assert result.best("rl") is None
         tuning.write(result, tmp_path / "out")
-        assert load_choices(tmp_path / "out/tuned.json") == {}
+        assert load_tuned_options(tmp_path / "out/tuned.json")[0] == {}
 
 
 class TestInput:
@@ -597,7 +596,7 @@ class TestInput:
         "needs retain": ({"with_retain": False}, "without the retain set, got 'ft'"),
         "objective": ({"objective": "luck"}, "objective must be one of .*'held-out', 'retrain'.*got 'luck'"),
         "trials": ({"trials": 0}, "trials must be a whole number from 1 on"),
-        "workers": ({"workers": 0}, "workers must be a whole number from 1 on"),
+        "num_workers": ({"num_workers": 0}, "num_workers must be a whole number from 1 on"),
         "seed": ({"seed": -1}, "seed must be a whole number from 0 on"),
         "drop": ({"max_accuracy_drop": -1.0}, "max_accuracy_drop must be points"),
         "no number": ({"max_accuracy_drop": math.nan}, "max_accuracy_drop must be points"),
@@ -666,10 +665,10 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "wrote tuned.json, trials.json and tuning.html" in printed
         assert "amun, by held-out" in printed
-        choices = load_choices(out / "tuned.json")
+        choices = load_tuned_options(out / "tuned.json")[0]
         assert list(choices) == [("amun", True), ("ft", True)]
         assert choices["ft", True]["recipe"].batch_size == 32
-        about = json.loads((out / "tuned.json").read_text())["about"]
+        about = json.loads((out / "tuned.json").read_text())["metadata"]
         assert (about["objective"], about["seed"]) == ("held-out", 0)  # amun compare measures on the other half
         assert about["data"] == "data.npz"
         assert "80 of 160 test samples" in about["held out"]

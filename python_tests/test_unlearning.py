@@ -267,12 +267,12 @@ class TestBadInput:
             "method",
             "preset",
             "mask",
-            "gradient_only",
+            "mask_gradient_only",
             "seed",
             "checkpoint",
             "eval_sets",
         }
-        own |= {"on_epoch", "workers", "progress"}
+        own |= {"on_epoch", "num_workers", "progress"}
         assert not any(own & row.options.keys() for row in METHODS.values())
 
     @pytest.mark.parametrize("method", METHODS)
@@ -281,7 +281,7 @@ class TestBadInput:
         [
             ({"seed": -1}, "seed must be a whole number from 0 on, got -1"),
             ({"seed": 2**70}, "seed must be a whole number from 0 on, below 2[*][*]31, got 1180591620717411303424"),
-            ({"workers": -1}, "workers must be a whole number from 0 on, got -1"),
+            ({"num_workers": -1}, "num_workers must be a whole number from 0 on, got -1"),
             ({"mask": 0}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 0"),
             ({"mask": 1.5}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got 1\.5"),
             ({"mask": float("nan")}, r"mask must be bool tensors by name, or a fraction in \(0, 1\], got nan"),
@@ -362,9 +362,9 @@ class TestBadInput:
 
     def test_gradient_only_without_a_mask(self, model: Recording) -> None:
         for method in ("rl", "amun"):
-            with pytest.raises(InputError, match=r"^gradient_only must be False without a mask, got True"):
-                unlearn(model, labelled(model, 5), method=method, gradient_only=True)
-        unlearn(model, labelled(model, 5), method="rl", gradient_only=True, mask=0.5, recipe=ONE_PASS)
+            with pytest.raises(InputError, match=r"^mask_gradient_only must be False without a mask, got True"):
+                unlearn(model, labelled(model, 5), method=method, mask_gradient_only=True)
+        unlearn(model, labelled(model, 5), method="rl", mask_gradient_only=True, mask=0.5, recipe=ONE_PASS)
 
     def test_sets_to_watch(self, model: Recording) -> None:
         forget = labelled(model, 5)
@@ -414,7 +414,7 @@ class TestDatasets:
     def test_are_read_by_workers(self, model: Recording) -> None:
         forget, retain = labelled(model, 6), labelled(model, 15)
         expected = unlearn(model, forget, retain, recipe=self.RECIPE)
-        given = unlearn(model, forget, Items(retain), recipe=self.RECIPE, workers=2)
+        given = unlearn(model, forget, Items(retain), recipe=self.RECIPE, num_workers=2)
         assert torch.equal(given.linear.weight, expected.linear.weight)
 
     def test_subsets_of_tensors_are_in_memory(self, model: Recording, monkeypatch) -> None:
@@ -608,7 +608,7 @@ class TestModels:
             unlearn(model, forget, retain, **options, checkpoint=path, on_epoch=stop)
         others = {
             "rl": [{"true_label": True}, {"order": "sequential"}],
-            "salun": [{"true_label": True}, {"order": "sequential"}, {"mask": 0.3}, {"gradient_only": True}],
+            "salun": [{"true_label": True}, {"order": "sequential"}, {"mask": 0.3}, {"mask_gradient_only": True}],
             "bs": [{"eps": 0.3}, {"teacher": "per_epoch"}, {"require_wrong": False}, {"bounds": (-1.0, 1.0)}],
             "l1-sparse": [{"gamma": 1e-3}, {"gamma_schedule": "amun"}, {"epochs_without": 1}],
             "amun": [{"include_forget": False}, {"mask": 0.5}, {"search": "pgd"}],

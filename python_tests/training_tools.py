@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 KILLED_AT = 18  # forwards in training: in the third of four epochs of seven
 
@@ -57,7 +57,7 @@ class Training:
     recipe: Recipe
     masked: bool = False
     noisy: bool = False
-    workers: int = 0
+    num_workers: int = 0
 
     def run(self, checkpoint: Path | None, at: Callable[[int], None] = lambda forward: None, **run: object) -> Net:
         torch.set_num_threads(1)
@@ -70,9 +70,14 @@ class Training:
         mask = {name: torch.rand(each.shape, generator=random) < 0.5 for name, each in net.named_parameters()}
         kept = TensorDataset(images[:20], labels[:20])
         others = (Noisy if self.noisy else TensorDataset)(images[20:], labels[20:])
-        drawn = Part(others, labels=lambda epoch: (labels[20:] + epoch) % 3)
-        settings = {"seed": 6, "mask": mask if self.masked else None, "checkpoint": checkpoint, "workers": self.workers}
-        fit(net, [Pass([Part(kept, augment=False), drawn])], self.recipe, Run(**settings | run))
+        drawn = DataPart(others, labels=lambda epoch: (labels[20:] + epoch) % 3)
+        settings = {
+            "seed": 6,
+            "mask": mask if self.masked else None,
+            "checkpoint": checkpoint,
+            "num_workers": self.num_workers,
+        }
+        fit(net, [Pass([DataPart(kept, augment=False), drawn])], self.recipe, RunOptions(**settings | run))
         return net
 
 
@@ -83,7 +88,7 @@ TRAININGS = {
     "augmented": Training(Recipe(epochs=4, lr=0.1, schedule="step:1", batch_size=6, augment=True, channels_last=True)),
     "float16": Training(Recipe(epochs=4, lr=0.1, batch_size=6, precision="float16")),
     "noisy": Training(PLAIN, noisy=True),
-    "noisy, workers": Training(PLAIN, noisy=True, workers=2),
+    "noisy, workers": Training(PLAIN, noisy=True, num_workers=2),
 }
 
 

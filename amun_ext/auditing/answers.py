@@ -59,11 +59,11 @@ def signals_from(logits: Tensor, labels: Tensor) -> Signals:
     return {name: SIGNALS[name](logits, labels).float() for name in KEPT}
 
 
-def check_settings(models: int, seed: int, workers: int) -> tuple[int, int, int]:
+def check_settings(models: int, seed: int, num_workers: int) -> tuple[int, int, int]:
     """The three as Python has them."""
     models = whole("models", models, 2)
     require(models % 2 == 0, "models", "even: they come in pairs", models)
-    return models, whole("seed", seed, 0), whole("workers", workers, 1)
+    return models, whole("seed", seed, 0), whole("num_workers", num_workers, 1)
 
 
 def collect(
@@ -75,7 +75,7 @@ def collect(
     membership: Tensor,
     *,
     first_seed: int,
-    workers: int,
+    num_workers: int,
     progress: bool,
 ) -> Answers:
     """Call `work` with the start, a row of `membership` [M, N] and a seed for every model that is not in the folder.
@@ -94,7 +94,7 @@ def collect(
             (number, (membership[number], first_seed + number)) for number in todo
         )
         with (
-            started(work, start, min(workers, max(1, len(todo)))) as made,
+            started(work, start, min(num_workers, max(1, len(todo)))) as made,
             progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
         ):
             for number, signals in made(jobs):

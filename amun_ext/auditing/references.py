@@ -28,7 +28,7 @@ from amun_ext.data import Splits
 from amun_ext.evaluation import predict
 from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
-from amun_ext.unlearning.retrain import trained_anew
+from amun_ext.unlearning.retrain import train_from_scratch
 
 KIND = "references"
 SEED = 2000  # added to the seed, so that no reference begins with the weights of the original or the retrained model
@@ -43,7 +43,7 @@ def train_references(
     init: Init = None,
     models: int = 32,
     seed: int = 0,
-    workers: int = 1,
+    num_workers: int = 1,
     progress: bool = False,
 ) -> Answers:
     """Train `models` networks like `model`, from fresh weights, each on a random half of `splits` (paper, section 5).
@@ -60,12 +60,12 @@ def train_references(
         out: a folder, for these references alone.
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         models: an even number; 8 to 16 do for an AUC (docs/benchmarks/audit.md), the paper has 128.
-        workers: models at once, each in a process of its own.
+        num_workers: models at once, each in a process of its own.
 
     Raises:
         InputError: an argument is not what it must be; `out` is of other references; a file there is damaged.
     """
-    models, seed, workers = check_settings(models, seed, workers)
+    models, seed, num_workers = check_settings(models, seed, num_workers)
     everything = pool(splits)
     require(len(everything) >= 4, "splits", "of four samples at least", len(everything))
     membership = halves(len(everything), models, seed)
@@ -78,7 +78,7 @@ def train_references(
         (model, init),
         membership,
         first_seed=seed + SEED,
-        workers=workers,
+        num_workers=num_workers,
         progress=progress,
     )
 
@@ -95,4 +95,4 @@ def _trained(everything: TensorDataset, recipe: Recipe, start: Start, half: Tens
     model, init = start
     inside = TensorDataset(*(tensor[half] for tensor in everything.tensors))
     images, labels = everything.tensors
-    return signals_from(predict(trained_anew(model, inside, recipe, seed, init), images), labels)
+    return signals_from(predict(train_from_scratch(model, inside, recipe, seed, init), images), labels)

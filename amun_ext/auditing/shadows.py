@@ -37,8 +37,8 @@ from amun_ext.evaluation import auc, predict
 from amun_ext.evaluation.lira import lira
 from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
-from amun_ext.unlearning.plan import Plan
-from amun_ext.unlearning.retrain import trained_anew
+from amun_ext.unlearning.config import MethodConfig
+from amun_ext.unlearning.retrain import train_from_scratch
 
 KIND = "shadows"
 SEED = 3000  # added to the seed, so that no shadow begins with the weights of another model
@@ -68,7 +68,7 @@ def train_shadows(
     model: nn.Module,
     splits: Splits,
     ids: Tensor,
-    unlearning: Plan,
+    unlearning: MethodConfig,
     recipe: Recipe,
     *,
     out: str | os.PathLike[str],
@@ -76,7 +76,7 @@ def train_shadows(
     previously_forgotten: Sequence[int] = (),
     models: int = 16,
     seed: int = 0,
-    workers: int = 1,
+    num_workers: int = 1,
     progress: bool = False,
 ) -> Shadows:
     """Train `models` shadows of one request and one method, and keep what each says of the samples in question.
@@ -88,18 +88,18 @@ def train_shadows(
         model: its architecture is taken, its trained weights are not.
         splits: both sets, in the order that ids refer to.
         ids: the forget set under audit, row numbers of the training set.
-        unlearning: the method under audit with its options, see `amun_ext.unlearning.plan.plan`.
+        unlearning: the method under audit with its options, see `amun_ext.unlearning.config.resolve_config`.
         recipe: that of the original.
         out: a folder, for these shadows alone.
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         previously_forgotten: ids that were forgotten earlier; no shadow is trained on them.
         models: an even number, 6 at least.
-        workers: models at once, each in a process of its own.
+        num_workers: models at once, each in a process of its own.
 
     Raises:
         InputError: an argument is not what it must be; `out` is of other shadows; a file there is damaged.
     """
-    models, seed, workers = check_settings(models, seed, workers)
+    models, seed, num_workers = check_settings(models, seed, num_workers)
     check_models(models)
     previously_forgotten = sorted({*previously_forgotten, *splits.absent})
     retain, rows = _sets(splits, ids, previously_forgotten, seed)
@@ -119,7 +119,7 @@ def train_shadows(
         (model, init),
         halves(len(rows), models, seed),
         first_seed=seed + SEED,
-        workers=workers,
+        num_workers=num_workers,
         progress=progress,
     )
     return Shadows(**vars(made))
@@ -136,7 +136,7 @@ def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> S
     return shadows
 
 
-def cost(splits: Splits, ids: Tensor, unlearning: Plan, recipe: Recipe, models: int) -> str:
+def cost(splits: Splits, ids: Tensor, unlearning: MethodConfig, recipe: Recipe, models: int) -> str:
     """What the shadows will take, in words."""
     check_models(models)
     training, tuning = recipe.epochs, unlearning.recipe.epochs
@@ -192,7 +192,7 @@ def _shadow(
     retain: TensorDataset,
     samples: TensorDataset,
     recipe: Recipe,
-    unlearning: Plan,
+    unlearning: MethodConfig,
     start: Start,
     half: Tensor,
     seed: int,
@@ -201,7 +201,7 @@ def _shadow(
     forget = TensorDataset(*(tensor[half] for tensor in samples.tensors))
     pairs = zip(retain.tensors, forget.tensors, strict=True)
     everything = TensorDataset(*(torch.cat([kept.cpu(), gone]) for kept, gone in pairs))
-    trained = trained_anew(model, everything, recipe, seed, init)
+    trained = train_from_scratch(model, everything, recipe, seed, init)
     unlearned = unlearning.unlearn(trained, forget, retain, seed=seed)
     images, labels = samples.tensors
     return signals_from(predict(unlearned, images), labels)

@@ -46,7 +46,7 @@ from amun_ext.data import Splits, without
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, SECONDS, retraining, sets, warm_up
 from amun_ext.files import file_digest, workplace
-from amun_ext.unlearning.plan import Plan
+from amun_ext.unlearning.config import MethodConfig
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
@@ -153,8 +153,8 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     if shadows is not None:
         provenance.check_shadows(shadows, record, previously_forgotten)
     first = init(options, splits, model, record)
-    plan = retraining(model, record, init=first) if made else None
-    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), plan)
+    config = retraining(model, record, init=first) if made else None
+    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), config)
     retrained += anew
     found = auditing.audit(
         model,
@@ -197,7 +197,7 @@ def _retrained(
     model: nn.Module,
     record: Record,
     gone: Tensor,
-    anew: Plan | None,
+    anew: MethodConfig | None,
 ) -> tuple[list[tuple[nn.Module, Record]], dict[str, float]]:
     """One for each of `paths`, trained without `gone`; and the seconds that it took, by the digest of its file."""
     if anew is None:

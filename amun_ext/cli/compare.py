@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     names = [name.strip() for name in options.methods.split(",")]
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = chosen_options(options)
-    rows = {setting: compare.plans(names, setting == "with", **chosen) for setting in settings}
+    rows = {setting: compare.resolve_configs(names, setting == "with", **chosen) for setting in settings}
     whole("seeds", options.seeds, 1)
     splits = load_for(options)
     original, record = rebuilt(options, splits)

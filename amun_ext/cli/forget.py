@@ -32,7 +32,7 @@ from amun_ext.cli.loading import (
     tell,
     unseen,
 )
-from amun_ext.cli.method import add_method, chosen_plan, settled
+from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request
 from amun_ext.deletion.request import RESULTS, write
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _forget(options: argparse.Namespace, place: Path) -> int:
-    chosen = chosen_plan(options)
+    chosen = chosen_config(options)
     check_free(options.out, *RESULTS)
     check_tables(options)
     own = realpath(options.model) == realpath(options.out / "model.safetensors")
@@ -91,7 +91,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     request = Request(
         ids=ids,
         include_duplicates=options.include_duplicates,
-        plan=settled(chosen, original, record, options, first),
+        config=settled(chosen, original, record, options, first),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
         record=record,

@@ -23,7 +23,7 @@ from amun_ext.models.checkpoint import check_fits
 from amun_ext.models.state import count_classes
 from amun_ext.reading import check_file
 from amun_ext.report import Result
-from amun_ext.unlearning.choices import load_about, load_choices
+from amun_ext.unlearning.config import load_tuned_options
 
 TABLES = "tables"
 LEFT_OUT = "; amun tune has looked at the others"
@@ -100,19 +100,19 @@ def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record)
 
 
 def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What add_settings says, as `plan` takes it."""
-    files = [load_choices(path) for path in options.tuned or ()]
+    """What add_settings says, as `resolve_config` takes it."""
+    files = [load_tuned_options(path)[0] for path in options.tuned or ()]
     keys = [key for file in files for key in file]
-    must_be = "files that choose for different methods or settings"
+    must_be = "files of tuned options for different methods or settings"
     require(len(set(keys)) == len(keys), "--tuned", must_be, "two for the same")
-    choices = {key: chosen for file in files for key, chosen in file.items()}
-    return {"preset": options.preset, "choices": choices if files else None}
+    tuned = {key: values for file in files for key, values in file.items()}
+    return {"preset": options.preset, "tuned": tuned if files else None}
 
 
 def unseen(options: argparse.Namespace, splits: Splits) -> tuple[TensorDataset, dict[str, str]]:
     """The test samples to measure on, not those that options were chosen with; and the fact for a reader."""
-    abouts = [load_about(path) for path in options.tuned or ()]
-    seeds: set[int] = {about["seed"] for about in abouts if "seed" in about}
+    files = [load_tuned_options(path)[1] for path in options.tuned or ()]
+    seeds: set[int] = {metadata["seed"] for metadata in files if "seed" in metadata}
     require(len(seeds) <= 1, "--tuned", "files of one seed, which have held out the same test samples", sorted(seeds))
     test = tuning.halves(splits.test, seeds.pop())[1] if seeds else splits.test
     told = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))

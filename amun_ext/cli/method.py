@@ -12,7 +12,7 @@ from amun_ext.experiments import demo
 from amun_ext.models.fresh import Init
 from amun_ext.search import METHODS as SEARCHES
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 
 def add_method(command: argparse.ArgumentParser) -> None:
@@ -40,11 +40,11 @@ def add_method(command: argparse.ArgumentParser) -> None:
     add_recipe(command, title, demo.FINE_TUNING)
 
 
-def chosen_plan(options: argparse.Namespace) -> Plan:
+def chosen_config(options: argparse.Namespace) -> MethodConfig:
     """What add_method asks for, but for the recipe of retraining, which the checkpoint knows."""
     method = METHODS[options.method]
     default = {"include_forget": False, "recipe": demo.FINE_TUNING} if "include_forget" in method.options else {}
-    return plan(
+    return resolve_config(
         options.method,
         not options.without_retain,
         **chosen_options(options),
@@ -55,6 +55,8 @@ def chosen_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def settled(chosen: Plan, model: nn.Module, record: Record, options: argparse.Namespace, init: Init) -> Plan:
-    """The plan with the recipe of the checkpoint, where the method is to retrain."""
+def settled(
+    chosen: MethodConfig, model: nn.Module, record: Record, options: argparse.Namespace, init: Init
+) -> MethodConfig:
+    """The config with the recipe of the checkpoint, where the method is to retrain."""
     return retraining(model, record, recipe(options), init) if options.method == "retrain" else chosen

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     how = {
         "models": options.num_models,
         "seed": options.seed,
-        "workers": options.workers,
+        "num_workers": options.workers,
         "progress": not options.quiet,
     }
     made = auditing.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)

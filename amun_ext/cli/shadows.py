@@ -7,7 +7,7 @@ from amun_ext import auditing
 from amun_ext.auditing.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
 from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
-from amun_ext.cli.method import add_method, chosen_plan, settled
+from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.provenance import check_method
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    chosen = chosen_plan(options)
+    chosen = chosen_config(options)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
     ids, previously_forgotten = ids_in_question(options, splits, record)
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     how = {
         "models": options.num_models,
         "seed": options.seed,
-        "workers": options.workers,
+        "num_workers": options.workers,
         "progress": not options.quiet,
     }
     made = auditing.train_shadows(

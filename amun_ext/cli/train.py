@@ -19,7 +19,7 @@ from amun_ext.experiments import demo
 from amun_ext.files import keep_only, workplace
 from amun_ext.models.fresh import described
 from amun_ext.models.state import count_classes
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 KEPT = "training.safetensors"  # that a stopped one goes on with
 
@@ -82,9 +82,9 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
     fit(
         model,
-        [Pass([Part(splits.train)])],
+        [Pass([DataPart(splits.train)])],
         training,
-        Run(seed=options.seed, checkpoint=place / KEPT, progress=not options.quiet),
+        RunOptions(seed=options.seed, checkpoint=place / KEPT, progress=not options.quiet),
     )
     models.save_checkpoint(place / options.out.name, model, metadata)
     (place / options.out.name).replace(options.out)

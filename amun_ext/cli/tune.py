@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         max_accuracy_drop=options.max_accuracy_drop,
         metadata=record.to_metadata(),
         init=init(options, splits, original, record),
-        workers=options.workers,
+        num_workers=options.workers,
         seed=options.seed,
         facts=about(options, record),
         progress=not options.quiet,

@@ -25,7 +25,7 @@ from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
@@ -44,7 +44,7 @@ class Request:
 
     ids: Tensor
     include_duplicates: bool
-    plan: Plan
+    config: MethodConfig
     retrain: bool
     seed: int
     record: Record
@@ -55,7 +55,7 @@ class Request:
         asked = {each.name: getattr(self, each.name) for each in fields(self)}
         asked |= {
             "ids": sorted(self.ids.tolist()),
-            "plan": self.plan.to_dict(),
+            "config": self.config.to_dict(),
             "record": model,
             "init": described(self.init),
         }
@@ -107,7 +107,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: boo
 
 def retraining(
     original: nn.Module, record: Record, recipe: Mapping[str, object] | None = None, init: Init = None
-) -> Plan:
+) -> MethodConfig:
     """To train anew as the checkpoint says that it was trained, but for single fields of the `recipe`.
 
     init: where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
@@ -121,7 +121,7 @@ def retraining(
     must_be = f"what the checkpoint's training began with, {record.init} (on the command line --init)"
     require(record.init in (None, given), "init", must_be, given or "none")
     check_init(original, init)
-    return replace(plan("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
+    return replace(resolve_config("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
 
 
 def forget(
@@ -141,7 +141,7 @@ def forget(
     """
     splits = aligned(splits, request.record.to_metadata())
     chosen, asked = (
-        request.plan,
+        request.config,
         sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates),
     )
     if chosen.search is not None:
@@ -226,8 +226,8 @@ def warm_up() -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True, device="cpu")], lr=0.0)
 
 
-def _told(chosen: Plan) -> dict[str, object]:
-    """The facts about a plan."""
+def _told(chosen: MethodConfig) -> dict[str, object]:
+    """The facts about a config."""
     sets = {"D_R": chosen.with_retain, "D_F": chosen.options.get("include_forget"), "D_A": True}
     trained_on = {"fine-tuned on": " + ".join(name for name, used in sets.items() if used)}
     return {

@@ -27,8 +27,7 @@ from amun_ext.progress import progress_bar
 from amun_ext.reading import stored
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS
-from amun_ext.unlearning.choices import Choices
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.unlearning.config import MethodConfig, TunedOptions, resolve_config
 
 FORMS: dict[str, dict[str, Any]] = {  # of a row METHOD:FORM, for methods that have these options
     "no-forget": {"include_forget": False},
@@ -56,15 +55,15 @@ class _Job:
     setting: str | None  # None where it is the same in all
     name: str
     seed: int
-    plan: Plan | None
+    config: MethodConfig | None
 
 
-def plans(
-    names: Sequence[str], with_retain: bool, *, preset: str | None = None, choices: Choices | None = None
-) -> dict[str, Plan | None]:
+def resolve_configs(
+    names: Sequence[str], with_retain: bool, *, preset: str | None = None, tuned: TunedOptions | None = None
+) -> dict[str, MethodConfig | None]:
     """How to run each row, METHOD or METHOD:FORM; None for a method that cannot be run without the retain set.
 
-    Options are those of the preset or the choices where these have the method, else the method's own. InputError for
+    Options are those of the preset or the tuned ones where these have the method, else the method's own. InputError for
     rows that are unknown or named twice, or none.
     """
     split = {name: name.partition(":") for name in names}
@@ -79,12 +78,12 @@ def plans(
     require(len(split) == len(names), "methods", "different from each other", ", ".join(names))
     require(preset is None or preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
 
-    def settled(method: str, form: str) -> Plan | None:
+    def settled(method: str, form: str) -> MethodConfig | None:
         if METHODS[method].needs_retain and not with_retain:
             return None
         theirs = preset if preset is not None and method in PRESETS[preset] else None
-        chosen = choices if choices is not None and (method, with_retain) in choices else None
-        return plan(method, with_retain, preset=theirs, choices=chosen, **FORMS.get(form, {}))
+        found = tuned if tuned is not None and (method, with_retain) in tuned else None
+        return resolve_config(method, with_retain, preset=theirs, tuned=found, **FORMS.get(form, {}))
 
     return {name: settled(method, form) for name, (method, _, form) in split.items() if method != RETRAIN}
 
@@ -93,8 +92,8 @@ def compare(
     original: nn.Module,
     test: TensorDataset,
     asked: Sets,
-    rows: Mapping[str, Mapping[str, Plan | None]],
-    retraining: Plan,
+    rows: Mapping[str, Mapping[str, MethodConfig | None]],
+    retraining: MethodConfig,
     *,
     seeds: int,
     out: Path,
@@ -103,7 +102,7 @@ def compare(
 ) -> Comparison:
     """Unlearn the same request with every row and seed, retrain with every seed, and measure all of the models.
 
-    rows: setting (a name in SETTINGS) -> row -> plan, as `plans` makes them. seeds: so many, from 0 on, for what the
+    rows: setting (a name in SETTINGS) -> row -> config, by `resolve_configs`. seeds: so many, from 0 on, for what the
     methods draw and for the first weights of retraining. out: a folder, in which every cell is kept as soon as it is
     done; one that has been made with the same models, data and options is taken from there. facts: what a reader should
     know. A method whose loss diverges has a cell that says so.
@@ -126,7 +125,7 @@ def compare(
             bar.set_postfix_str(f"{job.name}, seed {job.seed}")
             done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, ground)
 
-    def line(setting: str, name: str, chosen: Plan | None) -> Line:
+    def line(setting: str, name: str, chosen: MethodConfig | None) -> Line:
         title = _title(name, chosen)
         same = [title == _title(*each) for each in rows[setting].items()].count(True) > 1
         return Line(f"{title} ({name})" if same else title, chosen, done.get((setting, name), {}))
@@ -167,8 +166,8 @@ def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str
 
 def _cell(job: _Job, ground: _Ground) -> Cell:
     """From the folder, or made and put there."""
-    told = None if job.plan is None else job.plan.to_dict()
-    identity = plain({**ground.identity, "plan": told, "seed": job.seed})
+    told = None if job.config is None else job.config.to_dict()
+    identity = plain({**ground.identity, "config": told, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
     path = _path(ground.cells, ".".join(part for part in parts if part is not None), identity)
     kept = _read(path, identity)
@@ -183,18 +182,18 @@ def _cell(job: _Job, ground: _Ground) -> Cell:
 
 def _made(job: _Job, ground: _Ground) -> Cell:
     asked = ground.asked
-    if job.plan is None:
+    if job.config is None:
         return Cell(_seen(ground.original, math.nan, ground))
     adversarial, seconds, left_out = None, 0.0, 0
-    if job.plan.search is not None:
-        adversarial, seconds = _examples(job.plan.search, ground)
+    if job.config.search is not None:
+        adversarial, seconds = _examples(job.config.search, ground)
         left_out = int((~adversarial.found).sum())
     seed = job.seed + RETRAIN_SEED if job.name == RETRAIN else job.seed
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the table has a remark
-            model = job.plan.unlearn(ground.original, asked.forget, asked.retain, adversarial=adversarial, seed=seed)
+            model = job.config.unlearn(ground.original, asked.forget, asked.retain, adversarial=adversarial, seed=seed)
     except FloatingPointError as error:
         return Cell({}, str(error), left_out)
     seconds += time.perf_counter() - start
@@ -239,7 +238,7 @@ def _read(path: Path, identity: object) -> dict[str, Any] | None:
     return kept if kept.get("identity") == identity else None
 
 
-def _title(name: str, chosen: Plan | None) -> str:
+def _title(name: str, chosen: MethodConfig | None) -> str:
     title = METHODS[name.partition(":")[0]].title
     without = chosen is not None and chosen.options.get("include_forget") is False
     return f"{title} without D_F" if without else title

@@ -111,7 +111,7 @@ def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
 
 def _methods(comparison: Comparison) -> dict[str, str]:
     names = dict.fromkeys(name.partition(":")[0] for lines in comparison.tables.values() for name in lines)
-    known = {METHODS[name].title: METHODS[name].about for name in names if name in METHODS}
+    known = {METHODS[name].title: METHODS[name].description for name in names if name in METHODS}
     return known | {ORIGINAL: "the model before, unchanged"}
 
 
@@ -120,19 +120,19 @@ def _made(comparison: Comparison) -> dict[str, object]:
         f"{line.title}, {SETTINGS[setting]}": _options(line)
         for setting, lines in comparison.tables.items()
         for name, line in lines.items()
-        if line.plan is not None and name != RETRAIN
+        if line.config is not None and name != RETRAIN
     }
     retrain = next(iter(comparison.tables.values()))[RETRAIN]
     return {**comparison.facts, retrain.title: _options(retrain), **how}
 
 
 def _options(line: Line) -> str:
-    assert line.plan is not None
-    told = line.plan.to_dict()
+    assert line.config is not None
+    told = line.config.to_dict()
     recipe = told.pop("recipe")
     assert isinstance(recipe, dict)
     options = ", ".join(f"{name} {_short(value)}" for name, value in {**told, **recipe}.items() if value is not None)
-    return f"{options} (from: {line.plan.source})"
+    return f"{options} (from: {line.config.source})"
 
 
 def _short(value: object) -> str:

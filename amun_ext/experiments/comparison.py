@@ -11,7 +11,7 @@ from amun_ext.evaluation import COMPARISONS, MEASURES, gap
 from amun_ext.evaluation.metrics import Column, Row
 from amun_ext.files import plain
 from amun_ext.report import Document, Result
-from amun_ext.unlearning.plan import Plan
+from amun_ext.unlearning.config import MethodConfig
 
 NOOP = "no-op"
 SETTINGS = {"with": "with D_R", "without": "D_F only"}  # name -> heading
@@ -50,10 +50,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table. `plan` is None for the no-op, and where the method cannot be run in this setting."""
+    """A row of a table. `config` is None for the no-op, and where the method cannot be run in this setting."""
 
     title: str
-    plan: Plan | None
+    config: MethodConfig | None
     cells: Mapping[int, Cell]  # by seed
 
     @property
@@ -89,7 +89,7 @@ class Comparison(Result):
         said += [f"{left_out} samples left out"] if left_out else []
         if name in (RETRAIN, NOOP):
             return said
-        if line.plan is None:
+        if line.config is None:
             return [NEEDS]
         own, noop, retrain = (self.statistics(setting, row) for row in (name, NOOP, RETRAIN))
         share = own["UA"].mean / 100
@@ -128,8 +128,8 @@ class Comparison(Result):
         seen = self.statistics(setting, name)
         return {
             "title": line.title,
-            "options": None if line.plan is None else line.plan.to_dict(),
-            "options from": None if line.plan is None else line.plan.source,
+            "options": None if line.config is None else line.config.to_dict(),
+            "options from": None if line.config is None else line.config.source,
             **{key: {"mean": of.mean, "deviation": of.deviation, "n": of.n} for key, of in seen.items()},
             "remarks": self.remarks(setting, name),
             "cells": {

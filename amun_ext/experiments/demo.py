@@ -18,7 +18,7 @@ from amun_ext.info import versions
 from amun_ext.models import build, save_checkpoint
 from amun_ext.random_state import own_random_state
 from amun_ext.search import find_min_adversarial
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning import unlearn
 
 DATA, MODEL, FRACTION, SEARCH = "fashion-mnist-mini", "small-cnn", 0.1, "ddn"
@@ -45,8 +45,8 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
     with own_random_state():
         torch.manual_seed(seed)
         original = build(MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
-    run_of_training = Run(seed=seed, progress=progress)
-    timed("training", lambda: fit(original, [Pass([Part(splits.train)])], TRAINING, run_of_training))
+    run_of_training = RunOptions(seed=seed, progress=progress)
+    timed("training", lambda: fit(original, [Pass([DataPart(splits.train)])], TRAINING, run_of_training))
 
     ids = forget_ids(len(splits.train), fraction=FRACTION, seed=seed)
     forget, retain = split(splits.train, ids)

@@ -19,9 +19,9 @@ from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.random_state import own_random_state, same_random_state
-from amun_ext.training.parts import Feed, Pass, check_parts, crop_and_flip, split_sizes
+from amun_ext.training.parts import BatchLoader, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
-from amun_ext.training.resume import Checkpoint, check_place, identity
+from amun_ext.training.resume import Checkpoint, check_place, training_id
 
 Mask = Mapping[str, Tensor]
 
@@ -35,36 +35,38 @@ class Epoch:
     lr: float
     loss: float
     seconds: float
-    accuracy: Mapping[str, float]  # by the names of `Run.eval_sets`
+    accuracy: Mapping[str, float]  # by the names of `RunOptions.eval_sets`
 
 
-DEPENDS = "a map to logits that depend on its trainable parameters"
+TRAINABLE = "a map to logits that depend on its trainable parameters"
 
 
 @dataclass(frozen=True)
-class Run:
-    """How a training is run, beside its recipe.
+class RunOptions:
+    """How to run a training, apart from its recipe.
 
     seed: of shuffling, augmentation, dropout and random labels. mask: name -> bool tensor of the parameters that may
-    change, see MaskedSGD, or a function that makes it when the training begins; `gradient_only` masks as older code
-    does. checkpoint: a file that is written after every epoch, and from which the same training goes on after it was
-    stopped. eval_sets: sets whose accuracy each epoch tells. on_epoch: called after each; what it draws from the random
-    state changes nothing in the training. workers: processes that read a Dataset. progress: show a bar.
+    change, see MaskedSGD, or a function that makes it when the training begins; `mask_gradient_only` as in MaskedSGD.
+    checkpoint: a file, written after every epoch, from which the same training resumes. eval_sets: sets whose accuracy
+    every epoch reports. on_epoch: called after each; random numbers that it draws change nothing in the training.
+    num_workers: processes that read a Dataset. progress: show a bar.
     """
 
     seed: int = 0
     mask: Mask | Callable[[], Mask] | None = None
-    gradient_only: bool = False
+    mask_gradient_only: bool = False
     checkpoint: Path | None = None
     eval_sets: Mapping[str, TensorDataset] = field(default_factory=dict)
     on_epoch: Callable[[Epoch], None] | None = None
-    workers: int = 0
+    num_workers: int = 0
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seed", "workers"):
+        for name in ("seed", "num_workers"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 0))
-        require(not self.gradient_only or self.mask is not None, "gradient_only", "False without a mask", "True")
+        require(
+            not self.mask_gradient_only or self.mask is not None, "mask_gradient_only", "False without a mask", "True"
+        )
         require(self.on_epoch is None or callable(self.on_epoch), "on_epoch", "a function", self.on_epoch)
         named = isinstance(self.eval_sets, Mapping) and all(isinstance(name, str) for name in self.eval_sets)
         require(named, "eval_sets", "sets by name", self.eval_sets)
@@ -79,16 +81,16 @@ def fit(
     model: nn.Module,
     passes: Sequence[Pass],
     recipe: Recipe,
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
     *,
     penalty: Callable[[nn.Module, int], Tensor] | None = None,
-    about: object = None,
+    settings: object = None,
     description: str = "train",
 ) -> list[Epoch]:
     """Minimise cross-entropy over `passes`, one after the other in every epoch, in place. Returns what epochs did.
 
     penalty: from the model and the number of the epoch (from 0 on) to a scalar that is added to the loss of each batch.
-    about: the settings of penalty and of the parts' labels, which a checkpoint is told from others by; of plain values.
+    settings: those of penalty and of the parts' labels, plain values, by which a checkpoint knows this training.
     Shuffling, augmentation and dropout follow from the seed; the caller's random state, the modules' training flags and
     the layout of weights in memory are put back. Raises InputError for what `check` refuses, for parts that do not fit
     together and for a checkpoint of another training, FloatingPointError when the loss diverges.
@@ -96,7 +98,7 @@ def fit(
     like = check_parts(passes)
     check(model, recipe, run, like)
     device, dtype = placement(model, like)
-    feeds = [Feed(each.parts, device, dtype, run.workers) for each in passes]
+    feeds = [BatchLoader(each.parts, device, dtype, run.num_workers) for each in passes]
     statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
     fewest = min(map(len, feeds))
     steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for feed in feeds)
@@ -105,17 +107,17 @@ def fit(
     if statistics and recipe.batch_size == 1:
         _check_single(model, like.to(device, dtype))
     mask = run.mask() if callable(run.mask) else run.mask
-    optimizer = _optimizer(model, recipe, mask, run.gradient_only)
+    optimizer = _optimizer(model, recipe, mask, run.mask_gradient_only)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     order = torch.Generator().manual_seed(run.seed)
-    settings = description, about, recipe, run.seed, run.gradient_only
-    name = "" if run.checkpoint is None else identity(model, passes, mask, settings)
+    everything = description, settings, recipe, run.seed, run.mask_gradient_only
+    name = "" if run.checkpoint is None else training_id(model, passes, mask, everything)
     checkpoint = Checkpoint(run.checkpoint, name, device, model, optimizer, scaler, order)
     training = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
     layouts = torch.contiguous_format, torch.channels_last
 
-    def one_pass(each: Pass, feed: Feed, epoch: int, rates: Iterator[float]) -> Tensor:
+    def one_pass(each: Pass, feed: BatchLoader, epoch: int, rates: Iterator[float]) -> Tensor:
         """The summed cross-entropy of the pass, whose steps have these learning rates."""
         total = torch.zeros((), device=device)
         for x, labels, augmented in feed.batches(epoch, recipe.batch_size, order):
@@ -128,17 +130,17 @@ def fit(
                 group["lr"] = rate
             optimizer.zero_grad()
             sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulation_steps)))
-            for some, theirs in zip(x.split(sizes), labels.split(sizes), strict=True):
+            for piece, targets in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
-                    logits = logits_of(model, some)
-                require(logits.requires_grad, "model", DEPENDS, "others")
+                    logits = logits_of(model, piece)
+                require(logits.requires_grad, "model", TRAINABLE, "others")
                 # a sum over a batch is beyond what half precision tells apart
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                loss = F.cross_entropy(wide, theirs, reduction="sum")
+                loss = F.cross_entropy(wide, targets, reduction="sum")
                 total += loss.detach()
                 scaler.scale((-loss if each.ascend else loss) / len(x)).backward()
             moved = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
-            require(moved, "model", DEPENDS, "others")  # a quantised layer lets no gradient through
+            require(moved, "model", TRAINABLE, "others")  # a quantised layer lets no gradient through
             if penalty is not None:
                 scaler.scale(penalty(model, epoch)).backward()
             scaler.step(optimizer)
@@ -179,7 +181,7 @@ def fit(
     return history
 
 
-def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
+def check(model: nn.Module, recipe: Recipe, run: RunOptions, like: Tensor) -> None:
     """InputError for a model, recipe and run that do not fit together, for inputs like this one [...]."""
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
@@ -192,22 +194,22 @@ def check(model: nn.Module, recipe: Recipe, run: Run, like: Tensor) -> None:
         not scaled, "precision", "None or bfloat16 for a model of float16, whose gradients cannot be scaled", "float16"
     )
     if run.mask is not None and not callable(run.mask):
-        _optimizer(model, recipe, run.mask, run.gradient_only)  # which refuses masks that do not fit
+        _optimizer(model, recipe, run.mask, run.mask_gradient_only)  # which refuses masks that do not fit
     if run.checkpoint is not None:
         check_place(run.checkpoint)
         others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
         require(not others, "model", "without extra state, which a checkpoint cannot hold", others)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, mask: Mask | None, gradient_only: bool) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, recipe: Recipe, mask: Mask | None, mask_gradient_only: bool) -> torch.optim.Optimizer:
     trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     lr, momentum, decay = recipe.lr, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "adamw":
         adamw = torch.optim.AdamW(trainable, lr, (momentum, 0.999), weight_decay=decay)
-        return adamw if mask is None else masked(adamw, mask, gradient_only=gradient_only)
+        return adamw if mask is None else masked(adamw, mask, mask_gradient_only=mask_gradient_only)
     if mask is None:
         return torch.optim.SGD(trainable, lr, momentum, weight_decay=decay)
-    return MaskedSGD(trainable, lr, momentum, weight_decay=decay, masks=mask, gradient_only=gradient_only)
+    return MaskedSGD(trainable, lr, momentum, weight_decay=decay, masks=mask, mask_gradient_only=mask_gradient_only)
 
 
 def _seed(seed: int, device: torch.device) -> None:

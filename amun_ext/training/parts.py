@@ -16,13 +16,13 @@ from amun_ext.random_state import same_random_state
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """Some of the data to train on, and whether the recipe's augmentation applies.
 
     `data` is a map-style dataset of (input, label). A TensorDataset lives on the device; any other is read through a
-    DataLoader, every item anew in every epoch: what its transforms draw from torch follows from the seed and from the
-    number of workers. `labels`, from the number of the epoch (from 0 on) to a tensor [N], take
-    the place of the data's own; they are asked for when the pass begins.
+    DataLoader again in every epoch: what its transforms draw from torch follows from the seed and `num_workers`.
+    `labels`, from the number of the epoch (from 0 on) to a tensor [N], replace the data's own; they are called for when
+    the pass begins.
     """
 
     data: Dataset[Any]
@@ -34,15 +34,15 @@ class Part:
 class Pass:
     """The shuffled union of `parts`, every sample once. `ascend`: climb the loss instead of descending it."""
 
-    parts: Sequence[Part]
+    parts: Sequence[DataPart]
     ascend: bool = False
 
 
-class Feed:
+class BatchLoader:
     """The batches of a pass, by the row numbers of the union of its parts."""
 
-    def __init__(self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype, workers: int) -> None:
-        self.parts, self.device, self.dtype, self.workers = parts, device, dtype, workers
+    def __init__(self, parts: Sequence[DataPart], device: torch.device, dtype: torch.dtype, num_workers: int) -> None:
+        self.parts, self.device, self.dtype, self.num_workers = parts, device, dtype, num_workers
         self.sizes = [len(part.data) for part in parts]  # type: ignore[arg-type]
         augment = [
             torch.full((size,), part.augment, device="cpu") for size, part in zip(self.sizes, parts, strict=True)
@@ -61,10 +61,10 @@ class Feed:
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`."""
         rows = torch.randperm(len(self), generator=order, device="cpu").split(split_sizes(len(self), size))
-        told = self._told(epoch)
+        replaced = self._replaced_labels(epoch)
         for batch, (x, own) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
             batch = batch.to(self.device)
-            labels = own if told is None else torch.where(told[batch] < 0, own, told[batch])
+            labels = own if replaced is None else torch.where(replaced[batch] < 0, own, replaced[batch])
             yield x, labels, self.augment[batch]
 
     def _read(self, rows: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,7 +82,7 @@ class Feed:
         loader = DataLoader(
             union,
             batch_sampler=[batch.tolist() for batch in rows],
-            num_workers=self.workers,
+            num_workers=self.num_workers,
             collate_fn=partial(_stacked, dtype=self.dtype),
             generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch),
         )
@@ -91,17 +91,17 @@ class Feed:
         for x, labels in batches:
             yield x.to(self.device), labels.to(self.device)
 
-    def _told(self, epoch: int) -> Tensor | None:
+    def _replaced_labels(self, epoch: int) -> Tensor | None:
         """Labels [N] in place of the data's own, -1 where there are none; None where no part has any."""
         if all(part.labels is None for part in self.parts):
             return None
-        told = []
+        replaced = []
         for size, part in zip(self.sizes, self.parts, strict=True):
             labels = torch.full((size,), -1, device="cpu") if part.labels is None else part.labels(epoch)
             if part.labels is not None:
                 check_labels("labels", labels, size)
-            told.append(labels.to(self.device, torch.int64))
-        return torch.cat(told)
+            replaced.append(labels.to(self.device, torch.int64))
+        return torch.cat(replaced)
 
 
 def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:

@@ -14,7 +14,7 @@ PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum, as in all the published experiments (paper, appendix C), unless told otherwise.
+    """SGD with momentum, as in all the published experiments (paper, appendix C), by default.
 
     `optimizer` "adamw" is torch.optim.AdamW with betas (momentum, 0.999); its weight decay, which is decoupled from the
     gradient, is usually larger (0.05 to 0.1 for a ViT). In the first `warmup_epochs` the learning rate rises linearly,

@@ -1,4 +1,4 @@
-"""A training that was stopped goes on from its last epoch: the file that holds what it needs for that."""
+"""The file from which a stopped training resumes after its last epoch."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ FORMAT = "amun_ext.training.1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that moves in a training, and the file at `path` where it is kept; none when `path` is None."""
+    """The state of a training, and the file at `path` that keeps it; None keeps nothing."""
 
     path: Path | None
-    identity: str
+    training_id: str
     device: torch.device
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -45,8 +45,8 @@ class Checkpoint:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         # cloned, because the format refuses tensors that share memory, as tied weights do
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        told = json.dumps({"history": list(history), "scaler": self.scaler.state_dict()})
-        metadata = {"format": FORMAT, "identity": self.identity, "state": told, "digest": _whole(copies, told)}
+        state = json.dumps({"history": list(history), "scaler": self.scaler.state_dict()})
+        metadata = {"format": FORMAT, "training_id": self.training_id, "state": state, "digest": _digest(copies, state)}
         write_tensors(self.path, copies, metadata)
 
     def resume(self) -> list[dict[str, Any]]:
@@ -58,33 +58,33 @@ class Checkpoint:
             return []
         tensors, metadata = _read(self.path)
         must_be = "a new file or one of this training (the same weights, data, options and seed)"
-        same = metadata.get("format") == FORMAT and metadata.get("identity") == self.identity
+        same = metadata.get("format") == FORMAT and metadata.get("training_id") == self.training_id
         require(same, "checkpoint", must_be, f"another at {self.path}")
-        intact = metadata["digest"] == _whole(tensors, metadata["state"])
+        intact = metadata["digest"] == _digest(tensors, metadata["state"])
         require(intact, "checkpoint", "as it was written", f"a damaged file, {self.path}")
-        told = json.loads(metadata["state"])
+        progress = json.loads(metadata["state"])
         self.model.load_state_dict(_under("model.", tensors))
         state = self.optimizer.state_dict()
         for name, value in _under("optimizer.", tensors).items():
             number, _, slot = name.partition(".")
             state["state"].setdefault(int(number), {})[slot] = value
         self.optimizer.load_state_dict(state)
-        self.scaler.load_state_dict(told["scaler"])
+        self.scaler.load_state_dict(progress["scaler"])
         self.order.set_state(tensors["order"])
         torch.set_rng_state(tensors["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-        history: list[dict[str, Any]] = told["history"]
+        history: list[dict[str, Any]] = progress["history"]
         return history
 
 
-def identity(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor] | None, settings: object) -> str:
-    """What makes a training the one that it is: its first weights, its data, its mask and its settings."""
+def training_id(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor] | None, settings: object) -> str:
+    """A digest of all that decides a training: first weights, data, mask and settings."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     parts = [[(part.augment, part.labels is None, _contents(part.data)) for part in each.parts] for each in passes]
     data = [(each.ascend, some) for each, some in zip(passes, parts, strict=True)]
-    told = (settings, data, digest(model.state_dict()), trainable, None if mask is None else digest(mask))
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    content = (settings, data, digest(model.state_dict()), trainable, None if mask is None else digest(mask))
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _contents(data: Any) -> object:
@@ -99,9 +99,9 @@ def check_place(path: Path) -> None:
     require(fits, "checkpoint", "a file in a folder that can be written to", path)
 
 
-def _whole(tensors: Mapping[str, Tensor], told: str) -> str:
-    """Of all that a file holds; safetensors looks at its outlines only."""
-    return hashlib.sha256(f"{told}{digest(dict(sorted(tensors.items())))}".encode()).hexdigest()
+def _digest(tensors: Mapping[str, Tensor], state: str) -> str:
+    """Of all that a file holds; safetensors checks only its header."""
+    return hashlib.sha256(f"{state}{digest(dict(sorted(tensors.items())))}".encode()).hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

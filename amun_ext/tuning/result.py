@@ -13,7 +13,7 @@ from amun_ext.training import Recipe
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
 from amun_ext.tuning.space import Parameters, options
 from amun_ext.tuning.stage import Seen
-from amun_ext.unlearning.choices import save_choices
+from amun_ext.unlearning.config import save_tuned_options
 
 LEADING = 3  # trials of a method that are made a second time: one run of many can be good by luck
 
@@ -83,7 +83,7 @@ class Tuning(Result):
             objective or self.objective, self.original.row, self.max_accuracy_drop
         )
 
-    def choices(self, objective: str | None = None) -> dict[tuple[str, bool], dict[str, Any]]:
+    def tuned_options(self, objective: str | None = None) -> dict[tuple[str, bool], dict[str, Any]]:
         """For each method that has a best trial: arguments of `unlearn`."""
         found = {method: self.best(method, objective) for method in self.trials}
         return {
@@ -154,9 +154,11 @@ class Tuning(Result):
 
 
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
-    """tuned.json with the choices by `tuning.objective`, trials.json and tuning.html into `folder`."""
+    """tuned.json with the options chosen by `tuning.objective`, trials.json and tuning.html into `folder`."""
     about = {"objective": tuning.objective, "measured on": "a set that stands in for the request's", **tuning.facts}
     with workplace(folder, "tune") as place, all_or_none(folder, place) as made:
-        save_choices(made / "tuned.json", tuning.choices(), {key: plain(value) for key, value in about.items()})
+        save_tuned_options(
+            made / "tuned.json", tuning.tuned_options(), {key: plain(value) for key, value in about.items()}
+        )
         write_json(made / "trials.json", tuning.to_dict())
         tuning.to_html(made / "tuning.html")

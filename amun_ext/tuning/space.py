@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from amun_ext.training import Recipe
-from amun_ext.unlearning import METHODS, Method
+from amun_ext.unlearning import METHODS, UnlearningMethod
 
 Parameters = Mapping[str, Any]  # by the names of SPACE
 
@@ -37,7 +37,7 @@ class OneOf:
 
 # A field of the recipe, or else an argument of `unlearn` -> its values, and which methods have it. AMUN's form is not
 # in the paper's search, which chooses it by the size of the request; it matters as much as the learning rate.
-SPACE: Mapping[str, tuple[Between | OneOf, Callable[[Method], bool]]] = {
+SPACE: Mapping[str, tuple[Between | OneOf, Callable[[UnlearningMethod], bool]]] = {
     "lr": (Between(1e-6, 1e-1, log=True), lambda method: True),
     "schedule": (OneOf(("step:1", "step:5", "constant")), lambda method: True),
     "mask": (Between(0.1, 0.9), lambda method: method.fraction is not None),

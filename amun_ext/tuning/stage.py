@@ -18,7 +18,7 @@ from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
 from amun_ext.search import AdversarialSet
 from amun_ext.tuning.objectives import judged
-from amun_ext.unlearning.plan import plan
+from amun_ext.unlearning.config import resolve_config
 
 QUANTILES = np.linspace(0.0, 1.0, 101)
 
@@ -56,7 +56,7 @@ class Stage:
 def attempt(stage: Stage, method: str, options: Mapping[str, Any], run: int = 0) -> Seen | str:
     """What these options give; or why they give nothing. Each `run` of the same has a seed of its own."""
     start = time.perf_counter()
-    chosen = plan(method, stage.with_retain, default=options)
+    chosen = resolve_config(method, stage.with_retain, default=options)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has told it once

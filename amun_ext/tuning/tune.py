@@ -29,7 +29,7 @@ from amun_ext.tuning.result import Trial, Tuning
 from amun_ext.tuning.space import drawn, options
 from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.plan import Plan, plan
+from amun_ext.unlearning.config import MethodConfig, resolve_config
 from amun_ext.workers import started
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def tune(
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     metadata: Mapping[str, str] | None = None,
     init: Init = None,
-    workers: int = 1,
+    num_workers: int = 1,
     seed: int = 0,
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
@@ -88,7 +88,7 @@ def tune(
         max_accuracy_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
         metadata: of the checkpoint: what it has forgotten before, and how it was trained.
         init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
-        workers: trials at once, each in a process of its own.
+        num_workers: trials at once, each in a process of its own.
         seed: of all randomness.
         facts: what a reader should know.
         progress: show bars.
@@ -101,7 +101,7 @@ def tune(
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     check_methods(methods, with_retain)
     require(objective in OBJECTIVES, "objective", f"one of {tuple(OBJECTIVES)}", repr(objective))
-    trials, workers, seed = whole("trials", trials, 1), whole("workers", workers, 1), whole("seed", seed, 0)
+    trials, num_workers, seed = whole("trials", trials, 1), whole("num_workers", num_workers, 1), whole("seed", seed, 0)
     require(0 <= max_accuracy_drop <= 100, "max_accuracy_drop", "points of accuracy, from 0 to 100", max_accuracy_drop)
     splits = aligned(splits, record.to_metadata())
     asked = sets(splits, ids, record, include_duplicates=True)
@@ -123,7 +123,7 @@ def tune(
         "seed": seed,
         **({"max drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }
-    searches = [plan(method, with_retain).search for method in methods]
+    searches = [resolve_config(method, with_retain).search for method in methods]
     how = next((search for search in searches if search is not None), None)
     with workplace(out, "tune") as place, _begun(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
@@ -162,12 +162,12 @@ def tune(
                 "versions": versions(),
             },
         )
-        with started(partial(make, replace(stage, original=nn.Identity())), model, workers) as attempts:
+        with started(partial(make, replace(stage, original=nn.Identity())), model, num_workers) as attempts:
             studies = {method: study.opened(storage, method) for method in methods}
             least = floor(objective, compared["original"], max_accuracy_drop)
             for method, each in studies.items():
                 draw = partial(drawn, method)
-                asking = study.asked(each, trials, seed, draw, parallel=workers > 1)
+                asking = study.asked(each, trials, seed, draw, parallel=num_workers > 1)
                 jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in asking)
                 before = study.finished(each)
                 with progress_bar(progress, total=trials, initial=len(before), desc=method, unit="trial") as bar:
@@ -210,7 +210,7 @@ def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[
         yield storage
 
 
-def _retrained(stage: Stage, anew: Plan, out: Path, place: Path, progress: bool) -> nn.Module:
+def _retrained(stage: Stage, anew: MethodConfig, out: Path, place: Path, progress: bool) -> nn.Module:
     """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
     path, made = out / RETRAINED, place / RETRAINED
     if path.exists():

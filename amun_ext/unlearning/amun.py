@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.search import METHODS, AdversarialSet, PythonRule, find_min_adversarial
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 # Ten epochs of SGD as in the paper's appendix C. It does not publish the learning rates it selected; 0.01, a tenth of
 # it every epoch, is the one that the authors' README uses, for 10 % of CIFAR-10 with the retain set.
@@ -20,7 +20,7 @@ def amun(
     model: nn.Module,
     forget: TensorDataset,
     retain: Dataset[Any] | None,
-    run: Run,
+    run: RunOptions,
     *,
     include_forget: bool = True,
     adversarial: AdversarialSet | None = None,
@@ -43,8 +43,8 @@ def amun(
             (docs/benchmarks/unlearning.md).
     """
     require(isinstance(include_forget, bool), "include_forget", "True or False", repr(include_forget))
-    known = callable(search) or search in tuple(METHODS)
-    require(known, "search", f"one of {tuple(METHODS)} or a function", repr(search))
+    valid = callable(search) or search in tuple(METHODS)
+    require(valid, "search", f"one of {tuple(METHODS)} or a function", repr(search))
     images, labels = forget.tensors
     if adversarial is None:
         adversarial = find_min_adversarial(model, images, labels, method=search, progress=run.progress, **settings)
@@ -63,11 +63,11 @@ def amun(
             RuntimeWarning,
             stacklevel=3,
         )
-    parts = [Part(TensorDataset(adversarial.images[rows], adversarial.labels[rows]), augment=False)]
+    parts = [DataPart(TensorDataset(adversarial.images[rows], adversarial.labels[rows]), augment=False)]
     if include_forget:
-        parts.append(Part(TensorDataset(images[rows], labels[rows])))
+        parts.append(DataPart(TensorDataset(images[rows], labels[rows])))
     if retain is not None:
-        parts.append(Part(retain))
+        parts.append(DataPart(retain))
     fit(model, [Pass(parts)], recipe, run, description="AMUN")
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import InputError, check_images, is_number, require
 from amun_ext.models.state import evaluating, logits_of, placement
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 # Its authors' code is used with learning rates from 1e-8 on for random forget sets, which change next to nothing.
 RECIPE = Recipe(epochs=10, lr=1e-4)
@@ -23,7 +23,7 @@ def boundary_shrink(
     model: nn.Module,
     forget: TensorDataset,
     retain: Dataset[Any] | None,
-    run: Run,
+    run: RunOptions,
     *,
     eps: float = 0.1,
     teacher: str = "frozen",
@@ -57,10 +57,10 @@ def boundary_shrink(
         found = nearest(0)
         return lambda epoch: found
 
-    part = Part(forget, labels=at_first() if teacher == "frozen" else nearest)
-    passes = [] if retain is None else [Pass([Part(retain)])]
-    about = eps, teacher, require_wrong, bounds
-    fit(model, [*passes, Pass([part])], recipe, run, about=about, description="BS")
+    part = DataPart(forget, labels=at_first() if teacher == "frozen" else nearest)
+    passes = [] if retain is None else [Pass([DataPart(retain)])]
+    settings = eps, teacher, require_wrong, bounds
+    fit(model, [*passes, Pass([part])], recipe, run, settings=settings, description="BS")
 
 
 def _neighbour(

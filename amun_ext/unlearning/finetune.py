@@ -5,14 +5,14 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RECIPE = Recipe(epochs=10, lr=0.01)
 
 
 def finetune(
-    model: nn.Module, forget: TensorDataset, retain: Dataset[Any] | None, run: Run, *, recipe: Recipe = RECIPE
+    model: nn.Module, forget: TensorDataset, retain: Dataset[Any] | None, run: RunOptions, *, recipe: Recipe = RECIPE
 ) -> None:
     """Minimise the cross-entropy on D_R. The forget set is not looked at."""
     assert retain is not None
-    fit(model, [Pass([Part(retain)])], recipe, run, description="FT")
+    fit(model, [Pass([DataPart(retain)])], recipe, run, description="FT")

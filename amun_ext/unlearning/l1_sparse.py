@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import is_number, require, whole
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RECIPE = Recipe(epochs=10, lr=0.01)
 
@@ -38,7 +38,7 @@ def l1_sparse(
     model: nn.Module,
     forget: TensorDataset,
     retain: Dataset[Any] | None,
-    run: Run,
+    run: RunOptions,
     *,
     gamma: float = 5e-4,
     gamma_schedule: str = "paper",
@@ -64,5 +64,5 @@ def l1_sparse(
         weight = gamma * SCHEDULES[gamma_schedule](epoch, epochs) if epoch < epochs else 0.0
         return weight * torch.stack([p.abs().sum() for p in model.parameters() if p.requires_grad]).sum()
 
-    about = gamma, gamma_schedule, epochs_without
-    fit(model, [Pass([Part(retain)])], recipe, run, penalty=penalty, about=about, description="l1-sparse")
+    settings = gamma, gamma_schedule, epochs_without
+    fit(model, [Pass([DataPart(retain)])], recipe, run, penalty=penalty, settings=settings, description="l1-sparse")

@@ -15,12 +15,12 @@ from amun_ext.unlearning.retrain import retrain
 
 
 @dataclass(frozen=True)
-class Method:
+class UnlearningMethod:
     """A row of METHODS: function(model, forget, retain, run, **options), which changes the model that it is given."""
 
     function: Callable[..., None]
     title: str
-    about: str
+    description: str
     needs_retain: bool = False
     fraction: float | None = None  # of a saliency mask, for a method that is another one under a mask
 
@@ -35,21 +35,27 @@ class Method:
         return {name: each for name, each in named.items() if name not in taken}
 
 
-METHODS: Mapping[str, Method] = {
-    "retrain": Method(
+METHODS: Mapping[str, UnlearningMethod] = {
+    "retrain": UnlearningMethod(
         retrain,
         "Retrain",
         "training from scratch on D_R alone",
         needs_retain=True,
     ),
-    "ft": Method(
+    "ft": UnlearningMethod(
         finetune, "FT", "fine-tuning on D_R alone; the FT of FT AUC is forget against test", needs_retain=True
     ),
-    "rl": Method(random_label, "RL", "fine-tuning on D_F with random labels, and D_R"),
-    "ga": Method(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
-    "bs": Method(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
-    "l1-sparse": Method(l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True),
-    "salun": Method(random_label, "SalUn", "RL on the half of the weights that matter most for D_F", fraction=0.5),
-    "amun": Method(amun, "AMUN", "fine-tuning on D_A, the closest adversarial examples, beside D_F and D_R"),
-    "amun+salun": Method(amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", fraction=0.5),
+    "rl": UnlearningMethod(random_label, "RL", "fine-tuning on D_F with random labels, and D_R"),
+    "ga": UnlearningMethod(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
+    "bs": UnlearningMethod(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
+    "l1-sparse": UnlearningMethod(
+        l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True
+    ),
+    "salun": UnlearningMethod(
+        random_label, "SalUn", "RL on the half of the weights that matter most for D_F", fraction=0.5
+    ),
+    "amun": UnlearningMethod(amun, "AMUN", "fine-tuning on D_A, the closest adversarial examples, beside D_F and D_R"),
+    "amun+salun": UnlearningMethod(
+        amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", fraction=0.5
+    ),
 }

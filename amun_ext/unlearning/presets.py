@@ -37,9 +37,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # D_R in a fixed order there, and here in a random one. GA is not in it: this learning rate would destroy the model.
     "amun-code": {
         "amun": {"include_forget": True, "search": "pgd", "recipe": _AMUN},
-        "amun+salun": {"include_forget": True, "search": "pgd", "gradient_only": True, "recipe": _AMUN},
+        "amun+salun": {"include_forget": True, "search": "pgd", "mask_gradient_only": True, "recipe": _AMUN},
         "rl": {"recipe": _AMUN},
-        "salun": {"gradient_only": True, "recipe": _AMUN},
+        "salun": {"mask_gradient_only": True, "recipe": _AMUN},
         "bs": {"teacher": "per_epoch", "require_wrong": False, "recipe": _AMUN},
         "ft": {"recipe": _AMUN},
         "l1-sparse": {"gamma": 5e-4, "gamma_schedule": "amun", "recipe": _AMUN},
@@ -57,6 +57,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     # The same before its pull request 33, as its published tables were made: weight decay moves what is masked.
     "unlearn-saliency-2023": {
-        "salun": {"true_label": True, "order": "sequential", "gradient_only": True, "recipe": _saliency(0.013)},
+        "salun": {"true_label": True, "order": "sequential", "mask_gradient_only": True, "recipe": _saliency(0.013)},
     },
 }

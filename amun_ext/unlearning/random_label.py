@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.checks import require
 from amun_ext.models.state import count_classes
-from amun_ext.training import Part, Pass, Recipe, Run, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RECIPE = Recipe(epochs=10, lr=0.01)
 ORDERS = ("mixed", "sequential")
@@ -18,7 +18,7 @@ def random_label(
     model: nn.Module,
     forget: TensorDataset,
     retain: Dataset[Any] | None,
-    run: Run,
+    run: RunOptions,
     *,
     true_label: bool = False,
     order: str = "mixed",
@@ -42,6 +42,6 @@ def random_label(
             return torch.randint(classes, labels.shape, generator=generator, device="cpu")
         return (labels.cpu() + torch.randint(1, classes, labels.shape, generator=generator, device="cpu")) % classes
 
-    parts = [Part(forget, labels=drawn)] + ([] if retain is None else [Part(retain)])
+    parts = [DataPart(forget, labels=drawn)] + ([] if retain is None else [DataPart(retain)])
     passes = [Pass(parts)] if order == "mixed" else [Pass([part]) for part in parts]
-    fit(model, passes, recipe, run, about=true_label, description="RL")
+    fit(model, passes, recipe, run, settings=true_label, description="RL")

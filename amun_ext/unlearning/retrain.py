@@ -10,14 +10,14 @@ from amun_ext.checks import require
 from amun_ext.models.fresh import Init, copied, on_gpu, untrained
 from amun_ext.models.state import placement
 from amun_ext.random_state import own_random_state
-from amun_ext.training import PAPER_TRAINING, Part, Pass, Recipe, Run, fit
+from amun_ext.training import PAPER_TRAINING, DataPart, Pass, Recipe, RunOptions, fit
 
 
 def retrain(
     model: nn.Module,
     forget: TensorDataset,
     retain: Dataset[Any] | None,
-    run: Run,
+    run: RunOptions,
     *,
     recipe: Recipe = PAPER_TRAINING,
     init: Init = None,
@@ -32,17 +32,17 @@ def retrain(
     """
     assert retain is not None
     require(run.mask is None, "mask", "left out: retraining changes all weights", "one")
-    _train_anew(model, retain, run, recipe, init)
+    _retrain_in_place(model, retain, run, recipe, init)
 
 
-def trained_anew(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int, init: Init = None) -> nn.Module:
+def train_from_scratch(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int, init: Init = None) -> nn.Module:
     """A copy of `model`, untrained (see `retrain`), and then trained on `data`."""
     fresh = copied(model)
-    _train_anew(fresh, data, Run(seed=seed), recipe, init)
+    _retrain_in_place(fresh, data, RunOptions(seed=seed), recipe, init)
     return fresh
 
 
-def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe, init: Init) -> None:
+def _retrain_in_place(model: nn.Module, data: Dataset[Any], run: RunOptions, recipe: Recipe, init: Init) -> None:
     devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
     with own_random_state(sorted(devices)):
         probe = _probe(model, data)  # before the seed: an item may be drawn by a transform
@@ -53,7 +53,7 @@ def _train_anew(model: nn.Module, data: Dataset[Any], run: Run, recipe: Recipe, 
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    fit(model, [Pass([Part(data)])], recipe, run, description="retrain")
+    fit(model, [Pass([DataPart(data)])], recipe, run, description="retrain")
 
 
 def _probe(model: nn.Module, data: Dataset[Any]) -> Tensor:

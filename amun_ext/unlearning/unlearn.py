@@ -16,7 +16,7 @@ from amun_ext.models.fresh import copied
 from amun_ext.models.state import count_classes
 from amun_ext.random_state import same_random_state
 from amun_ext.saliency import saliency_mask
-from amun_ext.training import Epoch, Recipe, Run
+from amun_ext.training import Epoch, Recipe, RunOptions
 from amun_ext.training.loop import check
 from amun_ext.training.parts import in_memory
 from amun_ext.unlearning.methods import METHODS
@@ -31,12 +31,12 @@ def unlearn(
     method: str = "amun",
     preset: str | None = None,
     mask: Mapping[str, Tensor] | float | None = None,
-    gradient_only: bool | None = None,
+    mask_gradient_only: bool | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     eval_sets: Mapping[str, TensorDataset] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
-    workers: int = 0,
+    num_workers: int = 0,
     progress: bool = False,
     **options: Any,
 ) -> nn.Module:
@@ -53,14 +53,15 @@ def unlearn(
         mask: only the weights where it is True may change: name -> bool tensor, or the fraction for `saliency_mask`.
             "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5. BatchNorm's running statistics are no
             weights; `batch_norm` of the recipe decides about them.
-        gradient_only: mask the gradient alone, as older code does: weight decay then moves the masked weights, too.
+        mask_gradient_only: mask the gradient and nothing else, as older code does: weight decay then moves masked
+            weights as well.
             None is False, or as the preset has it.
         seed: of all randomness. The random state is the process's: of trainings in several threads one waits for the
             other, and models that draw in eval mode are not for other threads meanwhile.
         checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
         eval_sets: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
         on_epoch: called with an `Epoch` after each.
-        workers: processes that read a retain set through a DataLoader.
+        num_workers: processes that read a retain set through a DataLoader.
         progress: show bars.
 
     Raises:
@@ -90,9 +91,11 @@ def unlearn(
     if preset is not None:
         has = [name for name, methods in PRESETS.items() if method in methods]
         require(preset in has, "preset", f"one that has method {method}, which are {has}", repr(preset))
-        told = PRESETS[preset][method]
-        options = {**{name: value for name, value in told.items() if name != "gradient_only"}, **options}
-        gradient_only = told.get("gradient_only", False) if gradient_only is None else gradient_only
+        published = PRESETS[preset][method]
+        options = {**{name: value for name, value in published.items() if name != "mask_gradient_only"}, **options}
+        mask_gradient_only = (
+            published.get("mask_gradient_only", False) if mask_gradient_only is None else mask_gradient_only
+        )
     for name, value in options.items():
         must_be = f"left out: method {method} has the options {sorted(row.options)}"
         if name in Recipe.__dataclass_fields__:
@@ -105,15 +108,15 @@ def unlearn(
     keep = float(mask) if is_number(mask) else math.nan
     must_be = "bool tensors by name, or a fraction in (0, 1]"
     require(mask is None or named is not None or 0 < keep <= 1, "mask", must_be, repr(mask))
-    run = Run(
+    run = RunOptions(
         seed=seed,
         # a fraction becomes a mask when all else has been found right
         mask=named if math.isnan(keep) else lambda: saliency_mask(model, forget_tensors, keep, progress=progress),
-        gradient_only=bool(gradient_only),
+        mask_gradient_only=bool(mask_gradient_only),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         eval_sets={} if eval_sets is None else eval_sets,
         on_epoch=on_epoch,
-        workers=workers,
+        num_workers=num_workers,
         progress=progress,
     )
 
@@ -134,13 +137,13 @@ def unlearn(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        made = copied(model)
+        copy = copied(model)
     except Exception as error:  # it is the user's, and may raise anything
         raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
-    can_train = all(parameter.is_leaf for parameter in made.parameters())  # not so of TorchScript
+    can_train = all(parameter.is_leaf for parameter in copy.parameters())  # not so of TorchScript
     must_be = "one whose deep copy can be trained, such as the module that a script was made from"
     require(can_train, "model", must_be, type(model).__name__)
-    return made
+    return copy
 
 
 def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> TensorDataset:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amun_ext.checks import InputError, differences, require
 from amun_ext.locks import locked
 from amun_ext.reading import parse_json, text_of
+from amun_ext.validation import InputError, differences, require
 
 NOTE, REQUEST = "README.txt", "request.txt"
 NOTED = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
@@ -65,8 +65,8 @@ def _enter(place: Path) -> None:
     found = {path.name for path in place.iterdir()} if place.is_dir() else {""}
     told = note.read_bytes() if note.is_file() and not note.is_symlink() else b""
     ours = told == NOTED or (found <= {NOTE} and NOTED.startswith(told))
-    must_be = f"free to hold a folder {place.name} of what is not finished"
-    require(ours, "out", must_be, f"{place}, which is not such a one")
+    expected = f"free to hold a folder {place.name} of what is not finished"
+    require(ours, "out", expected, f"{place}, which is not such a one")
     if told != NOTED:
         note.write_bytes(NOTED)
     _delete(*place.glob(".*.partial"))  # a dead run's, because the lock is ours
@@ -92,8 +92,8 @@ def keep_only(place: Path, request: str, overwrite: bool = False) -> None:
     told = place / REQUEST
     if told.is_file() and told.read_text(encoding="utf-8") == request:
         return
-    must_be = "where no other one was stopped (its command goes on with it, --overwrite removes it)"
-    require(overwrite or not _holds_something(place), "--out", must_be, place)
+    expected = "where no other one was stopped (its command goes on with it, --overwrite removes it)"
+    require(overwrite or not _holds_something(place), "--out", expected, place)
     _empty(place)
     write_text(told, request)
 
@@ -257,8 +257,8 @@ def claim(path: Path, identity: Mapping[str, object], what: str, scratch: Path |
         differ = differences({name: found.get(name) for name in identity}, identity)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"out must be a new folder or one of this {what}, got {path}: {error}") from error
-    must_be = f"a new folder or one of this {what}"
-    require(not differ, "out", must_be, f"{path.parent}, of one with {differ}")
+    expected = f"a new folder or one of this {what}"
+    require(not differ, "out", expected, f"{path.parent}, of one with {differ}")
 
 
 def plain(value: object) -> object:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from amun_ext.checks import InputError
+from amun_ext.validation import InputError
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what a file system answers that has none
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -71,8 +71,8 @@ def _hold(holder: Path, what: Path) -> None:
         except FileExistsError:
             pid, _, theirs = os.readlink(holder).partition("@")
         if theirs != boot or not pid.isdecimal() or _lives(int(pid)):
-            got = f"{what}, at which one is (remove {holder} where none is)"
-            raise InputError(f"out must be no other process's, got {got}")
+            actual = f"{what}, at which one is (remove {holder} where none is)"
+            raise InputError(f"out must be no other process's, got {actual}")
         holder.unlink(missing_ok=True)
 
 

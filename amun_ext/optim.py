@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from amun_ext.checks import InputError, require
 from amun_ext.ops import beside_param, masked_sgd_
+from amun_ext.validation import InputError, require
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -177,8 +177,8 @@ class MaskedSGD(torch.optim.Optimizer):
             for index, param in zip(saved, self._params(), strict=False):  # of unequal counts torch says what is wrong
                 buffer = given["state"].get(index, {}).get("momentum_buffer")
                 if buffer is not None:
-                    must_be = f"of shape {tuple(param.shape)}"
-                    require(buffer.shape == param.shape, f"momentum_buffer {index}", must_be, tuple(buffer.shape))
+                    expected = f"of shape {tuple(param.shape)}"
+                    require(buffer.shape == param.shape, f"momentum_buffer {index}", expected, tuple(buffer.shape))
                     buffers[param] = buffer.to(param.device, self._momentum_dtype(param, buffer.dtype), copy=True)
 
         hook = self.register_load_state_dict_pre_hook(keep)  # after all others: what they make of it is what is loaded
@@ -237,8 +237,8 @@ def check_options(group: Mapping[str, Any]) -> None:
     for name, least in (("lr", 0.0), ("momentum", 0.0), ("dampening", -math.inf), ("weight_decay", 0.0)):
         value = group[name]
         number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-        must_be = "a finite number" if least else "a finite number, not negative"
-        require(number and math.isfinite(value) and value >= least, name, must_be, repr(value))
+        expected = "a finite number" if least else "a finite number, not negative"
+        require(number and math.isfinite(value) and value >= least, name, expected, repr(value))
     momentum, dampening = group["momentum"], group["dampening"]
     fits = not group["nesterov"] or (momentum > 0 and dampening == 0)
     require(fits, "nesterov", "with momentum and without dampening", f"momentum {momentum}, dampening {dampening}")

@@ -6,35 +6,35 @@ import os
 import stat
 from typing import Any
 
-from amun_ext.checks import InputError, require
+from amun_ext.validation import InputError, require
 
 LARGEST = 32 * 2**20  # bytes of a file that is read as a whole
 DEEPEST = 32  # lists and objects within each other
 
 
-def check_file(argument: str, path: str | os.PathLike[str], must_be: str = "a file") -> None:
+def check_file(argument: str, path: str | os.PathLike[str], expected: str = "a file") -> None:
     """Refuse what is not a regular file that can be read: a pipe that nobody writes to is waited for for ever."""
     try:
         mode = os.stat(path).st_mode
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        require(stat.S_ISREG(mode), argument, must_be, f"{path}, which is {kind}")
+        require(stat.S_ISREG(mode), argument, expected, f"{path}, which is {kind}")
         os.close(os.open(path, os.O_RDONLY))
     except FileNotFoundError as error:
-        raise InputError(f"{argument} must be {must_be}, got {path}, which does not exist") from error
+        raise InputError(f"{argument} must be {expected}, got {path}, which does not exist") from error
     except OSError as error:
-        raise InputError(f"{argument} must be {must_be} that can be read, got {path}: {error.strerror}") from error
+        raise InputError(f"{argument} must be {expected} that can be read, got {path}: {error.strerror}") from error
 
 
-def text_of(argument: str, path: str | os.PathLike[str], must_be: str) -> str:
+def text_of(argument: str, path: str | os.PathLike[str], expected: str) -> str:
     """The text of a file, UTF-8 with or without a byte order mark. InputError also for more than `LARGEST` bytes."""
-    check_file(argument, path, must_be)
+    check_file(argument, path, expected)
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
-        require(len(content) <= LARGEST, argument, f"{must_be} of at most {LARGEST} bytes", f"{path}, which has more")
+        require(len(content) <= LARGEST, argument, f"{expected} of at most {LARGEST} bytes", f"{path}, which has more")
         return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{argument} must be {must_be}, got {path}: {error}") from error
+        raise InputError(f"{argument} must be {expected}, got {path}: {error}") from error
 
 
 def stored(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from amun_ext.checks import InputError, check_images, check_labels, is_number, listed, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 from amun_ext.progress import progress_bar
+from amun_ext.validation import InputError, check_images, check_integer, check_labels, is_number, listed, require
 
 SCORES = ("abs_sum", "sum_abs")
 FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}
@@ -75,7 +75,7 @@ def saliency_mask(
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(is_number(fraction) and 0 < fraction <= 1, "fraction", "in (0, 1]", repr(fraction))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
-    batch_size = whole("batch_size", batch_size, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
     parameters = _trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)

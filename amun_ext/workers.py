@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from amun_ext.checks import InputError
+from amun_ext.validation import InputError
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")

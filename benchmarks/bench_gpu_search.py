@@ -28,11 +28,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
 from amun_ext import find_min_adversarial
-from amun_ext.checks import InputError
 from amun_ext.data import load
 from amun_ext.models import build
 from amun_ext.search import engine
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import InputError
 
 SAMPLES, RIVAL_SAMPLES, RIVAL_BATCH = 5000, 1280, 128
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)

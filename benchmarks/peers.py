@@ -20,8 +20,8 @@ import torch
 from rivals import MAX_ROUNDS
 from torch import Tensor, nn
 
-from amun_ext.checks import InputError
 from amun_ext.data.vision import import_torchvision
+from amun_ext.validation import InputError
 
 INSTALL = "pip install --no-deps -r benchmarks/peers.txt"
 BATCH_SIZE = 128

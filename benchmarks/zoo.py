@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import trange
 
-from amun_ext.checks import InputError
 from amun_ext.data import load
 from amun_ext.experiments import demo
 from amun_ext.models import build, load_checkpoint, save_checkpoint
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import InputError
 
 FOLDER = Path(__file__).parent.parent / "build/zoo"
 TRAINING_IMAGES = 10_000

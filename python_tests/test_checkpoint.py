@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from amun_ext import models
-from amun_ext.checks import InputError
+from amun_ext.validation import InputError
 
 
 def small(seed, num_classes=3):

@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from amun_ext import data
-from amun_ext.checks import InputError
 from amun_ext.data import fashion_mnist, vision
 from amun_ext.data.embedded import make
+from amun_ext.validation import InputError
 
 RANDOM = np.random.RandomState(3)
 

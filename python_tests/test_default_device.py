@@ -8,11 +8,11 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext import evaluate, find_min_adversarial, saliency_mask, unlearn
-from amun_ext.checks import InputError
 from amun_ext.deletion import forget_ids, split
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.ablations import ABLATIONS, ablation_set
+from amun_ext.validation import InputError
 
 RECIPE = Recipe(epochs=1, lr=0.01, batch_size=8, augment=True)
 

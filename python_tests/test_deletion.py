@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError
 from amun_ext.deletion import forget_ids, split
+from amun_ext.validation import InputError
 
 
 def write(folder, name, text):

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from amun_ext import files, locks
-from amun_ext.checks import InputError
+from amun_ext.validation import InputError
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "fcntl.flock")
 RESULTS = {"model": "new", "report": "new", "page": "new"}

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from amun_ext import data
-from amun_ext.checks import InputError, distinct, shown
 from amun_ext.data.fashion_mnist import read_idx
 from amun_ext.reading import check_file
 from amun_ext.unlearning.config import load_tuned_options
+from amun_ext.validation import InputError, distinct, printable
 
 
 def save(path: Path, **others: np.ndarray) -> Path:
@@ -191,5 +191,5 @@ def test_a_packed_file_that_goes_on_for_ever_is_read_to_a_limit(tmp_path, monkey
     ],
 )
 def test_shown(text: str, expected: str) -> None:
-    assert shown(text) == expected
+    assert printable(text) == expected
     assert distinct("e\u0301") == r"e\u0301"

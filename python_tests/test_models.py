@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from amun_ext import models
-from amun_ext.checks import InputError
 from amun_ext.data.vision import import_torchvision
+from amun_ext.validation import InputError
 
 NAMES = sorted(models.MODELS)
 

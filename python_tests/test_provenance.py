@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from amun_ext import InputError
-from amun_ext.checks import differences
 from amun_ext.cli import provenance
 from amun_ext.deletion import Record
 from amun_ext.files import claim, file_digest
 from amun_ext.training import Recipe
+from amun_ext.validation import differences
 
 RECIPE = Recipe(epochs=3, lr=0.1)
 RECORD = Record(recipe=RECIPE, unlearning={"method": "ft"})

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from amun_ext import cli, models
-from amun_ext.checks import InputError
 from amun_ext.deletion import Record
 from amun_ext.models.small_cnn import small_cnn
 from amun_ext.training import Recipe
+from amun_ext.validation import InputError
 
 RECIPE = Recipe(epochs=3, lr=0.1, schedule="step:2", augment=True, precision="bfloat16")
 FULL = Record(

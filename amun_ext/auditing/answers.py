@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require, whole
 from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
@@ -20,6 +19,7 @@ from amun_ext.models.fresh import Init, check_init, described
 from amun_ext.progress import progress_bar
 from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
+from amun_ext.validation import InputError, check_integer, require
 from amun_ext.workers import started
 
 KEPT = ("log-odds", "sm-taylor")  # of every sample and model
@@ -61,9 +61,9 @@ def signals_from(logits: Tensor, labels: Tensor) -> Signals:
 
 def check_settings(models: int, seed: int, num_workers: int) -> tuple[int, int, int]:
     """The three as Python has them."""
-    models = whole("models", models, 2)
+    models = check_integer("models", models, 2)
     require(models % 2 == 0, "models", "even: they come in pairs", models)
-    return models, whole("seed", seed, 0), whole("num_workers", num_workers, 1)
+    return models, check_integer("seed", seed, 0), check_integer("num_workers", num_workers, 1)
 
 
 def collect(
@@ -123,8 +123,8 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     expected = [_path(kind, folder, number) for number in range(models)]
     missing = [path.name for path in expected if path not in found]
     complete = models >= 2 and models % 2 == 0 and not missing
-    got = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
-    require(complete, kind, f"complete pairs of models (amun {kind} goes on where it was)", got)
+    actual = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
+    require(complete, kind, f"complete pairs of models (amun {kind} goes on where it was)", actual)
     rows = [_read(kind, path, total) for path in expected]
     return Answers(
         membership=torch.stack([row["membership"] for row in rows]),
@@ -186,6 +186,6 @@ def _read(kind: str, path: Path, samples: int) -> dict[str, Tensor]:
         }
     except (OSError, SafetensorError) as error:
         raise InputError(f"{kind} must be whole, got {path}: {error}; remove it, and it is made again") from error
-    must_be = f"whole, with {', '.join(wanted)} of {samples} samples"
-    require(fits, kind, must_be, f"{path}; remove it, and it is made again")
+    expected = f"whole, with {', '.join(wanted)} of {samples} samples"
+    require(fits, kind, expected, f"{path}; remove it, and it is made again")
     return row

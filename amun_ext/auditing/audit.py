@@ -35,10 +35,10 @@ from amun_ext.auditing.result import PICTURES, Audit
 from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.auditing.shadows import Shadows, check_shadows, spread
 from amun_ext.auditing.verdict import MARGIN
-from amun_ext.checks import check_images, check_labels, is_number, require
 from amun_ext.data import Splits
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
+from amun_ext.validation import check_images, check_labels, is_number, require
 
 
 def audit(
@@ -167,9 +167,9 @@ def check(
             assert each is not None
             require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
     answers: dict[str, Answers] = {}
-    for kind, told, must_be in ((REFERENCES, references, Answers), (SHADOWS, shadows, Shadows)):
+    for kind, told, expected in ((REFERENCES, references, Answers), (SHADOWS, shadows, Shadows)):
         if told is not None:
-            fits = isinstance(told, must_be) and isinstance(told, Shadows) == (kind == SHADOWS)
+            fits = isinstance(told, expected) and isinstance(told, Shadows) == (kind == SHADOWS)
             require(fits, kind, f"what load_{kind} gives", type(told).__name__)
             check_same(kind, told, model, splits)
             answers[kind] = told

@@ -23,12 +23,12 @@ from amun_ext.auditing.answers import (
     pool,
     signals_from,
 )
-from amun_ext.checks import require
 from amun_ext.data import Splits
 from amun_ext.evaluation import predict
 from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.retrain import train_from_scratch
+from amun_ext.validation import require
 
 KIND = "references"
 SEED = 2000  # added to the seed, so that no reference begins with the weights of the original or the retrained model

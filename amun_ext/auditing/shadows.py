@@ -30,7 +30,6 @@ from amun_ext.auditing.answers import (
     pool,
     signals_from,
 )
-from amun_ext.checks import is_whole, require
 from amun_ext.data import Splits, copies
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import auc, predict
@@ -39,6 +38,7 @@ from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.config import MethodConfig
 from amun_ext.unlearning.retrain import train_from_scratch
+from amun_ext.validation import is_integer, require
 
 KIND = "shadows"
 SEED = 3000  # added to the seed, so that no shadow begins with the weights of another model
@@ -130,7 +130,7 @@ def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> S
     shadows = Shadows(**vars(load(KIND, folder, models)))
     rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
     told = [shadows.about.get(name) for name in ("ids", "unlearning", "forgotten before")]
-    whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_whole, rows))
+    whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_integer, rows))
     whole = whole and all(map(isinstance, told, (int, dict, list)))
     require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, whose {KIND}.json lacks something")
     return shadows

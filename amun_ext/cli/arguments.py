@@ -10,11 +10,11 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 
-from amun_ext.checks import shown
 from amun_ext.data import DATASETS
 from amun_ext.training import Recipe
 from amun_ext.training.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS
 from amun_ext.unlearning import PRESETS
+from amun_ext.validation import printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, integer)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {shown(message)} ({self.prog} --help says more)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} ({self.prog} --help says more)\n")
 
 
 def add_command(

@@ -15,7 +15,6 @@ from amun_ext import auditing, info, models
 from amun_ext.auditing.audit import check
 from amun_ext.auditing.result import FILES
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
-from amun_ext.checks import require
 from amun_ext.cli import provenance
 from amun_ext.cli.arguments import (
     RESUMES,
@@ -47,6 +46,7 @@ from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, SECONDS, retraining, sets, warm_up
 from amun_ext.files import file_digest, workplace
 from amun_ext.unlearning.config import MethodConfig
+from amun_ext.validation import require
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from amun_ext.checks import whole
 from amun_ext.cli.arguments import (
     RESUMES,
     Commands,
@@ -35,6 +34,7 @@ from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.unlearning import METHODS as UNLEARNING
+from amun_ext.validation import check_integer
 
 
 def add(commands: Commands) -> None:
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = chosen_options(options)
     rows = {setting: compare.resolve_configs(names, setting == "with", **chosen) for setting in settings}
-    whole("seeds", options.seeds, 1)
+    check_integer("seeds", options.seeds, 1)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
     ids = ids_to_forget(options, splits, record.gone)

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from amun_ext.checks import is_whole, require, shown
 from amun_ext.deletion.request import MODEL, NEW_DIGEST, REPORT, RESULTS
 from amun_ext.digest import digest
 from amun_ext.files import file_digest
 from amun_ext.reading import stored
+from amun_ext.validation import is_integer, printable, require
 
 RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # one is in every folder of results
 MUST_BE = "where no other result is (--overwrite replaces it)"
@@ -32,7 +32,7 @@ def finished(folder: Path, request: str) -> dict[str, Any] | None:
     """The facts of this very request, where all of its results are in the folder, as they were written."""
     told = facts(folder)
     missing = told.get("ids not forgotten")
-    whole = isinstance(missing, list) and all(map(is_whole, missing))
+    whole = isinstance(missing, list) and all(map(is_integer, missing))
     whole = whole and told.get("request") == request and all((folder / name).is_file() for name in RESULTS)
     return told if whole and file_digest(folder / MODEL) == told.get(NEW_DIGEST) else None
 
@@ -49,7 +49,7 @@ def described(told: dict[str, Any]) -> str:
     ids = told.get("ids")
     ids = ids if isinstance(ids, list) else []
     named = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-    return shown(f"the request of {told.get('date', 'an unknown date')} to forget {named or 'some ids'}")
+    return printable(f"the request of {told.get('date', 'an unknown date')} to forget {named or 'some ids'}")
 
 
 def request_of(model: Path, *parts: object) -> str:
@@ -70,5 +70,5 @@ def check_no_strangers(folder: Path, *names: str) -> None:
     Not for links to nothing, as a run leaves them that is killed while it puts its first results in place.
     """
     there = [name for name in names if (folder / name).is_file()]
-    must_be = f"where files of these names are amun's or none: {', '.join(names)}"
-    require(not there or bool(facts(folder, names[0])), "--out", must_be, f"{folder}, which has {', '.join(there)}")
+    expected = f"where files of these names are amun's or none: {', '.join(names)}"
+    require(not there or bool(facts(folder, names[0])), "--out", expected, f"{folder}, which has {', '.join(there)}")

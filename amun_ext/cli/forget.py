@@ -8,7 +8,6 @@ from os.path import realpath
 from pathlib import Path
 
 from amun_ext import deletion
-from amun_ext.checks import require
 from amun_ext.cli.arguments import (
     RESUMES,
     Commands,
@@ -37,6 +36,7 @@ from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request
 from amun_ext.deletion.request import RESULTS, write
 from amun_ext.files import file_digest, keep_only, workplace
+from amun_ext.validation import require
 
 
 def add(commands: Commands) -> None:
@@ -80,8 +80,8 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     check_free(options.out, *RESULTS)
     check_tables(options)
     own = realpath(options.model) == realpath(options.out / "model.safetensors")
-    must_be = "another folder: the result would be written over the model that is to forget"
-    require(not own, "--out", must_be, options.out)
+    expected = "another folder: the result would be written over the model that is to forget"
+    require(not own, "--out", expected, options.out)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
     known_by = file_digest(options.model)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
-from amun_ext.checks import distinct, listed, require, shown
 from amun_ext.cli.earlier import RECORDS
 from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
@@ -24,6 +23,7 @@ from amun_ext.models.state import count_classes
 from amun_ext.reading import check_file
 from amun_ext.report import Result
 from amun_ext.unlearning.config import load_tuned_options
+from amun_ext.validation import distinct, listed, printable, require
 
 TABLES = "tables"
 LEFT_OUT = "; amun tune has looked at the others"
@@ -41,7 +41,7 @@ def load_for(options: argparse.Namespace) -> Splits:
     splits = aligned(load_data(options, classes_of(metadata)), metadata)
     if splits.outside:
         told = f"left out, because the model was not trained on it ({len(splits.outside)})"
-        print(f"amun: {told}: {shown(listed([*splits.outside]))}", file=sys.stderr)
+        print(f"amun: {told}: {printable(listed([*splits.outside]))}", file=sys.stderr)
     return splits
 
 
@@ -103,8 +103,8 @@ def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
     """What add_settings says, as `resolve_config` takes it."""
     files = [load_tuned_options(path)[0] for path in options.tuned or ()]
     keys = [key for file in files for key in file]
-    must_be = "files of tuned options for different methods or settings"
-    require(len(set(keys)) == len(keys), "--tuned", must_be, "two for the same")
+    expected = "files of tuned options for different methods or settings"
+    require(len(set(keys)) == len(keys), "--tuned", expected, "two for the same")
     tuned = {key: values for file in files for key, values in file.items()}
     return {"preset": options.preset, "tuned": tuned if files else None}
 
@@ -126,8 +126,8 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     arch = options.arch or record.arch
     require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
     # A file that comes from elsewhere must not choose what code is run here.
-    must_be = f"given, because {path} asks for code, which is run where it is named: --arch {arch!r}"
-    require(options.arch is not None or ":" not in str(arch), "--arch", must_be, "none")
+    expected = f"given, because {path} asks for code, which is run where it is named: --arch {arch!r}"
+    require(options.arch is not None or ":" not in str(arch), "--arch", expected, "none")
     rows, unknown = len(splits.train), [number for number in record.gone if number >= len(splits.train)]
     require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
     known = record.width if arch in models.MODELS else None  # a function of the user's takes none
@@ -138,8 +138,8 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
         with torch.device("meta"):
             empty = models.build(str(arch), **sizes)
         count = sum(tensor.numel() for tensor in empty.state_dict().values())
-        got = f"one of {count} values with width {width} in a file of {path.stat().st_size} bytes"
-        require(count <= path.stat().st_size, str(path), "a checkpoint of this architecture", got)
+        actual = f"one of {count} values with width {width} in a file of {path.stat().st_size} bytes"
+        require(count <= path.stat().st_size, str(path), "a checkpoint of this architecture", actual)
         check_fits(path, empty)  # a file with holes has any size
     model = models.build(str(arch), **sizes)
     models.load_checkpoint(path, model)
@@ -164,7 +164,7 @@ def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
     utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other
     require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
-    require(shown(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
+    require(printable(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
     links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
     require(not links, "--out", "in a folder", f"{links and links[0]}, a symbolic link to what is not there")
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())

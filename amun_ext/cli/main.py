@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Sequence
 
 import amun_ext
-from amun_ext.checks import InputError, shown
 from amun_ext.cli import audit, compare, demo, forget, info, references, search, shadows, train, tune
 from amun_ext.cli.arguments import Parser
 from amun_ext.cli.process import Ended, ended_by_signals, outputs
+from amun_ext.validation import InputError, printable
 
 COMMANDS = (demo, train, forget, search, compare, tune, audit, references, shadows, info)  # in the order of --help
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {shown(str(message))}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {printable(str(message))}", file=sys.stderr)
     try:
         with ended_by_signals():
             return options.run(options) or 0
@@ -53,7 +53,7 @@ def _told(kind: str, reason: str, debug: bool, status: int) -> int:
     """One line about the exception at hand."""
     if debug:
         traceback.print_exc()
-    print(f"amun: {kind}: {shown(reason)}", file=sys.stderr)
+    print(f"amun: {kind}: {printable(reason)}", file=sys.stderr)
     return status
 
 

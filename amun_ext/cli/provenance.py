@@ -7,12 +7,12 @@ from pathlib import Path
 
 from amun_ext.auditing import Answers, Shadows
 from amun_ext.auditing.result import FILES
-from amun_ext.checks import differences, require
 from amun_ext.cli.earlier import facts
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import SECONDS
 from amun_ext.files import file_digest
 from amun_ext.training import Recipe
+from amun_ext.validation import differences, require
 
 
 def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequence[int]) -> list[str]:
@@ -23,8 +23,8 @@ def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequenc
             remarks.append(f"{path.name} does not say what it was trained on: that it was without the ids is not known")
             continue
         seen = sorted(set(gone) - set(record.gone))
-        got = f"{path.name}, which says nothing of being without {seen[:5]}"
-        require(not seen, "--retrained-model", "trained without the ids", got)
+        actual = f"{path.name}, which says nothing of being without {seen[:5]}"
+        require(not seen, "--retrained-model", "trained without the ids", actual)
     return remarks
 
 
@@ -49,8 +49,8 @@ def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequen
     other = _other_recipe(shadows, record)
     require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
     theirs, others = shadows.about["forgotten before"], sorted(previously_forgotten)
-    got = f"{reprlib.repr(theirs)} instead of {reprlib.repr(others)}"
-    require(theirs == others, "--shadows", "of the same ids forgotten before", got)
+    actual = f"{reprlib.repr(theirs)} instead of {reprlib.repr(others)}"
+    require(theirs == others, "--shadows", "of the same ids forgotten before", actual)
     theirs = shadows.about["unlearning"]
     assert isinstance(theirs, dict)
     check_method("--shadows", theirs, record)
@@ -60,8 +60,8 @@ def check_method(argument: str, told: Mapping[str, object], record: Record) -> N
     """InputError for another method than that which made the model, or other options, where it is known."""
     if record.unlearning is not None:
         differ = differences(told, record.unlearning)
-        must_be = "of the method that made the model, with its options"
-        require(not differ, argument, must_be, f"with {differ}")
+        expected = "of the method that made the model, with its options"
+        require(not differ, argument, expected, f"with {differ}")
 
 
 def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> list[str]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, listed, require
 from amun_ext.cli.arguments import (
     RESUMES,
     Commands,
@@ -41,6 +40,7 @@ from amun_ext.experiments import searches
 from amun_ext.files import no_link
 from amun_ext.reading import stored
 from amun_ext.search import METHODS
+from amun_ext.validation import InputError, listed, require
 
 DEFAULT_COUNT = 200  # samples
 

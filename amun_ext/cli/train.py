@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from amun_ext import models
-from amun_ext.checks import InputError, require
 from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_data, add_overwrite, add_recipe, recipe
 from amun_ext.cli.earlier import MUST_BE
 from amun_ext.cli.loading import check_folder, check_free, load_data
@@ -20,6 +19,7 @@ from amun_ext.files import keep_only, workplace
 from amun_ext.models.fresh import described
 from amun_ext.models.state import count_classes
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import InputError, require
 
 KEPT = "training.safetensors"  # that a stopped one goes on with
 
@@ -75,8 +75,8 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     if options.out.exists() and not options.overwrite:
         theirs = _told(options.out)
         differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
-        got = f"{options.out}, a model with other {', '.join(sorted(differ))}"
-        require(not differ, "--out", MUST_BE, got)
+        actual = f"{options.out}, a model with other {', '.join(sorted(differ))}"
+        require(not differ, "--out", MUST_BE, actual)
         print(f"already done: this training's model is in {options.out}")
         return
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)

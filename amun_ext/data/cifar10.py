@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from amun_ext.checks import InputError
 from amun_ext.data.splits import Splits, tensor_dataset
 from amun_ext.data.vision import import_torchvision
+from amun_ext.validation import InputError
 
 
 def load(root: Path, download: bool = False) -> Splits:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.checks import InputError, require
 from amun_ext.data.own import load_npz
 from amun_ext.data.splits import Splits, tensor_dataset
 from amun_ext.data.vision import import_torchvision
+from amun_ext.validation import InputError, require
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts the files
@@ -71,8 +71,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         content[:4] == magic, str(path), f"an IDX file that begins with {magic.hex()}", content[:4].hex() or "nothing"
     )
     shape = tuple(np.frombuffer(content[4:header].ljust(header - 4, b"\0"), dtype=">u4").tolist())
-    expected, got = header + math.prod(shape), len(content)
-    require(got == expected, str(path), f"{expected} bytes for shape {shape}", f"{got} (truncated or damaged)")
+    expected, actual = header + math.prod(shape), len(content)
+    require(actual == expected, str(path), f"{expected} bytes for shape {shape}", f"{actual} (truncated or damaged)")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amun_ext.checks import InputError, require, whole
 from amun_ext.data import cifar10, digits, fashion_mnist, own
 from amun_ext.data.splits import Splits, checked
+from amun_ext.validation import InputError, check_integer, require
 
 # name -> loader(root, download); a new data set is one file and one row
 DATASETS: dict[str, Callable[[Path, bool], Splits]] = {
@@ -36,7 +36,7 @@ def load(
     name = os.fspath(name)
     folder = os.path.isdir(name) and name not in DATASETS
     if resize is not None:
-        resize = whole("resize", resize, 1)
+        resize = check_integer("resize", resize, 1)
     for argument, value in (("resize", resize), ("test fraction", test_fraction)):
         require(folder or value is None, argument, f"left out: {name} is no folder of images", value)
     if name in DATASETS:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, listed, require
 from amun_ext.data.copies import digests, fingerprint
 from amun_ext.data.splits import Splits
+from amun_ext.validation import InputError, listed, require
 
 KEY = "manifest"  # in the metadata of a checkpoint
 LONGEST = 2**26  # characters of it, of 100 MB that safetensors allows: enough for some million samples
@@ -198,21 +198,21 @@ def _read(metadata: Mapping[str, str]) -> Manifest | None:
 
 def _unpacked(packed: str) -> Manifest:
     """InputError for what is none."""
-    must_be = "the checkpoint's manifest"
+    expected = "the checkpoint's manifest"
     try:
         unpacking = zlib.decompressobj()
         whole = unpacking.decompress(base64.b64decode(packed, validate=True), LARGEST)
-        require(unpacking.eof, must_be, f"of at most {LARGEST} bytes", "more or less")
+        require(unpacking.eof, expected, f"of at most {LARGEST} bytes", "more or less")
         channels, count, named, length = np.frombuffer(whole[:32], "<i8").tolist()
         end = 32 + length + count * (4 + HASH)
         fits = min(channels, count, length) > 0 and end <= len(whole)
-        require(fits, must_be, "of one length in all its parts", "others")
+        require(fits, expected, "of one length in all its parts", "others")
         classes = whole[32 : 32 + length].decode(errors=ESCAPED).split(SEPARATOR)
         labels = np.frombuffer(whole, "<i4", count, 32 + length).tolist()
         hashes = tuple(whole[at : at + HASH] for at in range(end - count * HASH, end, HASH))
         names = tuple(whole[end:].decode(errors=ESCAPED).split(SEPARATOR)) if named else None
     except (ValueError, zlib.error) as error:
-        raise InputError(f"{must_be} must be as amun train has written it, got {error}") from error
+        raise InputError(f"{expected} must be as amun train has written it, got {error}") from error
     fits = names is None or len(names) == count
-    require(fits and min(labels) >= 0 and max(labels) < len(classes), must_be, "of as many names as samples", "others")
+    require(fits and min(labels) >= 0 and max(labels) < len(classes), expected, "of as many names as samples", "others")
     return Manifest(tuple(classes), channels, tuple(labels), hashes, names)

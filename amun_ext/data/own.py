@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, check_labels, distinct, is_number, listed, require, shown, users_own
 from amun_ext.data.splits import Splits, as_tensors, tensor_dataset
 from amun_ext.data.vision import INSTALL
 from amun_ext.reading import check_file
+from amun_ext.validation import (
+    InputError,
+    call_user_function,
+    check_labels,
+    distinct,
+    is_number,
+    listed,
+    printable,
+    require,
+)
 
 CHANNELS = (1, 3, 4)
 MOST_CLASSES = 2**16  # where there are fewer samples: of -1 as uint32 nobody wants so many names
@@ -42,8 +51,8 @@ def load_folder(
     find = _both_parts if test_fraction is None else partial(_divided, fraction=test_fraction)
     classes, files = find(root, folders)
     for name, found in files.items():
-        must_be = "a folder of images" if test_fraction is None else "of images for it with this test fraction"
-        require(bool(found), str(root / name), must_be, "no file in it")
+        expected = "a folder of images" if test_fraction is None else "of images for it with this test fraction"
+        require(bool(found), str(root / name), expected, "no file in it")
     paths = [path for part in files.values() for path, _ in part]
     for path in paths:
         check_file("data", path, "a folder of images")
@@ -52,8 +61,8 @@ def load_folder(
     for path in paths:
         images[path] = image = torch.from_numpy(_read_image(path, resize))
         shape = images[paths[0]].shape[:2]
-        got = tuple(image.shape[:2])
-        require(got == shape, str(path), f"of {paths[0]}'s height and width {tuple(shape)}", got)
+        actual = tuple(image.shape[:2])
+        require(actual == shape, str(path), f"of {paths[0]}'s height and width {tuple(shape)}", actual)
     channels = max(image[0, 0].numel() for image in images.values())
 
     def part(some: Sequence[tuple[Path, int]]) -> TensorDataset:
@@ -83,9 +92,9 @@ def _both_parts(root: Path, known: Set[str]) -> tuple[tuple[str, ...], Files]:
         "without": [distinct(name) for name in classes if name not in test_classes],
         "with": [distinct(name) for name in test_classes if name not in classes],
     }
-    got = " and ".join(f"{kind} {listed(names)}" for kind, names in differ.items() if names)
-    must_be = f"the classes of train, {listed([*map(distinct, classes)])}"
-    require(not got, f"{root}/test", must_be, f"those {got}")
+    actual = " and ".join(f"{kind} {listed(names)}" for kind, names in differ.items() if names)
+    expected = f"the classes of train, {listed([*map(distinct, classes)])}"
+    require(not actual, f"{root}/test", expected, f"those {actual}")
     return classes, {part: _labelled(root / part, classes, bool(known)) for part in ("train", "test")}
 
 
@@ -145,12 +154,12 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
 def load_function(name: str) -> Splits:
     """Call the function that "module:function" names, without arguments. It returns Splits, or a pair (train, test) of
     map-style datasets of (image tensor, int label); classes are then train.classes, or numbers when it has none."""
-    value = users_own("data set", name)
+    value = call_user_function("data set", name)
     if isinstance(value, Splits):
         return value
     if not (isinstance(value, tuple | list) and len(value) == 2):
-        got = type(value).__name__
-        raise InputError(f"what {name} returns must be Splits or a pair (train, test) of datasets, got {got}")
+        actual = type(value).__name__
+        raise InputError(f"what {name} returns must be Splits or a pair (train, test) of datasets, got {actual}")
     train = TensorDataset(*as_tensors(value[0], f"{name} train"))
     test = TensorDataset(*as_tensors(value[1], f"{name} test"))
     return Splits(train, test, tuple(map(str, getattr(value[0], "classes", _numbered(train)))))
@@ -166,8 +175,8 @@ def _folders(folder: Path) -> tuple[str, ...]:
     require(folder.is_dir(), str(folder), "a folder with one folder per class", "nothing")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     require(bool(names), str(folder), "a folder with one folder per class", "no folder in it")
-    odd = [name for name in names if shown(name) != name]
-    require(not odd, str(folder), "of folders with names that can be printed", listed([*map(shown, odd)]))
+    odd = [name for name in names if printable(name) != name]
+    require(not odd, str(folder), "of folders with names that can be printed", listed([*map(printable, odd)]))
     return tuple(names)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import InputError, check_images, check_labels, listed, require, shown
+from amun_ext.validation import InputError, check_images, check_labels, listed, printable, require
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
     first = items[0][0]
     for index, (image, _) in zip(rows, items, strict=True):
         same = image.shape == first.shape and image.dtype == first.dtype
-        expected, got = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
-        require(same, f"{name}[{index}]", f"an image like {name}[{rows.start}], {expected}", got)
+        expected, actual = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
+        require(same, f"{name}[{index}]", f"an image like {name}[{rows.start}], {expected}", actual)
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items], device="cpu")
 
 
@@ -81,7 +81,7 @@ def checked(splits: Splits, name: str) -> Splits:
     """`splits` in the promised types; InputError where images, labels and classes do not fit together."""
     named = isinstance(splits.classes, tuple | list) and all(isinstance(each, str) for each in splits.classes)
     require(named, f"{name} classes", "names", splits.classes)
-    odd = [shown(each) for each in splits.classes if shown(each) != each]
+    odd = [printable(each) for each in splits.classes if printable(each) != each]
     require(not odd, f"{name} classes", "names that can be printed", listed(odd))
     parts = {}
     for part, dataset in (("train", splits.train), ("test", splits.test)):

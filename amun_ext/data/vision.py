@@ -5,7 +5,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from amun_ext.checks import InputError
+from amun_ext.validation import InputError
 
 INSTALL = "pip install amun_ext[vision]"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, is_number, is_whole, require, whole
+from amun_ext.validation import InputError, check_integer, is_integer, is_number, require
 
 COLUMNS = ("id", "index")
 SHOWN = 5  # ids named in one message
@@ -45,7 +45,7 @@ def forget_ids(
     InputError names the ids (the first five) that are unknown, repeated or no integers; it also refuses none and all.
     """
     _one_of({"ids": ids, "file": file, "fraction": fraction})
-    total = whole("total", total, 2)
+    total = check_integer("total", total, 2)
     chosen = some_ids(total, ids=ids, file=file, fraction=fraction, seed=seed)
     return _some_left(chosen, total, "ids" if file is None else str(file))
 
@@ -65,7 +65,7 @@ def some_ids(
     if fraction is not None:
         return _draw(total, _share(total, fraction), seed)
     if count is not None:
-        count = whole("count", count, 1)
+        count = check_integer("count", count, 1)
         require(count <= total, "count", f"at most the {total} samples that there are", count)
         return _draw(total, count, seed)
     if file is not None:
@@ -88,8 +88,8 @@ def split(dataset: TensorDataset, ids: Tensor) -> tuple[TensorDataset, TensorDat
 def _one_of(ways: dict[str, Any]) -> None:
     *others, last = ways
     given = [name for name, value in ways.items() if value is not None]
-    got = " and ".join(given) or "none"
-    require(len(given) == 1, "the samples", f"given by one of {', '.join(others)} and {last}", got)
+    actual = " and ".join(given) or "none"
+    require(len(given) == 1, "the samples", f"given by one of {', '.join(others)} and {last}", actual)
 
 
 def _share(total: int, fraction: float) -> int:
@@ -103,7 +103,7 @@ def _share(total: int, fraction: float) -> int:
 
 
 def _draw(total: int, count: int, seed: int) -> Tensor:
-    require(is_whole(seed) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
+    require(is_integer(seed) and 0 <= seed < 2**32, "seed", "an integer in [0, 2**32)", seed)
     return torch.from_numpy(np.random.RandomState(seed).choice(total, count, replace=False).astype(np.int64))
 
 
@@ -180,16 +180,16 @@ def _read(path: Path, total: int) -> list[int]:
 
 
 def _text(path: Path) -> str:
-    must_be = "a readable file of ids"
+    expected = "a readable file of ids"
     other = "a folder, a pipe or a device" if os.path.exists(path) else "nothing"
-    require(os.path.isfile(path), str(path), must_be, other)  # a pipe that nobody writes to is waited for for ever
+    require(os.path.isfile(path), str(path), expected, other)  # a pipe that nobody writes to is waited for for ever
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
-        require(len(content) <= LARGEST, str(path), f"{must_be} of at most {LARGEST} bytes", "more")
+        require(len(content) <= LARGEST, str(path), f"{expected} of at most {LARGEST} bytes", "more")
         return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be {must_be}: {error}") from error
+        raise InputError(f"{path} must be {expected}: {error}") from error
 
 
 def _column(lines: Iterable[str], name: str) -> Iterator[str]:
@@ -204,8 +204,8 @@ def _column(lines: Iterable[str], name: str) -> Iterator[str]:
     require(len(known) == 1, name, "a table with a column id or index", _first(header))
     at = header.index(known[0])
     for line, row in rows:
-        must_be = f"a row of {len(header)} cells, as the header is"
-        require(len(row) == len(header), f"{name} line {line}", must_be, f"{len(row)}: {_first(row)}")
+        expected = f"a row of {len(header)} cells, as the header is"
+        require(len(row) == len(header), f"{name} line {line}", expected, f"{len(row)}: {_first(row)}")
         yield row[at]
 
 

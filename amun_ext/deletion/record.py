@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from amun_ext.checks import InputError, listed, require
 from amun_ext.reading import parse_json
 from amun_ext.training import Recipe
+from amun_ext.validation import InputError, listed, require
 
 VERSION = "1"  # under the key amun_ext; files without it are of this one
 LONGEST = 2**16  # characters of a value; a list of ids may fill the whole header, of which safetensors takes 100 MB
@@ -50,8 +50,8 @@ def _object(name: str, text: str) -> dict[str, Any]:
 def _recipe(name: str, text: str) -> Recipe:
     told, known = _object(name, text), [each.name for each in fields(Recipe)]
     unknown = [key for key in told if key not in known]
-    must_be = f"a recipe of {', '.join(known)} (others may be of a later amun_ext)"
-    require(not unknown, name, must_be, f"one with {listed(list(map(repr, unknown)))}")
+    expected = f"a recipe of {', '.join(known)} (others may be of a later amun_ext)"
+    require(not unknown, name, expected, f"one with {listed(list(map(repr, unknown)))}")
     require({"epochs", "lr"} <= told.keys(), name, "a recipe with epochs and lr", reprlib.repr(text))
     try:
         return Recipe(**told)

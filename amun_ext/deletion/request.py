@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import require
 from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
 from amun_ext.deletion.ids import split
 from amun_ext.deletion.record import Record
@@ -26,6 +25,7 @@ from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config
+from amun_ext.validation import require
 
 ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
@@ -118,8 +118,8 @@ def retraining(
     known = {"epochs", "lr"} <= told.keys()
     require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
     given = described(init)
-    must_be = f"what the checkpoint's training began with, {record.init} (on the command line --init)"
-    require(record.init in (None, given), "init", must_be, given or "none")
+    expected = f"what the checkpoint's training began with, {record.init} (on the command line --init)"
+    require(record.init in (None, given), "init", expected, given or "none")
     check_init(original, init)
     return replace(resolve_config("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
 
@@ -263,8 +263,8 @@ def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_dup
     pairs = [(int(ids[row]), kept[other]) for row, other in copies(forget_set, others)]
     pairs = [(asked, copy) for asked, copy in pairs if copy not in before]
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
-    must_be = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
-    require(include_duplicates or not pairs, "ids", must_be, told)
+    expected = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
+    require(include_duplicates or not pairs, "ids", expected, told)
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from amun_ext.checks import check_labels, require
 from amun_ext.models.state import evaluating, logits_of, placement
+from amun_ext.validation import check_labels, require
 
 
 @torch.no_grad()
@@ -25,8 +25,8 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 512, *, name: st
             answer = logits_of(model, batch.to(device, dtype, copy=True))
             require(isinstance(answer, Tensor), name, "a model that returns a tensor", type(answer).__name__)
             fits = answer.dim() == 2 and answer.shape[0] == len(batch) and answer.shape[1] >= 2
-            must_be = f"a model that returns logits ({len(batch)}, K), K >= 2, for {len(batch)} images"
-            require(fits, name, must_be, f"shape {tuple(answer.shape)}")
+            expected = f"a model that returns logits ({len(batch)}, K), K >= 2, for {len(batch)} images"
+            require(fits, name, expected, f"shape {tuple(answer.shape)}")
             logits.append(answer.float().cpu())
     answers = torch.cat(logits)
     broken = answers.numel() - int(answers.isfinite().sum())

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.checks import require
 from amun_ext.evaluation.queries import Array, Queries, check_counts, check_queries
+from amun_ext.validation import require
 
 VARIANCES = ("pooled", "each")
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.checks import require
 from amun_ext.evaluation import signals
+from amun_ext.validation import require
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:

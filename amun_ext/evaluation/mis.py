@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.checks import check_labels, require, whole
 from amun_ext.evaluation.mia import log_odds
 from amun_ext.evaluation.roc import roc
+from amun_ext.validation import check_integer, check_labels, require
 
 Answers = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]
 
@@ -71,7 +71,7 @@ def mis(retain: Answers, test: Answers, forget: Answers, *, feature: str = "conf
     from sklearn.svm import SVC  # here, because it takes a second to import
 
     require(feature in FEATURES, "feature", f"one of {tuple(FEATURES)}", repr(feature))
-    seed = whole("seed", seed, 0)
+    seed = check_integer("seed", seed, 0)
     _check(retain, test, forget)
     count = min(len(retain[0]), len(test[0]))
     retain, test = (_drawn(answers, count, seed) for answers in (retain, test))

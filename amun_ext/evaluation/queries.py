@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.checks import InputError, require
+from amun_ext.validation import InputError, require
 
 Array = NDArray[np.float64]
 
@@ -73,8 +73,8 @@ def check_queries(
 def check_counts(counts: NDArray[np.intp], least: int, what: str) -> None:
     """Refuse samples with fewer than `least` references that were `what`."""
     few = int((counts < least).sum())
-    must_be = f"such that every sample has {least} or more references {what}"
-    require(few == 0, "membership", must_be, f"{few} of {len(counts)} samples with fewer")
+    expected = f"such that every sample has {least} or more references {what}"
+    require(few == 0, "membership", expected, f"{few} of {len(counts)} samples with fewer")
 
 
 def check_rows(name: str, rows: ArrayLike | Tensor, count: int) -> NDArray[np.intp]:
@@ -99,9 +99,9 @@ def check_groups(
         # Who is in the references' training sets more often has more confident references, whatever the target did:
         # a perfectly retrained model, whose area is 50, then seems to have forgotten too much (34 was measured).
         spread = max(shares.values()) - min(shares.values())
-        must_be = f"in the references' training sets equally often (within {tolerance}) in online mode; offline may do"
-        got = ", ".join(f"{name} {share:.3g}" for name, share in shares.items())
-        require(spread <= tolerance, "groups", must_be, f"shares {got}")
+        expected = f"in the references' training sets equally often (within {tolerance}) in online mode; offline may do"
+        actual = ", ".join(f"{name} {share:.3g}" for name, share in shares.items())
+        require(spread <= tolerance, "groups", expected, f"shares {actual}")
     return rows
 
 

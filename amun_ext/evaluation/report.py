@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import box, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.evaluation.accuracy import accuracy, predict
 from amun_ext.evaluation.document import document
@@ -20,6 +19,7 @@ from amun_ext.evaluation.remarks import broken, no_op, remembers
 from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
 from amun_ext.files import plain, write_json
 from amun_ext.report import Document, Result
+from amun_ext.validation import check_bounds, check_images, check_labels, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def evaluate(
     require(isinstance(models, Mapping), "models", "a mapping of row names to models", type(models).__name__)
     for row, model in models.items():
         require(isinstance(model, nn.Module), f"models[{row!r}]", "an nn.Module", type(model).__name__)
-    given, ends = {"forget": forget, "retain": retain, "test": test}, box(bounds)
+    given, ends = {"forget": forget, "retain": retain, "test": test}, check_bounds(bounds)
     sets = {name: _tensors(name, data, ends) for name, data in given.items()}
     seconds, names = dict(seconds or {}), list(models)
     require(bool(names), "models", "at least one model", "none")

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.checks import require
 from amun_ext.evaluation.queries import TOLERANCE, Array, Queries, check_groups, check_queries, check_rows
+from amun_ext.validation import require
 
 AGGREGATES = ("mean-log", "vote")
 NEAR = 8 * float(np.finfo(np.float64).eps)  # relative; more than a quotient and a product can be off together
@@ -148,9 +148,9 @@ def rmia(
         wins, own = _votes(ratios, rows, exceeds)
     else:
         fit = int(((ratios > 0) & (ratios < np.inf)).all(axis=0).sum())
-        must_be = 'of positive, finite ratios for aggregate="mean-log" ("vote" takes any)'
+        expected = 'of positive, finite ratios for aggregate="mean-log" ("vote" takes any)'
         require(
-            not queries.augmented or fit == count, "target", must_be, f"{count - fit} of {count} samples with others"
+            not queries.augmented or fit == count, "target", expected, f"{count - fit} of {count} samples with others"
         )
         wins, own = _exceeded(ratio, ratio[rows], gamma, exceeds), exceeds(ratio, ratio)
     score = _shares(wins, own, rows)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.checks import require, whole
 from amun_ext.evaluation.mia import as_scores, auc, placements
+from amun_ext.validation import check_integer, require
 
 Array = NDArray[np.float64]
 Scores = ArrayLike | Tensor
@@ -79,7 +79,7 @@ def auc_interval(
     the percentiles. Neither interval sees what another training run would change. O(draws (N + M)) time.
     """
     require(0 < level < 100, "level", "percent in (0, 100)", level)
-    draws, seed = whole("draws", draws, 2), whole("seed", seed, 0)
+    draws, seed = check_integer("draws", draws, 2), check_integer("seed", seed, 0)
     area = auc(members, nonmembers)
     ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
     ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)[1]
@@ -122,8 +122,8 @@ def auc_difference(one: tuple[Scores, Scores], *others: tuple[Scores, Scores]) -
         freedom = _freedom(zip(of_samples, sizes, strict=True))
         return AucDifference(float(ins.mean()) - 50.0, *of_samples, freedom=freedom)
     of_others = [_shares("others", other) for other in others]
-    got = [(len(each[0]), len(each[1])) for each in of_others]
-    require(set(got) == {sizes}, "others", f"scores of the same samples, {sizes} of them", got)
+    actual = [(len(each[0]), len(each[1])) for each in of_others]
+    require(set(actual) == {sizes}, "others", f"scores of the same samples, {sizes} of them", actual)
     areas = [float(each.mean()) for each, _ in of_others]
     runs = float(np.var(areas, ddof=1)) / len(areas) if len(areas) > 1 else 0.0
     ins, outs = (each - np.mean(of, axis=0) for each, of in zip((ins, outs), zip(*of_others, strict=True), strict=True))

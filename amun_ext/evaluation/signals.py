@@ -21,8 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from amun_ext.checks import check_labels, require
 from amun_ext.ops import TAYLOR_ORDERS, accumulate_dtype, sm_taylor_softmax
+from amun_ext.validation import check_labels, require
 
 FLOOR = 1e-3
 

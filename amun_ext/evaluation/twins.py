@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.checks import check_images, check_labels, require
+from amun_ext.validation import check_images, check_labels, require
 
 SHOWN = 8
 

@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import amun_ext
-from amun_ext.checks import InputError, require, whole
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
 from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
@@ -28,6 +27,7 @@ from amun_ext.reading import stored
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.config import MethodConfig, TunedOptions, resolve_config
+from amun_ext.validation import InputError, check_integer, require
 
 FORMS: dict[str, dict[str, Any]] = {  # of a row METHOD:FORM, for methods that have these options
     "no-forget": {"include_forget": False},
@@ -73,8 +73,8 @@ def resolve_configs(
         if method not in METHODS
         or (colon and (form not in FORMS or not FORMS[form].keys() <= METHODS[method].options.keys()))
     ]
-    must_be = f"some of {', '.join(METHODS)}, and amun:{' or amun:'.join(FORMS)}"
-    require(bool(names) and not unknown, "methods", must_be, ", ".join(map(repr, unknown)) or "none")
+    expected = f"some of {', '.join(METHODS)}, and amun:{' or amun:'.join(FORMS)}"
+    require(bool(names) and not unknown, "methods", expected, ", ".join(map(repr, unknown)) or "none")
     require(len(split) == len(names), "methods", "different from each other", ", ".join(names))
     require(preset is None or preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
 
@@ -107,7 +107,7 @@ def compare(
     done; one that has been made with the same models, data and options is taken from there. facts: what a reader should
     know. A method whose loss diverges has a cell that says so.
     """
-    seeds = whole("seeds", seeds, 1)
+    seeds = check_integer("seeds", seeds, 1)
     settings = [(setting, name, chosen) for setting, chosens in rows.items() for name, chosen in chosens.items()]
     jobs = [_Job(None, NOOP, 0, None)]
     for seed in range(seeds):

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amun_ext.checks import require
 from amun_ext.evaluation import predict
 from amun_ext.files import all_or_none, atomic_path, no_link, plain, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
 from amun_ext.report import Document, Result
 from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial
+from amun_ext.validation import require
 
 DEFAULT = ("pgd", "ddn", "ffgsm")
 CURVE_SAMPLES = 200  # of each curve, at most
@@ -238,8 +238,8 @@ def write_png(searches: Searches, folder: Path) -> None:
 def check_methods(methods: Sequence[str]) -> None:
     """InputError for names that are not in METHODS, named twice, or none at all."""
     unknown = [method for method in methods if method not in METHODS]
-    got = ", ".join(map(repr, unknown)) or "none"
-    require(bool(methods) and not unknown, "methods", f"some of {', '.join(METHODS)}", got)
+    actual = ", ".join(map(repr, unknown)) or "none"
+    require(bool(methods) and not unknown, "methods", f"some of {', '.join(METHODS)}", actual)
     require(len(set(methods)) == len(methods), "methods", "different from each other", ", ".join(methods))
 
 

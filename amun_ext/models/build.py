@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from amun_ext.checks import is_whole, require, users_own
 from amun_ext.models.resnet import resnet18
 from amun_ext.models.small_cnn import small_cnn
 from amun_ext.models.vgg import vgg19
+from amun_ext.validation import call_user_function, is_integer, require
 
 MOST = 100_000  # classes or channels, of which weights have the square
 
@@ -25,7 +25,7 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
     counts = {"num_classes": (num_classes, 2), "in_channels": (in_channels, 1)}
     counts |= {} if width is None else {"width": (width, 1)}
     for argument, (value, least) in counts.items():
-        require(is_whole(value) and value >= least, argument, f"an integer of at least {least}", repr(value))
+        require(is_integer(value) and value >= least, argument, f"an integer of at least {least}", repr(value))
         require(value < MOST, argument, f"below {MOST}", value)
     sizes = {argument: int(value) for argument, (value, _) in counts.items()}
     if name in MODELS:
@@ -33,7 +33,7 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
 
     require(":" in name, "model", f"one of {', '.join(MODELS)} or module:function", repr(name))
     require(width is None, "width", f"left to {name}, whose function is called without it", width)
-    model = users_own("model", name, **sizes)
+    model = call_user_function("model", name, **sizes)
     require(isinstance(model, nn.Module), f"what {name} returns", "an nn.Module", type(model).__name__)
     assert isinstance(model, nn.Module)
     return model

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from amun_ext.checks import InputError, listed, require
 from amun_ext.files import write_tensors
 from amun_ext.reading import check_file
+from amun_ext.validation import InputError, listed, require
 
 PARALLEL = "module."  # what DataParallel puts before every name
 
@@ -145,8 +145,8 @@ def _check_packed(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
             size = sum(part.file_size for part in packed.infolist())
-        got = f"one that unpacks to {size} bytes"
-        require(size <= path.stat().st_size, str(path), "a checkpoint as torch.save writes it", got)
+        actual = f"one that unpacks to {size} bytes"
+        require(size <= path.stat().st_size, str(path), "a checkpoint as torch.save writes it", actual)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from amun_ext.checks import InputError, listed, require
 from amun_ext.digest import digest
 from amun_ext.random_state import own_random_state
+from amun_ext.validation import InputError, listed, require
 
 # A function that builds the model anew, the state dict that its training began with, or None: `reset_parameters`.
 Init: TypeAlias = Callable[[], nn.Module] | Mapping[str, Tensor] | None
@@ -38,8 +38,8 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
         _load(fresh, init)
         unsaved = [name for name, _ in fresh.named_buffers() if name not in fresh.state_dict()]
         learned = [] if probe is None else _changed(fresh, unsaved, probe)
-        must_be = "a function for a model with buffers that training changes and no state dict has"
-        require(not learned, "init", must_be, f"a state dict without {listed(learned)}")
+        expected = "a function for a model with buffers that training changes and no state dict has"
+        require(not learned, "init", expected, f"a state dict without {listed(learned)}")
     else:
         _rebuild(fresh, init)
     pairs = zip(fresh.parameters(), model.parameters(), strict=True)
@@ -115,8 +115,8 @@ def _rebuild(fresh: nn.Module, build: Callable[[], nn.Module]) -> None:
     try:
         built = build()
     except Exception as error:  # it is the user's, and may raise anything
-        got = f"{type(error).__name__}: {error}"
-        raise InputError(f"init must be a function that builds the model without arguments, got {got}") from error
+        actual = f"{type(error).__name__}: {error}"
+        raise InputError(f"init must be a function that builds the model without arguments, got {actual}") from error
     require(isinstance(built, nn.Module), "what init returns", "an nn.Module", type(built).__name__)
     stays = _frozen(fresh)
     _load(fresh, built.state_dict())

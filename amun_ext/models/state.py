@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amun_ext.checks import InputError, require
 from amun_ext.random_state import same_random_state
+from amun_ext.validation import InputError, require
 
 FILLABLE = (dict, list, deque)
 HOLDING = (list, tuple, deque)
@@ -46,10 +46,10 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {reason}") from error
     is_logits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(probe) and logits.shape[1] >= 2
-    got = (
+    actual = (
         f"shape {tuple(logits.shape)} for {len(probe)} inputs" if isinstance(logits, Tensor) else type(logits).__name__
     )
-    require(is_logits, "model", "a map to logits [N, K] of at least two classes", got)
+    require(is_logits, "model", "a map to logits [N, K] of at least two classes", actual)
     require(logits.is_floating_point(), "model", "a map to floating-point logits [N, K]", logits.dtype)
     return int(logits.shape[1])
 
@@ -98,8 +98,8 @@ def _to_eval(model: nn.Module) -> None:
     try:
         model.eval()
     except NotImplementedError as error:
-        must_be = "a module with train() and eval(), such as that which was exported"
-        raise InputError(f"model must be {must_be}, got {type(model).__name__}: {error}") from error
+        expected = "a module with train() and eval(), such as that which was exported"
+        raise InputError(f"model must be {expected}, got {type(model).__name__}: {error}") from error
 
 
 def _put_back_tensors(attributes: dict[str, Any], before: dict[str, Any]) -> None:

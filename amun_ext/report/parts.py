@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from amun_ext.checks import require
 from amun_ext.files import write_text
 from amun_ext.report.tables import Table
+from amun_ext.validation import require
 
 if TYPE_CHECKING:
     import pandas

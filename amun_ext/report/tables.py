@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amun_ext.checks import InputError
+from amun_ext.validation import InputError
 
 if TYPE_CHECKING:
     import pandas

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from amun_ext.checks import InputError, require, whole
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, evaluating, logits_of, placement
+from amun_ext.validation import InputError, check_integer, require
 
 FORMAT = {"format": "amun_ext.AdversarialSet", "version": "1"}
 
@@ -84,7 +84,7 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
             InputError: the model does not fit the images, or has fewer classes than the true labels need.
         """
         require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-        batch_size = whole("batch_size", batch_size, 1)
+        batch_size = check_integer("batch_size", batch_size, 1)
         classes, needed = count_classes(model, self.images), int(self.true_labels.max()) + 1
         require(classes >= needed, "model", f"of at least {needed} classes", classes)
         device, dtype = placement(model, self.images)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amun_ext import ops
-from amun_ext.checks import require
 from amun_ext.models.state import logits_of, placement
 from amun_ext.search.graph import repeated
 from amun_ext.search.methods import Iterate, PythonRule
 from amun_ext.search.settings import Settings
+from amun_ext.validation import require
 
 HOST_CHECK_EVERY = 16  # iterations between two looks at a CUDA queue: a look waits for the device
 REDUCED_PART = 0.7  # of the steps of a search of fixed length are made in the reduced precision

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from amun_ext import ops
-from amun_ext.checks import box, check_labels, require, whole
 from amun_ext.digest import digest
 from amun_ext.models.prepare import prepared
 from amun_ext.models.state import count_classes, evaluating, placement
@@ -28,6 +27,7 @@ from amun_ext.search.finish import quantize as put_on_grid
 from amun_ext.search.finish import refine as bring_closer
 from amun_ext.search.methods import PythonRule
 from amun_ext.search.settings import FARTHEST, checked
+from amun_ext.validation import check_bounds, check_integer, check_labels, require
 
 CHUNK_BYTES = 2**26  # of images that are searched at once in memory
 CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
@@ -125,7 +125,7 @@ def find_min_adversarial(
         >>> result.labels.tolist(), round(float(result.distance[0]), 2)  # the boundary is 0.8 / sqrt(2) away
         ([1], 0.57)
     """
-    samples = stream.Samples(inputs, labels, box(bounds))
+    samples = stream.Samples(inputs, labels, check_bounds(bounds))
     like = samples.like
     low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
@@ -146,7 +146,7 @@ def find_min_adversarial(
     require(isinstance(optimize_model, bool), "optimize_model", "True or False", repr(optimize_model))
     require(optimize_model or precision is None, "precision", "None with optimize_model=False", repr(precision))
     if batch_size is not None:
-        batch_size = whole("batch_size", batch_size, 1)
+        batch_size = check_integer("batch_size", batch_size, 1)
     if out is not None:
         named = isinstance(out, str | os.PathLike) and bool(Path(out).name) and not Path(out).is_dir()
         require(named, "out", "a file to be written", repr(out))

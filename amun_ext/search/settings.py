@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from amun_ext import ops
-from amun_ext.checks import is_number, require, whole
 from amun_ext.search.methods import METHODS, PYTHON, Method, PythonRule
+from amun_ext.validation import check_integer, is_number, require
 
 FARTHEST = 1e18  # a radius, whose square is finite in float32; and a factor between two of them
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
@@ -72,11 +72,11 @@ def checked(
     _number("eps_max", eps_max)
     require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
     eps_max = min(eps_max, max(diagonal, least))  # nothing is farther
-    refine = whole("refine", refine, 0)
+    refine = check_integer("refine", refine, 0)
     _number("margin", margin)
     require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
     if quantize is not None:
-        quantize = whole("quantize", quantize, 1)
+        quantize = check_integer("quantize", quantize, 1)
         require(all(map(math.isfinite, bounds)), "quantize", f"None without a box, bounds = {bounds}", quantize)
     require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
     return Settings(
@@ -100,7 +100,7 @@ def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
     for name, value in named.items():
         require(name in row.options, name, f"left out: method {method} has no such setting", value)
         if name == "steps":
-            named["steps"] = whole("steps", value, 1)
+            named["steps"] = check_integer("steps", value, 1)
         elif name == "eps_init" and isinstance(value, str):
             require(value == "estimate", name, 'a radius or "estimate"', repr(value))
         else:

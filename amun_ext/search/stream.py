@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
-from amun_ext.checks import InputError, check_images, check_labels, require
 from amun_ext.data import as_tensors
 from amun_ext.digest import digest, parts
 from amun_ext.files import no_link
 from amun_ext.locks import locked
 from amun_ext.ops import accumulate_dtype
 from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
+from amun_ext.validation import InputError, check_images, check_labels, require
 
 SAFETENSORS = {  # its names of the types that results can have
     torch.float64: "F64",

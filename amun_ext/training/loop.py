@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, check_images, check_labels, listed, require, whole
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.models.state import evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
@@ -22,6 +21,7 @@ from amun_ext.random_state import own_random_state, same_random_state
 from amun_ext.training.parts import BatchLoader, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, training_id
+from amun_ext.validation import InputError, check_images, check_integer, check_labels, listed, require
 
 Mask = Mapping[str, Tensor]
 
@@ -63,7 +63,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         for name in ("seed", "num_workers"):
-            object.__setattr__(self, name, whole(name, getattr(self, name), 0))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 0))
         require(
             not self.mask_gradient_only or self.mask is not None, "mask_gradient_only", "False without a mask", "True"
         )
@@ -102,8 +102,8 @@ def fit(
     statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
     fewest = min(map(len, feeds))
     steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for feed in feeds)
-    must_be = "at least two samples: BatchNorm has no variance of one"
-    require(fewest >= 2 or not statistics, "parts", must_be, fewest)
+    expected = "at least two samples: BatchNorm has no variance of one"
+    require(fewest >= 2 or not statistics, "parts", expected, fewest)
     if statistics and recipe.batch_size == 1:
         _check_single(model, like.to(device, dtype))
     mask = run.mask() if callable(run.mask) else run.mask
@@ -162,8 +162,8 @@ def fit(
                     totals = [one_pass(each, feed, number, left) for each, feed in pairs]
                     loss = float(torch.stack(totals).sum()) / sum(map(len, feeds))
                     if not (math.isfinite(loss) and _finite(optimizer)):
-                        got = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
-                        raise FloatingPointError(f"{description}: {got}; lower lr (now {recipe.lr})")
+                        actual = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
+                        raise FloatingPointError(f"{description}: {actual}; lower lr (now {recipe.lr})")
                     watched = {name: _accuracy(model, data) for name, data in run.eval_sets.items()}
                     epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, watched)
                     history.append(epoch)

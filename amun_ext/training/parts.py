@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
-from amun_ext.checks import check_labels, require
 from amun_ext.random_state import same_random_state
+from amun_ext.validation import check_labels, require
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
     for each in passes:
         for part in each.parts:
             if isinstance(part.data, TensorDataset):
-                got = f"{len(part.data.tensors)} tensors"
-                require(len(part.data.tensors) == 2, "parts", "of inputs and labels", got)
+                actual = f"{len(part.data.tensors)} tensors"
+                require(len(part.data.tensors) == 2, "parts", "of inputs and labels", actual)
                 check_labels("labels", part.data.tensors[1], len(part.data.tensors[0]))
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
         require(count > 0, "parts", "at least one sample", count)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amun_ext.checks import is_number, require, whole
+from amun_ext.validation import check_integer, is_number, require
 
 BATCH_NORM = ("train", "frozen", "eval")
 OPTIMIZERS = ("sgd", "adamw")
@@ -41,7 +41,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("warmup_epochs", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), least))
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
             fits = is_number(value) and math.isfinite(value) and value >= 0
@@ -53,8 +53,8 @@ class Recipe:
         require(self.batch_norm in BATCH_NORM, "batch_norm", f"one of {BATCH_NORM}", repr(self.batch_norm))
         require(self.precision in tuple(PRECISIONS), "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
         require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", repr(self.optimizer))
-        must_be = f"fewer than the {self.epochs} epochs"
-        require(self.warmup_epochs < self.epochs, "warmup_epochs", must_be, self.warmup_epochs)
+        expected = f"fewer than the {self.epochs} epochs"
+        require(self.warmup_epochs < self.epochs, "warmup_epochs", expected, self.warmup_epochs)
         self.lr_factor(self.warmup_epochs)
 
     def lr_factor(self, epoch: int, done: float = 1.0) -> float:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require
 from amun_ext.digest import digest
 from amun_ext.files import write_tensors
 from amun_ext.training.parts import Pass
+from amun_ext.validation import InputError, require
 
 FORMAT = "amun_ext.training.1"
 
@@ -57,9 +57,9 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return []
         tensors, metadata = _read(self.path)
-        must_be = "a new file or one of this training (the same weights, data, options and seed)"
+        expected = "a new file or one of this training (the same weights, data, options and seed)"
         same = metadata.get("format") == FORMAT and metadata.get("training_id") == self.training_id
-        require(same, "checkpoint", must_be, f"another at {self.path}")
+        require(same, "checkpoint", expected, f"another at {self.path}")
         intact = metadata["digest"] == _digest(tensors, metadata["state"])
         require(intact, "checkpoint", "as it was written", f"a damaged file, {self.path}")
         progress = json.loads(metadata["state"])

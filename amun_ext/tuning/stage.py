@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require
 from amun_ext.data import copies
 from amun_ext.deletion.ids import some_ids, split
 from amun_ext.evaluation import evaluate
@@ -19,6 +18,7 @@ from amun_ext.evaluation.metrics import Row
 from amun_ext.search import AdversarialSet
 from amun_ext.tuning.objectives import judged
 from amun_ext.unlearning.config import resolve_config
+from amun_ext.validation import InputError, require
 
 QUANTILES = np.linspace(0.0, 1.0, 101)
 
@@ -88,11 +88,11 @@ def stand_in(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDatase
 
     As many samples as the request's `count`, or half of all where that is less. Copies of what is drawn are in neither.
     """
-    must_be = "such that four samples at least are left to tune on"
-    require(len(retain) >= 4, "ids", must_be, f"{len(retain)} left")
+    expected = "such that four samples at least are left to tune on"
+    require(len(retain) >= 4, "ids", expected, f"{len(retain)} left")
     rows = some_ids(len(retain), count=min(count, len(retain) // 2), seed=seed)
     forget, rest = split(retain, rows)
     kept = torch.ones(len(rest), dtype=torch.bool, device="cpu")
     kept[[row for _, row in copies(forget, rest)]] = False
-    require(int(kept.sum()) >= 2, "ids", must_be, f"copies of {len(forget)} samples")
+    require(int(kept.sum()) >= 2, "ids", expected, f"copies of {len(forget)} samples")
     return forget, TensorDataset(*(tensor[kept] for tensor in rest.tensors)), rows

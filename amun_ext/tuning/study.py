@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amun_ext.checks import InputError, require
 from amun_ext.tuning.space import Parameters
 from amun_ext.tuning.stage import Seen
+from amun_ext.validation import InputError, require
 
 if TYPE_CHECKING:  # it takes a second to import, and may be absent
     import optuna

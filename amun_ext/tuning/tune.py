@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from amun_ext.checks import require, whole
 from amun_ext.data import Splits, aligned, fingerprint
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
@@ -30,6 +29,7 @@ from amun_ext.tuning.space import drawn, options
 from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config
+from amun_ext.validation import check_integer, require
 from amun_ext.workers import started
 
 if TYPE_CHECKING:
@@ -101,7 +101,11 @@ def tune(
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     check_methods(methods, with_retain)
     require(objective in OBJECTIVES, "objective", f"one of {tuple(OBJECTIVES)}", repr(objective))
-    trials, num_workers, seed = whole("trials", trials, 1), whole("num_workers", num_workers, 1), whole("seed", seed, 0)
+    trials, num_workers, seed = (
+        check_integer("trials", trials, 1),
+        check_integer("num_workers", num_workers, 1),
+        check_integer("seed", seed, 0),
+    )
     require(0 <= max_accuracy_drop <= 100, "max_accuracy_drop", "points of accuracy, from 0 to 100", max_accuracy_drop)
     splits = aligned(splits, record.to_metadata())
     asked = sets(splits, ids, record, include_duplicates=True)
@@ -193,9 +197,9 @@ def tunable(with_retain: bool = True) -> list[str]:
 def check_methods(methods: Sequence[str], with_retain: bool) -> None:
     """InputError for names that are not in METHODS or not tunable, named twice, or none at all."""
     known = tunable(with_retain)
-    got = ", ".join(repr(method) for method in methods if method not in known) or "none"
+    actual = ", ".join(repr(method) for method in methods if method not in known) or "none"
     setting = "" if with_retain else " without the retain set"
-    require(bool(methods) and set(methods) <= set(known), "methods", f"some of {', '.join(known)}{setting}", got)
+    require(bool(methods) and set(methods) <= set(known), "methods", f"some of {', '.join(known)}{setting}", actual)
     require(len(set(methods)) == len(methods), "methods", "different from each other", ", ".join(methods))
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import box, check_images, check_labels, require, whole
 from amun_ext.data import as_tensors
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning.amun import check_examples
+from amun_ext.validation import check_bounds, check_images, check_integer, check_labels, require
 
 # The paper's appendix E.3: twenty epochs at 0.01, a tenth of it every five.
 RECIPE = Recipe(epochs=20, lr=0.01, schedule="step:5")
@@ -101,9 +101,9 @@ def ablation_set(
         InputError: an argument is not what it must be, or there is no example at all.
     """
     require(name in ABLATIONS, "name", f"one of {tuple(ABLATIONS)}", repr(name))
-    num_classes, seed = whole("num_classes", num_classes, 2), whole("seed", seed, 0)
+    num_classes, seed = check_integer("num_classes", num_classes, 2), check_integer("seed", seed, 0)
     images, labels = as_tensors(forget, "forget")
-    check_images("forget", images, box(bounds))
+    check_images("forget", images, check_bounds(bounds))
     check_labels("forget labels", labels, len(images), num_classes)
     adversarial = adversarial.to(images.device)
     check_examples(adversarial, images, labels)

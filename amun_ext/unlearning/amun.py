@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import require
 from amun_ext.search import METHODS, AdversarialSet, PythonRule, find_min_adversarial
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import require
 
 # Ten epochs of SGD as in the paper's appendix C. It does not publish the learning rates it selected; 0.01, a tenth of
 # it every epoch, is the one that the authors' README uses, for 10 % of CIFAR-10 with the retain set.
@@ -73,9 +73,9 @@ def amun(
 
 def check_examples(adversarial: AdversarialSet, images: Tensor, labels: Tensor) -> None:
     """Refuse examples that are not those of these very samples, or that would teach the true label."""
-    must_be = f"a row for each of the {len(images)} forget samples"
+    expected = f"a row for each of the {len(images)} forget samples"
     shapes = adversarial.images.shape == images.shape and adversarial.found.shape == labels.shape
-    require(shapes, "adversarial", must_be, f"images {tuple(adversarial.images.shape)}")
+    require(shapes, "adversarial", expected, f"images {tuple(adversarial.images.shape)}")
     rows = adversarial.found
     wrong = bool((adversarial.labels != labels)[rows].all())
     require(wrong, "adversarial", "examples with wrong labels", "true ones")

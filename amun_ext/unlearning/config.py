@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.checks import InputError, require, whole
 from amun_ext.files import plain, write_json
 from amun_ext.models.fresh import described
 from amun_ext.reading import parse_json, text_of
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS, unlearn
+from amun_ext.validation import InputError, check_integer, require
 
 # Keyword arguments of `unlearn` with their `recipe`, by method and by whether the retain set is used.
 TunedOptions = Mapping[tuple[str, bool], Mapping[str, Any]]
@@ -106,8 +106,8 @@ def resolve_config(
     """
     require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
     row = METHODS[method]
-    must_be = f"used: method {method} trains on it"
-    require(with_retain or not row.needs_retain, "the retain set", must_be, "left out")
+    expected = f"used: method {method} trains on it"
+    require(with_retain or not row.needs_retain, "the retain set", expected, "left out")
     chosen, source = dict(default or {}), "defaults"
     if preset is not None:
         require(preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
@@ -117,8 +117,8 @@ def resolve_config(
     elif tuned is not None:
         has = [name for name, retain in tuned if retain == with_retain]
         setting = "with" if with_retain else "without"
-        must_be = f"one of {has}, which have tuned options {setting} the retain set"
-        require((method, with_retain) in tuned, "method", must_be, method)
+        expected = f"one of {has}, which have tuned options {setting} the retain set"
+        require((method, with_retain) in tuned, "method", expected, method)
         chosen, source = dict(tuned[method, with_retain]), "tuned"
     mask = chosen.pop("mask", row.fraction) if fraction is None else fraction
     require(mask is None or 0 < mask <= 1, "mask fraction", "in (0, 1]", mask)
@@ -154,7 +154,7 @@ def load_tuned_options(
             for row in content["tuned_options"]
         }
         metadata = dict(content["metadata"])
-        whole(f"{path}: seed", metadata.get("seed", 0), 0)
+        check_integer(f"{path}: seed", metadata.get("seed", 0), 0)
         return tuned, metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import is_number, require, whole
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import check_integer, is_number, require
 
 RECIPE = Recipe(epochs=10, lr=0.01)
 
@@ -56,7 +56,7 @@ def l1_sparse(
     number = is_number(gamma) and 0 <= gamma < float("inf")
     require(number, "gamma", "finite and not negative", repr(gamma))
     require(gamma_schedule in SCHEDULES, "gamma_schedule", f"one of {tuple(SCHEDULES)}", repr(gamma_schedule))
-    epochs_without = whole("epochs_without", epochs_without, 0)
+    epochs_without = check_integer("epochs_without", epochs_without, 0)
     epochs = recipe.epochs - epochs_without
     require(epochs >= 0, "epochs_without", f"at most the {recipe.epochs} epochs", epochs_without)
 

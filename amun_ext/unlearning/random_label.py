@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import require
 from amun_ext.models.state import count_classes
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import require
 
 RECIPE = Recipe(epochs=10, lr=0.01)
 ORDERS = ("mixed", "sequential")

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.checks import require
 from amun_ext.models.fresh import Init, copied, on_gpu, untrained
 from amun_ext.models.state import placement
 from amun_ext.random_state import own_random_state
 from amun_ext.training import PAPER_TRAINING, DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.validation import require
 
 
 def retrain(

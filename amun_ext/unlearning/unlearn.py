@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from amun_ext.checks import InputError, check_images, check_labels, is_number, require
 from amun_ext.data import as_tensors, copies
 from amun_ext.models.fresh import copied
 from amun_ext.models.state import count_classes
@@ -21,6 +20,7 @@ from amun_ext.training.loop import check
 from amun_ext.training.parts import in_memory
 from amun_ext.unlearning.methods import METHODS
 from amun_ext.unlearning.presets import PRESETS
+from amun_ext.validation import InputError, check_images, check_labels, is_number, require
 
 
 def unlearn(
@@ -97,17 +97,17 @@ def unlearn(
             published.get("mask_gradient_only", False) if mask_gradient_only is None else mask_gradient_only
         )
     for name, value in options.items():
-        must_be = f"left out: method {method} has the options {sorted(row.options)}"
+        expected = f"left out: method {method} has the options {sorted(row.options)}"
         if name in Recipe.__dataclass_fields__:
-            must_be = f"in the recipe, as recipe=Recipe({name}=...)"
-        require(name in row.options, name, must_be, value)
-    must_be = f"given: method {method} trains on it"
-    require(retain is not None or not row.needs_retain, "retain", must_be, "None")
+            expected = f"in the recipe, as recipe=Recipe({name}=...)"
+        require(name in row.options, name, expected, value)
+    expected = f"given: method {method} trains on it"
+    require(retain is not None or not row.needs_retain, "retain", expected, "None")
     mask = row.fraction if mask is None else mask
     named = mask if isinstance(mask, Mapping) else None
     keep = float(mask) if is_number(mask) else math.nan
-    must_be = "bool tensors by name, or a fraction in (0, 1]"
-    require(mask is None or named is not None or 0 < keep <= 1, "mask", must_be, repr(mask))
+    expected = "bool tensors by name, or a fraction in (0, 1]"
+    require(mask is None or named is not None or 0 < keep <= 1, "mask", expected, repr(mask))
     run = RunOptions(
         seed=seed,
         # a fraction becomes a mask when all else has been found right
@@ -141,8 +141,8 @@ def _copied(model: nn.Module) -> nn.Module:
     except Exception as error:  # it is the user's, and may raise anything
         raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
     can_train = all(parameter.is_leaf for parameter in copy.parameters())  # not so of TorchScript
-    must_be = "one whose deep copy can be trained, such as the module that a script was made from"
-    require(can_train, "model", must_be, type(model).__name__)
+    expected = "one whose deep copy can be trained, such as the module that a script was made from"
+    require(can_train, "model", expected, type(model).__name__)
     return copy
 
 
@@ -151,8 +151,8 @@ def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) 
     inputs, labels = as_tensors(dataset, name)
     check_images(name, inputs, (-math.inf, math.inf))
     check_labels(f"{name} labels", labels, len(inputs), num_classes)
-    shape, got = tuple(like.shape[1:]), tuple(inputs.shape[1:])
-    require(got == shape, name, f"of the forget set's input shape {shape}", got)
+    shape, actual = tuple(like.shape[1:]), tuple(inputs.shape[1:])
+    require(actual == shape, name, f"of the forget set's input shape {shape}", actual)
     return TensorDataset(inputs, labels.to(inputs.device))
 
 
@@ -164,8 +164,8 @@ def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: in
         shared = copies(forget, retain)
     else:
         shared = copies(forget, _items(retain, tuple(like.shape[1:]), num_classes))
-    must_be = "free of the forget samples"
-    require(not shared, "retain", must_be, f"{len(shared)} of them (forget, retain): {shared[:5]}")
+    expected = "free of the forget samples"
+    require(not shared, "retain", expected, f"{len(shared)} of them (forget, retain): {shared[:5]}")
     return retain
 
 
@@ -189,6 +189,6 @@ def _items(retain: Dataset[Any], shape: tuple[int, ...], num_classes: int) -> It
         images, labels = as_tensors(retain, "retain", range(index, index + 1))
         check_images(f"retain[{index}]", images, (-math.inf, math.inf))
         check_labels(f"retain[{index}] label", labels, 1, num_classes)
-        got = tuple(images.shape[1:])
-        require(got == shape, f"retain[{index}]", f"of the forget set's input shape {shape}", got)
+        actual = tuple(images.shape[1:])
+        require(actual == shape, f"retain[{index}]", f"of the forget set's input shape {shape}", actual)
         yield images[0]

@@ -29,14 +29,14 @@ class InputError(ValueError):
         >>> from amun_ext import MaskedSGD
         >>> MaskedSGD([torch.zeros(1, requires_grad=True)], lr=-1.0)
         Traceback (most recent call last):
-        amun_ext.checks.InputError: lr must be a finite number, not negative, got -1.0
+        amun_ext.validation.InputError: lr must be a finite number, not negative, got -1.0
     """
 
 
-def require(condition: bool, argument: str, must_be: str, got: object) -> None:
-    """Raise `InputError("<argument> must be <must_be>, got <got>")` unless `condition` holds."""
+def require(condition: bool, argument: str, expected: str, actual: object) -> None:
+    """Raise `InputError("<argument> must be <expected>, actual <actual>")` unless `condition` holds."""
     if not condition:
-        raise InputError(f"{argument} must be {must_be}, got {got}")
+        raise InputError(f"{argument} must be {expected}, got {actual}")
 
 
 def listed(names: list[str]) -> str:
@@ -60,7 +60,7 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """`text` in one line, with escapes for what a terminal would obey or not print."""
     return "".join(
         each if each not in TURNS and unicodedata.category(each) not in UNSEEN else ascii(each)[1:-1] for each in text
@@ -71,10 +71,10 @@ def distinct(name: str) -> str:
     """A name with escapes also where another one could look the same: where it is not in its composed form, or has
     letters without a width or spaces of another kind."""
     plain = all(each == " " or unicodedata.category(each) not in ("Cf", "Zs") for each in name)
-    return shown(name) if plain and unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
+    return printable(name) if plain and unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
 
 
-def box(bounds: object) -> tuple[float, float]:
+def check_bounds(bounds: object) -> tuple[float, float]:
     """The ends of `bounds`, infinite ones of None; InputError for anything but a pair of numbers in their order."""
     ends: Any = (-math.inf, math.inf) if bounds is None else bounds
     pair = isinstance(ends, tuple | list) and len(ends) == 2 and all(is_number(end) for end in ends)
@@ -101,7 +101,7 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
     )
 
 
-def users_own(what: str, name: str, **arguments: object) -> object:
+def call_user_function(what: str, name: str, **arguments: object) -> object:
     """What the user's function returns that "module:function" names; InputError when it cannot be had or fails.
 
     It may be in the current folder, which is looked at last and stays on the path: what it returns may import more.
@@ -121,16 +121,16 @@ def users_own(what: str, name: str, **arguments: object) -> object:
         raise InputError(f"{what} {call} must return, got {type(error).__name__}: {error}") from error
 
 
-def whole(name: str, value: object, least: int) -> int:
+def check_integer(name: str, value: object, least: int) -> int:
     """`value` as Python has it, of which NumPy's is no good for torch and JSON. Refuses anything but an integer from
     `least` on (a bool is none)."""
-    number = int(value) if is_whole(value) else -1
-    must_be = f"a whole number from {least} on" + ", below 2**31" * (number >= 2**31)
-    require(least <= number < 2**31, name, must_be, repr(value))
+    number = int(value) if is_integer(value) else -1
+    expected = f"a whole number from {least} on" + ", below 2**31" * (number >= 2**31)
+    require(least <= number < 2**31, name, expected, repr(value))
     return number
 
 
-def is_whole(value: object) -> TypeGuard[int]:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether it is an integer, of Python or NumPy (a bool is none)."""
     return not isinstance(value, bool) and isinstance(value, Integral)
 
@@ -151,6 +151,6 @@ def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None 
         unsigned = labels.dtype in UNSIGNED  # which torch does not compare
         edges = (np.min(labels.cpu().numpy()), np.max(labels.cpu().numpy())) if unsigned else labels.aminmax()
         low, high = map(int, edges)
-        must_be = "not negative" if num_classes is None else f"in [0, {num_classes})"
+        expected = "not negative" if num_classes is None else f"in [0, {num_classes})"
         fits = low >= 0 and (num_classes is None or high < num_classes)
-        require(fits, name, must_be, f"values from {low} to {high}")
+        require(fits, name, expected, f"values from {low} to {high}")

@@ -218,6 +218,50 @@ class TestFit:
         with pytest.raises(InputError, match=r"^parts must be at least one sample, got 0"):
             fit(net(), [Pass([data]), Pass([DataPart(empty)])], Recipe(1, 0.1))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_soft_labels_against_a_plain_loop(self, dtype: torch.dtype) -> None:
+        """A full batch of samples with labels (weight 1) and of samples with targets, whose rows sum to 2."""
+        model, hard, soft = net().to(dtype), part(12), part(8)
+        expected = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(expected.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
+        targets = 2 * torch.linspace(-1, 1, 24).view(8, 3).softmax(1)
+        images, labels = (torch.cat(pair) for pair in zip(hard.data.tensors, soft.data.tensors, strict=True))
+        for _ in range(2):
+            optimizer.zero_grad()
+            logits = expected(images.to(dtype))
+            loss = nn.functional.cross_entropy(logits[:12], labels[:12], reduction="sum")
+            loss = loss - (targets * logits[12:].log_softmax(1)).sum()
+            (loss / 20).backward()
+            optimizer.step()
+        fit(model, [Pass([hard, DataPart(soft.data, targets=targets)])], Recipe(2, 0.3, batch_size=20))
+        torch.testing.assert_close(model.state_dict(), expected.state_dict())
+
+    @pytest.mark.parametrize("kind", [lambda data: data, Items])
+    def test_soft_labels_of_one_class_are_labels(self, kind) -> None:
+        first, second, hard, soft = net(), net(), part(12), part(8)
+        second.load_state_dict(first.state_dict())
+        one_hot = nn.functional.one_hot(soft.data.tensors[1], 3).float()
+        recipe = Recipe(2, 0.1, batch_size=8)
+        fit(first, [Pass([hard, soft])], recipe)
+        fit(second, [Pass([hard, DataPart(kind(soft.data), targets=one_hot)])], recipe)
+        torch.testing.assert_close(second.state_dict(), first.state_dict())
+
+    def test_bad_targets(self) -> None:
+        data, labels = part(4).data, torch.zeros(4, dtype=torch.long)
+        for targets in (
+            torch.ones(3, 3),
+            torch.ones(4),
+            labels,
+            [[1.0]] * 4,
+            torch.full((4, 3), torch.nan),
+            torch.ones(4, 2),
+        ):
+            with pytest.raises(InputError, match=r"^targets must be"):
+                fit(net(), [Pass([DataPart(data, targets=targets)])], Recipe(1, 0.1))
+        both = DataPart(data, labels=lambda epoch: labels, targets=torch.ones(4, 3))
+        with pytest.raises(InputError, match=r"^targets must be None"):
+            fit(net(), [Pass([both])], Recipe(1, 0.1))
+
     def test_bad_parts(self) -> None:
         images, labels = part(4).data.tensors
         for data, message in (
@@ -621,6 +665,7 @@ class TestCheckpoint:
         refused(passes=[Pass([first]), Pass([second])])
         refused(passes=[Pass([first]), Pass([DataPart(second.data, augment=False)], ascend=True)])
         refused(passes=[Pass([first]), Pass([DataPart(second.data, labels=told)], ascend=True)])
+        refused(passes=[Pass([first]), Pass([DataPart(second.data, targets=torch.ones(20, 3))], ascend=True)])
         refused(passes=[Pass([first]), Pass([part()], ascend=True)])
         refused(passes=[Pass([first]), Pass([DataPart(Items(second.data))], ascend=True)])
         start = state(net())

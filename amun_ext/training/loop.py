@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.evaluation import accuracy, predict
-from amun_ext.models.state import evaluating, logits_of, placement
+from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.random_state import own_random_state, same_random_state
@@ -99,6 +99,9 @@ def fit(
     check(model, recipe, run, like)
     device, dtype = placement(model, like)
     feeds = [BatchLoader(each.parts, device, dtype, run.num_workers) for each in passes]
+    for classes in [feed.targets.shape[1] for feed in feeds if feed.targets is not None]:
+        own = count_classes(model, like[None])
+        require(classes == own, "targets", f"of the model's {own} classes", classes)
     statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
     fewest = min(map(len, feeds))
     steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for feed in feeds)

@@ -22,11 +22,13 @@ class DataPart:
     `data` is a map-style dataset of (input, label). A TensorDataset lives on the device; any other is read through a
     DataLoader again in every epoch: what its transforms draw from torch follows from the seed and `num_workers`.
     `labels`, from the number of the epoch (from 0 on) to a tensor [N], replace the data's own; they are called for when
-    the pass begins.
+    the pass begins. So do the soft labels `targets` [N, classes]: the loss of a sample is -sum(targets * log_softmax),
+    and the sum of a row is the weight of its sample, where one with a label has the weight 1.
     """
 
     data: Dataset[Any]
     labels: Callable[[int], Tensor] | None = None
+    targets: Tensor | None = None
     augment: bool = True
 
 
@@ -44,10 +46,12 @@ class BatchLoader:
     def __init__(self, parts: Sequence[DataPart], device: torch.device, dtype: torch.dtype, num_workers: int) -> None:
         self.parts, self.device, self.dtype, self.num_workers = parts, device, dtype, num_workers
         self.sizes = [len(part.data) for part in parts]  # type: ignore[arg-type]
-        augment = [
-            torch.full((size,), part.augment, device="cpu") for size, part in zip(self.sizes, parts, strict=True)
-        ]
-        self.augment = torch.cat(augment).to(device)  # [N]
+        self.augment = self._per_sample([part.augment for part in parts]).to(device)  # [N]
+        wide = torch.promote_types(dtype, torch.float32)
+        targets = [part.targets.to(device, wide) for part in parts if part.targets is not None]
+        self.targets = _joined(targets) if targets else None
+        soft = self._per_sample([part.targets is not None for part in parts])
+        self.target_rows = torch.where(soft, soft.cumsum(0) - 1, -1).to(device)  # [N], -1 where the label counts
         self.tensors: tuple[Tensor, Tensor] | None = None
         sets = [part.data for part in parts if in_memory(part.data)]
         if len(sets) == len(parts):
@@ -58,14 +62,31 @@ class BatchLoader:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    def _per_sample(self, flags: Sequence[bool]) -> Tensor:
+        """The flag of its part for every sample [N]."""
+        return torch.cat(
+            [torch.full((size,), flag, device="cpu") for size, flag in zip(self.sizes, flags, strict=True)]
+        )
+
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`."""
+        """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`.
+
+        Where a part has targets, the labels of all are soft, [B, classes].
+        """
         rows = torch.randperm(len(self), generator=order, device="cpu").split(split_sizes(len(self), size))
         replaced = self._replaced_labels(epoch)
         for batch, (x, own) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
             batch = batch.to(self.device)
             labels = own if replaced is None else torch.where(replaced[batch] < 0, own, replaced[batch])
+            if self.targets is not None:
+                labels = self._soft_labels(labels, self.target_rows[batch])
             yield x, labels, self.augment[batch]
+
+    def _soft_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
+        """[B, classes]: the targets of these rows [B], and where there are none the labels [B], one-hot."""
+        assert self.targets is not None
+        one_hot = F.one_hot(labels, self.targets.shape[1]).to(self.targets.dtype)
+        return torch.where(rows[:, None] < 0, one_hot, self.targets[rows.clamp(min=0)])
 
     def _read(self, rows: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self.tensors is not None:
@@ -118,6 +139,8 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
                 actual = f"{len(part.data.tensors)} tensors"
                 require(len(part.data.tensors) == 2, "parts", "of inputs and labels", actual)
                 check_labels("labels", part.data.tensors[1], len(part.data.tensors[0]))
+            if part.targets is not None:
+                _check_targets(part, part.targets)
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
         require(count > 0, "parts", "at least one sample", count)
     filled = [part.data for each in passes for part in each.parts if len(part.data) > 0]  # type: ignore[arg-type]
@@ -126,6 +149,15 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
     shapes = {tuple(first.shape) for first in firsts}
     require(len(shapes) == 1, "parts", "of inputs of one shape", sorted(shapes))
     return firsts[0]
+
+
+def _check_targets(part: DataPart, targets: Tensor) -> None:
+    size = len(part.data)  # type: ignore[arg-type]
+    require(part.labels is None, "targets", "None where labels are given", "both")
+    fits = isinstance(targets, Tensor) and targets.is_floating_point() and targets.dim() == 2 and len(targets) == size
+    actual = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+    require(fits, "targets", f"soft labels ({size}, classes) of floating point", actual)
+    require(bool(targets.isfinite().all()), "targets", "finite", "NaN or infinite values")
 
 
 def _stacked(items: Sequence[tuple[Any, Any]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.digest import digest
 from amun_ext.files import write_tensors
-from amun_ext.training.parts import Pass
+from amun_ext.training.parts import DataPart, Pass
 from amun_ext.validation import InputError, require
 
 FORMAT = "amun_ext.training.1"
@@ -81,10 +81,15 @@ class Checkpoint:
 def training_id(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor] | None, settings: object) -> str:
     """A digest of all that decides a training: first weights, data, mask and settings."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    parts = [[(part.augment, part.labels is None, _contents(part.data)) for part in each.parts] for each in passes]
+    parts = [[_settings(part) for part in each.parts] for each in passes]
     data = [(each.ascend, some) for each, some in zip(passes, parts, strict=True)]
     content = (settings, data, digest(model.state_dict()), trainable, None if mask is None else digest(mask))
     return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _settings(part: DataPart) -> object:
+    targets = None if part.targets is None else digest({"targets": part.targets})
+    return part.augment, part.labels is None, targets, _contents(part.data)
 
 
 def _contents(data: Any) -> object:

@@ -21,7 +21,7 @@ from amun_ext.reading import parse_json, text_of
 from amun_ext.validation import InputError, differences, require
 
 NOTE, REQUEST = "README.txt", "request.txt"
-NOTED = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
+NOTE_TEXT = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
 WITHOUT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 OLD, NEW, SHOWN = "old", "new", "shown"  # folders of results that are put in place, and the link to one of them
@@ -29,10 +29,10 @@ OLD, NEW, SHOWN = "old", "new", "shown"  # folders of results that are put in pl
 
 @contextlib.contextmanager
 def workplace(folder: str | os.PathLike[str], command: str) -> Iterator[Path]:
-    """A folder in `folder` for what `command` keeps until it is done, ours alone inside, and then removed as a whole.
+    """A locked folder in `folder` for what `command` keeps until it is done; then it is removed.
 
-    After a failure it stays where there is something in it, for the next run. It has a note that tells it from any
-    other, of which nothing is used or removed. InputError for another's, and when another process is at it.
+    After a failure it stays, if it holds anything, for the next run. A note in it marks it as ours: a folder without
+    one is neither used nor removed. InputError for such a folder, and when another process uses this one.
     """
     folder = Path(folder)
     place, there = folder / f"unfinished-{command}", folder.exists()
@@ -63,12 +63,12 @@ def _enter(place: Path) -> None:
     with contextlib.suppress(FileExistsError):
         place.mkdir()
     found = {path.name for path in place.iterdir()} if place.is_dir() else {""}
-    told = note.read_bytes() if note.is_file() and not note.is_symlink() else b""
-    ours = told == NOTED or (found <= {NOTE} and NOTED.startswith(told))
-    expected = f"free to hold a folder {place.name} of what is not finished"
-    require(ours, "out", expected, f"{place}, which is not such a one")
-    if told != NOTED:
-        note.write_bytes(NOTED)
+    content = note.read_bytes() if note.is_file() and not note.is_symlink() else b""
+    ours = content == NOTE_TEXT or (found <= {NOTE} and NOTE_TEXT.startswith(content))
+    expected = f"free for a folder {place.name} of unfinished work"
+    require(ours, "out", expected, f"{place}, which amun has not made")
+    if content != NOTE_TEXT:
+        note.write_bytes(NOTE_TEXT)
     _delete(*place.glob(".*.partial"))  # a dead run's, because the lock is ours
 
 
@@ -85,17 +85,17 @@ def _empty(place: Path) -> None:
 
 
 def keep_only(place: Path, request: str, overwrite: bool = False) -> None:
-    """The workplace is for this request from now on, and keeps what a former run of it has left.
+    """Keep what an earlier run of this request has left in its workplace.
 
-    InputError where it is of another one, unless that is to be removed.
+    What another request has left is removed with `overwrite`, else an InputError.
     """
-    told = place / REQUEST
-    if told.is_file() and told.read_text(encoding="utf-8") == request:
+    path = place / REQUEST
+    if path.is_file() and path.read_text(encoding="utf-8") == request:
         return
-    expected = "where no other one was stopped (its command goes on with it, --overwrite removes it)"
+    expected = "free of another stopped request (run its command again to resume it, or --overwrite to remove it)"
     require(overwrite or not _holds_something(place), "--out", expected, place)
     _empty(place)
-    write_text(told, request)
+    write_text(path, request)
 
 
 def _holds_something(place: Path) -> bool:
@@ -103,14 +103,14 @@ def _holds_something(place: Path) -> bool:
 
 
 def _remove(place: Path) -> None:
-    """The note last: what is left by a kill is known by it."""
+    """The note last, so that a folder left by a kill still has it."""
     _empty(place)
     (place / NOTE).unlink(missing_ok=True)
     place.rmdir()
 
 
 def no_link(path: Path) -> None:
-    """Refuse to write through a symbolic link to where nobody has said; one that `all_or_none` has left is ours."""
+    """Refuse to write through a symbolic link, except through one that `atomic_folder` has left."""
     ours = path.is_symlink() and path.readlink().parts[1:] == (SHOWN, path.name)
     require(ours or not path.is_symlink(), "out", "free of symbolic links where results are to be", path)
 
@@ -135,11 +135,11 @@ def atomic_path(path: str | os.PathLike[str], scratch: Path | None = None) -> It
 
 
 @contextlib.contextmanager
-def all_or_none(folder: str | os.PathLike[str], place: Path) -> Iterator[Path]:
-    """Yield a folder, whose files are put into `folder` on success: all of them at once or, else, none.
+def atomic_folder(folder: str | os.PathLike[str], place: Path) -> Iterator[Path]:
+    """Yield a folder, whose files are moved into `folder` on success: all at once, or none.
 
-    `place` is the workplace of the command in `folder`. While files are put in place each name in `folder` is a link by
-    way of one and the same link, to the old files or to the new ones: turning that one is a single rename.
+    `place` is the workplace of the command in `folder`. While files are moved each name in `folder` is a link by way of
+    one shared link, to the old files or to the new ones: to change that one takes a single rename.
     """
     folder = Path(folder)
     for name in (NEW, OLD):
@@ -158,7 +158,7 @@ def all_or_none(folder: str | os.PathLike[str], place: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in WITHOUT_LINKS:
             raise
-        for name in made:  # one by one, for want of a better way
+        for name in made:  # one by one: without links there is no better way
             (place / NEW / name).replace(folder / name)
     else:
         for name in made:
@@ -177,7 +177,7 @@ def _link(target: str, path: Path, place: Path) -> None:
 
 
 def _settle(folder: Path, place: Path) -> None:
-    """Whatever is shown, old or new, becomes files again; no link is left, be it after a kill at any time."""
+    """Turn links into files again, old or new ones, as they are after a kill at any time."""
     shown = place / SHOWN
     if shown.is_symlink():
         for path in sorted((place / shown.readlink()).iterdir()):
@@ -247,8 +247,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def claim(path: Path, identity: Mapping[str, object], what: str, scratch: Path | None = None) -> None:
-    """Write down whose folder it is that `path` is in. InputError, which calls it one of this `what`, for another's."""
+def claim_folder(path: Path, identity: Mapping[str, object], what: str, scratch: Path | None = None) -> None:
+    """Write the `identity` of the results in this folder to `path`, or refuse a folder whose identity is another.
+
+    what: what the results are, for the message.
+    """
     if not path.exists():
         write_json(path, identity, scratch)
         return
@@ -261,17 +264,17 @@ def claim(path: Path, identity: Mapping[str, object], what: str, scratch: Path |
     require(not differ, "out", expected, f"{path.parent}, of one with {differ}")
 
 
-def plain(value: object) -> object:
-    """The nearest JSON value: a number that JSON has no word for becomes null, an unknown object its text."""
+def to_jsonable(value: object) -> object:
+    """The nearest JSON value: NaN and infinity become null, an unknown object its text."""
     match value:
         case np.generic():
-            return plain(value.item())
+            return to_jsonable(value.item())
         case None | bool() | int() | str():
             return value
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {str(key): plain(entry) for key, entry in value.items()}
+            return {str(key): to_jsonable(entry) for key, entry in value.items()}
         case list() | tuple():
-            return [plain(entry) for entry in value]
+            return [to_jsonable(entry) for entry in value]
     return str(value)

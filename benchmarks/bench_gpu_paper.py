@@ -34,9 +34,9 @@ from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.evaluation import predict
 from amun_ext.models import build
+from amun_ext.parallel import process_pool
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning import unlearn
-from amun_ext.workers import started
 
 FRACTIONS = (0.1, 0.5)
 RATES = (0.01, 0.03)
@@ -172,7 +172,7 @@ def main() -> None:
             everything = pool(splits).tensors[0]
             logits = {name: {"original": predict(original, everything, 4096)} for name in requests}
             seconds: dict[str, float] = {}
-            with started(partial(answered, given.data, small), original, workers) as made:
+            with process_pool(partial(answered, given.data, small), original, workers) as made:
                 in_time = ((key, job) for key, job in jobs.items() if passed() < given.seconds)
                 for (name, row), (answer, taken) in made(in_time):
                     logits[name][row], seconds[f"{name}, {row}"] = answer, taken

@@ -20,7 +20,7 @@ RESULTS = {"model": "new", "report": "new", "page": "new"}
 
 
 def put(folder: Path, results: dict[str, str | float] = RESULTS) -> None:
-    with files.workplace(folder, "test") as place, files.all_or_none(folder, place) as made:
+    with files.workplace(folder, "test") as place, files.atomic_folder(folder, place) as made:
         for name, text in results.items():
             (files.write_text if isinstance(text, str) else files.write_json)(made / name, text)
 
@@ -155,7 +155,7 @@ class TestWorkplace:
         with files.workplace(tmp_path / "new", "test") as place:
             files.keep_only(place, "a request")
             assert (place / "examples").exists()
-            with pytest.raises(InputError, match="where no other one was stopped"):
+            with pytest.raises(InputError, match="another stopped request"):
                 files.keep_only(place, "another")
             files.keep_only(place, "another", overwrite=True)
             assert not (place / "examples").exists()
@@ -163,17 +163,17 @@ class TestWorkplace:
 
     def test_half_written_files_of_a_dead_run_go(self, tmp_path: Path) -> None:
         (left := tmp_path / "unfinished-test/.model.abc.partial").mkdir(parents=True)
-        (left.parent / files.NOTE).write_bytes(files.NOTED)
+        (left.parent / files.NOTE).write_bytes(files.NOTE_TEXT)
         (left / "half").touch()
         with files.workplace(tmp_path, "test"):
             assert not left.exists()
 
-    @pytest.mark.parametrize("note", [b"", files.NOTED[:10], files.NOTED])
+    @pytest.mark.parametrize("note", [b"", files.NOTE_TEXT[:10], files.NOTE_TEXT])
     def test_one_whose_note_was_not_finished_is_ours(self, tmp_path: Path, note: bytes) -> None:
         (place := tmp_path / "unfinished-test").mkdir()
         (place / files.NOTE).write_bytes(note)
         with files.workplace(tmp_path, "test"):
-            assert (place / files.NOTE).read_bytes() == files.NOTED
+            assert (place / files.NOTE).read_bytes() == files.NOTE_TEXT
         assert not [*tmp_path.iterdir()]
 
     def test_two_commands_but_not_one_twice(self, tmp_path: Path) -> None:

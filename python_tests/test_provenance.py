@@ -9,7 +9,7 @@ import pytest
 from amun_ext import InputError
 from amun_ext.cli import provenance
 from amun_ext.deletion import Record
-from amun_ext.files import claim, file_digest
+from amun_ext.files import claim_folder, file_digest
 from amun_ext.training import Recipe
 from amun_ext.validation import differences
 
@@ -89,7 +89,7 @@ def test_recipes_from_before_a_field_was_there() -> None:
 
 
 def test_another_folder(tmp_path) -> None:
-    claim(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
-    claim(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
+    claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
+    claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     with pytest.raises(InputError, match=r"of one with seed 1 instead of 2, recipe lr 0.1 instead of 0.3$"):
-        claim(tmp_path / "a.json", {"seed": 2, "recipe": asdict(Recipe(3, 0.3))}, "study")
+        claim_folder(tmp_path / "a.json", {"seed": 2, "recipe": asdict(Recipe(3, 0.3))}, "study")

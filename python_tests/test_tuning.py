@@ -22,7 +22,7 @@ from test_report import Page
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from amun_ext import InputError, cli, data, models, tuning, workers
+from amun_ext import InputError, cli, data, models, parallel, tuning
 from amun_ext.data import Splits, copies
 from amun_ext.files import workplace
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
@@ -429,7 +429,7 @@ class TestWorkers:
         forget, rest = TensorDataset(*splits.train[:20]), TensorDataset(*splits.train[20:])
         given = stage.Stage(original, forget, rest, splits.test, True, None, 0)
         wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
-        with workers.started(partial(begun, given, tmp_path), original, 2) as attempts:
+        with parallel.process_pool(partial(begun, given, tmp_path), original, 2) as attempts:
             with pytest.raises(InputError, match="gamma must be"):
                 list(attempts(iter([(0, ("wrong", "l1-sparse", wrong, 0))])))
             outcomes = attempts(iter([(1, ("long", "ft", long, 0)), (2, ("killed", "ft", long, 0))]))
@@ -445,14 +445,14 @@ class TestWorkers:
             "from amun_ext.training import Recipe\n"
             "from functools import partial\n"
             "from kill_tools import begun\n"
-            "from amun_ext import workers\n"
+            "from amun_ext import parallel\n"
             "from amun_ext.tuning import stage\n"
             "forget, rest = (TensorDataset(torch.rand(9, 1, 8, 8), torch.arange(9)) for _ in range(2))\n"
             "model = build('small-cnn', num_classes=9, in_channels=1)\n"
             "given = stage.Stage(torch.nn.Identity(), forget, rest, rest, True, None, 0)\n"
             "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}, 0\n"
             f"work = partial(begun, given, pathlib.Path({str(tmp_path)!r}))\n"
-            "with workers.started(work, model, 2) as attempts:\n"
+            "with parallel.process_pool(work, model, 2) as attempts:\n"
             "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
             "    next(attempts((name, (name, *job)) for name in ('one', 'other')))\n"
         )

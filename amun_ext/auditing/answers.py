@@ -14,13 +14,13 @@ from torch.utils.data import TensorDataset
 from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
-from amun_ext.files import claim, plain, workplace, write_tensors
+from amun_ext.files import claim_folder, to_jsonable, workplace, write_tensors
 from amun_ext.models.fresh import Init, check_init, described
+from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
 from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
 from amun_ext.validation import InputError, check_integer, require
-from amun_ext.workers import started
 
 KEPT = ("log-odds", "sm-taylor")  # of every sample and model
 Signals = dict[str, Tensor]  # name in KEPT -> [N] float32
@@ -84,17 +84,17 @@ def collect(
     rows it adds to them. `kind` is the name of what is made, in the plural.
     """
     folder, models = Path(folder), len(membership)
-    told = plain({"format": _format(kind), "samples": membership.shape[1], **identity})
+    told = to_jsonable({"format": _format(kind), "samples": membership.shape[1], **identity})
     assert isinstance(told, dict)
     with workplace(folder, kind) as place:
-        claim(folder / f"{kind}.json", told, f"set of {kind}", place)
+        claim_folder(folder / f"{kind}.json", told, f"set of {kind}", place)
         paths = [_path(kind, folder, number) for number in range(models)]
         todo = [number for number in range(models) if not paths[number].exists()]
         jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
             (number, (membership[number], first_seed + number)) for number in todo
         )
         with (
-            started(work, start, min(num_workers, max(1, len(todo)))) as made,
+            process_pool(work, start, min(num_workers, max(1, len(todo)))) as made,
             progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
         ):
             for number, signals in made(jobs):

@@ -14,7 +14,7 @@ from amun_ext.auditing.document import document
 from amun_ext.auditing.measures import COMPARISONS, MEASURES, Measure, Number, Seen
 from amun_ext.auditing.members import Members
 from amun_ext.auditing.verdict import Verdict
-from amun_ext.files import all_or_none, plain, workplace, write_json, write_text
+from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
 from amun_ext.report import Document, Result
 
 FILES = ("audit.json", "audit.md", "audit.html")
@@ -63,7 +63,7 @@ class Audit(Result):
             "facts": self.facts,
             "columns": {measure.name: measure.explanation for measure in self.measures},
         }
-        return {key: plain(value) for key, value in made.items()}
+        return {key: to_jsonable(value) for key, value in made.items()}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())
@@ -77,7 +77,7 @@ class Audit(Result):
         place: the workplace in `folder`, where there is one.
         """
         own = workplace(folder, "audit") if place is None else contextlib.nullcontext(place)
-        with own as place, all_or_none(folder, place) as made:
+        with own as place, atomic_folder(folder, place) as made:
             self.to_json(made / FILES[0])
             write_text(made / FILES[1], self.to_markdown())
             self.to_html(made / FILES[2], with_images=with_images)

@@ -208,7 +208,7 @@ def _retrained(
         record,
         forgotten=tuple(sorted(gone.tolist())),
         manifest=without(record.manifest, splits.absent),
-        unlearning=anew.plain(),
+        unlearning=anew.to_dict(),
         made_of=None,
         seconds=None,
     )

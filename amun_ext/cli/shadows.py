@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     first = init(options, splits, model, record)
     chosen = settled(chosen, model, record, options, first)
     training = retraining(model, record, init=first).recipe
-    check_method("the flags", chosen.plain(), record)
+    check_method("the flags", chosen.to_dict(), record)
     if not options.quiet:
         print(f"{cost(splits, ids, chosen, training, options.num_models)}", flush=True)
     how = {

@@ -97,7 +97,7 @@ class Record:
     recipe: Recipe | None = _key(_recipe, _dumped)  # noqa: RUF009
     seed: int | None = _key(_seed)
     forgotten: tuple[int, ...] | None = _key(_ids, json.dumps)
-    unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a MethodConfig.to_dict of plain values
+    unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a MethodConfig.to_dict
     made_of: tuple[str, ...] | None = _key(_digests, json.dumps)  # SHA-256 of the files of the models before, in order
     seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
     init: str | None = _key(_text)  # what training began with, see `amun_ext.models.fresh.described`

@@ -16,7 +16,7 @@ from amun_ext.deletion.ids import split
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import all_or_none, file_digest, plain
+from amun_ext.files import atomic_folder, file_digest, to_jsonable
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import Init, check_init, described
@@ -59,7 +59,7 @@ class Request:
             "record": model,
             "init": described(self.init),
         }
-        told = json.dumps([plain(asked), training_data(splits), fingerprint(splits.test)], sort_keys=True)
+        told = json.dumps([to_jsonable(asked), training_data(splits), fingerprint(splits.test)], sort_keys=True)
         return digest({}, told)
 
 
@@ -214,7 +214,7 @@ def forget(
         request.record,
         training_data=asked.training_data,
         forgotten=tuple(forgotten),
-        unlearning=chosen.plain(),
+        unlearning=chosen.to_dict(),
         manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
@@ -273,7 +273,7 @@ def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = Fa
 
     Times are in the report, so that equal requests give equal models, to the bit.
     """
-    with all_or_none(folder, place) as made:
+    with atomic_folder(folder, place) as made:
         save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
         made_model = file_digest(made / MODEL)
         facts = {NEW_DIGEST: made_model, SECONDS: {} if outcome.seconds is None else {made_model: outcome.seconds}}

@@ -17,7 +17,7 @@ from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observati
 from amun_ext.evaluation.mia import log_odds
 from amun_ext.evaluation.remarks import broken, no_op, remembers
 from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
-from amun_ext.files import plain, write_json
+from amun_ext.files import to_jsonable, write_json
 from amun_ext.report import Document, Result
 from amun_ext.validation import check_bounds, check_images, check_labels, require
 
@@ -47,7 +47,7 @@ class Report(Result):
         """Everything but scores and pictures, as plain JSON values; `columns` explains the keys of a row."""
         keys = ("rows", "sizes", "before", "headline", "baseline", "search", "remarks", "facts")
         explained = {column.name: column.explanation for column in self.columns}
-        return {key: plain(getattr(self, key)) for key in keys} | {"columns": explained}
+        return {key: to_jsonable(getattr(self, key)) for key in keys} | {"columns": explained}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())

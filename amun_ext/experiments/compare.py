@@ -20,7 +20,7 @@ from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
 from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
-from amun_ext.files import all_or_none, no_link, plain, workplace, write_json
+from amun_ext.files import atomic_folder, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
 from amun_ext.reading import stored
@@ -149,7 +149,7 @@ def compare(
 
 def write(comparison: Comparison, folder: Path) -> None:
     """compare.json and compare.html into `folder`."""
-    with workplace(folder, "compare") as place, all_or_none(folder, place) as made:
+    with workplace(folder, "compare") as place, atomic_folder(folder, place) as made:
         write_json(made / "compare.json", comparison.to_dict())
         comparison.to_html(made / "compare.html")
 
@@ -167,7 +167,7 @@ def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str
 def _cell(job: _Job, ground: _Ground) -> Cell:
     """From the folder, or made and put there."""
     told = None if job.config is None else job.config.to_dict()
-    identity = plain({**ground.identity, "config": told, "seed": job.seed})
+    identity = to_jsonable({**ground.identity, "config": told, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
     path = _path(ground.cells, ".".join(part for part in parts if part is not None), identity)
     kept = _read(path, identity)
@@ -175,7 +175,7 @@ def _cell(job: _Job, ground: _Ground) -> Cell:
         row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
         return Cell(row, kept["failed"], kept["left out"])
     made = _made(job, ground)
-    told = {"identity": identity, "row": plain(made.row), "failed": made.failed, "left out": made.left_out}
+    told = {"identity": identity, "row": to_jsonable(made.row), "failed": made.failed, "left out": made.left_out}
     write_json(path, told, scratch=ground.place)
     return made
 
@@ -212,7 +212,7 @@ def _seen(model: nn.Module, seconds: float, ground: _Ground) -> Row:
 
 def _examples(search: Mapping[str, Any], ground: _Ground) -> tuple[AdversarialSet, float]:
     """The adversarial examples of the forget set, and the seconds of their search, which all cells of it share."""
-    identity = plain({**ground.identity, "search": search})
+    identity = to_jsonable({**ground.identity, "search": search})
     about = _path(ground.place, "examples", identity)
     file = about.with_suffix(".safetensors")
     kept = _read(about, identity)

@@ -9,7 +9,7 @@ import numpy as np
 from amun_ext.deletion.request import RETRAIN
 from amun_ext.evaluation import COMPARISONS, MEASURES, gap
 from amun_ext.evaluation.metrics import Column, Row
-from amun_ext.files import plain
+from amun_ext.files import to_jsonable
 from amun_ext.report import Document, Result
 from amun_ext.unlearning.config import MethodConfig
 
@@ -121,7 +121,9 @@ class Comparison(Result):
             setting: {name: self._line(setting, name) for name in lines} for setting, lines in self.tables.items()
         }
         common = {key: getattr(self, key) for key in ("sizes", "seeds", "facts", "ids")}
-        return {key: plain(value) for key, value in {"tables": tables, "columns": explanations(), **common}.items()}
+        return {
+            key: to_jsonable(value) for key, value in {"tables": tables, "columns": explanations(), **common}.items()
+        }
 
     def _line(self, setting: str, name: str) -> dict[str, object]:
         line = self.tables[setting][name]

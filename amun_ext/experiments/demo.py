@@ -13,7 +13,7 @@ from amun_ext.data import load, manifest_of, training_data
 from amun_ext.deletion import Record, forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import all_or_none, workplace
+from amun_ext.files import atomic_folder, workplace
 from amun_ext.info import versions
 from amun_ext.models import build, save_checkpoint
 from amun_ext.random_state import own_random_state
@@ -110,7 +110,7 @@ def write(
     """The report, and the models before and after as checkpoints like any other."""
     splits = load(DATA)
     about = Record(arch=MODEL, training_data=training_data(splits), recipe=TRAINING, manifest=manifest_of(splits))
-    with workplace(folder, "demo") as place, all_or_none(folder, place) as made:
+    with workplace(folder, "demo") as place, atomic_folder(folder, place) as made:
         original, unlearned, told, page = (made / name for name in FILES)
         save_checkpoint(original, models[ORIGINAL], about.to_metadata())
         save_checkpoint(unlearned, models[HEADLINE], replace(about, forgotten=tuple(ids)).to_metadata())

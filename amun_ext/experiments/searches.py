@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amun_ext.evaluation import predict
-from amun_ext.files import all_or_none, atomic_path, no_link, plain, workplace, write_json
+from amun_ext.files import atomic_folder, atomic_path, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.progress import progress_bar
 from amun_ext.report import Document, Result
@@ -146,7 +146,7 @@ class Searches(Result):
             "facts": self.facts,
             "ids": self.ids.tolist(),
         }
-        return {key: plain(value) for key, value in made.items()}
+        return {key: to_jsonable(value) for key, value in made.items()}
 
 
 def compare(
@@ -215,7 +215,7 @@ def compare(
 
 def write(searches: Searches, folder: Path) -> None:
     """searches.json and searches.html into `folder`."""
-    with workplace(folder, "search") as place, all_or_none(folder, place) as made:
+    with workplace(folder, "search") as place, atomic_folder(folder, place) as made:
         write_json(made / "searches.json", searches.to_dict())
         searches.to_html(made / "searches.html")
 

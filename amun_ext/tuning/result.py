@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from amun_ext.evaluation.metrics import Row
-from amun_ext.files import all_or_none, plain, workplace, write_json
+from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json
 from amun_ext.report import Document, Result
 from amun_ext.training import Recipe
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
@@ -138,7 +138,7 @@ class Tuning(Result):
             "facts": self.facts,
             "stand-in": self.ids,
         }
-        return {key: plain(value) for key, value in made.items()}
+        return {key: to_jsonable(value) for key, value in made.items()}
 
     def _record(self, trial: Trial) -> dict[str, object]:
         seen: dict[str, object] = {} if trial.seen is None else {**trial.seen.row, "seconds": trial.seen.seconds}
@@ -156,9 +156,9 @@ class Tuning(Result):
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
     """tuned.json with the options chosen by `tuning.objective`, trials.json and tuning.html into `folder`."""
     about = {"objective": tuning.objective, "measured on": "a set that stands in for the request's", **tuning.facts}
-    with workplace(folder, "tune") as place, all_or_none(folder, place) as made:
+    with workplace(folder, "tune") as place, atomic_folder(folder, place) as made:
         save_tuned_options(
-            made / "tuned.json", tuning.tuned_options(), {key: plain(value) for key, value in about.items()}
+            made / "tuned.json", tuning.tuned_options(), {key: to_jsonable(value) for key, value in about.items()}
         )
         write_json(made / "trials.json", tuning.to_dict())
         tuning.to_html(made / "tuning.html")

@@ -15,10 +15,11 @@ from amun_ext.data import Splits, aligned, fingerprint
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
-from amun_ext.files import claim, no_link, workplace
+from amun_ext.files import claim_folder, no_link, workplace
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.models.fresh import Init, described
+from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import Recipe
@@ -30,7 +31,6 @@ from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 from amun_ext.validation import check_integer, require
-from amun_ext.workers import started
 
 if TYPE_CHECKING:
     import optuna
@@ -166,7 +166,7 @@ def tune(
                 "versions": versions(),
             },
         )
-        with started(partial(make, replace(stage, original=nn.Identity())), model, num_workers) as attempts:
+        with process_pool(partial(make, replace(stage, original=nn.Identity())), model, num_workers) as attempts:
             studies = {method: study.opened(storage, method) for method in methods}
             least = floor(objective, compared["original"], max_accuracy_drop)
             for method, each in studies.items():
@@ -209,7 +209,7 @@ def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[
     no_link(out / JOURNAL)
     others = (out / JOURNAL).exists() and not (out / STUDY).exists()
     require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
-    claim(out / STUDY, {"format": FORMAT, **identity}, "study", place)
+    claim_folder(out / STUDY, {"format": FORMAT, **identity}, "study", place)
     with study.journal(out / JOURNAL) as storage:
         yield storage
 

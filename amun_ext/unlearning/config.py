@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.files import plain, write_json
+from amun_ext.files import to_jsonable, write_json
 from amun_ext.models.fresh import described
 from amun_ext.reading import parse_json, text_of
 from amun_ext.search import AdversarialSet
@@ -75,16 +75,13 @@ class MethodConfig:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """What decides the result, for people and for files."""
+        """What decides the result, in values of JSON."""
         masked = {} if self.mask is None else {"mask": self.mask, "mask_gradient_only": self.mask_gradient_only}
         retain = "used" if self.with_retain else "not used"
         init = {"init": described(self.options["init"])} if "init" in self.options else {}
         own = {**self.options, **init, "recipe": asdict(self.recipe)}
-        return {"method": self.method, "retain_set": retain, **masked, **own}
-
-    def plain(self) -> dict[str, object]:
-        """`to_dict` in the values of JSON, as checkpoints keep it."""
-        return {name: plain(value) for name, value in self.to_dict().items()}
+        everything = {"method": self.method, "retain_set": retain, **masked, **own}
+        return {name: to_jsonable(value) for name, value in everything.items()}
 
 
 def resolve_config(

@@ -1,4 +1,4 @@
-"""Several processes at once, each with the model and data of its own; they end with the one that asked."""
+"""A pool of processes, each with its own copy of model and data; they end when their parent ends."""
 
 import contextlib
 import multiprocessing
@@ -20,17 +20,17 @@ from amun_ext.validation import InputError
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 Job = tuple[Any, ...]  # further arguments of the work
-Done = Callable[[Iterator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
+Dispatch = Callable[[Iterator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
 
 
 @contextlib.contextmanager
-def started(work: Callable[..., Result], model: object, count: int) -> Iterator[Done[Any, Result]]:
-    """A function from jobs to what `work(model, *job)` returns, made in `count` processes; for one, in this process.
+def process_pool(work: Callable[..., Result], model: object, count: int) -> Iterator[Dispatch[Any, Result]]:
+    """A function that maps jobs to `work(model, *job)` in `count` processes, or in this one where count is 1.
 
-    It takes pairs of a key and a job, and gives the key and the result of each as they are done; a job is only asked
-    for when it can be begun. What the work raises is raised there; OSError when a process ends before its job does.
-    `model` is one, or what a model is made of. `work` must be pickled by name or be a `partial` of such a function.
-    InputError for a model that cannot travel.
+    It takes pairs (key, job) and yields pairs (key, result) in the order in which jobs end; the next job is drawn when
+    a process is free. What the work raises is raised there; OSError when a process ends before its job does.
+    `model` is a model, or what it is made of. `work` must be picklable by name, or a `partial` of such a function.
+    InputError for a model that cannot be pickled.
     """
     if count == 1:
         yield lambda jobs: ((key, work(model, *job)) for key, job in jobs)
@@ -47,13 +47,13 @@ def started(work: Callable[..., Result], model: object, count: int) -> Iterator[
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, work, packed, threads), daemon=True)
-            with _begun_safely():
+            process = context.Process(target=_worker_main, args=(theirs, work, packed, threads), daemon=True)
+            with _signals_blocked():
                 process.start()
                 processes.append(process)
             theirs.close()  # so that the end of the process is the end of the connection
             ends.append(ours)
-        yield partial(_shared_out, ends)
+        yield partial(_dispatch, ends)
     finally:
         for process in processes:
             process.terminate()
@@ -62,11 +62,11 @@ def started(work: Callable[..., Result], model: object, count: int) -> Iterator[
 
 
 @contextlib.contextmanager
-def _begun_safely() -> Iterator[None]:
-    """A process that is started here never sees a Ctrl-C or SIGHUP: they are for the one who asked, who then ends the
-    others; and SIGTERM when it can end in order. Nor does one of them end us before it has all that it is to read.
+def _signals_blocked() -> Iterator[None]:
+    """A process that starts in here gets no Ctrl-C or SIGHUP: the parent gets them and ends the others. SIGTERM is
+    blocked until the process can end in order; the parent, until the process has read all that it needs.
 
-    Nor does it begin with modules of the current folder, as Python does otherwise, before it has our path.
+    Nor does it import from the current folder, as Python would, before it has the parent's path.
     """
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -79,12 +79,12 @@ def _begun_safely() -> Iterator[None]:
         os.environ["PYTHONSAFEPATH"] = safe_path  # empty is as good as unset
 
 
-def _shared_out(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> Iterator[tuple[Key, Any]]:
+def _dispatch(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> Iterator[tuple[Key, Any]]:
     idle = list(ends)
     busy: dict[Connection, Key] = {}
     while True:
-        while idle and (asked := next(jobs, None)) is not None:
-            key, job = asked
+        while idle and (pair := next(jobs, None)) is not None:
+            key, job = pair
             end = idle.pop()
             end.send(job)
             busy[end] = key
@@ -102,7 +102,7 @@ def _shared_out(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> 
             yield busy.pop(end), outcome
 
 
-def _serve(end: Connection, work: Callable[..., Any], packed: bytes, threads: int) -> None:
+def _worker_main(end: Connection, work: Callable[..., Any], packed: bytes, threads: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: there are semaphores to give back
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
@@ -115,10 +115,10 @@ def _serve(end: Connection, work: Callable[..., Any], packed: bytes, threads: in
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     model = pickle.loads(packed)
-    with contextlib.suppress(EOFError):  # the one who asked has ended
+    with contextlib.suppress(EOFError):  # the parent has ended
         while True:
             job = end.recv()
             try:
                 end.send(work(model, *job))
-            except Exception as error:  # to be raised where it was asked for
+            except Exception as error:  # raised in the parent
                 end.send(error)

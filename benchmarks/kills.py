@@ -212,8 +212,9 @@ def digest(path: Path) -> str:
     if path.is_dir() or path.suffix in (".html", ".log", ".md"):
         return path.suffix
     data = path.read_bytes()
-    if path.suffix == ".json":
-        data = json.dumps(without_times(json.loads(data)), sort_keys=True).encode()
+    if path.suffix in (".json", ".jsonl"):
+        values = map(json.loads, data.splitlines() if path.suffix == ".jsonl" else [data])
+        data = json.dumps([without_times(value) for value in values], sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
 
 

@@ -16,6 +16,7 @@ from kill_tools import ended_at
 from safetensors import safe_open
 
 from amun_ext import cli, data, find_min_adversarial, models, tuning
+from amun_ext.deletion.request import RESULTS
 from amun_ext.experiments import demo
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS
@@ -86,11 +87,7 @@ class TestForget:
 
     def test_writes_model_report_and_page(self, original: Path, tmp_path: Path, capsys) -> None:
         assert forget(original, tmp_path / "out", "--ids", "3,17,40-60", "--retrain", "--epochs", "1") == 0
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-            "model.safetensors",
-            "report.html",
-            "report.json",
-        ]
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
         report = json.loads((tmp_path / "out/report.json").read_text())
         assert list(report["rows"]) == ["no-op (original)", "AMUN", "retrain"]
         assert report["sizes"]["forget"] == 23
@@ -230,11 +227,7 @@ class TestMethods:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method(self, original: Path, tmp_path: Path, method: str) -> None:
         assert forget(original, tmp_path / "out", "--ids", "40-60", "--method", method, "--epochs", "1") == 0
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {
-            "model.safetensors",
-            "report.html",
-            "report.json",
-        }
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
         report, row = told(tmp_path / "out"), METHODS[method]
         title = "retrain" if method == "retrain" else row.title
         assert list(report["rows"]) == ["no-op (original)", title]
@@ -342,7 +335,7 @@ def test_a_killed_command_goes_on_with_its_training(original, tmp_path, kept, mo
     assert len(json.loads(left)["history"]) == 2
     assert not (tmp_path / "out/model.safetensors").exists()
     assert cli.main(command) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "report.html", "report.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
     assert forget(original, tmp_path / "alone", *flags) == 0
     resumed, alone = (safe_open(tmp_path / f"{name}/model.safetensors", "pt") for name in ("out", "alone"))
     assert all(torch.equal(resumed.get_tensor(key), alone.get_tensor(key)) for key in alone.keys())  # noqa: SIM118
@@ -438,7 +431,7 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
     monkeypatch.setattr("amun_ext.search.engine.Search.run", searched_again)
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.safetensors", "report.json", "report.html"}  # near copies of what is forgotten are gone
+    assert names == {*RESULTS}  # near copies of what is forgotten are gone
 
 
 NAMED_LIKE_OURS = (

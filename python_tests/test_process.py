@@ -16,6 +16,7 @@ from safetensors import safe_open
 from amun_ext import cli
 from amun_ext.cli.process import Output
 from amun_ext.deletion import Record
+from amun_ext.deletion.request import RESULTS
 from amun_ext.progress import progress_bar
 
 TRAIN = "train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1"
@@ -93,11 +94,7 @@ class TestOutput:
         assert ended.returncode == status, ended.stderr
         assert told in ended.stderr
         assert "Traceback" not in ended.stderr
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {
-            "model.safetensors",
-            "report.html",
-            "report.json",
-        }
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
 
     def test_what_nobody_reads_is_no_failure(self) -> None:
         read, write = os.pipe()
@@ -168,7 +165,7 @@ class TestAgain:
         assert (out / "model.safetensors").read_bytes() == first
         assert cli.main(forget(original, out, "--ids", "5", "--overwrite")) == 0
         assert facts(out)["ids"] == [5]
-        assert {path.name for path in out.iterdir()} == {"model.safetensors", "report.html", "report.json"}
+        assert {path.name for path in out.iterdir()} == {*RESULTS}
 
     @pytest.mark.parametrize("missing", [None, 5, "\x1b[31m3", [3.5], [True]])
     def test_what_a_report_says_is_not_believed(self, missing: object, original, tmp_path, capsys) -> None:

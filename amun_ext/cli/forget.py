@@ -33,8 +33,8 @@ from amun_ext.cli.loading import (
 )
 from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.start import add_init, init
-from amun_ext.deletion import Request
-from amun_ext.deletion.request import RESULTS, write
+from amun_ext.deletion import Request, ledger
+from amun_ext.deletion.request import DIGEST, RESULTS, write
 from amun_ext.files import file_digest, keep_only, workplace
 from amun_ext.validation import require
 
@@ -84,6 +84,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     require(not own, "--out", expected, options.out)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
+    before = ledger.text_beside(options.model)
     known_by = file_digest(options.model)
     record = replace(record, made_of=(*(record.made_of or ()), known_by))
     ids = ids_to_forget(options, splits, record.gone)
@@ -107,9 +108,9 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     if not options.overwrite:
         check_no_other(options.out)
     keep_only(place, asked, options.overwrite)
-    facts = {**about(options, record), "digest of the model": known_by, "request": asked, "date": now(), **tested_on}
+    facts = {**about(options, record), DIGEST: known_by, "request": asked, "date": now(), **tested_on}
     outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=not options.quiet)
-    write(outcome, options.out, place, with_images=options.with_images)
+    write(outcome, options.out, place, with_images=options.with_images, before=before)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
 

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Sequence
 
 import amun_ext
-from amun_ext.cli import audit, compare, demo, forget, info, references, search, shadows, train, tune
+from amun_ext.cli import audit, compare, demo, forget, info, ledger, references, search, shadows, train, tune
 from amun_ext.cli.arguments import Parser
 from amun_ext.cli.process import Ended, ended_by_signals, outputs
 from amun_ext.validation import InputError, printable
 
-COMMANDS = (demo, train, forget, search, compare, tune, audit, references, shadows, info)  # in the order of --help
+# In the order of --help.
+COMMANDS = (demo, train, forget, ledger, search, compare, tune, audit, references, shadows, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

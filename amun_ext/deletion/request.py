@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
+from amun_ext.deletion import ledger
 from amun_ext.deletion.ids import split
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import atomic_folder, file_digest, to_jsonable
+from amun_ext.files import atomic_folder, file_digest, to_jsonable, write_text
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
 from amun_ext.models.fresh import Init, check_init, described
@@ -31,8 +32,9 @@ ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
 # What a request keeps while it works, for the same one to go on after a kill. All of it knows what is to be forgotten.
 EXAMPLES, MASKS = "examples.safetensors", "mask-*.safetensors"
-RESULTS = MODEL, REPORT, PAGE = "model.safetensors", "report.json", "report.html"
-NEW_DIGEST, SECONDS = "digest of the new model", "seconds by digest"  # facts; SHA-256 of files
+MODEL, REPORT, PAGE = ledger.MODEL, "report.json", "report.html"
+RESULTS = (MODEL, REPORT, PAGE, ledger.FILE)
+DIGEST, NEW_DIGEST, SECONDS = "digest of the model", "digest of the new model", "seconds by digest"  # facts; SHA-256
 TUNING, TRAINING = "fine-tuning.safetensors", "retraining.safetensors"
 
 Mask = dict[str, Tensor]
@@ -79,6 +81,7 @@ class Outcome:
     report: Report
     model: nn.Module
     metadata: dict[str, str]  # of the new checkpoint
+    keys: list[str]  # of the samples that it has forgotten: names of files, or row numbers
     ids_without_example: list[int]  # ids without an adversarial example
     seconds: float | None  # that it took; None where an earlier try did a part
 
@@ -209,16 +212,18 @@ def forget(
             "versions": versions(),
         },
     )
-    forgotten = sorted({*asked.before, *asked.ids.tolist()} - set(ids_without_example))
+    missing = set(ids_without_example)
+    done = [number for number in asked.ids.tolist() if number not in missing]
     record = replace(
         request.record,
         training_data=asked.training_data,
-        forgotten=tuple(forgotten),
+        forgotten=tuple(sorted({*asked.before, *done})),
         unlearning=chosen.to_dict(),
         manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
-    return Outcome(report, models[row], record.to_metadata(), ids_without_example, seconds.get(row))
+    keys = [key_of(splits, number) for number in done]
+    return Outcome(report, models[row], record.to_metadata(), keys, ids_without_example, seconds.get(row))
 
 
 def warm_up() -> None:
@@ -268,10 +273,16 @@ def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_dup
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 
-def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = False) -> None:
-    """model.safetensors, report.json and report.html, all three or none, into `folder`, whose workplace is `place`.
+def key_of(splits: Splits, row: int) -> str:
+    """What a sample is known by: the name of its file, or else its row number."""
+    return f"row {row}" if splits.names is None else splits.names[row]
 
-    Times are in the report, so that equal requests give equal models, to the bit.
+
+def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = False, before: str = "") -> None:
+    """The checkpoint, its report and its ledger, all or none, into `folder`, whose workplace is `place`.
+
+    before: the ledger of the model before. Times are in the report and the ledger, so that equal requests give equal
+    models, to the bit.
     """
     with atomic_folder(folder, place) as made:
         save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
@@ -280,3 +291,24 @@ def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = Fa
         report = replace(outcome.report, facts={**outcome.report.facts, **facts})
         report.to_json(made / REPORT)
         report.to_html(made / PAGE, with_images=with_images)
+        write_text(made / ledger.FILE, ledger.append(before, _entry(outcome, made_model)))
+
+
+def _entry(outcome: Outcome, made_model: str) -> dict[str, object]:
+    """The line of the ledger."""
+    told = outcome.report.to_dict()
+    facts, rows = outcome.report.facts, told["rows"]
+    assert isinstance(rows, dict)
+    request = str(facts["request"])
+    return {
+        ledger.REQUEST: request,
+        ledger.PARENT: facts[DIGEST],
+        ledger.CHILD: made_model,
+        ledger.KEYS: ledger.hashed_keys(outcome.keys, request),
+        "samples": len(outcome.keys),
+        "samples without example": len(outcome.ids_without_example),
+        "unlearning": json.loads(outcome.metadata["unlearning"]),
+        "results": {name: rows[name] for name in rows},
+        "remarks": told["remarks"],
+        **{name: facts[name] for name in ("date", "seed", "training data", "versions")},
+    }

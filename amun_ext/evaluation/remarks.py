@@ -17,7 +17,7 @@ def no_op(before: LogOdds, after: LogOdds) -> str:
     if changed >= UNCHANGED:
         return ""
     return (
-        f"the model barely changed (median change of the forget samples' log-odds {changed:.2g}, "
+        f"the model barely changed (median change of the forget samples' log-odds {changed:.3g}, "
         f"less than {UNCHANGED:g})"
     )
 

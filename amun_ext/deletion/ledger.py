@@ -1,0 +1,92 @@
+"""The ledger of a model: one line for every request that led to it, each bound to the line before it by a hash.
+
+It lies beside the checkpoint, as JSON Lines; the checkpoint of the next request has the same lines beside it and one
+more. It names no sample: keys are hashed with the request, so that whoever knows a name can look for it.
+"""
+
+import hashlib
+import json
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amun_ext.files import file_digest
+from amun_ext.reading import parse_json, text_of
+from amun_ext.validation import require
+
+FILE = "ledger.jsonl"
+LEDGER = "a ledger, as amun forget writes it"
+MODEL = "model.safetensors"  # beside it, which its last line is of
+NUMBER, PREVIOUS, PARENT, CHILD, KEYS, REQUEST = "number", "previous", "parent", "child", "keys", "request"
+TEXTS = (PARENT, CHILD, REQUEST)
+
+Entry = Mapping[str, Any]
+
+
+def hashed_keys(keys: Iterable[str], request: str) -> list[str]:
+    """What the ledger knows samples by: BLAKE2b of each key, keyed by the digest of the request."""
+    salt = request.encode()
+    return [hashlib.blake2b(key.encode(errors="surrogateescape"), key=salt, digest_size=16).hexdigest() for key in keys]
+
+
+def append(before: str, entry: Entry) -> str:
+    """The text of a ledger with one entry more: `number` and `previous`, the hash of the last line, are added to it."""
+    lines = before.splitlines()
+    bound = {**entry, NUMBER: len(lines) + 1, PREVIOUS: _hash(lines[-1]) if lines else None}
+    return before + json.dumps(bound, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def entries(text: str, name: str) -> list[dict[str, Any]]:
+    """Those of a ledger with this text. InputError names the first line that is no entry, or not bound to the one
+    before it, be it changed, moved, or left alone when another was taken out."""
+    found: list[dict[str, Any]] = []
+    require(text.endswith("\n") or not text, name, "a ledger of whole lines", "one that is cut off")
+    lines = text.split("\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        where = f"{name} line {number}"
+        entry = parse_json(where, line)
+        fits = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in TEXTS)
+        fits = fits and isinstance(entry.get(KEYS), list) and all(isinstance(key, str) for key in entry[KEYS])
+        require(fits, where, "an entry of a ledger", reprlib.repr(line))
+        require(entry.get(NUMBER) == number, where, f"number {number}", reprlib.repr(entry.get(NUMBER)))
+        previous = _hash(lines[number - 2]) if number > 1 else None
+        bound = entry.get(PREVIOUS) == previous
+        require(bound, where, "bound to the line before by its hash", "the hash of another")
+        parent = found[-1][CHILD] if found else entry[PARENT]
+        require(entry[PARENT] == parent, where, "of the model that the line before has made", "another's")
+        found.append(entry)
+    return found
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The entries of the ledger in the folder, the last of which is of the model in it. InputError as `entries`, and
+    for another model or none."""
+    path = folder / FILE
+    found = entries(text_of("ledger", path, LEDGER), str(path))
+    require(bool(found), str(path), "a ledger with an entry", "an empty one")
+    made = folder / MODEL
+    same = made.is_file() and file_digest(made) == found[-1][CHILD]
+    require(
+        same, str(path), f"of the {MODEL} beside it", "another's: entries are missing at its end, or it is no model's"
+    )
+    return found
+
+
+def text_beside(model: Path) -> str:
+    """What the ledger of the next checkpoint begins with: that beside this one, if amun forget has made it. InputError
+    as `read`."""
+    path = model.parent / FILE
+    if model.name != MODEL or not path.is_file():
+        return ""
+    read(model.parent)
+    return text_of("ledger", path, LEDGER)
+
+
+def having(found: Sequence[Entry], key: str) -> list[Entry]:
+    """The entries of requests for the sample with this key."""
+    return [entry for entry in found if hashed_keys([key], entry[REQUEST])[0] in entry[KEYS]]
+
+
+def _hash(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()

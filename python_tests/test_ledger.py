@@ -1,0 +1,103 @@
+"""The ledger of a model: what was changed, moved or taken out is found; names are not in it and can be found by it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amun_ext import InputError, cli
+from amun_ext.deletion import ledger
+
+
+def text_of(count: int = 3) -> str:
+    text = ""
+    for number in range(count):
+        request = f"request {number}"
+        keys = ledger.hashed_keys([f"anna/{number}.png", "bob/1.png"], request)
+        made = {"parent": f"model {number}", "child": f"model {number + 1}", "request": request, "keys": keys}
+        text = ledger.append(text, {**made, "results": {"FT AUC": 50.0 + number}})
+    return text
+
+
+def test_it_is_what_was_appended() -> None:
+    found = ledger.entries(text_of(), "it")
+    assert [entry["number"] for entry in found] == [1, 2, 3]
+    assert [entry["results"]["FT AUC"] for entry in found] == [50.0, 51.0, 52.0]
+    assert ledger.entries("", "it") == []
+
+
+def test_a_sample_is_found_by_its_key_alone() -> None:
+    text = text_of()
+    assert "anna" not in text
+    found = ledger.entries(text, "it")
+    assert [entry["number"] for entry in ledger.having(found, "anna/1.png")] == [2]
+    assert ledger.having(found, "bob/1.png") == found
+    assert ledger.having(found, "carl/1.png") == []
+    hashes = [key for entry in found for key in entry["keys"]]
+    assert len(set(hashes)) == len(hashes)  # nobody sees that two requests were for one sample
+
+
+def test_every_change_of_a_letter_is_found_but_in_the_last_line() -> None:
+    text = text_of()
+    last = text.rstrip("\n").rindex("\n")
+    for at in range(last + 1):
+        other = "7" if text[at] != "7" else "8"
+        with pytest.raises(InputError, match=r"^it line [123] must be"):
+            ledger.entries(text[:at] + other + text[at + 1 :], "it")
+
+
+@pytest.mark.parametrize("order", [[1, 2], [0, 2], [1, 0, 2], [0, 2, 1], [0, 0, 1, 2], [2]])
+def test_lines_that_were_moved_or_taken_out_are_found(order: list[int]) -> None:
+    lines = text_of().splitlines(keepends=True)
+    with pytest.raises(InputError, match=r"^it line [1234] must be"):
+        ledger.entries("".join(lines[number] for number in order), "it")
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[]", "3", "null", "{", '{"number": 1}', "\0", "[" * 99])
+def test_what_is_no_entry_is_refused(line: str) -> None:
+    with pytest.raises(InputError, match=r"^it line 4 must be"):
+        ledger.entries(f"{text_of()}{line}\n", "it")
+    with pytest.raises(InputError, match="whole lines"):
+        ledger.entries(text_of()[:-1], "it")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an original and two requests, one after the other."""
+    made = tmp_path_factory.mktemp("ledger")
+    train = "train --data digits --model small-cnn --width 4 --epochs 1 --quiet --out"
+    assert cli.main([*train.split(), str(made / "original.safetensors")]) == 0
+    for model, ids, out in (("original", "3,5", "first"), ("first/model", "7-9", "second")):
+        forget = f"forget --data digits --method ga --epochs 1 --quiet --ids {ids} --model {made}/{model}.safetensors"
+        assert cli.main([*forget.split(), "--out", str(made / out)]) == 0
+    return made
+
+
+def test_a_request_adds_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = ((folder / name / ledger.FILE).read_text() for name in ("first", "second"))
+    assert second.startswith(first)
+    assert second.count("\n") == 2
+    entry = json.loads(second.splitlines()[1])
+    assert (entry["samples"], entry["unlearning"]["method"], entry["seed"]) == (3, "ga", 0)
+    assert cli.main(["ledger", "verify", str(folder / "second")]) == 0
+    assert cli.main(["ledger", "show", str(folder / "second"), "--key", "row 8"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 requests" in shown
+    assert entry["child"][:12] in shown
+    assert json.loads(first)["child"][:12] not in shown
+    assert cli.main(["ledger", "show", str(folder / "second"), "--key", "row 1"]) == 2
+
+
+def test_a_broken_one_is_refused_before_any_work(folder: Path, tmp_path: Path, capsys) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "out"
+    model.write_bytes((folder / "second/model.safetensors").read_bytes())
+    whole = (folder / "second" / ledger.FILE).read_text()
+    forget = ["forget", "--data", "digits", "--ids", "20", "--model", str(model), "--out", str(out)]
+    for text in (whole.replace('"seed":0', '"seed":1'), whole.splitlines(keepends=True)[0], "", "no ledger\n"):
+        (tmp_path / ledger.FILE).write_text(text)
+        for command in (forget, ["ledger", "verify", str(tmp_path)]):
+            assert cli.main(command) == 2
+            told = capsys.readouterr().err
+            assert "ledger.jsonl" in told
+            assert told.count("\n") == 1
+    assert not out.exists()

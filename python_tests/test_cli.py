@@ -402,12 +402,12 @@ def test_unwritable_results_are_refused_before_any_work(original, tmp_path, caps
     assert "--out must be in a folder" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_status_1_and_no_half_file(original, tmp_path, capsys, monkeypatch) -> None:
+def test_a_full_disk_is_one_line_status_6_and_no_half_file(original, tmp_path, capsys, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("amun_ext.files.save_file", full)
-    assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 1
+    assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 6
     assert "amun: failed: [Errno 28] No space left on device" in capsys.readouterr().err
     # What the search has found is kept for the next try.
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]

@@ -1,6 +1,7 @@
 """Arguments that several commands have, and what they say."""
 
 import argparse
+import math
 import re
 import reprlib
 from collections.abc import Callable
@@ -205,6 +206,14 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {reprlib.repr(text)}")
     return int(text)
+
+
+def percent(text: str) -> float:
+    """The type of a number from 0 to 100."""
+    value = float(text) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,20})?", text) else math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 100, got {reprlib.repr(text)}")
+    return value
 
 
 def device(name: str) -> torch.device:

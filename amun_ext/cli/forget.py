@@ -18,6 +18,7 @@ from amun_ext.cli.arguments import (
     add_images,
     add_overwrite,
     add_tables,
+    percent,
 )
 from amun_ext.cli.earlier import check_no_other, described, finished, now
 from amun_ext.cli.loading import (
@@ -33,7 +34,7 @@ from amun_ext.cli.loading import (
 )
 from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.start import add_init, init
-from amun_ext.deletion import Request, ledger
+from amun_ext.deletion import Request, guards, ledger
 from amun_ext.deletion.request import DIGEST, RESULTS, write
 from amun_ext.files import file_digest, keep_only, workplace
 from amun_ext.validation import require
@@ -51,7 +52,8 @@ def add(commands: Commands) -> None:
         "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more.\n"
         "A command that was stopped leaves what it has there, and goes on with it when called again; one that is done\n"
         "does nothing then. The result of another request is not overwritten unless told so.\n"
-        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told)",
+        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told);\n"
+        "and without any result 4 the model is unchanged, 5 its test accuracy is below --floor",
         RESUMES,
     )
     add_data(command)
@@ -63,6 +65,12 @@ def add(commands: Commands) -> None:
     )
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
+    command.add_argument(
+        "--floor",
+        type=percent,
+        metavar="PERCENT",
+        help="write no result where the new model has less test accuracy than this",
+    )
     add_init(command)
     add_images(command)
     add_overwrite(command)
@@ -110,6 +118,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     keep_only(place, asked, options.overwrite)
     facts = {**about(options, record), DIGEST: known_by, "request": asked, "date": now(), **tested_on}
     outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=not options.quiet)
+    guards.check(outcome, original, options.floor)
     write(outcome, options.out, place, with_images=options.with_images, before=before)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)

@@ -1,6 +1,7 @@
 """main: reads the arguments, runs one command, and says in one line what went wrong."""
 
 import argparse
+import errno
 import signal
 import sys
 import traceback
@@ -11,15 +12,17 @@ import amun_ext
 from amun_ext.cli import audit, compare, demo, forget, info, ledger, references, search, shadows, train, tune
 from amun_ext.cli.arguments import Parser
 from amun_ext.cli.process import Ended, ended_by_signals, outputs
+from amun_ext.deletion.guards import RefusedResultError
 from amun_ext.validation import InputError, printable
+
+NO_SPACE = 6  # exit status
 
 # In the order of --help.
 COMMANDS = (demo, train, forget, ledger, search, compare, tune, audit, references, shadows, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 for a failure, 2 for bad input, 3 when some samples have no adversarial example,
-    128 and the number of the signal that ended it."""
+    """Run one command. Returns its exit status, see docs/command-line.md."""
     with outputs() as output:
         options = parser().parse_args(arguments)
         status = _run(options)
@@ -37,8 +40,11 @@ def _run(options: argparse.Namespace) -> int:
             return options.run(options) or 0
     except InputError as error:
         return _told("error", str(error), options.debug, 2)
+    except RefusedResultError as error:
+        return _told("refused", str(error), options.debug, error.status)
     except (OSError, FloatingPointError) as error:
-        return _told("failed", str(error), options.debug, 1)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _told("failed", str(error), options.debug, NO_SPACE if full else 1)
     except (Exception, SystemExit) as error:  # a model or data of the user's may raise anything
         reason = next(iter(str(error).splitlines()), "")
         return _told("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)

@@ -139,7 +139,7 @@ def test_files(tmp_path, name, text):
         ("a.json", "[1, 2", r"a\.json must be a readable file of ids"),
         ("a.csv", "", "got no rows"),
         ("a.csv", "name,number\na,3\n", "a column id or index, got 'name', 'number'"),
-        ("a.csv", "id,index\n3,4\n", "clear which column has the ids, got id and index"),
+        ("a.csv", "id,index\n3,4\n", "clear about which column counts, got id and index"),
         ("a.csv", "name,id\na,3\nb\n", r"a\.csv line 3 must be a row of 2 cells, as the header is, got 1: 'b'"),
         ("a.csv", "name,id\nSmith, 7,30\n", r"line 2 must be a row of 2 cells, .* got 3: 'Smith', ' 7', '30'"),
         ("a.csv", "id\n1,2,3\n", "line 2 must be a row of 1 cells, .* got 3: '1', '2', '3'"),

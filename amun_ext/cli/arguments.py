@@ -97,7 +97,17 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
 def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._MutuallyExclusiveGroup:
     which = command.add_mutually_exclusive_group(required=required)
     which.add_argument("--ids", help="row numbers of the data, such as 3,17,40-60")
-    which.add_argument("--ids-file", type=Path, help=".txt with one id a line, .csv with a column id, or .json")
+    which.add_argument(
+        "--ids-file",
+        type=Path,
+        help=".txt with one id a line, .json, or .csv with a column id, key (a file's path in the folder of images, of "
+        "other data row N), sha256 (of a file) or group",
+    )
+    command.add_argument(
+        "--groups",
+        type=Path,
+        help=".csv with columns key and group, such as the person of each image, for a column group",
+    )
     which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
     which.add_argument("--class", dest="of_class", metavar="CLASS", help="all of a class, by its name or number")
     return which

@@ -17,6 +17,7 @@ from amun_ext import models, tuning
 from amun_ext.cli.earlier import RECORDS
 from amun_ext.data import Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
+from amun_ext.deletion.keys import keys_of, named_rows
 from amun_ext.files import no_link
 from amun_ext.models.checkpoint import check_fits
 from amun_ext.models.state import count_classes
@@ -53,7 +54,7 @@ def record_of(path: Path) -> Record:
 
 def ids_to_forget(options: argparse.Namespace, splits: Splits, gone: Sequence[int]) -> Tensor:
     """The rows that add_ids asks for; a class and a fraction are of what is left without `gone`."""
-    how = asked(options, splits.train, splits.classes, gone)
+    how = asked(options, splits.train, splits.classes, gone, splits.names)
     if options.fraction is None or not gone:
         return forget_ids(len(splits.train), **how, seed=options.seed)
     left = torch.tensor(sorted({*range(len(splits.train))} - {*gone}), dtype=torch.int64, device="cpu")
@@ -61,10 +62,19 @@ def ids_to_forget(options: argparse.Namespace, splits: Splits, gone: Sequence[in
 
 
 def asked(
-    options: argparse.Namespace, data: TensorDataset, classes: Sequence[str], gone: Sequence[int] = ()
+    options: argparse.Namespace,
+    data: TensorDataset,
+    classes: Sequence[str],
+    gone: Sequence[int] = (),
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What add_ids says, as `forget_ids` takes it; the rows of a class, without those that are `gone`, as ids."""
-    ids = options.ids
+    """What add_ids says, as `forget_ids` takes it; what has keys or a class, without those that are `gone`, as ids."""
+    ids, file = options.ids, options.ids_file
+    require(options.groups is None or file is not None, "--groups", "left out without --ids-file", options.groups)
+    if file is not None:
+        folder = Path(options.data) if os.path.isdir(options.data) else None
+        ids = named_rows(file, keys_of(len(data), names), folder=folder, groups=options.groups)
+        file = None if ids is not None else file
     if options.of_class is not None:
         named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
         numeral = re.fullmatch("[0-9]{1,9}", options.of_class) is not None
@@ -76,7 +86,7 @@ def asked(
         out_of_it = set(gone)
         ids = [row for row in data.tensors[1].eq(number).nonzero()[:, 0].tolist() if row not in out_of_it]
         require(bool(ids), "--class", "one that has samples left", f"'{distinct(options.of_class)}'")
-    return {"ids": ids, "file": options.ids_file, "fraction": options.fraction}
+    return {"ids": ids, "file": file, "fraction": options.fraction}
 
 
 def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record) -> tuple[Tensor, list[int]]:
@@ -84,13 +94,13 @@ def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record)
 
     InputError for other data than those that the checkpoint was trained on.
     """
-    if all(each is None for each in asked(options, splits.train, splits.classes).values()):
+    if all(each is None for each in (options.ids, options.ids_file, options.fraction, options.of_class)):
         require(bool(record.gone), "--ids", "given, because the checkpoint has forgotten none", "none")
         there = sorted({*record.gone} - {*splits.absent})
         require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
         ids = forget_ids(len(splits.train), ids=there)
     else:
-        how = asked(options, splits.train, splits.classes, splits.absent)
+        how = asked(options, splits.train, splits.classes, splits.absent, splits.names)
         ids = forget_ids(len(splits.train), **how, seed=options.seed)  # also a fraction as the request drew it
     gone = sorted({*ids.tolist()} & {*splits.absent})
     require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")

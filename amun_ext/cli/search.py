@@ -114,7 +114,8 @@ def run(options: argparse.Namespace) -> int:
     splits = _loaded(options)
     part = getattr(splits, options.part)
     images, labels = part.tensors
-    ids = chosen_ids(options, part, splits.classes, splits.absent)
+    names = splits.names if options.part == "train" else None
+    ids = chosen_ids(options, part, splits.classes, splits.absent, names)
     model, record = rebuilt(options, splits)
     request = request_of(options.model, options.part, ids.tolist())
     check_no_other_request(options, request, "searches.json")
@@ -171,10 +172,14 @@ def _loaded(options: argparse.Namespace) -> Splits:
 
 
 def chosen_ids(
-    options: argparse.Namespace, data: TensorDataset, classes: Sequence[str], absent: Sequence[int] = ()
+    options: argparse.Namespace,
+    data: TensorDataset,
+    classes: Sequence[str],
+    absent: Sequence[int] = (),
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """The rows to search, none that is `absent`."""
-    ways = asked(options, data, classes, absent) | {"count": options.count}
+    ways = asked(options, data, classes, absent, names) | {"count": options.count}
     erased = set(absent)
     there = torch.tensor([row for row in range(len(data)) if row not in erased], device="cpu")
     given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, len(there))}

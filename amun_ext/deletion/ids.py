@@ -1,7 +1,5 @@
 """The samples to forget, by their row numbers in the training set."""
 
-import csv
-import io
 import itertools
 import json
 import operator
@@ -9,7 +7,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from amun_ext.deletion.table import SHOWN, columns, first_of, lines_of, text_of
 from amun_ext.validation import InputError, check_integer, is_integer, is_number, require
 
 COLUMNS = ("id", "index")
-SHOWN = 5  # ids named in one message
-LARGEST = 32 * 2**20  # bytes of a file of ids, which is read as a whole
 
 
 def forget_ids(
@@ -110,9 +107,9 @@ def _draw(total: int, count: int, seed: int) -> Tensor:
 def _checked(ids: list[int], total: int, name: str) -> Tensor:
     require(len(ids) > 0, name, "at least one id", "none")
     unknown = [number for number in ids if not 0 <= number < total]
-    require(not unknown, name, f"ids in [0, {total})", _first(unknown))
+    require(not unknown, name, f"ids in [0, {total})", first_of(unknown))
     repeated = [number for number, count in Counter(ids).items() if count > 1]
-    require(not repeated, name, "free of repeated ids", _first(repeated))
+    require(not repeated, name, "free of repeated ids", first_of(repeated))
     return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
@@ -132,7 +129,8 @@ def _integers(values: Any, total: int, name: str) -> list[int]:
     plain = plain and not isinstance(values, bytes | bytearray | memoryview | Mapping)
     require(plain, name, "several integers", reprlib.repr(values))
     pairs = [(value, _integer(value)) for value in itertools.islice(values, total + 1)]
-    require(all(number is not None for _, number in pairs), name, "integers", _first(v for v, n in pairs if n is None))
+    wrong = [value for value, number in pairs if number is None]
+    require(not wrong, name, "integers", first_of(wrong))
     return [number for _, number in pairs if number is not None]
 
 
@@ -157,12 +155,12 @@ def _parse(parts: Iterable[str], total: int, name: str) -> list[int]:
             numbers += range(first, min(last, max(first, total)) + 1)  # as far as its first unknown id: it may be huge
         if len(wrong) > SHOWN or len(numbers) > total:
             break
-    require(not wrong, name, "integers from 0 on, or ranges such as 40-60", _first(wrong))
+    require(not wrong, name, "integers from 0 on, or ranges such as 40-60", first_of(wrong))
     return numbers
 
 
 def _read(path: Path, total: int) -> list[int]:
-    name, text, kind = str(path), _text(path), path.suffix.lower()
+    name, text, kind = str(path), text_of(path), path.suffix.lower()
     if kind == ".json":
         # More commas than samples are a list of more: parsed it would take many times the memory of its text.
         require(text.count(",") < total, name, f"a list of at most {total} integers", f"{text.count(',')} commas")
@@ -172,58 +170,9 @@ def _read(path: Path, total: int) -> list[int]:
             raise InputError(f"{name} must be a readable file of ids: {error}") from error
         require(isinstance(values, list), name, "a list of integers", type(values).__name__)
         return _integers(values, total, name)
-    lines = io.StringIO(text, newline="")  # where str.splitlines would end a line at a vertical tab, too
+    lines = lines_of(text)
     if kind == ".csv":
-        return _parse(_column(lines, name), total, name)
+        _, cells = columns(lines, name, [COLUMNS])
+        return _parse((cell for (cell,) in cells), total, name)
     stripped = (line.partition("#")[0].strip(" \t\r\n") for line in lines)
     return _parse((line for line in stripped if line), total, name)
-
-
-def _text(path: Path) -> str:
-    expected = "a readable file of ids"
-    other = "a folder, a pipe or a device" if os.path.exists(path) else "nothing"
-    require(os.path.isfile(path), str(path), expected, other)  # a pipe that nobody writes to is waited for for ever
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        require(len(content) <= LARGEST, str(path), f"{expected} of at most {LARGEST} bytes", "more")
-        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be {expected}: {error}") from error
-
-
-def _column(lines: Iterable[str], name: str) -> Iterator[str]:
-    """The cells of the one column that has the ids."""
-    rows = _rows(lines, name)
-    line, header = next(rows, (1, []))
-    require(bool(header), name, "a table with a column id or index, and rows", "no rows")
-    twice = [column for column, count in Counter(header).items() if count > 1]
-    require(not twice, f"{name} line {line}", "a header that has every name once", f"{_first(twice)} again")
-    known = [column for column in COLUMNS if column in header]
-    require(len(known) < 2, name, "clear which column has the ids", "id and index")
-    require(len(known) == 1, name, "a table with a column id or index", _first(header))
-    at = header.index(known[0])
-    for line, row in rows:
-        expected = f"a row of {len(header)} cells, as the header is"
-        require(len(row) == len(header), f"{name} line {line}", expected, f"{len(row)}: {_first(row)}")
-        yield row[at]
-
-
-def _rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row and the number of the line that it begins in."""
-    reader = csv.reader(lines, strict=True)  # else a quote that is never closed takes in all that follows
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"{name} line {line} must be a row of a .csv file, got {error}") from error
-        if row is None:
-            return
-        if row:
-            yield line, row
-
-
-def _first(values: Iterable[Any]) -> str:
-    shown = [reprlib.repr(value) for value in itertools.islice(values, SHOWN + 1)]
-    return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
 from amun_ext.deletion import ledger
 from amun_ext.deletion.ids import split
+from amun_ext.deletion.keys import keys_of
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
@@ -222,7 +223,8 @@ def forget(
         manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
-    keys = [key_of(splits, number) for number in done]
+    known_as = keys_of(len(splits.train), splits.names)
+    keys = [known_as[number] for number in done]
     return Outcome(report, models[row], record.to_metadata(), keys, ids_without_example, seconds.get(row))
 
 
@@ -271,11 +273,6 @@ def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_dup
     expected = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
     require(include_duplicates or not pairs, "ids", expected, told)
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
-
-
-def key_of(splits: Splits, row: int) -> str:
-    """What a sample is known by: the name of its file, or else its row number."""
-    return f"row {row}" if splits.names is None else splits.names[row]
 
 
 def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = False, before: str = "") -> None:

@@ -1,0 +1,90 @@
+"""The samples that a request names: by their keys, by the SHA-256 of their files, or by groups such as persons."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from amun_ext.deletion.ids import COLUMNS as IDS
+from amun_ext.deletion.table import columns, first_of, lines_of, text_of
+from amun_ext.files import file_digest
+from amun_ext.validation import InputError, require
+
+KEY, SHA256, GROUP = "key", "sha256", "group"
+COLUMNS = (KEY, SHA256, GROUP)
+
+
+def keys_of(total: int, names: Sequence[str] | None) -> Sequence[str]:
+    """What samples are known by: the names of their files, or else their row numbers, "row N"."""
+    return [f"row {row}" for row in range(total)] if names is None else names
+
+
+def named_rows(
+    path: Path, keys: Sequence[str], *, folder: Path | None = None, groups: Path | None = None
+) -> list[int] | None:
+    """The rows of the samples that a .csv file names in a column key, sha256 or group, in its order; None of any other
+    file.
+
+    keys: of all samples, by row; "" of one that is erased. folder: where the files are whose paths the keys are, for
+    their SHA-256: all copies are meant. groups: a .csv with columns key and group; a key may be in several. InputError,
+    with the first five, for what is unknown or named twice, and for keys that a wanted group has and the data have not.
+    """
+    name, column = str(path), ""
+    if path.suffix.lower() == ".csv":
+        (column,), cells = columns(lines_of(text_of(path)), name, [(*IDS, *COLUMNS)])
+    expected = "left out: only a .csv file with a column group needs it"
+    require(groups is None or column == GROUP, "groups", expected, groups)
+    if column not in COLUMNS:
+        return None
+    wanted = [cell for (cell,) in cells]
+    require(bool(wanted), name, "a table with at least one row", "none")
+    _once(wanted, name)
+    if column == KEY:
+        places = {key: [row] for row, key in enumerate(keys) if key}
+    elif column == SHA256:
+        wanted = [value.strip(" \t").lower() for value in wanted]
+        wrong = [value for value in wanted if not re.fullmatch("[0-9a-f]{64}", value)]
+        require(not wrong, name, "SHA-256 digests of 64 hexadecimal digits", first_of(wrong))
+        _once(wanted, name)
+        places = _by_content(keys, name, folder)
+    else:
+        places = _by_group(wanted, keys, name, groups)
+    unknown = [value for value in wanted if value not in places]
+    require(not unknown, name, f"a column {column} of samples in the data", first_of(unknown))
+    return list(dict.fromkeys(row for value in wanted for row in places[value]))
+
+
+def read_groups(path: Path) -> dict[str, list[str]]:
+    """Group -> its keys. InputError for another table than one of key and group, and for a pair twice."""
+    name = str(path)
+    _, cells = columns(lines_of(text_of(path, "a readable table of keys and groups")), name, [[KEY], [GROUP]])
+    found: dict[str, list[str]] = defaultdict(list)
+    for key, group in cells:
+        found[group].append(key)
+    for group, keys in found.items():
+        _once(keys, f"{name}: group {group!r}")
+    return found
+
+
+def _by_content(keys: Sequence[str], name: str, folder: Path | None) -> dict[str, list[int]]:
+    if folder is None:
+        raise InputError(f"{name} must be without a column sha256 where the data are no folder of files, got one")
+    places: dict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        if key:  # of an erased sample there is none
+            places[file_digest(folder / key)].append(row)
+    return places
+
+
+def _by_group(wanted: Sequence[str], keys: Sequence[str], name: str, path: Path | None) -> dict[str, list[int]]:
+    if path is None:
+        raise InputError(f"groups must be given (--groups), a table of keys and groups, for {name}, got none")
+    groups, rows = read_groups(path), {key: row for row, key in enumerate(keys) if key}
+    missing = [key for group in wanted for key in groups.get(group, []) if key not in rows]
+    require(not missing, str(path), "of samples in the data, in the groups that are asked for", first_of(missing))
+    return {group: [rows[key] for key in groups[group]] for group in wanted if group in groups}
+
+
+def _once(values: Sequence[str], name: str) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    require(not repeated, name, "free of repeated values", first_of(repeated))

@@ -1,0 +1,83 @@
+"""Tables that say what is to be forgotten, read to the letter: a row that does not fit is refused, never guessed."""
+
+import csv
+import io
+import itertools
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from amun_ext.validation import InputError, require
+
+LARGEST = 32 * 2**20  # bytes of a file, which is read as a whole
+SHOWN = 5  # values named in one message
+
+
+def text_of(path: Path, expected: str = "a readable file of ids") -> str:
+    """Its text. InputError for what is no file, larger than 32 MiB, or no UTF-8."""
+    other = "a folder, a pipe or a device" if os.path.exists(path) else "nothing"
+    require(os.path.isfile(path), str(path), expected, other)  # a pipe that nobody writes to is waited for for ever
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        require(len(content) <= LARGEST, str(path), f"{expected} of at most {LARGEST} bytes", "more")
+        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be {expected}: {error}") from error
+
+
+def lines_of(text: str) -> io.StringIO:
+    """Only \\n, \\r\\n and \\r end one, where str.splitlines would end it at a vertical tab, too."""
+    return io.StringIO(text, newline="")
+
+
+def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> tuple[list[str], Iterator[list[str]]]:
+    """For each of `known`, some names of a column, the one that the table has; and the cells of each row in them.
+
+    InputError, with the number of the line, for a header with a name twice, none or two of those names, a row that has
+    not the cells of its header, and a quote that is never closed.
+    """
+    rows = _rows(lines, name)
+    line, header = next(rows, (1, []))
+    told = " and ".join(f"a column {' or '.join(names)}" for names in known)
+    require(bool(header), name, f"a table with {told}, and rows", "no rows")
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    require(not twice, f"{name} line {line}", "a header that has every name once", f"{first_of(twice)} again")
+    found = [[column for column in names if column in header] for names in known]
+    for there in found:
+        require(len(there) < 2, name, "clear about which column counts", " and ".join(there))
+        require(len(there) == 1, name, f"a table with {told}", first_of(header))
+    chosen = [there[0] for there in found]
+    at = [header.index(column) for column in chosen]
+
+    def cells() -> Iterator[list[str]]:
+        for line, row in rows:
+            expected = f"a row of {len(header)} cells, as the header is"
+            require(len(row) == len(header), f"{name} line {line}", expected, f"{len(row)}: {first_of(row)}")
+            yield [row[place] for place in at]
+
+    return chosen, cells()
+
+
+def first_of(values: Iterable[Any]) -> str:
+    """Some of them, for a message."""
+    shown = [reprlib.repr(value) for value in itertools.islice(values, SHOWN + 1)]
+    return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
+
+
+def _rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row and the number of the line that it begins in."""
+    reader = csv.reader(lines, strict=True)  # else a quote that is never closed takes in all that follows
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{name} line {line} must be a row of a .csv file, got {error}") from error
+        if row is None:
+            return
+        if row:
+            yield line, row

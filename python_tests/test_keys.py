@@ -1,0 +1,134 @@
+"""Requests by keys of samples, by the SHA-256 of their files, and by groups: what is meant, and what is refused."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amun_ext import InputError, cli
+from amun_ext.deletion.keys import keys_of, named_rows, read_groups
+
+KEYS = ("train/a/anna 1.png", "train/a/ünal.png", "", "train/b/7,8.png", "train/b/anna 2.png")
+
+
+def written(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("key\ntrain/b/anna 2.png\ntrain/a/anna 1.png\n", [4, 0]),
+        ("note,key\r\nfirst,train/a/ünal.png\r\n", [1]),
+        ('\ufeffkey\n"train/b/7,8.png"\n', [3]),
+        ("group\nanna\n", [0, 4]),
+        ("group\nanna\nall\n", [0, 4, 1, 3]),
+    ],
+)
+def test_what_is_named(tmp_path: Path, text: str, rows: list[int]) -> None:
+    groups = "group,key\nanna,train/a/anna 1.png\nanna,train/b/anna 2.png\nother,train/z.png\n"
+    groups += "".join(f'all,"{key}"\n' for key in KEYS if key)
+    given = written(tmp_path / "groups.csv", groups) if "group" in text else None
+    assert named_rows(written(tmp_path / "request.csv", text), KEYS, groups=given) == rows
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.csv"])
+def test_files_of_ids_are_left_to_others(tmp_path: Path, name: str) -> None:
+    assert named_rows(written(tmp_path / name, "id\n3\n"), KEYS) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("key\ntrain/a/anna.png\n", "a column key of samples in the data, got 'train/a/anna.png'"),
+        ('key\n""\n', "a column key of samples in the data, got ''"),
+        ("key\n train/a/ünal.png\n", "got ' train/a/ünal.png'"),
+        ("key\ntrain/a/u\u0308nal.png\n", "of samples in the data"),
+        ("key\nb\nb\n", "free of repeated values, got 'b'"),
+        ("key\n", "a table with at least one row, got none"),
+        ("key,id\n3,4\n", "clear about which column counts, got id and key"),
+        ("key,note\n3\n", "line 2 must be a row of 2 cells"),
+        ("name\n3\n", "a table with a column id or index or key or sha256 or group, got 'name'"),
+        ("sha256\nabc\n", "SHA-256 digests of 64 hexadecimal digits, got 'abc'"),
+        ("sha256\n" + 64 * "0" + "\n", "without a column sha256 where the data are no folder"),
+        ("group\nanna\n", "groups must be given (--groups)"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        named_rows(written(tmp_path / "request.csv", text), KEYS)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("key,group\ntrain/a/anna 1.png,anna\ntrain/a/gone.png,anna\n", "in the groups that are asked for, got 'train"),
+        ("key,group\ntrain/a/anna 1.png,bob\n", "a column group of samples in the data, got 'anna'"),
+        ("key,group\nb,anna\nb,anna\n", "group 'anna' must be free of repeated values, got 'b'"),
+        ("key\nb\n", "a table with a column key and a column group"),
+        ("key,group,key\na,b,c\n", "a header that has every name once"),
+    ],
+)
+def test_groups_that_are_refused(tmp_path: Path, table: str, message: str) -> None:
+    request, groups = written(tmp_path / "request.csv", "group\nanna\n"), written(tmp_path / "groups.csv", table)
+    with pytest.raises(InputError, match=re.escape(message)):
+        named_rows(request, KEYS, groups=groups)
+
+
+def test_groups_without_use_are_refused(tmp_path: Path) -> None:
+    groups = written(tmp_path / "groups.csv", "key,group\nb,anna\n")
+    assert read_groups(groups) == {"anna": ["b"]}
+    for name, text in (("ids.csv", "id\n3\n"), ("keys.csv", "key\ntrain/a/anna 1.png\n"), ("ids.txt", "3\n")):
+        with pytest.raises(InputError, match="groups must be left out"):
+            named_rows(written(tmp_path / name, text), KEYS, groups=groups)
+
+
+def test_by_content_all_copies_are_meant(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+        written(tmp_path / name, content)
+    one = hashlib.sha256(b"one").hexdigest()
+    request = written(tmp_path / "request.csv", f"sha256\n{one.upper()}\n")
+    assert named_rows(request, ("a", "b", "", "c"), folder=tmp_path) == [0, 3]
+    twice = written(tmp_path / "twice.csv", f"sha256\n{one.upper()}\n{one}\n")
+    with pytest.raises(InputError, match="free of repeated values"):
+        named_rows(twice, ("a", "b", "", "c"), folder=tmp_path)
+
+
+def test_other_data_are_named_by_rows() -> None:
+    assert keys_of(3, None) == ["row 0", "row 1", "row 2"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six images of each of two classes, three of each of four people; the colours are drawn."""
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    root = tmp_path / "photos"
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (root / part / label).mkdir(parents=True)
+            for number in range(6):
+                pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+                image.fromarray(pixels).save(root / part / label / f"{['anna', 'bob'][number % 2]}-{number}.png")
+    return root
+
+
+def test_a_person_is_forgotten_and_a_renamed_file_stays_known(photos: Path, tmp_path: Path, capsys) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "out"
+    train = ["train", "--data", str(photos), "--model", "small-cnn", "--width", "4", "--epochs", "1", "--quiet"]
+    assert cli.main([*train, "--out", str(model)]) == 0
+    (photos / "train/cat/anna-0.png").rename(photos / "train/cat/renamed.png")
+    groups = "key,group\n" + "".join(
+        f"{path.relative_to(photos).as_posix()},{'bob' if 'bob' in path.name else 'anna'}\n"
+        for path in sorted(photos.glob("train/*/*.png"))
+    )
+    command = ["forget", "--data", str(photos), "--model", str(model), "--method", "ga", "--epochs", "1", "--quiet"]
+    command += ["--ids-file", str(written(tmp_path / "request.csv", "group\nanna\n"))]
+    command += ["--groups", str(written(tmp_path / "groups.csv", groups)), "--out", str(out)]
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    for name, status in (("cat/renamed", 0), ("dog/anna-4", 0), ("cat/bob-1", 2), ("cat/anna-0", 2)):
+        assert cli.main(["ledger", "show", str(out), "--key", f"train/{name}.png"]) == status

@@ -92,7 +92,7 @@ $(EXTENSION): setup.py $(shell find csrc -type f)
 # What is used as it is must have what is needed; it is not changed.
 complete:
 	@$(PYTHON) -c 'import sys, importlib.util as u; \
-	  needed = "numpy safetensors tqdm sklearn matplotlib setuptools ninja pytest xdist hypothesis pybind11 optuna torchvision PIL".split(); \
+	  needed = "numpy safetensors tqdm sklearn matplotlib setuptools ninja pytest xdist hypothesis optuna torchvision PIL".split(); \
 	  missing = [name for name in needed if not u.find_spec(name)]; \
 	  missing and sys.exit(f"{sys.executable} lacks {missing}: pip install them, or leave PYTHON= out")'
 

@@ -21,14 +21,14 @@ for _name in ("attack_loss", "sm_taylor_softmax"):
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 LOSSES = ("cross_entropy", "margin")
-RULES = ("pgd", "ddn", "deepfool", "given")
+RULES = ("pgd", "ddn", "deepfool", "external")
 TAYLOR_ORDERS = range(2, 9)
 
 
 class AttackLoss(NamedTuple):
     adversarial: Tensor  # [B] bool
     predicted: Tensor  # [B] int64, -1 where a logit is NaN
-    margin: Tensor  # [B] float32 (float64), the label's logit minus the strongest other, plus `gap`
+    margin: Tensor  # [B] float32 (float64), the label's logit minus the strongest other, plus `min_margin`
     grad_logits: Tensor  # [B, K], dtype of the logits
 
 
@@ -37,12 +37,12 @@ def attack_loss(
     logits: Tensor,  # [B, K]
     labels: Tensor,  # [B] int64
     loss: str = "cross_entropy",
-    gap: float = 0.0,
+    min_margin: float = 0.0,
 ) -> AttackLoss:
     """Success test and start of the backward pass of an untargeted attack, one pass per row.
 
-    A row is adversarial when another class is predicted, by `gap` logits at least. In all others the margin is at least
-    a rounding of the logits, also at a tie that the label wins.
+    A row is adversarial when another class is predicted, by at least `min_margin` logits. In all others the margin is
+    at least a rounding of the logits, also at a tie that the label wins.
 
     `grad_logits` has the direction of the gradient of the loss that the attack ascends; its length is free, since the
     step normalises per sample. It stays exact where the softmax saturates. Rows with a NaN are not adversarial and are
@@ -52,15 +52,15 @@ def attack_loss(
 
         others = logits.scatter(1, labels[:, None], -inf)
         own, rival = logits.gather(1, labels[:, None])[:, 0], others.amax(1)
-        margin = own - rival + gap
+        margin = own - rival + min_margin
         predicted = logits.argmax(1); adversarial = (predicted != labels) & (margin <= 0)
         margin = where(adversarial, margin, margin.clamp(min=eps * maximum(own.abs(), rival.abs())))
         grad_logits = grad(F.cross_entropy(logits, labels, reduction="sum"), logits)    # loss="cross_entropy"
         grad_logits = one_hot(others.argmax(1)) - one_hot(labels)                       # loss="margin"
 
     Raises:
-        RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, an unknown loss, or a gap that is
-            negative or not finite.
+        RuntimeError: logits not [B, K >= 2] floating point, labels not [B] int64, an unknown loss, or a min_margin
+            that is negative or not finite.
 
     Examples:
         >>> import torch
@@ -69,11 +69,11 @@ def attack_loss(
         >>> result.adversarial.tolist(), result.margin.tolist()
         ([False, True], [1.5, -3.0])
     """
-    return AttackLoss(*_attack_loss(logits, labels, loss, gap))
+    return AttackLoss(*_attack_loss(logits, labels, loss, min_margin))
 
 
 @torch.library.register_fake("amun_ext::attack_loss")
-def _(logits: Tensor, labels: Tensor, loss: str, gap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(logits: Tensor, labels: Tensor, loss: str, min_margin: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_device(logits, labels)
     torch._check(logits.dim() == 2, lambda: f"logits must have shape [B, K], got {tuple(logits.shape)}")
     torch._check(labels.shape == logits.shape[:1], lambda: f"labels must have shape [B], got {tuple(labels.shape)}")
@@ -87,16 +87,25 @@ def _(logits: Tensor, labels: Tensor, loss: str, gap: float) -> tuple[Tensor, Te
     )
 
 
-class Pool(NamedTuple):
-    """The batch that the model sees: slot b works on sample `slots[b]`, or is idle (-1)."""
+class SlotBatch(NamedTuple):
+    """The batch that the model sees: slot b works on sample `sample_index[b]`, or is idle (-1)."""
 
     x: Tensor  # [B, ...] iterates
-    slots: Tensor  # [B] int64
+    sample_index: Tensor  # [B] int64
     slot_labels: Tensor  # [B] int64
 
 
-class Book(NamedTuple):
-    """A row per sample: where its search starts, how far it is, and what it found."""
+class Feedback(NamedTuple):
+    """What the model says of `SlotBatch.x`."""
+
+    grad: Tensor  # [B, ...] of the attacked loss; with rule "external" the next iterate
+    adversarial: Tensor  # [B] bool
+    predicted: Tensor  # [B] int64
+    margin: Tensor  # [B] float32 (float64), logits left to go
+
+
+class SampleTable(NamedTuple):
+    """A row per sample: the original, where its search is, and what it found."""
 
     inputs: Tensor  # [N, ...] the originals
     labels: Tensor  # [N] int64, true labels
@@ -104,24 +113,24 @@ class Book(NamedTuple):
     found_labels: Tensor  # [N] int64, the model's label of the example
     eps: Tensor  # [N] radius, float32 (float64 for float64 inputs); 0: to be estimated from the first gradient
     distance: Tensor  # [N] L2 norm of the closest example's perturbation, infinite where there is none; like eps
-    round_step: Tensor  # [N] int32, steps made, by "pgd" at this radius
+    step_count: Tensor  # [N] int32, steps made, by "pgd" at this radius
     grad_evals: Tensor  # [N] int32
     status: Tensor  # [N] int8, a Status
 
 
-class Schedule(NamedTuple):
+class StepConfig(NamedTuple):
     """How a sample gets from one iterate to the next (see search_step_)."""
 
     rule: str  # one of RULES
     steps: int  # pgd: at one radius; else: in all
-    step_fraction: float  # pgd, ddn: step size / radius
-    last_step_fraction: float  # ddn: at the last step
-    eps_growth: float  # pgd, ddn: factor between two radii
-    last_eps_growth: float  # ddn: at the last step
     eps_max: float
-    start: float  # an estimated first radius / the linear distance to the boundary, margin / |grad|
-    overshoot: float  # ddn, deepfool: a step to the linearised boundary goes so many times as far
-    pull_back: float  # deepfool: part of d that is kept before a step from an adversarial iterate
+    step_fraction: float = 1.0  # pgd, ddn: step size / radius
+    last_step_fraction: float = 1.0  # ddn: at the last step
+    eps_growth: float = 1.1  # pgd, ddn: factor between two radii
+    last_eps_growth: float = 1.1  # ddn: at the last step
+    start: float = 1.0  # an estimated first radius / the linear distance to the boundary, margin / |grad|
+    overshoot: float = 1.0  # ddn, deepfool: a step to the linearised boundary goes so many times as far
+    pull_back: float = 1.0  # deepfool: part of d that is kept before a step from an adversarial iterate
 
 
 class Status:
@@ -129,24 +138,21 @@ class Status:
 
 
 def search_step_(
-    pool: Pool,
-    book: Book,
-    queue: Tensor,  # [Q] int64, rows of the book to search, in this order
-    cursor: Tensor,  # [1] int64, how many of them have been handed out
-    grad: Tensor,  # [B, ...] of the attacked loss at pool.x
-    adversarial: Tensor,  # [B] bool
-    predicted: Tensor,  # [B] int64
-    margin: Tensor,  # [B] float32 (float64), logits left to go
-    schedule: Schedule,
+    batch: SlotBatch,
+    feedback: Feedback,
+    samples: SampleTable,
+    queue: Tensor,  # [Q] int64, rows of `samples` to search, in this order
+    queue_position: Tensor,  # [1] int64, how many of them have been handed out
+    config: StepConfig,
     bounds: tuple[float, float],
 ) -> None:
-    """One step of every slot, in place: harvest what is finished, refill from the queue, move what is running.
+    """One step of every slot, in place: store what is found, refill from the queue, move what is running.
 
     An adversarial slot that is closer than its sample's example so far puts its image, label and distance into the
-    sample's row of the book. Ended: an adversarial slot of rule "pgd", or at distance 0; one whose steps or radii are
-    spent; one whose gradient is zero or not finite, or whose margin is NaN (with "given": whose grad is not finite).
-    Freed and idle slots take the next sample of the queue, starting from `book.images`. The others step, with
-    d = x - x0 and m = margin:
+    sample's row. Ended: an adversarial slot of rule "pgd", or at distance 0; one whose steps or radii are spent; one
+    whose gradient is zero or not finite, or whose margin is NaN (with "external": whose grad is not finite). Freed and
+    idle slots take the next sample of the queue, starting from `samples.images`. The others step, with d = x - x0 and
+    m = margin:
 
         pgd (paper, Algorithm 1): eps grows by eps_growth after `steps` steps, up to eps_max
             d = d + step_fraction * eps * grad / |grad|;  x = clamp(x0 + d * min(1, eps / |d|), *bounds)
@@ -157,47 +163,53 @@ def search_step_(
             x = clamp(x0 + eps * u, *bounds)
         deepfool (Moosavi-Dezfooli et al. 2016): k = pull_back where adversarial, else 1
             x = clamp(x0 + k * d + overshoot * (m + (1 - k) * <grad, d>) / |grad|^2 * grad, *bounds)
-        given: x = clamp(grad, *bounds): the caller has computed the next iterate
+        external: x = clamp(grad, *bounds): the caller has computed the next iterate
 
     ddn and deepfool take those elements of grad as zero that point out of the box from its bounds. An eps of 0 becomes
-    start * m / |grad| first, at most eps_max and at least 16 roundings of |x|, which is also the least length of a
-    deepfool step from a point that is not adversarial: a shorter one may move nothing.
+    start * m / |grad| first, at most eps_max and at least `shortest_step(x)`, which is also the least length of a
+    deepfool step from a point that is not adversarial.
 
     Per sample, L2 norms, sums in float32 (float64 for float64): there a gradient norm below 1e-22 or above 1e19 counts
     as none. Not differentiable.
 
     Raises:
         RuntimeError: a tensor of the wrong shape, dtype, device or layout, shared memory, a queue entry that is no row
-            of the book (on a GPU it is skipped), an unknown rule, or a schedule out of range ("ddn" wants both growths
-            below 1.5).
+            of `samples` (on a GPU it is skipped), an unknown rule, or a number of `config` out of range ("ddn" wants
+            both growths below 1.5).
     """
-    if pool.x.requires_grad:
+    if batch.x.requires_grad:
         raise RuntimeError("x must not require grad: it changes in place")
-    _search_step_(*pool, grad, adversarial, predicted, margin, *book, queue, cursor, *schedule, *bounds)
+    originals, state, (rule, steps), params = samples[:2], samples[2:], config[:2], config[2:]
+    _search_step_(batch, feedback, originals, state, queue, queue_position, rule, steps, params, bounds)
 
 
 @torch.library.register_fake("amun_ext::search_step_")
 def _(
-    x: Tensor,
-    slots: Tensor,
-    slot_labels: Tensor,
-    grad: Tensor,
-    adversarial: Tensor,
-    predicted: Tensor,
-    margin: Tensor,
-    inputs: Tensor,
-    labels: Tensor,
-    images: Tensor,
-    *columns_queue_and_schedule: Tensor | float | str,
+    batch: list[Tensor],
+    feedback: list[Tensor],
+    samples: list[Tensor],
+    state: list[Tensor],
+    queue: Tensor,
+    queue_position: Tensor,
+    *_: object,
 ) -> None:
-    columns = [each for each in columns_queue_and_schedule if isinstance(each, Tensor)]
-    _check_device(x, slots, slot_labels, grad, adversarial, predicted, margin, inputs, labels, images, *columns)
-    torch._check(grad.shape == x.shape, lambda: f"grad must have shape {tuple(x.shape)}, got {tuple(grad.shape)}")
-    row = x.shape[1:]
-    torch._check(inputs.shape[1:] == row, lambda: f"inputs must have rows {tuple(row)}, got {tuple(inputs.shape)}")
-    torch._check(
-        images.shape == inputs.shape, lambda: f"images must be {tuple(inputs.shape)}, got {tuple(images.shape)}"
-    )
+    _check_device(*batch, *feedback, *samples, *state, queue, queue_position)
+    for name, images, like in (
+        ("grad", feedback[0], batch[0]),
+        ("inputs", samples[0][:1], batch[0][:1]),
+        ("images", state[0], samples[0]),
+    ):
+        expected, got = tuple(like.shape), tuple(images.shape)
+        torch._check(expected == got, lambda name=name, e=expected, g=got: f"{name} must have shape {e}, got {g}")
+
+
+ROUNDINGS = 16  # as in csrc/amun_math.h
+
+
+def shortest_step(x: Tensor) -> Tensor:
+    """The shortest step [B] that is sure to move `x` [B, ...]: some roundings of its elements."""
+    shortest: Tensor = ROUNDINGS * torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
+    return shortest
 
 
 @torch.no_grad()

@@ -6,27 +6,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amun_ext.ops import AttackLoss, Book, Pool, Schedule, Status, accumulate_dtype
-
-ROUNDINGS = 16  # of the elements of an iterate: a step of that length is sure to move it
+from amun_ext.ops import (
+    AttackLoss,
+    Feedback,
+    SampleTable,
+    SlotBatch,
+    Status,
+    StepConfig,
+    accumulate_dtype,
+    shortest_step,
+)
 
 
 def attack_loss(
     logits: Tensor,  # [B, K]
     labels: Tensor,  # [B]
     loss: str = "cross_entropy",
-    gap: float = 0.0,
+    min_margin: float = 0.0,
 ) -> AttackLoss:
     """Twin of csrc/attack_loss: the same four results."""
     wide = logits.to(accumulate_dtype(logits.dtype))
     own = wide.gather(1, labels[:, None])  # [B, 1]
     others = wide.scatter(1, labels[:, None], -torch.inf)  # [B, K]
     rival, rival_index = others.max(1, keepdim=True)
-    margin = (own - rival)[:, 0] + gap
+    margin = (own - rival)[:, 0] + min_margin
 
     nan = wide.isnan().any(1)
     predicted = wide.argmax(1).masked_fill(nan, -1)
-    adversarial = (predicted != labels) & ~nan & ((margin <= 0) | (gap == 0))
+    adversarial = (predicted != labels) & ~nan & ((margin <= 0) | (min_margin == 0))
     # At a tie the label still wins: what is left to go is a rounding of the logits then, not nothing.
     larger = torch.maximum(own.abs(), rival.abs())[:, 0]
     least = torch.finfo(wide.dtype).eps * torch.where(larger > 0, larger, torch.ones_like(larger))
@@ -57,17 +64,6 @@ def pgd_step(
     return moved.clamp(*bounds).to(x.dtype)
 
 
-def resolution(x: Tensor) -> Tensor:
-    """The shortest step that is sure to move `x`: some roundings of its elements."""
-    shortest: Tensor = ROUNDINGS * torch.finfo(x.dtype).eps * x.norm()
-    return shortest
-
-
-def grown(eps: Tensor, schedule: Schedule) -> Tensor:
-    """The radius after `eps`; the same one when there is no larger."""
-    return (eps * schedule.eps_growth).clamp(max=schedule.eps_max)
-
-
 def inward(grad: Tensor, x: Tensor, bounds: tuple[float, float]) -> Tensor:
     """`grad` without the elements that point out of the box from its bounds."""
     outward = (x <= bounds[0]) & (grad < 0) | (x >= bounds[1]) & (grad > 0)
@@ -88,23 +84,23 @@ def ddn_step(
     eps: Tensor,
     best: Tensor,
     step: int,
-    schedule: Schedule,
+    config: StepConfig,
     bounds: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Decoupled direction and norm (Rony et al. 2019): the next iterate and its radius."""
     grad, delta = inward(grad, x, bounds), x - x0
-    fraction = scheduled(schedule.step_fraction, schedule.last_step_fraction, step, schedule.steps)
-    change = scheduled(schedule.eps_growth - 1, schedule.last_eps_growth - 1, step, schedule.steps)
+    fraction = scheduled(config.step_fraction, config.last_step_fraction, step, config.steps)
+    change = scheduled(config.eps_growth - 1, config.last_eps_growth - 1, step, config.steps)
     moved = delta + fraction * eps * grad / grad.norm()
     direction = moved / moved.norm() if moved.any() else moved
     if step and adversarial:
-        crossing = schedule.overshoot * (margin + (grad * delta).sum()) / (grad * direction).sum()
+        crossing = config.overshoot * (margin + (grad * delta).sum()) / (grad * direction).sum()
         crossing = crossing if (grad * direction).sum() > 0 else eps
         tightest = torch.minimum(eps, best)
         eps = crossing.clamp(tightest * (1 - 2 * change), tightest * (1 - change))
     elif step:
         eps = eps * (1 + change)
-    eps = eps.clamp(max=schedule.eps_max)
+    eps = eps.clamp(max=config.eps_max)
     return (x0 + eps * direction).clamp(*bounds), eps
 
 
@@ -114,89 +110,89 @@ def deepfool_step(
     grad: Tensor,
     margin: Tensor,
     adversarial: bool,
-    schedule: Schedule,
+    config: StepConfig,
     bounds: tuple[float, float],
 ) -> Tensor:
     """To the linearised boundary (Moosavi-Dezfooli et al. 2016), pulled back towards x0 first where adversarial."""
     grad, delta = inward(grad, x, bounds), x - x0
-    pulled = (schedule.pull_back if adversarial else 1.0) * delta
+    pulled = (config.pull_back if adversarial else 1.0) * delta
     left = margin + (grad * (delta - pulled)).sum()  # of the margin, at the pulled point
     norm = grad.norm()
-    length = schedule.overshoot * left / norm
+    length = config.overshoot * left / norm
     if not adversarial:
-        length = length.clamp(min=resolution(x))
+        length = length.clamp(min=shortest_step(x[None])[0])
     most = torch.finfo(grad.dtype).max  # 0 times infinity would be NaN
     next_x: Tensor = (x0 + pulled + (length / norm).clamp(-most, most) * grad).clamp(*bounds)
     return next_x
 
 
 def search_step_(
-    pool: Pool,
-    book: Book,
+    batch: SlotBatch,
+    feedback: Feedback,
+    samples: SampleTable,
     queue: Tensor,  # [Q]
-    cursor: Tensor,  # [1]
-    grad: Tensor,  # [B, ...]
-    adversarial: Tensor,  # [B]
-    predicted: Tensor,  # [B]
-    margin: Tensor,  # [B]
-    schedule: Schedule,
+    queue_position: Tensor,  # [1]
+    config: StepConfig,
     bounds: tuple[float, float],
 ) -> None:
     """Twin of csrc/search_step: slot after slot, as the op's docstring has it."""
-    real, rule = book.eps.dtype, schedule.rule
-    edges = torch.tensor(bounds, dtype=pool.x.dtype).tolist()  # rounded as the iterates on them are
+    (grad, adversarial, predicted, margin), real, rule = feedback, samples.eps.dtype, config.rule
+    edges = torch.tensor(bounds, dtype=batch.x.dtype).tolist()  # rounded as the iterates on them are
     bounds = (edges[0], edges[1])
-    for slot, sample in enumerate(pool.slots.tolist()):
+    for slot, sample in enumerate(batch.sample_index.tolist()):
         if sample < 0:
             continue
-        row = slice(sample, sample + 1)
-        x, x0, g, hit = pool.x[slot].to(real), book.inputs[sample].to(real), grad[slot].to(real), adversarial[slot]
+        x, x0, g, hit = batch.x[slot].to(real), samples.inputs[sample].to(real), grad[slot].to(real), adversarial[slot]
         distance = (x - x0).norm()
-        if hit and distance < book.distance[sample]:
-            book.images[sample], book.found_labels[sample] = pool.x[slot], predicted[slot]
-            book.distance[sample] = distance
+        if hit and distance < samples.distance[sample]:
+            samples.images[sample], samples.found_labels[sample] = batch.x[slot], predicted[slot]
+            samples.distance[sample] = distance
 
-        steps_spent = rule != "pgd" and book.round_step[sample] >= schedule.steps
-        book.grad_evals[sample] += not steps_spent
+        steps_spent = rule != "pgd" and samples.step_count[sample] >= config.steps
+        samples.grad_evals[sample] += not steps_spent
         ascent = inward(g, x, bounds) if rule in ("ddn", "deepfool") else g
         squared = ascent.square().sum()
         if steps_spent or (hit and (rule == "pgd" or distance == 0)):
             ended = Status.EXHAUSTED
-        elif not squared.isfinite() or (rule != "given" and (squared == 0 or margin[slot].isnan())):
+        elif not squared.isfinite() or (rule != "external" and (squared == 0 or margin[slot].isnan())):
             ended = Status.NO_GRADIENT
         else:
             ended = Status.PENDING
-            if book.eps[sample] == 0 and rule != "given":
-                estimate = schedule.start * margin[slot] / squared.sqrt()
-                book.eps[sample] = estimate.clamp(min=resolution(x)).clamp(max=schedule.eps_max)
-        if rule == "pgd" and ended == Status.PENDING and book.round_step[sample] == schedule.steps:
-            larger = grown(book.eps[row], schedule)
-            if larger > book.eps[sample]:
-                book.eps[sample], book.round_step[sample] = larger, 0
+            if samples.eps[sample] == 0 and rule != "external":
+                estimate = config.start * margin[slot] / squared.sqrt()
+                samples.eps[sample] = estimate.clamp(min=shortest_step(x[None])[0]).clamp(max=config.eps_max)
+        if rule == "pgd" and ended == Status.PENDING and samples.step_count[sample] == config.steps:
+            larger = (samples.eps[sample] * config.eps_growth).clamp(max=config.eps_max)
+            if larger > samples.eps[sample]:
+                samples.eps[sample], samples.step_count[sample] = larger, 0
             else:
                 ended = Status.EXHAUSTED
         if ended:
-            book.status[sample] = Status.FOUND if book.distance[sample].isfinite() else ended
-            pool.slots[slot] = -1
+            samples.status[sample] = Status.FOUND if samples.distance[sample].isfinite() else ended
+            batch.sample_index[slot] = -1
             continue
 
-        step, eps, best = int(book.round_step[sample]), book.eps[sample].clone(), book.distance[sample]
+        step, eps, best = int(samples.step_count[sample]), samples.eps[sample].clone(), samples.distance[sample]
         if rule == "pgd":
-            x = pgd_step(x[None], x0[None], g[None], eps[None], schedule.step_fraction, bounds)[0]
+            x = pgd_step(x[None], x0[None], g[None], eps[None], config.step_fraction, bounds)[0]
         elif rule == "ddn":
-            x, book.eps[sample] = ddn_step(x, x0, g, margin[slot], bool(hit), eps, best, step, schedule, bounds)
+            x, samples.eps[sample] = ddn_step(x, x0, g, margin[slot], bool(hit), eps, best, step, config, bounds)
         elif rule == "deepfool":
-            x = deepfool_step(x, x0, g, margin[slot], bool(hit), schedule, bounds)
+            x = deepfool_step(x, x0, g, margin[slot], bool(hit), config, bounds)
         else:
             x = g.clamp(*bounds)
-        pool.x[slot] = x
-        book.round_step[sample] += 1
+        batch.x[slot] = x
+        samples.step_count[sample] += 1
 
-    for slot in (pool.slots < 0).nonzero().flatten().tolist():
-        if cursor < len(queue):
-            sample = int(queue[cursor])
-            pool.slots[slot], pool.slot_labels[slot], pool.x[slot] = sample, book.labels[sample], book.images[sample]
-            cursor += 1
+    for slot in (batch.sample_index < 0).nonzero().flatten().tolist():
+        if queue_position < len(queue):
+            sample = int(queue[queue_position])
+            batch.sample_index[slot], batch.slot_labels[slot], batch.x[slot] = (
+                sample,
+                samples.labels[sample],
+                samples.images[sample],
+            )
+            queue_position += 1
 
 
 @torch.no_grad()

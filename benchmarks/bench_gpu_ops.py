@@ -82,14 +82,15 @@ def search_step(shape: tuple[int, ...], batch: int, device: str) -> Case:
         x = (inputs + 0.3 * torch.randn_like(inputs) / inputs[0].numel() ** 0.5).clamp_(*BOUNDS)
         column = torch.zeros(rows, dtype=torch.int64, device=place)
         order, made, eps = torch.arange(rows, device=place), column.int() + 1, torch.full((rows,), 0.5, device=place)
-        pool = [x, order, column.clone()]
-        book = [inputs, column, x.clone(), column.clone(), eps, eps + math.inf, made, made.clone(), column.char()]
-        queue, cursor = column[:0], column[:1].clone()
+        batch = [x, order, column.clone()]
+        table = [inputs, column, x.clone(), column.clone(), eps, eps + math.inf, made, made.clone(), column.char()]
+        queue, queue_position = column[:0], column[:1].clone()
         feedback = [torch.randn_like(inputs), column.bool(), column + 1, torch.full((rows,), 0.5, device=place)]
-        return pool, book, [queue, cursor, *feedback]
+        return batch, feedback, table, [queue, queue_position]
 
-    def step(pool: list[Tensor], book: list[Tensor], others: list[Tensor]) -> None:
-        ops.search_step_(ops.Pool(*pool), ops.Book(*book), *others, PGD, BOUNDS)
+    def step(batch: list[Tensor], feedback: list[Tensor], table: list[Tensor], queue: list[Tensor]) -> None:
+        lists = ops.SlotBatch(*batch), ops.Feedback(*feedback), ops.SampleTable(*table)
+        ops.search_step_(*lists, *queue, PGD, BOUNDS)
 
     there = draw(min(batch, 64), "cpu")
     here = tuple([tensor.to(device, copy=True) for tensor in part] for part in there)

@@ -16,7 +16,7 @@ from amun_ext import ops, reference
 BATCHES, SHAPE, REPEATS = (64, 512), (3, 32, 32), 200
 FRACTION, CHANGE, OVERSHOOT, EPS_MAX, BOUNDS = 0.1, 1e-6, 1.01, 1e3, (0.0, 1.0)
 # Steps without end and radii that hardly change: every call has the same work to do.
-PGD = ops.Schedule(
+PGD = ops.StepConfig(
     rule="pgd",
     steps=2**31 - 1,
     step_fraction=FRACTION,
@@ -24,47 +24,44 @@ PGD = ops.Schedule(
     eps_growth=1 + CHANGE,
     last_eps_growth=1 + CHANGE,
     eps_max=EPS_MAX,
-    start=1.0,
     overshoot=OVERSHOOT,
-    pull_back=1.0,
 )
 
 
-def state(batch: int) -> tuple[ops.Pool, ops.Book, Tensor]:
-    """A pool in full swing: every slot runs, off its original by about its radius."""
+def state(batch: int) -> tuple[ops.SlotBatch, ops.SampleTable, Tensor]:
+    """A batch in full swing: every slot runs, off its original by about its radius."""
     inputs, eps = torch.rand(batch, *SHAPE), torch.full((batch,), 0.5)
     x = (inputs + 0.3 * torch.randn_like(inputs) / inputs[0].numel() ** 0.5).clamp(*BOUNDS)
     rows, none = torch.arange(batch), torch.zeros(batch, dtype=torch.long)
     made = torch.ones(batch, dtype=torch.int32)
-    pool = ops.Pool(x, rows.clone(), none.clone())
-    book = ops.Book(
+    slots = ops.SlotBatch(x, rows.clone(), none.clone())
+    table = ops.SampleTable(
         inputs, none, x.clone(), none.clone(), eps, eps + torch.inf, made, made.clone(), none.to(torch.int8)
     )
-    return pool, book, torch.randn_like(inputs)
+    return slots, table, torch.randn_like(inputs)
 
 
 def bench(rule: str, batch: int) -> dict[str, object]:
-    pool, book, grad = state(batch)
-    queue, cursor = torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    slots, table, grad = state(batch)
+    queue, queue_position = torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     adversarial = torch.arange(batch) % 2 == 1 if rule == "ddn" else torch.zeros(batch, dtype=torch.bool)
     predicted, margin = torch.ones(batch, dtype=torch.long), torch.where(adversarial, -0.5, 0.5)
-    schedule = PGD._replace(rule=rule)
-    start = [tensor.clone() for tensor in (pool.x, book.eps, book.distance, book.images, book.found_labels)]
+    config, feedback = PGD._replace(rule=rule), ops.Feedback(grad, adversarial, predicted, margin)
+    start = [tensor.clone() for tensor in (slots.x, table.eps, table.distance, table.images, table.found_labels)]
 
     def fused() -> None:
-        ops.search_step_(pool, book, queue, cursor, grad, adversarial, predicted, margin, schedule, BOUNDS)
+        ops.search_step_(slots, feedback, table, queue, queue_position, config, BOUNDS)
 
     def pgd(step: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        return (step(start[0], book.inputs, grad, start[1], FRACTION, BOUNDS),)
+        return (step(start[0], table.inputs, grad, start[1], FRACTION, BOUNDS),)
 
     def ddn(step: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        answer = (grad, adversarial, predicted, margin)
-        return step(*start, book.inputs, *answer, FRACTION, CHANGE, OVERSHOOT, EPS_MAX, BOUNDS)
+        return step(*start, table.inputs, *feedback, FRACTION, CHANGE, OVERSHOOT, EPS_MAX, BOUNDS)
 
     plain, step = (pgd, reference.pgd_step) if rule == "pgd" else (ddn, ddn_step)
     compiled = torch.compile(step)
     fused()
-    results = (pool.x, book.eps, book.distance, book.images, book.found_labels)
+    results = (slots.x, table.eps, table.distance, table.images, table.found_labels)
     for expected in (plain(step), plain(compiled)):
         for result, result_expected in zip(results, expected, strict=False):  # of "pgd" the iterates only
             torch.testing.assert_close(result, result_expected, rtol=0, atol=1e-6)

@@ -60,13 +60,13 @@ struct StepSums {
 
 // The shortest step that is sure to move x: some roundings of its elements.
 template <typename A>
-AMUN_HD A resolution(const StepSums<A>& sums) {
+AMUN_HD A shortest_step(const StepSums<A>& sums) {
   return A(16) * std::numeric_limits<A>::epsilon() * root(sums.xx);
 }
 
 // The next iterate: x <- clamp(origin * x0 + keep * d + push * g).
 template <typename A>
-struct StepMove {
+struct StepUpdate {
   A origin, keep, push;
 };
 
@@ -78,8 +78,8 @@ AMUN_HD A inward(A g, A x, A low, A high) {
 }
 
 template <typename A>
-AMUN_HD A next_value(A x, A x0, A g, const StepMove<A>& move, A low, A high) {
-  const A moved = move.origin * x0 + move.keep * (x - x0) + move.push * g;
+AMUN_HD A next_value(A x, A x0, A g, const StepUpdate<A>& update, A low, A high) {
+  const A moved = update.origin * x0 + update.keep * (x - x0) + update.push * g;
   return moved < low ? low : (moved > high ? high : moved);
 }
 
@@ -92,7 +92,7 @@ AMUN_HD A moved_length(const StepSums<A>& sums, A norm, A length) {
 
 // Projected gradient ascent in the L2 ball: d' = d + length g/|g|, pulled back to radius eps (paper, Algorithm 1).
 template <typename A>
-AMUN_HD StepMove<A> pgd_move(const StepSums<A>& sums, A length, A eps) {
+AMUN_HD StepUpdate<A> pgd_update(const StepSums<A>& sums, A length, A eps) {
   const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
   const A shrink = moved > eps ? eps / moved : A(1);
   return {A(1), shrink, shrink * length / norm};
@@ -100,7 +100,7 @@ AMUN_HD StepMove<A> pgd_move(const StepSums<A>& sums, A length, A eps) {
 
 // Decoupled direction and norm (Rony et al. 2019): d' = d + length g/|g|, stretched or shrunk to radius eps.
 template <typename A>
-AMUN_HD StepMove<A> ddn_move(const StepSums<A>& sums, A length, A eps) {
+AMUN_HD StepUpdate<A> ddn_update(const StepSums<A>& sums, A length, A eps) {
   const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
   const A scale = moved > A(0) ? eps / moved : A(1);
   return {A(1), scale, scale * length / norm};
@@ -124,7 +124,7 @@ AMUN_HD A ddn_radius(const StepSums<A>& sums, A length, A eps, A best, A margin,
 // the point back towards the original, the pull being part of what is linearised (Croce and Hein 2020). The push is
 // finite also where the boundary is not in sight, or it would make NaN of an element whose gradient is 0.
 template <typename A>
-AMUN_HD StepMove<A> deepfool_move(const StepSums<A>& sums, A margin, A keep, A overshoot, A shortest) {
+AMUN_HD StepUpdate<A> deepfool_update(const StepSums<A>& sums, A margin, A keep, A overshoot, A shortest) {
   constexpr A most = std::numeric_limits<A>::max();
   const A norm = root(sums.gg), length = overshoot * (margin + (A(1) - keep) * sums.gd) / norm;
   const A push = (length > shortest ? length : shortest) / norm;
@@ -140,14 +140,14 @@ AMUN_HD A scheduled(A first, A last, int32_t step, int32_t steps) {
 // A round is `steps` steps at one radius; then the radius grows, up to eps_max. False when no radius is left: also one
 // that rounding keeps from growing, or the search would never end.
 template <typename A>
-AMUN_HD bool next_step(A& eps, int32_t& round_step, int32_t steps, A eps_growth, A eps_max) {
-  if (round_step == steps) {
+AMUN_HD bool next_step(A& eps, int32_t& step_count, int32_t steps, A eps_growth, A eps_max) {
+  if (step_count == steps) {
     const A grown = eps * eps_growth < eps_max ? eps * eps_growth : eps_max;
     if (!(grown > eps)) return false;
     eps = grown;
-    round_step = 0;
+    step_count = 0;
   }
-  ++round_step;
+  ++step_count;
   return true;
 }
 
@@ -155,7 +155,7 @@ AMUN_HD bool next_step(A& eps, int32_t& round_step, int32_t steps, A eps_growth,
 
 enum class Loss : int32_t { cross_entropy, margin };
 
-// The strongest class other than the label; the first one on ties, as argmax has it. A NaN wins, so that it is noticed.
+// The strongest class other than the label; the first one on ties, as in argmax. A NaN wins over any number.
 template <typename A>
 struct Rival {
   A logit = -std::numeric_limits<A>::infinity();
@@ -163,7 +163,7 @@ struct Rival {
 };
 
 template <typename A>
-AMUN_HD Rival<A> stronger(const Rival<A>& a, const Rival<A>& b) {
+AMUN_HD Rival<A> max_rival(const Rival<A>& a, const Rival<A>& b) {
   if (is_nan(a.logit)) return a;
   if (is_nan(b.logit)) return b;
   return b.logit > a.logit || (b.logit == a.logit && b.index < a.index) ? b : a;
@@ -171,7 +171,7 @@ AMUN_HD Rival<A> stronger(const Rival<A>& a, const Rival<A>& b) {
 
 // The same where b comes after a.
 template <typename A>
-AMUN_HD Rival<A> stronger_later(const Rival<A>& a, const Rival<A>& b) {
+AMUN_HD Rival<A> max_later_rival(const Rival<A>& a, const Rival<A>& b) {
   return is_nan(a.logit) | (b.logit <= a.logit) ? a : b;
 }
 
@@ -223,14 +223,15 @@ AMUN_HD A taylor(A logit, A margin, const TaylorRule<A>& rule) {
 // The options of torch.optim.SGD, and those of the mask.
 template <typename A>
 struct SgdRule {
-  A lr, momentum, fresh, weight_decay;  // fresh: what a gradient counts in the momentum, 1 - dampening but at first
+  A lr, momentum, weight_decay;
+  A gradient_weight;  // in the momentum: 1 - dampening, 1 at the first step
   bool nesterov, maximize;
   bool first;          // the momentum is taken as zero, whatever its memory holds
   bool gradient_only;  // where the mask is false, the gradient is zero and all else goes on
 
   template <typename B>
   AMUN_HD SgdRule<B> as() const {
-    return {B(lr), B(momentum), B(fresh), B(weight_decay), nesterov, maximize, first, gradient_only};
+    return {B(lr), B(momentum), B(weight_decay), B(gradient_weight), nesterov, maximize, first, gradient_only};
   }
 };
 
@@ -243,7 +244,7 @@ template <typename A>
 AMUN_HD SgdStep<A> sgd_step(A param, A momentum, A grad, const SgdRule<A>& rule) {
   const A towards = rule.maximize ? -grad : grad;
   const A g = rule.weight_decay != A(0) ? towards + rule.weight_decay * param : towards;
-  const A moved = rule.momentum * momentum + rule.fresh * g;
+  const A moved = rule.momentum * momentum + rule.gradient_weight * g;
   const A step = rule.nesterov ? g + rule.momentum * moved : moved;
   return {param - rule.lr * step, moved};
 }

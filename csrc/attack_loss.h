@@ -9,12 +9,12 @@ namespace amun {
 struct AttackLossArgs {
   int64_t rows, classes;  // B, K
   Loss loss;
-  double gap;             // by how much the rival must be ahead; 0 = the prediction decides
+  double min_margin;      // by how much the rival must be ahead; 0: the prediction decides
   const void* logits;     // T [B, K]
   const int64_t* labels;  // [B]
   bool* adversarial;      // [B]
   int64_t* predicted;     // [B]     -1 where a logit is NaN
-  void* margin;           // A [B]   logits left to go: label's logit minus the strongest other, plus the gap
+  void* margin;           // A [B]   logits left to go: label's logit minus the strongest other, plus min_margin
   void* grad_logits;      // T [B, K]
 };
 
@@ -28,11 +28,11 @@ AMUN_HD A logit_rounding(A own, A rival) {
 }
 
 template <typename A>
-AMUN_HD void write_verdict(const AttackLossArgs& args, int64_t row, A own, int64_t label, const Rival<A>& rival) {
+AMUN_HD void write_result(const AttackLossArgs& args, int64_t row, A own, int64_t label, const Rival<A>& rival) {
   const bool unknown = is_nan(own) || is_nan(rival.logit);
   const bool ahead = !unknown && is_ahead(rival, own, label);
-  const A margin = own - rival.logit + A(args.gap);
-  const bool adversarial = ahead && (args.gap == 0 || margin <= A(0));
+  const A margin = own - rival.logit + A(args.min_margin);
+  const bool adversarial = ahead && (args.min_margin == 0 || margin <= A(0));
   // At a tie the label still wins: what is left to go is a rounding of the logits then, not nothing.
   const A least = adversarial ? margin : logit_rounding(own, rival.logit);
   args.adversarial[row] = adversarial;

@@ -13,20 +13,17 @@ PyMODINIT_FUNC PyInit__C(void) {
 }
 
 STABLE_TORCH_LIBRARY(amun_ext, m) {
-  // Of logits [B, K]: is the row adversarial (by a gap), which class is predicted, how many logits are left to go, and
-  // the gradient from which the backward pass of the attacked loss starts.
+  // Of logits [B, K]: is the row adversarial (by min_margin), which class is predicted, how many logits are left to go,
+  // and the gradient from which the backward pass of the attacked loss starts.
   m.def(
-      "attack_loss(Tensor logits, Tensor labels, str loss, float gap) -> "
+      "attack_loss(Tensor logits, Tensor labels, str loss, float min_margin) -> "
       "(Tensor adversarial, Tensor predicted, Tensor margin, Tensor grad_logits)");
 
-  // One step of every slot of the pool: harvest what is finished, refill from the queue, move what is running.
+  // One step of every slot of the batch: store what is found, refill from the queue, move what is running. The lists
+  // are in the order of SearchStepArgs and StepParams.
   m.def(
-      "search_step_(Tensor(a!) x, Tensor(b!) slots, Tensor(c!) slot_labels, "
-      "Tensor grad, Tensor adversarial, Tensor predicted, Tensor margin, "
-      "Tensor inputs, Tensor labels, Tensor(d!) images, Tensor(e!) found_labels, Tensor(f!) eps, Tensor(g!) distance, "
-      "Tensor(h!) round_step, Tensor(i!) grad_evals, Tensor(j!) status, Tensor queue, Tensor(k!) cursor, "
-      "str rule, int steps, float step_fraction, float last_step_fraction, float eps_growth, float last_eps_growth, "
-      "float eps_max, float start, float overshoot, float pull_back, float low, float high) -> ()");
+      "search_step_(Tensor(a!)[] batch, Tensor[] feedback, Tensor[] samples, Tensor(b!)[] state, Tensor queue, "
+      "Tensor(c!) queue_position, str rule, int steps, float[] params, float[] bounds) -> ()");
 
   // One step of SGD over a list of parameters; where a mask is False, neither parameter nor momentum changes a bit.
   m.def(

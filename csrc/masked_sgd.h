@@ -22,11 +22,11 @@ struct MaskedSgdTensor {
 
 // The whole of a launch on a GPU, whose argument space has 4 KB.
 struct MaskedSgdTable {
-  static constexpr int64_t room = 80;
+  static constexpr int64_t inline_capacity = 80;
   SgdRule<double> rule;
   int64_t count;
-  const MaskedSgdTensor* far;  // in device memory, where there are more than have room here; else null
-  MaskedSgdTensor near[room];
+  const MaskedSgdTensor* device_list;  // in device memory, where there are more than inline_capacity; else null
+  MaskedSgdTensor inline_list[inline_capacity];
 };
 static_assert(sizeof(MaskedSgdTable) <= 4096);
 

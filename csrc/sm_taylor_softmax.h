@@ -8,6 +8,7 @@ namespace amun {
 // T is the dtype of the logits, A = Accumulate<T> that of the result.
 struct SmTaylorArgs {
   int64_t rows, samples, classes;  // R = all that leads times N, N, C
+  int64_t order;                   // terms of the series
   TaylorRule<double> rule;
   const void* logits;     // T [R, C]
   const int64_t* labels;  // [N]     of row r: that of sample r % N

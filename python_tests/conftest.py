@@ -3,6 +3,7 @@
 AMUN_TEST_SEED=random explores: it draws another seed, and says which. AMUN_TEST_SEED=NUMBER takes that one.
 """
 
+import contextlib
 import copy
 import fcntl
 import hashlib
@@ -19,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pytest
 import torch
+from emulator import emulated
 from hypothesis import settings
 from search_tools import Task, trained_net
 
@@ -66,11 +68,21 @@ def _own_random_inputs(request):
         yield
 
 
-@pytest.fixture(scope="session", params=["cpu", "cuda"] if torch.cuda.is_available() or REQUIRE_CUDA else ["cpu"])
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() or REQUIRE_CUDA else ["cpu"]
+
+
+@pytest.fixture(scope="session", params=DEVICES)
 def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.fail("AMUN_REQUIRE_CUDA=1, but torch finds no CUDA device")
     return request.param
+
+
+@pytest.fixture(params=[*DEVICES, pytest.param("emulator", marks=pytest.mark.slow)])
+def backend(request):
+    """A device for the ops; with the emulator it is the CPU, where they run the CUDA kernels."""
+    with emulated() if request.param == "emulator" else contextlib.nullcontext():
+        yield "cpu" if request.param == "emulator" else request.param
 
 
 @pytest.fixture(scope="session")

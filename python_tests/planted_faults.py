@@ -45,7 +45,7 @@ FAULTS = [
     Fault("ties count whole", "evaluation/roc.py", "np.cumsum(outs) - outs / 2", "np.cumsum(outs)", "roc"),
     Fault("rounded up", "evaluation/roc.py", "math.floor(fpr", "math.ceil(fpr", "roc"),
     Fault("strict for not strict", "evaluation/rmia.py", "np.greater if strict", "np.greater_equal if strict", "rmia"),
-    Fault("kernel: bound", "csrc/amun_math.h", "(x >= high) & (g > A(0))", "(x > high) & (g > A(0))", "ops"),
+    Fault("kernel: bound", "csrc/amun_math.h", "(x >= high) & (g > A(0))", "(x > high) & (g > A(0))", "search_rules"),
     Fault("kernel: sign", "csrc/amun_math.h", "maximize ? -grad : grad", "maximize ? grad : grad", "masked_sgd"),
 ]
 

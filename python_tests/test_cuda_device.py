@@ -4,13 +4,14 @@ That the ops are right there is shown by the tests that take a `device`.
 """
 
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from op_tools import CONFIGS, DDN, DTYPES, Search, assert_close, check_search_step, draw_feedback, draw_logits
 from pairs import pairs
-from test_ops import DTYPES, SCHEDULES, Feedback, Search, assert_close, check_search_step, draw_logits
 from torch import Tensor
 
 from amun_ext import find_min_adversarial, ops
@@ -23,13 +24,12 @@ def draw_works() -> dict[str, tuple[list[Tensor], Callable[[list[Tensor]], Any]]
     """Of every op its tensors, and a function of them that returns what it wrote."""
     logits, labels = draw_logits(300, 100, device=DEVICE)
     search = Search.running(4, (3, 32, 32), device=DEVICE)
-    feedback = vars(Feedback.random(search.pool.x))
-    pool, book = len(search.pool), len(search.book)
+    lists = search.batch, draw_feedback(search.batch.x), search.table
 
     def step(tensors: list[Tensor]) -> list[Tensor]:
-        parts = ops.Pool(*tensors[:pool]), ops.Book(*tensors[pool : pool + book])
-        ops.search_step_(*parts, *tensors[pool + book :], SCHEDULES["ddn"], (0.0, 1.0))
-        return tensors[: pool + book]
+        rest = iter(tensors)
+        ops.search_step_(*(type(each)(*islice(rest, len(each))) for each in lists), *rest, DDN, (0.0, 1.0))
+        return tensors
 
     def update(tensors: list[Tensor]) -> list[Tensor]:
         param, grad, momentum, mask = tensors
@@ -39,7 +39,7 @@ def draw_works() -> dict[str, tuple[list[Tensor], Callable[[list[Tensor]], Any]]
     return {
         "attack_loss": ([logits, labels], lambda tensors: list(ops.attack_loss(*tensors, "cross_entropy"))),
         "sm_taylor_softmax": ([logits, labels], lambda tensors: [ops.sm_taylor_softmax(*tensors)]),
-        "search_step_": ([*search.pool, *search.book, search.queue, search.cursor, *feedback.values()], step),
+        "search_step_": ([*chain(*lists), search.queue, search.queue_position], step),
         "masked_sgd_": ([torch.rand(10_001, device=DEVICE) for _ in range(4)], update),
     }
 
@@ -110,14 +110,14 @@ class TestRows:
     )
     def test_a_step_of_a_slot_does_not_depend_on_the_others(self, dtype, shape, rule):
         search = Search.running(12, shape, device=DEVICE, dtype=dtype)
-        feedback = Feedback.random(search.pool.x, torch.arange(12, device=DEVICE) % 3 == 1)
+        feedback = draw_feedback(search.batch.x, torch.arange(12, device=DEVICE) % 3 == 1)
         alone = search.copy()
-        alone.pool = ops.Pool(*(column[7:9].clone() for column in alone.pool))
-        few = Feedback(**{name: column[7:9].clone() for name, column in vars(feedback).items()})
-        check_search_step(ops.search_step_, search, feedback, SCHEDULES[rule])
-        alone.step(ops.search_step_, few, SCHEDULES[rule])
-        assert torch.equal(search.pool.x[7:9], alone.pool.x)
-        for name, column, column_alone in zip(ops.Book._fields, search.book, alone.book, strict=True):
+        alone.batch = ops.SlotBatch(*(column[7:9].clone() for column in alone.batch))
+        few = ops.Feedback(*(column[7:9].clone() for column in feedback))
+        check_search_step(search, feedback, CONFIGS[rule])
+        alone.step(few, CONFIGS[rule])
+        assert torch.equal(search.batch.x[7:9], alone.batch.x)
+        for name, column, column_alone in zip(ops.SampleTable._fields, search.table, alone.table, strict=True):
             assert torch.equal(column[7:9], column_alone[7:9]), name
 
 
@@ -139,17 +139,19 @@ class TestBeyond32Bits:
         search = Search.begin(4, 4, (3, 32, 32), device=DEVICE, dtype=torch.bfloat16)
         x = torch.empty(slots, 3, 32, 32, dtype=torch.bfloat16, device=DEVICE).uniform_()
         idle = torch.full((slots,), -1, device=DEVICE)
-        pool = ops.Pool(x, idle.clone(), idle.clone())
-        pool.slots[-4:] = torch.arange(4)
+        batch = ops.SlotBatch(x, idle.clone(), idle.clone())
+        batch.sample_index[-4:] = torch.arange(4)
         grad = torch.zeros_like(x)
         grad[-4:].normal_()
-        feedback = grad, torch.zeros_like(idle, dtype=torch.bool), idle, torch.ones(slots, device=DEVICE)
-        small = ops.Pool(*(column[-4:].cpu() for column in pool))
-        book, answer = ops.Book(*(column.cpu() for column in search.book)), [part[-4:].cpu() for part in feedback]
+        flags = torch.zeros_like(idle, dtype=torch.bool)
+        feedback = ops.Feedback(grad, flags, idle, torch.ones(slots, device=DEVICE))
+        small = ops.SlotBatch(*(column[-4:].cpu() for column in batch))
+        table = ops.SampleTable(*(column.cpu() for column in search.table))
+        answer = ops.Feedback(*(part[-4:].cpu() for part in feedback))
         empty = idle[:0], torch.zeros(1, dtype=torch.int64, device=DEVICE)
-        ops.search_step_(pool, search.book, *empty, *feedback, SCHEDULES["ddn"], (0.0, 1.0))
-        ops.search_step_(small, book, *(part.cpu() for part in empty), *answer, SCHEDULES["ddn"], (0.0, 1.0))
-        assert_close(pool.x[-4:].cpu(), small.x, torch.bfloat16)
+        ops.search_step_(batch, feedback, search.table, *empty, DDN, (0.0, 1.0))
+        ops.search_step_(small, answer, table, *(part.cpu() for part in empty), DDN, (0.0, 1.0))
+        assert_close(batch.x[-4:].cpu(), small.x, torch.bfloat16)
 
     def test_masked_sgd(self):
         length = 2**31 + 5

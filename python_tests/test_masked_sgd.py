@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from op_tools import DTYPES, TOLERANCE, assert_close
 from pairs import pairs
-from test_ops import DTYPES, TOLERANCE, assert_close
 from torch import Tensor
 
 from amun_ext import ops, reference
@@ -60,7 +60,8 @@ class Lists:
 
         return Lists(*([one(tensor) for tensor in tensors] for tensors in vars(self).values()))
 
-    def step(self, op, lr=0.1, **rule) -> None:
+    def step(self, lr=0.1, op=None, **rule) -> None:
+        op = ops.masked_sgd_ if op is None else op
         op(self.params, self.grads, self.momentum_buffers if rule.get("momentum") else [], self.masks, lr, **rule)
 
     def written(self) -> list[Tensor]:
@@ -72,17 +73,17 @@ def assert_same_bits(results: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.equal(bits(result), bits(result_expected))
 
 
-def check_masked_sgd(op, lists: Lists, **rule) -> None:
-    """`op` does what its twin does in the same dtype and in float64, and what the op does on the CPU; where the mask is
-    False, it does nothing."""
+def check_masked_sgd(lists: Lists, **rule) -> None:
+    """The op does what its twin does in the same dtype and in float64, and on a GPU what it does on the CPU; where the
+    mask is False, it does nothing."""
     before = lists.copy()
-    lists.step(op, **rule)
-    for twin, expected in (
-        (reference.masked_sgd_, before.copy()),
-        (reference.masked_sgd_, before.copy(double=True)),
-        (ops.masked_sgd_, before.copy(device="cpu")),
-    ):
-        expected.step(twin, **rule)
+    lists.step(**rule)
+    twin = reference.masked_sgd_
+    expectations = [(twin, before.copy()), (twin, before.copy(double=True))]
+    if lists.params[0].is_cuda:
+        expectations.append((ops.masked_sgd_, before.copy(device="cpu")))
+    for op, expected in expectations:
+        expected.step(op=op, **rule)
         for result, result_expected in zip(lists.written(), expected.written(), strict=True):
             assert_close(result, result_expected.to(result.device), result.dtype)
     assert_same_bits([*lists.grads, *lists.masks], [*before.grads, *before.masks])
@@ -96,17 +97,16 @@ def check_masked_sgd(op, lists: Lists, **rule) -> None:
 
 class TestMaskedSgdRules:
     @pytest.mark.parametrize(("dtype", "keep", "density", "rule"), pairs(KEEPS, [0.0, 0.5, 1.0], RULES))
-    def test_matches_the_reference(self, device, dtype, keep, density, rule):
-        check_masked_sgd(ops.masked_sgd_, Lists.draw(SHAPES, dtype, device, keep, density), **rule)
+    def test_matches_the_reference(self, backend, dtype, keep, density, rule):
+        check_masked_sgd(Lists.draw(SHAPES, dtype, backend, keep, density), **rule)
 
-    @pytest.mark.parametrize("rule", RULES)
-    @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
-    def test_without_masks_everything_is_updated(self, device, dtype, keep, rule):
-        lists = Lists.draw(SHAPES, dtype, device, keep, density=1.0)
+    @pytest.mark.parametrize(("dtype", "keep", "rule"), pairs(KEEPS, RULES))
+    def test_without_masks_everything_is_updated(self, backend, dtype, keep, rule):
+        lists = Lists.draw(SHAPES, dtype, backend, keep, density=1.0)
         open_ = lists.copy()
         open_.masks = []
-        check_masked_sgd(ops.masked_sgd_, open_, **rule)
-        lists.step(ops.masked_sgd_, **rule)
+        check_masked_sgd(open_, **rule)
+        lists.step(**rule)
         assert_same_bits(open_.written(), lists.written())
 
 
@@ -131,7 +131,7 @@ class TestMaskedSgd:
 
         mask = torch.tensor([True, False, True, False, True], device=device)
         lists = Lists(full(1.0), full(2.0), full(3.0), [mask])
-        lists.step(ops.masked_sgd_, **rule)
+        lists.step(**rule)
         frozen = 0.0 if rule.get("first") else 3.0
         expected = full(param)[0].where(mask, 1.0), full(buffer or 3.0)[0].where(mask, frozen)
         torch.testing.assert_close((lists.params[0], lists.momentum_buffers[0]), expected, rtol=0, atol=1e-15)
@@ -152,8 +152,8 @@ class TestMaskedSgd:
         lists = Lists.draw([(100, 41)], dtype, device, keep)
         clean, frozen = lists.copy(), ~lists.masks[0]
         lists.grads[0][frozen] = value
-        lists.step(ops.masked_sgd_, **rule)
-        clean.step(ops.masked_sgd_, **rule)
+        lists.step(**rule)
+        clean.step(**rule)
         assert_same_bits(lists.written(), clean.written())
 
     @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
@@ -164,7 +164,7 @@ class TestMaskedSgd:
             tensor.copy_(torch.full(tensor.shape, -3, dtype=patterns).view(tensor.dtype))
             assert tensor.isnan().all()
         before = lists.copy()
-        lists.step(ops.masked_sgd_, momentum=0.9, weight_decay=0.1)
+        lists.step(momentum=0.9, weight_decay=0.1)
         frozen = ~lists.masks[0]
         assert_same_bits([each[frozen] for each in lists.written()], [each[frozen] for each in before.written()])
 
@@ -174,7 +174,7 @@ class TestMaskedSgd:
         twin = lists.copy()
         lists.momentum_buffers[0].fill_(torch.nan)
         for each in (lists, twin):
-            each.step(ops.masked_sgd_, momentum=0.9, nesterov=True, first=True)
+            each.step(momentum=0.9, nesterov=True, first=True)
         assert_same_bits(lists.written(), twin.written())
         assert (lists.momentum_buffers[0][~lists.masks[0]] == 0).all()
 
@@ -182,7 +182,7 @@ class TestMaskedSgd:
         shapes = [(size % 11, size % 5 + 1) for size in range(100)]
         parts = [Lists.draw(shapes, *keep.values[:1], device, *keep.values[1:]) for keep in KEEPS]
         lists = Lists(*([tensor for part in parts for tensor in vars(part)[name]] for name in vars(parts[0])))
-        check_masked_sgd(ops.masked_sgd_, lists, momentum=0.9, weight_decay=0.1)
+        check_masked_sgd(lists, momentum=0.9, weight_decay=0.1)
 
     @pytest.mark.parametrize("offset", [1, 2, 3, 5])
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,12 +192,12 @@ class TestMaskedSgd:
         for i, mask in enumerate(wide.masks):  # not as far off as the others
             lists.masks[i] = mask[: lists.params[i].numel()]
         outside = [tensor[:offset].clone() for tensor in wide.written()]
-        check_masked_sgd(ops.masked_sgd_, lists, momentum=0.9, weight_decay=0.1)
+        check_masked_sgd(lists, momentum=0.9, weight_decay=0.1)
         assert_same_bits([tensor[:offset] for tensor in wide.written()], outside)
 
     def test_nothing_to_do(self, device):
         ops.masked_sgd_([], [], [], [], 0.1)
-        check_masked_sgd(ops.masked_sgd_, Lists.draw([(0,), (3, 0)], device=device), momentum=0.9)
+        check_masked_sgd(Lists.draw([(0,), (3, 0)], device=device), momentum=0.9)
 
     def test_compiles_without_a_graph_break(self, device):
         def stepped(params, grads, buffers, masks):
@@ -246,7 +246,7 @@ class TestMaskedSgdLayouts:
         lists = Lists(*rows)
         strides = [tensor.stride() for tensor in lists.written()]
         for each in (plain, lists):
-            each.step(ops.masked_sgd_, momentum=0.9, weight_decay=0.1)
+            each.step(momentum=0.9, weight_decay=0.1)
         assert_same_bits(lists.written(), plain.written())
         assert [tensor.stride() for tensor in lists.written()] == strides
 

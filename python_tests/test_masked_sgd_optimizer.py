@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from op_tools import DTYPES, assert_close
 from pairs import pairs
 from test_masked_sgd import HALF, assert_same_bits
-from test_ops import DTYPES, assert_close
 from torch import Tensor, nn
 
 from amun_ext import InputError, MaskedSGD, reference

@@ -1,61 +1,92 @@
-"""What the ops refuse when they are called directly: tensors without values, shared memory, numbers out of range."""
+"""What the ops refuse: tensors of the wrong kind, without values or with shared memory, and numbers out of range."""
 
 import math
 
 import pytest
 import torch
+from op_tools import CONFIGS, PGD, Search, draw_feedback
+from pairs import pairs
+from torch import Tensor
 
 from amun_ext import ops
+from amun_ext.ops import Feedback, SampleTable, SlotBatch
 
-PGD = ops.Schedule("pgd", 50, 0.1, 0.1, 2.0, 2.0, 10.0, 0.5, 1.0, 1.0)
-WRITTEN = (
-    "x",
-    "slots",
-    "slot_labels",
-    "images",
-    "found_labels",
-    "eps",
-    "distance",
-    "round_step",
-    "grad_evals",
-    "status",
-)
-WRITTEN = (*WRITTEN, "cursor")
+LISTS = (SlotBatch, Feedback, SampleTable)
+WRITTEN = [*SlotBatch._fields, *SampleTable._fields[2:], "queue_position"]
+OTHERS = ("x", "grad", "inputs", "images", "labels", "margin", "queue", "queue_position", "status")
 
 
-def step_tensors(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """A step's, in the order of the op."""
-    real = ops.accumulate_dtype(dtype)
-    return {
-        "x": torch.rand(2, 6, dtype=dtype),
-        "slots": torch.arange(2),
-        "slot_labels": torch.zeros(2, dtype=torch.int64),
-        "grad": torch.rand(2, 6, dtype=dtype),
-        "adversarial": torch.zeros(2, dtype=torch.bool),
-        "predicted": torch.zeros(2, dtype=torch.int64),
-        "margin": torch.ones(2, dtype=real),
-        "inputs": torch.rand(4, 6, dtype=dtype),
-        "labels": torch.zeros(4, dtype=torch.int64),
-        "images": torch.rand(4, 6, dtype=dtype),
-        "found_labels": torch.zeros(4, dtype=torch.int64),
-        "eps": torch.zeros(4, dtype=real),
-        "distance": torch.full((4,), math.inf, dtype=real),
-        "round_step": torch.zeros(4, dtype=torch.int32),
-        "grad_evals": torch.zeros(4, dtype=torch.int32),
-        "status": torch.zeros(4, dtype=torch.int8),
-        "queue": torch.arange(4),
-        "cursor": torch.tensor([2]),
-    }
+def draw_step(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a step by name, two of whose four slots run."""
+    search = Search.begin(4, 6, (2, 3), eps=0, device=device, dtype=dtype)
+    search.batch.sample_index[:2] = torch.arange(2)
+    return search.tensors(draw_feedback(search.batch.x))
 
 
-def step(tensors: dict[str, torch.Tensor], **schedule: float) -> None:
-    torch.ops.amun_ext.search_step_(*tensors.values(), *PGD._replace(**schedule), 0.0, 1.0)
+def step(tensors: dict[str, Tensor], bounds: tuple[float, float] = (0.0, 1.0), **config) -> None:
+    lists = [kind(*(tensors[name] for name in kind._fields)) for kind in LISTS]
+    ops.search_step_(*lists, tensors["queue"], tensors["queue_position"], PGD._replace(**config), bounds)
 
 
 def test_a_step_as_it_should_be() -> None:
-    step(tensors := step_tensors())
+    step(tensors := draw_step())
     assert tensors["x"].isfinite().all()
     assert (tensors["eps"][:2] > 0).all()
+
+
+class TestTensors:
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("x", lambda x: x.int(), "float32, float64, float16 or bfloat16, got Int"),
+            ("x", lambda x: x.transpose(1, 2), "contiguous"),
+            ("x", lambda x: x[0, 0, 0], "batch dimension, got a scalar"),
+            ("x", lambda x: x.requires_grad_(), "not require grad"),
+            ("grad", lambda grad: grad[:3], r"4 rows .*, got \[3, 2, 3\]"),
+            ("grad", lambda grad: grad[..., :2], r"4 rows .*, got \[4, 2, 2\]"),
+            ("grad", lambda grad: grad.double(), "dtype Float, got Double"),
+            ("inputs", lambda inputs: inputs.flatten(1), r"6 rows .*, got \[6, 6\]"),
+            ("inputs", lambda inputs: inputs[:1].expand(6, 2, 3), "contiguous"),
+            ("images", lambda images: images[:5], r"6 rows .*, got \[5, 2, 3\]"),
+            ("images", lambda images: images.half(), "dtype Float, got Half"),
+            ("images", lambda images: images[:1].expand(6, 2, 3), "contiguous"),
+            ("sample_index", lambda index: index.int(), "dtype Long, got Int"),
+            ("sample_index", lambda index: index[1:], r"shape \[4\], got \[3\]"),
+            ("sample_index", lambda index: index.repeat_interleave(2)[::2], "contiguous"),
+            ("slot_labels", lambda labels: labels[:, None], r"shape \[4\], got \[4, 1\]"),
+            ("adversarial", lambda flags: flags.to(torch.uint8), "dtype Bool, got Byte"),
+            ("predicted", lambda predicted: predicted[:2], r"shape \[4\], got \[2\]"),
+            ("margin", lambda margin: margin.half(), "dtype Float, got Half"),
+            ("margin", lambda margin: margin[1:], r"shape \[4\], got \[3\]"),
+            ("labels", lambda labels: labels.float(), "dtype Long, got Float"),
+            ("found_labels", lambda labels: labels[:1], r"shape \[6\], got \[1\]"),
+            ("eps", lambda eps: eps.double(), "dtype Float, got Double"),
+            ("distance", lambda distance: distance.half(), "dtype Float, got Half"),
+            ("step_count", lambda steps: steps.long(), "dtype Int, got Long"),
+            ("grad_evals", lambda evals: evals.long(), "dtype Int, got Long"),
+            ("status", lambda status: status.int(), "dtype Char, got Int"),
+            ("queue", lambda queue: queue[None], r"shape \[Q\], got \[1, 6\]"),
+            ("queue", lambda queue: queue.int(), "dtype Long, got Int"),
+            ("queue_position", lambda position: position[0], r"shape \[1\], got \[\]"),
+        ],
+    )
+    def test_of_the_wrong_kind_are_named(self, device, name, change, message):
+        tensors = draw_step(device=device)
+        tensors[name] = change(tensors[name])
+        with pytest.raises(RuntimeError, match=f"{name} must .*{message}"):
+            step(tensors)
+
+    @pytest.mark.parametrize("place", range(4))
+    def test_too_few_of_a_list(self, place):
+        search = Search.running(2, (3,))
+        arguments = [search.batch, draw_feedback(search.batch.x), search.table[:2], search.table[2:]]
+        name = ("batch", "feedback", "samples", "state")[place]
+        arguments[place] = arguments[place][:-1]
+        rule, steps, *params = PGD
+        with pytest.raises(RuntimeError, match=f"{name} must have . entries"):
+            torch.ops.amun_ext.search_step_(
+                *arguments, search.queue, search.queue_position, rule, steps, params, (0.0, 1.0)
+            )
 
 
 def overlapping(one: torch.Tensor, other: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,17 +101,12 @@ def overlapping(one: torch.Tensor, other: torch.Tensor, offset: int) -> tuple[to
 
 
 class TestMemory:
-    @pytest.mark.parametrize("name", WRITTEN)
     @pytest.mark.parametrize(
-        "other", ["x", "grad", "inputs", "images", "labels", "margin", "queue", "cursor", "status"]
+        ("name", "other"), [(name, other) for name in WRITTEN for other in OTHERS if name != other]
     )
     def test_what_is_written_overlaps_nothing(self, name: str, other: str) -> None:
-        if name == other:
-            return
-        for behind in (0, 8):
-            tensors = step_tensors()
-            if behind >= tensors[name].nbytes:
-                continue
+        for behind in (0, 8)[: 1 + (draw_step()[name].nbytes > 8)]:
+            tensors = draw_step()
             tensors[name], tensors[other] = overlapping(tensors[name], tensors[other], behind)
             with pytest.raises(RuntimeError, match="must not share memory") as refused:
                 step(tensors)
@@ -88,13 +114,13 @@ class TestMemory:
             assert other in str(refused.value)
 
     def test_what_is_only_read_may_overlap(self) -> None:
-        tensors = step_tensors()
+        tensors = draw_step()
         tensors["queue"], tensors["labels"] = overlapping(tensors["queue"], tensors["labels"], 8)
         tensors["labels"].fill_(1)
         step(tensors)
 
     def test_neighbours_in_one_memory_are_apart(self) -> None:
-        tensors = step_tensors()
+        tensors = draw_step()
         for names in (("x", "grad"), ("eps", "distance"), ("inputs", "images")):
             one, other = (tensors[name] for name in names)
             tensors |= dict(zip(names, overlapping(one, other, one.nbytes), strict=True))
@@ -122,9 +148,9 @@ class TestMemory:
 
 
 class TestMeta:
-    @pytest.mark.parametrize("name", step_tensors())
+    @pytest.mark.parametrize("name", draw_step())
     def test_one_without_values_among_others(self, name: str) -> None:
-        tensors = step_tensors()
+        tensors = draw_step()
         before = {key: each.clone() for key, each in tensors.items()}
         tensors[name] = tensors[name].to("meta")
         with pytest.raises(RuntimeError, match="must be on the device of the first"):
@@ -148,50 +174,62 @@ class TestMeta:
         logits, labels = torch.rand(2, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
         assert all(each.is_meta for each in ops.attack_loss(logits, labels))
         assert ops.sm_taylor_softmax(logits, labels).is_meta
-        step({name: each.to("meta") for name, each in step_tensors().items()})
+        step({name: each.to("meta") for name, each in draw_step().items()})
+
+
+POSITIVE = ("step_fraction", "last_step_fraction", "eps_max", "start", "overshoot")
+LARGEST = r"1.84467e\+19"  # whose square is finite in float32
 
 
 class TestNumbers:
-    @pytest.mark.parametrize("field", ["step_fraction", "last_step_fraction", "eps_max", "start", "overshoot"])
-    def test_without_a_square_in_float32(self, field: str) -> None:
-        with pytest.raises(RuntimeError, match=rf"{field} must be at most 1.84467e\+19, got 1e\+300"):
-            step(step_tensors(), **{field: 1e300})
-        step(step_tensors(torch.float64), **{field: 1e150} if field in ("start", "overshoot") else {})
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"steps": 0}, r"steps .* in \[1, 2\^31\), got 0"),
+            ({"steps": 2**31}, r"steps .*, got 2147483648"),
+            ({"eps_growth": 1.0}, rf"eps_growth .* in \(1, {LARGEST}\], got 1"),
+            ({"last_eps_growth": 1.0}, "last_eps_growth .*, got 1"),
+            ({"eps_growth": math.nan}, "eps_growth .*, got nan"),
+            ({"last_eps_growth": math.inf}, "last_eps_growth .*, got inf"),
+            (
+                {"rule": "ddn", "eps_growth": 1.5, "last_eps_growth": 1.1},
+                "eps_growth .* less than 1.5 with ddn, got 1.5",
+            ),
+            ({"pull_back": 0.0}, r"pull_back .* in \(0, 1\], got 0"),
+            ({"pull_back": 1.01}, r"pull_back .*, got 1.01"),
+            ({"pull_back": math.nan}, "pull_back .*, got nan"),
+            ({"rule": "PGD"}, 'rule .* "external", got "PGD"'),
+            ({"rule": ""}, 'rule .* "external", got ""'),
+            ({"bounds": (1, 1)}, "low .* less than high, got 1 and 1"),
+            ({"bounds": (0, math.nan)}, "low .* less than high, got 0 and nan"),
+            ({"step_fraction": 1e12, "eps_max": 1e12}, rf"step_fraction \* eps_max .* {LARGEST}, got 1e\+12"),
+        ],
+    )
+    def test_of_a_step_are_named(self, device, change, message):
+        with pytest.raises(RuntimeError, match=message):
+            step(draw_step(device=device), **change)
 
-    def test_of_which_the_product_has_none(self) -> None:
-        with pytest.raises(RuntimeError, match=r"step_fraction \* eps_max must be at most 1.84467e\+19, got 1e\+12 \*"):
-            step(step_tensors(), step_fraction=1e12, eps_max=1e12)
+    @pytest.mark.parametrize(
+        ("rule", "field", "value"), pairs(ops.RULES, POSITIVE, [0.0, -1.0, math.nan, math.inf, 1e300])
+    )
+    def test_that_must_be_positive(self, device, rule, field, value):
+        with pytest.raises(RuntimeError, match=rf"{field} .* in \(0, {LARGEST}\], got"):
+            step(draw_step(device=device), **CONFIGS[rule]._replace(**{field: value})._asdict())
 
-    @pytest.mark.parametrize("rule", ["pgd", "ddn", "deepfool"])
-    @pytest.mark.parametrize("field", ["step_fraction", "last_step_fraction", "eps_max", "start", "overshoot"])
-    def test_the_largest_give_no_nan(self, rule: str, field: str) -> None:
-        tensors = step_tensors()
-        growth = 1.4 if rule == "ddn" else 2.0
+    @pytest.mark.parametrize("field", ["start", "overshoot"])
+    def test_that_float64_has(self, field):
+        step(draw_step(torch.float64), **{field: 1e150})
+
+    @pytest.mark.parametrize(("rule", "field"), pairs(["pgd", "ddn", "deepfool"], POSITIVE))
+    def test_the_largest_give_no_nan(self, rule, field):
+        tensors, config = draw_step(), CONFIGS[rule]._replace(eps_growth=1.4, last_eps_growth=1.4, **{field: 1.8e18})
         for _ in range(5):
-            step(tensors, rule=rule, eps_growth=growth, last_eps_growth=growth, **{field: 1.8e18})
+            step(tensors, **config._asdict())
             assert tensors["x"].isfinite().all()
             assert not tensors["eps"].isnan().any()
 
     @pytest.mark.parametrize("name", ["lr", "weight_decay", "dampening", "momentum"])
-    def test_that_float32_has_not(self, name: str) -> None:
+    def test_that_float32_has_not(self, name):
         buffers = [torch.zeros(3)] if name == "momentum" else []
         with pytest.raises(RuntimeError, match=rf"{name} must be finite.*, got 1e\+300"):
             ops.masked_sgd_([torch.zeros(3)], [torch.ones(3)], buffers, [], **{"lr": 0.1, name: 1e300})
-
-    def test_of_the_others(self) -> None:
-        logits, labels = torch.rand(2, 3), torch.zeros(2, dtype=torch.int64)
-        with pytest.raises(RuntimeError, match="gap must be finite"):
-            ops.attack_loss(logits, labels, gap=1e300)
-        for name in ("margin", "temperature", "floor"):
-            with pytest.raises(RuntimeError, match=rf"{name} must be .*finite"):
-                ops.sm_taylor_softmax(logits, labels, **{name: 1e300})
-
-
-def test_results_have_no_gradient() -> None:
-    """Also of the ops themselves, without the wrapper."""
-    logits, labels = torch.rand(2, 3, requires_grad=True), torch.zeros(2, dtype=torch.int64)
-    results = [
-        *torch.ops.amun_ext.attack_loss(logits, labels, "cross_entropy", 0.0),
-        torch.ops.amun_ext.sm_taylor_softmax(logits, labels, 4, 0.6, 2.0, 0.1),
-    ]
-    assert not any(each.requires_grad for each in results)

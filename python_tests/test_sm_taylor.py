@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from op_tools import DTYPES, draw_logits
 from pairs import pairs
-from test_ops import DTYPES, draw_logits
 from torch import Tensor
 
 import amun_ext
@@ -15,6 +15,9 @@ from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.ops import accumulate_dtype
 
 ROUNDINGS = 40  # that may add up, of the sizes of what is added
+# Around the lanes of a row on a GPU, and where the CPU changes its ways.
+CLASSES = [2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 31, 33, 47, 48, 64, 65, 128, 129, 200, 1000, 1003]
+SPOILT = ["a NaN at the label", "a NaN elsewhere", "label C", "label -1"]
 
 
 def error_bound(
@@ -40,7 +43,6 @@ def error_bound(
 
 
 def check_sm_taylor(
-    op,
     logits: Tensor,
     labels: Tensor,
     order: int = 4,
@@ -48,9 +50,9 @@ def check_sm_taylor(
     temperature: float = 2.0,
     floor: float | None = None,
 ) -> Tensor:
-    """`op` gives what the twin gives in the same dtype and in float64, as far as rounding lets it."""
+    """The op gives what its twin gives in the same dtype and in float64, as far as rounding lets it."""
     rule = (order, margin, temperature, floor)
-    result = op(logits, labels, *rule)
+    result = ops.sm_taylor_softmax(logits, labels, *rule)
     assert result.shape == logits.shape[:-1]
     assert result.dtype == accumulate_dtype(logits.dtype)
     want = reference.sm_taylor_softmax(logits.double(), labels, *rule)
@@ -63,28 +65,27 @@ def check_sm_taylor(
 
 
 class TestSmTaylorSoftmax:
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 7, 8, 10, 17, 47, 48, 200, 1000, 1003])
-    def test_numbers_of_classes(self, device, dtype, classes):
-        check_sm_taylor(ops.sm_taylor_softmax, *draw_logits(31, classes, device=device, dtype=dtype))
+    @pytest.mark.parametrize(("dtype", "classes"), pairs(DTYPES, CLASSES))
+    def test_numbers_of_classes(self, backend, dtype, classes):
+        check_sm_taylor(*draw_logits(31, classes, device=backend, dtype=dtype))
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(
         "shape",
-        [(1, 2), (20_000, 10), (300, 201), (5, 700, 10), (2, 3, 40, 7), (7, 90, 60), (0, 10), (3, 0, 10), (0, 3, 10)],
+        [(1, 2), (5000, 10), (300, 201), (5, 700, 10), (2, 3, 40, 7), (7, 90, 60), (0, 10), (3, 0, 10), (0, 3, 10)],
         ids=str,
     )
-    def test_shapes(self, device, dtype, shape):
-        logits = (3 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
-        labels = torch.randint(shape[-1], shape[-2:-1], device=device)
-        check_sm_taylor(ops.sm_taylor_softmax, logits, labels)
+    def test_shapes(self, backend, dtype, shape):
+        logits = (3 * torch.randn(shape, dtype=torch.float64)).to(backend, dtype)
+        labels = torch.randint(shape[-1], shape[-2:-1], device=backend)
+        check_sm_taylor(logits, labels)
 
     @pytest.mark.parametrize(("dtype", "floor", "order"), pairs(DTYPES, [None, 1e-3, 0.5], ops.TAYLOR_ORDERS))
-    def test_orders(self, device, dtype, order, floor):
+    def test_orders(self, backend, dtype, order, floor):
         for classes in (10, 60):
-            logits, labels = draw_logits(200, classes, device=device, dtype=dtype)
+            logits, labels = draw_logits(50, classes, device=backend, dtype=dtype)
             for margin, temperature in ((0.6, 2.0), (-0.4, 1.0), (0.0, 3.0)):
-                check_sm_taylor(ops.sm_taylor_softmax, logits, labels, order, margin, temperature, floor)
+                check_sm_taylor(logits, labels, order, margin, temperature, floor)
 
     @pytest.mark.parametrize(
         ("row", "rule", "expected"),
@@ -133,19 +134,16 @@ class TestSmTaylorSoftmax:
         assert nothing_to_clamp.any()
         assert torch.equal(published[nothing_to_clamp], clamped[nothing_to_clamp])
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("classes", [9, 60])
-    @pytest.mark.parametrize("floor", [None, 1e-3])
-    @pytest.mark.parametrize("spoilt", ["a NaN at the label", "a NaN elsewhere", "label C", "label -1"])
-    def test_a_row_without_an_answer_leaves_the_others_alone(self, device, dtype, classes, floor, spoilt):
-        logits, labels = draw_logits(50, classes, device=device, dtype=dtype)
+    @pytest.mark.parametrize(("dtype", "classes", "floor", "spoilt"), pairs(DTYPES, [9, 60], [None, 1e-3], SPOILT))
+    def test_a_row_without_an_answer_leaves_the_others_alone(self, backend, dtype, classes, floor, spoilt):
+        logits, labels = draw_logits(50, classes, device=backend, dtype=dtype)
         expected = ops.sm_taylor_softmax(logits, labels, floor=floor)
-        rows = torch.arange(50, device=device) % 3 == 1
+        rows = torch.arange(50, device=backend) % 3 == 1
         if "NaN" in spoilt:
             logits[rows, labels[rows] if "label" in spoilt else (labels[rows] + 1) % classes] = torch.nan
         else:
             labels[rows] = classes if spoilt == "label C" else -1
-        result = check_sm_taylor(ops.sm_taylor_softmax, logits, labels, floor=floor)
+        result = check_sm_taylor(logits, labels, floor=floor)
         assert result[rows].isnan().all()
         assert torch.equal(result[~rows], expected[~rows])
 

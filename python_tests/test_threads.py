@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from op_tools import CONFIGS, DTYPES, Search, draw_feedback, draw_logits
 from pairs import pairs
 from test_masked_sgd import RULES, Lists, assert_same_bits
-from test_ops import DTYPES, SCHEDULES, Feedback, Search, draw_logits
 from torch import Tensor
 
 from amun_ext import ops
@@ -36,10 +36,10 @@ def test_attack_loss_and_sm_taylor_softmax(with_threads, dtype) -> None:
 @pytest.mark.parametrize(("dtype", "rule"), pairs(DTYPES, ops.RULES))
 def test_search_step(with_threads, dtype, rule: str) -> None:
     one = Search.running(301, (3, 16, 16), dtype=dtype)
-    several, feedback = one.copy(), Feedback.random(one.pool.x, torch.arange(301) % 3 == 1)
+    several, feedback = one.copy(), draw_feedback(one.batch.x, torch.arange(301) % 3 == 1)
     for search, threads in ((one, 1), (several, 3)):
-        with_threads(threads, search.step, ops.search_step_, feedback, SCHEDULES[rule])
-    assert_same_bits([*several.pool, *several.book], [*one.pool, *one.book])
+        with_threads(threads, search.step, feedback, CONFIGS[rule])
+    assert_same_bits([*several.batch, *several.table], [*one.batch, *one.table])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -47,5 +47,5 @@ def test_masked_sgd(with_threads, rule) -> None:
     one = Lists.draw([(50_001,), (), (7, 3), (0, 4), (40 * 4096,)])
     several = one.copy()
     for lists, threads in ((one, 1), (several, 3)):
-        with_threads(threads, lambda lists=lists: lists.step(ops.masked_sgd_, **rule))
+        with_threads(threads, lambda lists=lists: lists.step(**rule))
     assert_same_bits(several.written(), one.written())

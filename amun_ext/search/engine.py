@@ -1,4 +1,4 @@
-"""The loop that calls the model: a book of samples, and the pool of slots that works through it."""
+"""The loop that calls the model: the table of all samples, and the batch of slots that works through it."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Search:
     ) -> None:
         self.model, self.twin, self.settings = model, twin, settings
         self.batch_size, self.first_row = batch_size, first_row
-        self.schedule, self.bounds = settings.schedule, settings.bounds
+        self.config, self.bounds = settings.step, settings.bounds
         self.loss = settings.loss
         self.cheaply = True  # on the twin, and in the reduced precision; else on the caller's model as it is
         self.given_dtype = inputs.dtype
@@ -44,14 +44,14 @@ class Search:
         labels = labels.detach().to(self.device, torch.int64, copy=True)
         count = len(x0)
         self.per_sample = (-1, *[1] * (x0.dim() - 1))  # the shape in which a [N] column meets the images
-        self.book = ops.Book(
+        self.table = ops.SampleTable(
             inputs=x0,
             labels=labels,
             images=x0.clone(),
             found_labels=labels.clone(),
             eps=x0.new_full((count,), settings.eps_init),
             distance=x0.new_full((count,), math.inf),
-            round_step=labels.new_zeros(count, dtype=torch.int32),
+            step_count=labels.new_zeros(count, dtype=torch.int32),
             grad_evals=labels.new_zeros(count, dtype=torch.int32),
             status=labels.new_zeros(count, dtype=torch.int8),
         )
@@ -60,7 +60,7 @@ class Search:
 
     def _logits(self, x: Tensor) -> Tensor:
         """The model's answer to what the caller will hold: the iterate in the dtype of the inputs."""
-        # Cloned: the pool and the book are safe from a model that changes its input in place.
+        # Cloned: the batch and the table are safe from a model that changes its input in place.
         held = x.to(self.given_dtype).to(self.model_dtype).clone()
         if self.cheaply and self.settings.precision:
             with torch.autocast(self.device.type, self.settings.precision):
@@ -87,13 +87,13 @@ class Search:
     # -------------------------------------------------------------------------------------------------------- the loop
 
     def run(self, queue: Tensor, bar: "tqdm[Any]") -> None:
-        """Search the samples `queue` [Q], each from its row of `book.images`.
+        """Search the samples `queue` [Q], each from its row of `table.images`.
 
         Where a sample ends as soon as it is found, freed slots are refilled until the queue runs dry. Where all make
         equally many steps they go in waves, whose last look at the model needs no gradient.
         """
-        self.book.status[queue] = ops.Status.PENDING
-        if self.schedule.rule == "pgd":
+        self.table.status[queue] = ops.Status.PENDING
+        if self.config.rule == "pgd":
             self._run_queue(queue, bar)
         else:
             self._run_waves(queue, bar)
@@ -102,16 +102,16 @@ class Search:
         slots = _Slots(self, queue)
         slots.fill()
         advance, iteration, before = repeated(slots.advance, self.device), 0, bar.n
-        while len(slots.pool.slots):
+        while len(slots.batch.x):
             advance()
             iteration += 1
             if self.device.type == "cpu" or iteration % HOST_CHECK_EVERY == 0:
-                bar.update(before + min(int(slots.cursor), len(queue)) - slots.busy() - bar.n)
+                bar.update(before + min(int(slots.queue_position), len(queue)) - slots.busy() - bar.n)
                 if self.device.type == "cpu" or not slots.busy():  # a graph knows one size of batch only
                     slots.compact()
 
     def _run_waves(self, queue: Tensor, bar: "tqdm[Any]") -> None:
-        on_cpu, steps = self.device.type == "cpu", self.schedule.steps
+        on_cpu, steps = self.device.type == "cpu", self.config.steps
         reduced_steps = int(REDUCED_PART * steps) if self.cheaply and self.settings.precision else 0
         slots: _Slots | None = None
         advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a graph knows one model and one loss
@@ -125,7 +125,7 @@ class Search:
                 if reduced_steps:
                     self.cheaply = step < reduced_steps
                 if step == reduced_steps > 0:
-                    self.recheck(wave[self.book.distance[wave].isfinite()])
+                    self.recheck(wave[self.table.distance[wave].isfinite()])
                 if step == steps:
                     slots.look()
                 else:
@@ -135,7 +135,7 @@ class Search:
                     advances[how]()
                 if on_cpu:
                     slots.compact()
-                    if not len(slots.pool.slots):
+                    if not len(slots.batch.x):
                         break
             if reduced_steps:
                 self.cheaply = True
@@ -148,48 +148,48 @@ class Search:
         return rows.split(self.batch_size) if len(rows) else ()
 
     def found(self) -> Tensor:
-        rows: Tensor = (self.book.status == ops.Status.FOUND).nonzero()[:, 0]
+        rows: Tensor = (self.table.status == ops.Status.FOUND).nonzero()[:, 0]
         return rows
 
     def recheck(self, rows: Tensor) -> Tensor:
         """Predict the examples of `rows` again in plain batches; those rows [M] whose example is none any more."""
-        book, fallen = self.book, torch.zeros_like(rows, dtype=torch.bool)
+        table, fallen = self.table, torch.zeros_like(rows, dtype=torch.bool)
         for batch in self.batches(torch.arange(len(rows), device=rows.device)):
-            attack = self.look(book.images[rows[batch]], book.labels[rows[batch]])
-            book.found_labels[rows[batch]] = attack.predicted
+            attack = self.look(table.images[rows[batch]], table.labels[rows[batch]])
+            table.found_labels[rows[batch]] = attack.predicted
             fallen[batch] = ~attack.adversarial
-        book.distance[rows[fallen]] = math.inf
+        table.distance[rows[fallen]] = math.inf
         return rows[fallen]
 
     def once_more(self, rows: Tensor, bar: "tqdm[Any]") -> None:
         """Search `rows` again: pgd goes on from an example that has fallen, all others begin anew."""
-        anew = rows if self.schedule.rule != "pgd" else rows[self.book.status[rows] != ops.Status.FOUND]
-        self.book.images[anew], self.book.eps[anew] = self.book.inputs[anew], self.settings.eps_init
-        self.book.distance[anew], self.book.round_step[anew] = math.inf, 0
+        anew = rows if self.config.rule != "pgd" else rows[self.table.status[rows] != ops.Status.FOUND]
+        self.table.images[anew], self.table.eps[anew] = self.table.inputs[anew], self.settings.eps_init
+        self.table.distance[anew], self.table.step_count[anew] = math.inf, 0
         self.run(rows, bar)
 
     def beyond(self, radius: float) -> Tensor:
         """Rows [M] whose example is farther away, as that of a method without a last radius may be."""
         rows = self.found()
-        return rows[self.book.distance[rows] > radius * (1 + 1e-4)]
+        return rows[self.table.distance[rows] > radius * (1 + 1e-4)]
 
     def count_in_one_step(self) -> int:
         """How many pgd has found by the first step of a radius that was given: it may be too long for them."""
-        given = self.schedule.rule == "pgd" and self.settings.eps_init > 0
-        return int((self.book.grad_evals[self.found()] == 2).sum()) if given else 0
+        given = self.config.rule == "pgd" and self.settings.eps_init > 0
+        return int((self.table.grad_evals[self.found()] == 2).sum()) if given else 0
 
     def give_up(self, rows: Tensor) -> None:
-        self.book.status[rows] = ops.Status.EXHAUSTED
+        self.table.status[rows] = ops.Status.EXHAUSTED
 
     def distances(self, rows: Tensor) -> Tensor:
         """L2 norms [M] of the perturbations of `rows`."""
-        distances: Tensor = (self.book.images[rows] - self.book.inputs[rows]).flatten(1).norm(dim=1)
+        distances: Tensor = (self.table.images[rows] - self.table.inputs[rows]).flatten(1).norm(dim=1)
         return distances
 
     def replace(self, rows: Tensor, images: Tensor, labels: Tensor) -> None:
         """Put other examples into `rows`."""
-        self.book.images[rows], self.book.found_labels[rows] = images, labels
-        self.book.distance[rows] = self.distances(rows)
+        self.table.images[rows], self.table.found_labels[rows] = images, labels
+        self.table.distance[rows] = self.distances(rows)
 
 
 class _Slots:
@@ -197,10 +197,10 @@ class _Slots:
 
     def __init__(self, search: Search, queue: Tensor) -> None:
         size = min(search.batch_size, len(queue))
-        self.search, self.queue, self.cursor = search, queue.clone(), torch.zeros_like(queue[:1])
-        self.pool = ops.Pool(
-            x=search.book.inputs.new_zeros((size, *search.book.inputs.shape[1:])),
-            slots=torch.full_like(queue[:size], -1),
+        self.search, self.queue, self.queue_position = search, queue.clone(), torch.zeros_like(queue[:1])
+        self.batch = ops.SlotBatch(
+            x=search.table.inputs.new_zeros((size, *search.table.inputs.shape[1:])),
+            sample_index=torch.full_like(queue[:size], -1),
             slot_labels=torch.zeros_like(queue[:size]),
         )
 
@@ -208,61 +208,65 @@ class _Slots:
         """Begin with another queue, no longer than the first. All slots must be idle."""
         self.queue[: len(queue)] = queue
         self.queue[len(queue) :] = -1  # no sample: passed over
-        self.cursor.zero_()
+        self.queue_position.zero_()
         self.fill()
 
     def fill(self) -> None:
-        nobody = self.pool.slots.bool(), self.pool.slots.clone(), self.pool.x.new_zeros(len(self.pool.slots))
-        self._step(*nobody, grad=torch.zeros_like(self.pool.x))
+        nobody = (
+            self.batch.sample_index.bool(),
+            self.batch.sample_index.clone(),
+            self.batch.x.new_zeros(len(self.batch.x)),
+        )
+        self._step(*nobody, grad=torch.zeros_like(self.batch.x))
 
     def advance(self) -> None:
         """One evaluation of the model and its gradient, and one step of every slot."""
-        attack, grad = self.search.gradient(self.pool.x, self.pool.slot_labels)
+        attack, grad = self.search.gradient(self.batch.x, self.batch.slot_labels)
         rule = self.search.settings.rule
         self._step(*attack[:3], grad=grad if rule is None else self._by_rule(rule, attack, grad))
 
     def look(self) -> None:
         """One evaluation of the model without a gradient, for those that have made their last step."""
-        attack = self.search.look(self.pool.x, self.pool.slot_labels)
-        self._step(*attack[:3], grad=torch.zeros_like(self.pool.x))
+        attack = self.search.look(self.batch.x, self.batch.slot_labels)
+        self._step(*attack[:3], grad=torch.zeros_like(self.batch.x))
 
     def busy(self) -> int:
-        return int((self.pool.slots >= 0).sum())
+        return int((self.batch.sample_index >= 0).sum())
 
     def compact(self) -> None:
         """Drop the idle slots, of which there are some once the queue is dry."""
-        busy = self.pool.slots >= 0
+        busy = self.batch.sample_index >= 0
         if not busy.all():
-            self.pool = ops.Pool(*(part[busy] for part in self.pool))
+            self.batch = ops.SlotBatch(*(part[busy] for part in self.batch))
 
     def _step(self, adversarial: Tensor, predicted: Tensor, margin: Tensor, grad: Tensor) -> None:
         search = self.search
-        margin = margin.to(search.book.eps.dtype)
-        feedback = grad, adversarial, predicted, margin
-        ops.search_step_(self.pool, search.book, self.queue, self.cursor, *feedback, search.schedule, search.bounds)
+        feedback = ops.Feedback(grad, adversarial, predicted, margin.to(search.table.eps.dtype))
+        position, config = self.queue_position, search.config
+        ops.search_step_(self.batch, feedback, search.table, self.queue, position, config, search.bounds)
 
     def _by_rule(self, rule: PythonRule, attack: ops.AttackLoss, grad: Tensor) -> Tensor:
         """The next iterates [B, ...] as a rule in Python wants them."""
-        book, busy = self.search.book, self.pool.slots >= 0
-        sample, x = self.pool.slots[busy], self.pool.x[busy]
-        adversarial, distance = attack.adversarial[busy], (x - book.inputs[sample]).flatten(1).norm(dim=1)
+        table, busy = self.search.table, self.batch.sample_index >= 0
+        sample, x = self.batch.sample_index[busy], self.batch.x[busy]
+        adversarial, distance = attack.adversarial[busy], (x - table.inputs[sample]).flatten(1).norm(dim=1)
         iterate = Iterate(
             x=x,
-            inputs=book.inputs[sample],
+            inputs=table.inputs[sample],
             grad=grad[busy],
             margin=attack.margin[busy],
             adversarial=adversarial,
-            best=torch.where(adversarial, torch.minimum(distance, book.distance[sample]), book.distance[sample]),
-            step=book.round_step[sample],
-            steps=self.search.schedule.steps,
+            best=torch.where(adversarial, torch.minimum(distance, table.distance[sample]), table.distance[sample]),
+            step=table.step_count[sample],
+            steps=self.search.config.steps,
             sample=self.search.first_row + sample,
-            eps=book.eps[sample],
+            eps=table.eps[sample],
         )
         moved = rule(iterate)
         fits = isinstance(moved, Tensor) and moved.shape == x.shape
         got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
         require(fits, "what method returns", f"the next iterates, of shape {tuple(x.shape)}", got)
-        book.eps[sample] = iterate.eps
-        following = self.pool.x.clone()
+        table.eps[sample] = iterate.eps
+        following = self.batch.x.clone()
         following[busy] = moved.detach().to(following)
         return following

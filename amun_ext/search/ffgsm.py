@@ -13,52 +13,51 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amun_ext.ops import Status
+from amun_ext.ops import Status, shortest_step
 from amun_ext.search.engine import Search
 
-TRIES, ROUNDINGS = 5, 16
+TRIES = 5
 
 
 def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
-    """Search the samples `queue` [Q] of the book. What a sample gets does not depend on the others."""
-    book, schedule = search.book, search.schedule
-    book.status[queue] = Status.EXHAUSTED
+    """Search the samples `queue` [Q] of the table. What a sample gets does not depend on the others."""
+    table, config = search.table, search.config
+    table.status[queue] = Status.EXHAUSTED
     for batch in queue.split(search.batch_size):
         left = batch
         for attempt in range(TRIES):
-            x = book.inputs[left]
+            x = table.inputs[left]
             if attempt:
-                aside = book.eps[left].view(search.per_sample) * _directions(search.first_row + left, attempt, x)
+                aside = table.eps[left].view(search.per_sample) * _directions(search.first_row + left, attempt, x)
                 x = (x + aside).clamp(*search.bounds)
-            attack, grad = search.gradient(x, book.labels[left])
-            book.grad_evals[left] += 1
+            attack, grad = search.gradient(x, table.labels[left])
+            table.grad_evals[left] += 1
             direction = _unit(grad.sign())  # zero without a gradient: such a sample stays where it is
             if attempt == 0:
                 stuck = left[~direction.flatten(1).any(1) & ~attack.adversarial]
-                book.status[stuck] = Status.NO_GRADIENT
-                estimate = torch.nan_to_num(schedule.start * attack.margin / grad.flatten(1).norm(dim=1)).to(book.eps)
-                shortest = ROUNDINGS * torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)  # as in search_step_
-                estimate = torch.maximum(estimate, shortest).clamp(max=schedule.eps_max)
-                book.eps[left] = torch.where(book.eps[left] == 0, estimate, book.eps[left])
-            length = book.eps[left]
-            for step in range(schedule.steps + 1):
+                table.status[stuck] = Status.NO_GRADIENT
+                estimate = torch.nan_to_num(config.start * attack.margin / grad.flatten(1).norm(dim=1)).to(table.eps)
+                estimate = torch.maximum(estimate, shortest_step(x)).clamp(max=config.eps_max)
+                table.eps[left] = torch.where(table.eps[left] == 0, estimate, table.eps[left])
+            length = table.eps[left]
+            for step in range(config.steps + 1):
                 hit = attack.adversarial
                 _keep(search, left[hit], x[hit], attack.predicted[hit])
                 left, x, direction, length = left[~hit], x[~hit], direction[~hit], length[~hit]
-                if step == schedule.steps or not len(left):
+                if step == config.steps or not len(left):
                     break
                 x = (x + length.view(search.per_sample) * direction).clamp(*search.bounds)
-                length = (length * schedule.eps_growth).clamp(max=schedule.eps_max)
-                attack = search.look(x, book.labels[left])
+                length = (length * config.eps_growth).clamp(max=config.eps_max)
+                attack = search.look(x, table.labels[left])
             if not len(left):
                 break
         bar.update(len(batch))
 
 
 def _keep(search: Search, rows: Tensor, x: Tensor, labels: Tensor) -> None:
-    book = search.book
-    book.images[rows], book.found_labels[rows], book.status[rows] = x, labels, Status.FOUND
-    book.distance[rows] = search.distances(rows)
+    table = search.table
+    table.images[rows], table.found_labels[rows], table.status[rows] = x, labels, Status.FOUND
+    table.distance[rows] = search.distances(rows)
 
 
 def _directions(rows: Tensor, attempt: int, like: Tensor) -> Tensor:

@@ -175,8 +175,8 @@ def find_min_adversarial(
                     bring_closer(search, refine)
                     if quantize is not None:
                         search.give_up(put_on_grid(search, quantize))
-                    search.give_up(search.beyond(settings.schedule.eps_max))
-                    without_gradient += int((search.book.status == ops.Status.NO_GRADIENT).sum())
+                    search.give_up(search.beyond(settings.step.eps_max))
+                    without_gradient += int((search.table.status == ops.Status.NO_GRADIENT).sum())
                     in_one_step += search.count_in_one_step()
                     _write(rows, part, search)
                     flush()
@@ -204,38 +204,38 @@ def _find(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], ba
     Batches of another size round differently too, so that a point on the boundary may fall back. A search in reduced
     precision may also miss what the caller's finds.
     """
-    run(search, torch.arange(len(search.book.labels), device=search.device), bar)
+    run(search, torch.arange(len(search.table.labels), device=search.device), bar)
     search.cheaply = False
     again = search.recheck(search.found())
     if search.settings.precision:
-        again = torch.cat([again, (search.book.status != ops.Status.FOUND).nonzero()[:, 0]])
+        again = torch.cat([again, (search.table.status != ops.Status.FOUND).nonzero()[:, 0]])
     if len(again):
         silent = tqdm(disable=True)
         if run is ffgsm:
             ffgsm(search, again, silent)
         else:
             search.once_more(again, silent)
-        search.give_up(search.recheck(again[search.book.status[again] == ops.Status.FOUND]))
+        search.give_up(search.recheck(again[search.table.status[again] == ops.Status.FOUND]))
 
 
 def _write(rows: stream.Rows, part: range, search: Search) -> None:
     """Put what a chunk has found into the rows `part`, by the names of AdversarialSet."""
-    book, count = search.book, len(part)
-    found = book.status == ops.Status.FOUND
-    images = torch.where(found.view(search.per_sample), book.images, book.inputs).to(search.given_dtype)
-    distance = (images.to(book.inputs.dtype) - book.inputs).flatten(1).norm(dim=1)  # as the caller's dtype has them
+    table, count = search.table, len(part)
+    found = table.status == ops.Status.FOUND
+    images = torch.where(found.view(search.per_sample), table.images, table.inputs).to(search.given_dtype)
+    distance = (images.to(table.inputs.dtype) - table.inputs).flatten(1).norm(dim=1)  # as the caller's dtype has them
     # Only pgd has a radius of its own, and an example that was put onto the grid may be beyond it.
-    within = distance <= book.eps * (1 + 1e-4)
-    eps = torch.where(within, book.eps, distance) if search.schedule.rule == "pgd" else distance
+    within = distance <= table.eps * (1 + 1e-4)
+    eps = torch.where(within, table.eps, distance) if search.config.rule == "pgd" else distance
     columns = {
         "images": images,
-        "labels": torch.where(found, book.found_labels, book.labels),
-        "true_labels": book.labels,
+        "labels": torch.where(found, table.found_labels, table.labels),
+        "true_labels": table.labels,
         "source_index": torch.arange(part.start, part.stop, device="cpu"),
         "eps": eps.masked_fill(found & (distance == 0), 0),
         "distance": distance.masked_fill(~found, math.inf),
         "found": found,
-        "grad_evals": book.grad_evals,  # last: it says that the row is there
+        "grad_evals": table.grad_evals,  # last: it says that the row is there
     }
     for name, column in columns.items():
         rows[name][part.start : part.start + count] = column

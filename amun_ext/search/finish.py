@@ -15,14 +15,14 @@ BISECTIONS = 4  # between the first of them that will do and the one before
 @torch.no_grad()
 def refine(search: Search, passes: int) -> None:
     """Bisect the segment from input to example, batch by batch; what is kept has been seen to fool the model."""
-    book = search.book
+    table = search.table
     for rows in search.batches(search.found()) if passes else ():
-        x0, x = book.inputs[rows], book.images[rows]
-        low, high = torch.zeros_like(book.eps[rows]), torch.ones_like(book.eps[rows])
+        x0, x = table.inputs[rows], table.images[rows]
+        low, high = torch.zeros_like(table.eps[rows]), torch.ones_like(table.eps[rows])
         for _ in range(passes):
             middle = (low + high) / 2
             candidate = (x0 + middle.view(search.per_sample) * (x - x0)).clamp(*search.bounds)
-            attack = search.look(candidate, book.labels[rows])
+            attack = search.look(candidate, table.labels[rows])
             hit = attack.adversarial
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
             search.replace(rows[hit], candidate[hit], attack.predicted[hit])
@@ -36,14 +36,14 @@ def quantize(search: Search, levels: int) -> Tensor:
     the input until its rounded form fools the model, and then as little as that takes. Returns the rows [M] for which
     none was found; theirs are left as they are.
     """
-    book, left = search.book, []
+    table, left = search.table, []
     for rows in search.batches(search.found()):
-        x0, delta, labels = book.inputs[rows], book.images[rows] - book.inputs[rows], book.labels[rows]
+        x0, delta, labels = table.inputs[rows], table.images[rows] - table.inputs[rows], table.labels[rows]
 
         def rounded(part: Tensor, x0: Tensor = x0, delta: Tensor = delta) -> Tensor:
             return on_grid(x0 + (1 + part).view(search.per_sample) * delta, search.bounds, levels)
 
-        low = high = torch.zeros_like(book.eps[rows])
+        low = high = torch.zeros_like(table.eps[rows])
         hit, kept = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool)
         for part in STRETCH:
             low, high = torch.where(hit, low, high), torch.where(hit, high, torch.full_like(high, part))
@@ -56,7 +56,7 @@ def quantize(search: Search, levels: int) -> Tensor:
             attack = search.look(candidate, labels)
             good = attack.adversarial & hit
             low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-            closer = good & (~kept | ((candidate - x0).flatten(1).norm(dim=1) <= book.distance[rows]))
+            closer = good & (~kept | ((candidate - x0).flatten(1).norm(dim=1) <= table.distance[rows]))
             search.replace(rows[closer], candidate[closer], attack.predicted[closer])
             kept |= closer
         left.append(rows[~kept])

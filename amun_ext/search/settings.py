@@ -17,8 +17,8 @@ PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
 @dataclass(frozen=True)
 class Settings:
     method: str  # of a rule in Python its module and name: what str() gives has its address, which changes
-    schedule: ops.Schedule
-    rule: PythonRule | None  # where schedule.rule is "given"
+    step: ops.StepConfig
+    rule: PythonRule | None  # where step.rule is "external"
     loss: str
     last_loss: str  # of the second half of a search of fixed length
     margin: float
@@ -31,12 +31,12 @@ class Settings:
     @property
     def first_step(self) -> float:
         """Its length in pgd; 0 where it is estimated."""
-        return self.eps_init * self.schedule.step_fraction
+        return self.eps_init * self.step.step_fraction
 
     def told(self) -> dict[str, str]:
         """What makes a search the one that it is, by name. Not the batch size, which may follow from the machine."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)} | self.schedule._asdict()
-        return {name: str(value) for name, value in own.items() if name != "schedule"}
+        own = {field.name: getattr(self, field.name) for field in fields(self)} | self.step._asdict()
+        return {name: str(value) for name, value in own.items() if name != "step"}
 
 
 def checked(
@@ -81,7 +81,7 @@ def checked(
     require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
     return Settings(
         method=name,
-        schedule=_schedule(name, row, options, eps_max),
+        step=_step(name, row, options, eps_max),
         rule=rule,
         loss=loss,
         last_loss=last_loss,
@@ -120,16 +120,7 @@ def _number(name: str, value: object) -> None:
     require(is_number(value), name, "a number", repr(value))
 
 
-def _schedule(method: str, row: Method, options: dict[str, Any], eps_max: float) -> ops.Schedule:
-    unused = {  # by this method: valid, and without effect
-        "step_fraction": 1.0,
-        "last_step_fraction": 1.0,
-        "eps_growth": 2.0,
-        "last_eps_growth": 2.0,
-        "start": 1.0,
-        "overshoot": 1.0,
-        "pull_back": 1.0,
-    }
-    named = unused | row.constants | {name: value for name, value in options.items() if name != "eps_init"}
-    rule = method if method in ops.RULES else "given"
-    return ops.Schedule(rule=rule, eps_max=eps_max, **named)
+def _step(method: str, row: Method, options: dict[str, Any], eps_max: float) -> ops.StepConfig:
+    named = row.constants | {name: value for name, value in options.items() if name != "eps_init"}
+    rule = method if method in ops.RULES else "external"
+    return ops.StepConfig(rule=rule, eps_max=eps_max, **named)

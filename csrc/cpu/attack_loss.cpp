@@ -1,8 +1,5 @@
-#include "../attack_loss.h"
+#include "../host/attack_loss.h"
 
-#include <algorithm>
-
-#include "../checks.h"
 #include "clones.h"
 
 namespace amun {
@@ -16,7 +13,7 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
     T* const grad = static_cast<T*>(args.grad_logits) + row * args.classes;
     const int64_t label = args.labels[row];
     if (label < 0 || label >= args.classes) {  // an unknown label has no answer: the same one as a NaN
-      write_verdict<A>(args, row, std::numeric_limits<A>::quiet_NaN(), label, Rival<A>{});
+      write_result<A>(args, row, std::numeric_limits<A>::quiet_NaN(), label, Rival<A>{});
       std::fill(grad, grad + args.classes, T(0));
       continue;
     }
@@ -24,8 +21,8 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
     const int32_t classes = static_cast<int32_t>(args.classes);
     Rival<A> rival;
     for (int32_t j = 0; j < classes; ++j)
-      if (j != label) rival = stronger(rival, Rival<A>{A(logits[j]), j});
-    write_verdict(args, row, own, label, rival);
+      if (j != label) rival = max_rival(rival, Rival<A>{A(logits[j]), j});
+    write_result(args, row, own, label, rival);
     if (!has_direction(own, rival)) {
       std::fill(grad, grad + args.classes, T(0));
       continue;
@@ -38,20 +35,16 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
   }
 }
 
-AttackLossOutputs attack_loss_cpu(const Tensor& logits_, const Tensor& labels_, const std::string& loss, double gap) {
-  const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
-  AttackLossArgs args = check_attack_loss(logits, labels, loss, gap);
-  AttackLossOutputs outputs = allocate(args, logits);
+void attack_loss_cpu(const Tensor&, ScalarType dtype, const AttackLossArgs& args) {
   const int64_t grain = std::max<int64_t>(1, 8192 / args.classes);
-  dispatch(logits.scalar_type(), [&](auto zero) {
+  dispatch(dtype, [&](auto zero) {
     torch::stable::parallel_for(
         0, args.rows, grain, [&](int64_t begin, int64_t end) { attack_loss_rows<decltype(zero)>(args, begin, end); });
   });
-  return outputs;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("attack_loss", TORCH_BOX(&attack_loss_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("attack_loss", TORCH_BOX(&attack_loss<attack_loss_cpu>)); }
 
 }  // namespace amun

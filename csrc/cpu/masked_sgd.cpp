@@ -1,8 +1,5 @@
-#include "../masked_sgd.h"
+#include "../host/masked_sgd.h"
 
-#include <algorithm>
-
-#include "../checks.h"
 #include "clones.h"
 
 namespace amun {
@@ -46,20 +43,15 @@ void update_group(const MaskedSgdGroup& group, const SgdRule<double>& rule) {
   });
 }
 
-void masked_sgd_cpu(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers,
-                    std::vector<Tensor> masks, double lr, double momentum, double dampening, double weight_decay,
-                    bool nesterov, bool maximize, bool first, bool gradient_only) {
-  const auto checked = check_masked_sgd(params, grads, momentum_buffers, masks, lr, momentum, dampening, weight_decay,
-                                        nesterov, maximize, first, gradient_only);
-  for (const MaskedSgdGroup& group : checked.second)
-    dispatch(group.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      group.wide ? update_group<T, Accumulate<T>>(group, checked.first) : update_group<T, T>(group, checked.first);
-    });
+void masked_sgd_cpu(const Tensor&, ScalarType dtype, const MaskedSgdGroup& group, const SgdRule<double>& rule) {
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    group.wide ? update_group<T, Accumulate<T>>(group, rule) : update_group<T, T>(group, rule);
+  });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("masked_sgd_", TORCH_BOX(&masked_sgd<masked_sgd_cpu>)); }
 
 }  // namespace amun

@@ -1,8 +1,5 @@
-#include "../search_step.h"
+#include "../host/search_step.h"
 
-#include <algorithm>
-
-#include "../checks.h"
 #include "clones.h"
 
 namespace amun {
@@ -14,12 +11,12 @@ constexpr int64_t idle = -1;
 // `masked`: the rule takes the gradient by `inward`. The others need not pay for its comparisons, a third of a step.
 template <bool masked, typename T>
 AMUN_CLONES void move_row(T* __restrict x, const T* __restrict x0, const T* __restrict grad, int64_t length,
-                          StepMove<Accumulate<T>> move, Bounds<Accumulate<T>> inner, Bounds<Accumulate<T>> box) {
+                          StepUpdate<Accumulate<T>> update, Bounds<Accumulate<T>> inner, Bounds<Accumulate<T>> box) {
   using A = Accumulate<T>;
 #pragma omp simd
   for (int64_t i = 0; i < length; ++i) {
     const A g = masked ? inward(A(grad[i]), A(x[i]), inner.low, inner.high) : A(grad[i]);
-    x[i] = T(next_value(A(x[i]), A(x0[i]), g, move, box.low, box.high));
+    x[i] = T(next_value(A(x[i]), A(x0[i]), g, update, box.low, box.high));
   }
 }
 
@@ -50,61 +47,50 @@ AMUN_CLONES StepSums<Accumulate<T>> sum_row(const T* __restrict x, const T* __re
 template <bool masked, typename T>
 void step_slot(const SearchStepArgs& args, int64_t slot) {
   using A = Accumulate<T>;
-  const int64_t sample = args.slots[slot], length = args.row_length;
+  const int64_t sample = args.sample_index[slot], length = args.row_length;
   if (!is_sample(args, sample)) return;
   T* const x = static_cast<T*>(args.x) + slot * length;
   const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
   const T* const grad = static_cast<const T*>(args.grad) + slot * length;
   const Bounds<A> inner = inward_bounds<T>(args);
-  Record<A> record = read_record<A>(args, slot, sample);
-  const Verdict<A> verdict = judge(args, record, sum_row<masked>(x, x0, grad, length, inner));
-  write_record(args, sample, record);
-  if (verdict.keep) {
+  SampleState<A> state = read_state<A>(args, slot, sample);
+  const StepDecision<A> decision = decide_step(args, state, sum_row<masked>(x, x0, grad, length, inner));
+  write_state(args, sample, state);
+  if (decision.keep) {
     std::copy(x, x + length, static_cast<T*>(args.images) + sample * length);
     args.found_labels[sample] = args.predicted[slot];
   }
-  if (verdict.status == Status::pending) {
-    move_row<masked>(x, x0, grad, length, verdict.move, inner, {A(args.low), A(args.high)});
+  if (decision.status == Status::pending) {
+    move_row<masked>(x, x0, grad, length, decision.update, inner, {A(args.low), A(args.high)});
     return;
   }
-  args.status[sample] = static_cast<int8_t>(verdict.status);
-  args.slots[slot] = idle;
+  args.status[sample] = static_cast<int8_t>(decision.status);
+  args.sample_index[slot] = idle;
 }
 
 template <typename T>
 void refill(const SearchStepArgs& args) {
-  STD_TORCH_CHECK(*args.cursor >= 0, "cursor must not be negative, got ", *args.cursor);
-  for (int64_t slot = 0; slot < args.pool_size && *args.cursor < args.queue_length; ++slot) {
-    if (is_sample(args, args.slots[slot])) continue;
-    const int64_t sample = args.queue[*args.cursor], length = args.row_length;
-    STD_TORCH_CHECK(is_sample(args, sample), "queue must hold rows of the book, [0, ", args.book_size, "), got ",
+  STD_TORCH_CHECK(*args.queue_position >= 0, "queue_position must not be negative, got ", *args.queue_position);
+  for (int64_t slot = 0; slot < args.batch_size && *args.queue_position < args.queue_length; ++slot) {
+    if (is_sample(args, args.sample_index[slot])) continue;
+    const int64_t sample = args.queue[*args.queue_position], length = args.row_length;
+    STD_TORCH_CHECK(is_sample(args, sample), "queue must hold rows of the samples, [0, ", args.num_samples, "), got ",
                     sample);
-    ++*args.cursor;
-    args.slots[slot] = sample;
+    ++*args.queue_position;
+    args.sample_index[slot] = sample;
     args.slot_labels[slot] = args.labels[sample];
     const T* const start = static_cast<const T*>(args.images) + sample * length;
     std::copy(start, start + length, static_cast<T*>(args.x) + slot * length);
   }
 }
 
-void search_step_cpu(Tensor x, Tensor slots, Tensor slot_labels, const Tensor& grad_, const Tensor& adversarial,
-                     const Tensor& predicted, const Tensor& margin, const Tensor& inputs, const Tensor& labels,
-                     Tensor images, Tensor found_labels, Tensor eps, Tensor distance, Tensor round_step,
-                     Tensor grad_evals, Tensor status, const Tensor& queue, Tensor cursor, const std::string& rule,
-                     int64_t steps, double step_fraction, double last_step_fraction, double eps_growth,
-                     double last_eps_growth, double eps_max, double start, double overshoot, double pull_back,
-                     double low, double high) {
-  const Tensor grad = torch::stable::contiguous(grad_);
-  const SearchStepArgs args = check_search_step(
-      x, slots, slot_labels, grad, adversarial, predicted, margin, inputs, labels, images, found_labels, eps, distance,
-      round_step, grad_evals, status, queue, cursor, rule, steps, step_fraction, last_step_fraction, eps_growth,
-      last_eps_growth, eps_max, start, overshoot, pull_back, low, high);
+void search_step_cpu(const Tensor&, ScalarType dtype, const SearchStepArgs& args) {
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, args.row_length));
-  dispatch(x.scalar_type(), [&](auto zero) {
+  dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    torch::stable::parallel_for(0, args.pool_size, grain, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, args.batch_size, grain, [&](int64_t begin, int64_t end) {
       for (int64_t slot = begin; slot < end; ++slot)
-        takes_inward(args.rule) ? step_slot<true, T>(args, slot) : step_slot<false, T>(args, slot);
+        uses_inward(args.rule) ? step_slot<true, T>(args, slot) : step_slot<false, T>(args, slot);
     });
     refill<T>(args);
   });
@@ -112,6 +98,6 @@ void search_step_cpu(Tensor x, Tensor slots, Tensor slot_labels, const Tensor& g
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("search_step_", TORCH_BOX(&search_step_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("search_step_", TORCH_BOX(&search_step<search_step_cpu>)); }
 
 }  // namespace amun

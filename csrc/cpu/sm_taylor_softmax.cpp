@@ -1,8 +1,5 @@
-#include "../sm_taylor_softmax.h"
+#include "../host/sm_taylor_softmax.h"
 
-#include <algorithm>
-
-#include "../checks.h"
 #include "clones.h"
 
 namespace amun {
@@ -107,24 +104,21 @@ void short_rows(const SmTaylorArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-Tensor sm_taylor_softmax_cpu(const Tensor& logits_, const Tensor& labels_, int64_t order, double margin,
-                             double temperature, double floor) {
-  const Tensor logits = torch::stable::contiguous(logits_), labels = torch::stable::contiguous(labels_);
-  SmTaylorArgs args = check_sm_taylor_softmax(logits, labels, order, margin, temperature, floor);
-  const Tensor signal = allocate(args, logits);
+void sm_taylor_softmax_cpu(const Tensor&, ScalarType dtype, const SmTaylorArgs& args) {
   const int64_t grain = std::max<int64_t>(1, 16 * block_terms / args.classes);
-  dispatch(logits.scalar_type(), [&](auto zero) {
+  dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    dispatch_order(order, [&](auto terms) {
+    dispatch_order(args.order, [&](auto terms) {
       const auto rows = args.classes < short_row ? short_rows<terms, T> : long_rows<terms, T>;
       torch::stable::parallel_for(0, args.rows, grain, [&](int64_t begin, int64_t end) { rows(args, begin, end); });
     });
   });
-  return signal;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) { m.impl("sm_taylor_softmax", TORCH_BOX(&sm_taylor_softmax_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(amun_ext, CPU, m) {
+  m.impl("sm_taylor_softmax", TORCH_BOX(&sm_taylor_softmax<sm_taylor_softmax_cpu>));
+}
 
 }  // namespace amun

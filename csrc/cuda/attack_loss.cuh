@@ -32,11 +32,11 @@ void dispatch_attack_loss(const AttackLossArgs& args, Body&& body) {
 }
 
 template <typename A>
-__device__ __forceinline__ Rival<A> strongest(Rival<A> rival, int lanes) {
+__device__ __forceinline__ Rival<A> warp_max_rival(Rival<A> rival, int lanes) {
   for (int offset = lanes / 2; offset; offset /= 2) {
     const Rival<A> other{__shfl_xor_sync(full_warp, rival.logit, offset),
                          __shfl_xor_sync(full_warp, rival.index, offset)};
-    rival = stronger(rival, other);
+    rival = max_rival(rival, other);
   }
   return rival;
 }
@@ -84,10 +84,10 @@ __global__ void __launch_bounds__(attack_loss_threads) attack_loss_kernel(const 
   Rival<A> rival{kept[0].at[0], lane * width};
   each([&](int i, const Values& values, bool) {
 #pragma unroll
-    for (int j = 0; j < width; ++j) rival = stronger_later(rival, Rival<A>{values.at[j], i * width + j});
+    for (int j = 0; j < width; ++j) rival = max_later_rival(rival, Rival<A>{values.at[j], i * width + j});
   });
-  rival = strongest(rival, lanes);
-  if (exists && lane == 0) write_verdict(args, row, own, label, rival);
+  rival = warp_max_rival(rival, lanes);
+  if (exists && lane == 0) write_result(args, row, own, label, rival);
 
   const auto weigh = [&](int i, Values& values) {
 #pragma unroll

@@ -15,7 +15,7 @@ namespace amun {
 int launch_attack_loss(ScalarType dtype, const AttackLossArgs& args, CUstream_st* stream);
 int launch_search_step(ScalarType dtype, const SearchStepArgs& args, CUstream_st* stream);
 int launch_masked_sgd(ScalarType dtype, bool wide, const MaskedSgdTable& table, int64_t blocks, CUstream_st* stream);
-int launch_sm_taylor_softmax(ScalarType dtype, int64_t order, const SmTaylorArgs& args, CUstream_st* stream);
+int launch_sm_taylor_softmax(ScalarType dtype, const SmTaylorArgs& args, CUstream_st* stream);
 const char* cuda_error_text(int error);
 
 }  // namespace amun

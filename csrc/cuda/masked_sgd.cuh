@@ -28,8 +28,10 @@ template <typename T, typename M>
 __global__ void __launch_bounds__(masked_sgd_threads) masked_sgd_kernel(const __grid_constant__ MaskedSgdTable table) {
   constexpr int width = pack_width<T>;
   static_assert(sgd_block % width == 0);
-  // A copy: what is written could lie in `far`, for all the compiler knows, and it would read it again between stores.
-  const MaskedSgdTensor tensor = tensor_of(table.far ? table.far : table.near, table.count, blockIdx.x);
+  // A copy: what is written could lie in the list, for all the compiler knows, and it would read it again between
+  // stores.
+  const MaskedSgdTensor tensor =
+      tensor_of(table.device_list ? table.device_list : table.inline_list, table.count, blockIdx.x);
   const SgdRule<Accumulate<T>> rule = table.rule.as<Accumulate<T>>();
   const int64_t begin = (blockIdx.x - tensor.first_block) * sgd_block, left = tensor.length - begin;
   const int64_t end = begin + (left < sgd_block ? left : sgd_block);

@@ -7,8 +7,8 @@
 namespace amun {
 
 int launch_search_step(ScalarType dtype, const SearchStepArgs& args, CUstream_st* stream) {
-  if (args.pool_size == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>(args.pool_size);
+  if (args.batch_size == 0) return cudaSuccess;
+  const unsigned blocks = static_cast<unsigned>(args.batch_size);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     const unsigned threads = search_step_threads<T>(args.row_length);

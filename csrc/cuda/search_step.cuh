@@ -12,15 +12,15 @@ constexpr int most_search_step_threads = 512;
 // Of a row, a thread keeps so many packs between the sums and the move, their gradients in shared memory. As many as
 // fit in 64 registers: with more, too few blocks were on a multiprocessor to cover for each other's waits.
 template <typename T>
-constexpr int held_packs = sizeof(T) == 2   ? 1
-                           : sizeof(T) == 4 ? 3
-                                            : 2;
+constexpr int packs_per_thread = sizeof(T) == 2   ? 1
+                                 : sizeof(T) == 4 ? 3
+                                                  : 2;
 
 // As many threads as keep the whole row, so that it is read once. By its length alone: on it hangs how sums are
 // rounded.
 template <typename T>
 unsigned search_step_threads(int64_t length) {
-  constexpr int64_t each = held_packs<T> * warp_size;
+  constexpr int64_t each = packs_per_thread<T> * warp_size;
   const int64_t warps = (packs_of<T>(length) + each - 1) / each;
   return warps * warp_size < most_search_step_threads ? (warps ? warps : 1) * warp_size : most_search_step_threads;
 }
@@ -32,7 +32,7 @@ bool are_whole(const SearchStepArgs& args) {
 }
 
 template <typename T>
-struct HeldPack {
+struct CachedPack {
   Pack<T> x, x0;
 };
 
@@ -40,14 +40,14 @@ template <typename T, bool whole>
 __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) < 8 ? 2 : 1)
     search_step_kernel(const SearchStepArgs args) {
   using A = Accumulate<T>;
-  constexpr int width = pack_width<T>, held = held_packs<T>;
-  __shared__ Pack<T> parked[held][most_search_step_threads];
+  constexpr int width = pack_width<T>, held = packs_per_thread<T>;
+  __shared__ Pack<T> grad_cache[held][most_search_step_threads];
   __shared__ StepSums<A> scratch[most_search_step_threads / warp_size];
-  __shared__ Verdict<A> shared_verdict;
+  __shared__ StepDecision<A> shared_decision;
   __shared__ int64_t refill;
 
   const int64_t slot = blockIdx.x, length = args.row_length, packs = packs_of<T>(length);
-  const int64_t sample = args.slots[slot];
+  const int64_t sample = args.sample_index[slot];
   T* const x = static_cast<T*>(args.x) + slot * length;
   T* const images = static_cast<T*>(args.images);
 
@@ -58,13 +58,13 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
     // The row in parts that the block's registers keep. A warp has its packs side by side: one address for all of them.
     const int part = held * blockDim.x;
     const int own = threadIdx.x / warp_size * held * warp_size + threadIdx.x % warp_size;
-    HeldPack<T> kept[held];
+    CachedPack<T> kept[held];
     const auto read = [&](int begin) {
 #pragma unroll
       for (int k = 0; k < held; ++k) {
         const int i = begin + own + k * warp_size;
         kept[k] = {load<whole>(x, i, length), load<whole>(x0, i, length)};
-        parked[k][threadIdx.x] = load<whole>(grad, i, length);
+        grad_cache[k][threadIdx.x] = load<whole>(grad, i, length);
       }
     };
 
@@ -77,37 +77,37 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
 #pragma unroll
         for (int j = 0; j < width; ++j) {
           const A at = A(kept[k].x.at[j]);
-          sums.add(inward(A(parked[k][threadIdx.x].at[j]), at, inner.low, inner.high), at, A(kept[k].x0.at[j]));
+          sums.add(inward(A(grad_cache[k][threadIdx.x].at[j]), at, inner.low, inner.high), at, A(kept[k].x0.at[j]));
         }
       if (begin + part >= packs) break;
     }
-    leave_sums(sums, scratch);
+    store_warp_sums(sums, scratch);
     __syncthreads();
     if (threadIdx.x == 0) {
-      Record<A> record = read_record<A>(args, slot, sample);
-      shared_verdict = judge(args, record, add_up(scratch));
-      write_record(args, sample, record);
+      SampleState<A> state = read_state<A>(args, slot, sample);
+      shared_decision = decide_step(args, state, reduce_warp_sums(scratch));
+      write_state(args, sample, state);
     }
     __syncthreads();
 
-    const Verdict<A> verdict = shared_verdict;
-    const bool moves = verdict.status == Status::pending;
+    const StepDecision<A> decision = shared_decision;
+    const bool moves = decision.status == Status::pending;
     if (threadIdx.x == 0) {
-      if (verdict.keep) args.found_labels[sample] = args.predicted[slot];
-      if (!moves) args.status[sample] = static_cast<int8_t>(verdict.status);
+      if (decision.keep) args.found_labels[sample] = args.predicted[slot];
+      if (!moves) args.status[sample] = static_cast<int8_t>(decision.status);
     }
     // Backwards, from the part that is there already: what was read last is the likeliest to be in the cache still.
-    for (; verdict.keep || moves; read(begin -= part)) {
+    for (; decision.keep || moves; read(begin -= part)) {
 #pragma unroll
       for (int k = 0; k < held; ++k) {
         const int i = begin + own + k * warp_size;
-        if (verdict.keep) store<whole>(images + sample * length, i, length, kept[k].x);
+        if (decision.keep) store<whole>(images + sample * length, i, length, kept[k].x);
         if (!moves) continue;
         Pack<T> next;
 #pragma unroll
         for (int j = 0; j < width; ++j) {
-          const A at = A(kept[k].x.at[j]), g = inward(A(parked[k][threadIdx.x].at[j]), at, inner.low, inner.high);
-          next.at[j] = T(next_value(at, A(kept[k].x0.at[j]), g, verdict.move, box.low, box.high));
+          const A at = A(kept[k].x.at[j]), g = inward(A(grad_cache[k][threadIdx.x].at[j]), at, inner.low, inner.high);
+          next.at[j] = T(next_value(at, A(kept[k].x0.at[j]), g, decision.update, box.low, box.high));
         }
         store<whole>(x, i, length, next);
       }
@@ -120,10 +120,10 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
   if (threadIdx.x == 0) {
     // Slots race for the queue: which slot gets which sample is open, that each sample gets one is not. The counter
     // runs past the end of the queue, which is why its readers compare with <.
-    const int64_t place = atomicAdd(reinterpret_cast<unsigned long long*>(args.cursor), 1ull);
+    const int64_t place = atomicAdd(reinterpret_cast<unsigned long long*>(args.queue_position), 1ull);
     refill = place >= 0 && place < args.queue_length ? args.queue[place] : -1;
     if (!is_sample(args, refill)) refill = -1;
-    args.slots[slot] = refill;
+    args.sample_index[slot] = refill;
     if (refill >= 0) args.slot_labels[slot] = args.labels[refill];
   }
   __syncthreads();

@@ -26,13 +26,13 @@ __device__ __forceinline__ A lane_sum(A value, int lanes = warp_size) {
 // Over the block, in two parts with a barrier between them: every warp leaves its sums, then one thread adds them up.
 // `scratch` has a place per warp.
 template <typename A>
-__device__ __forceinline__ void leave_sums(const StepSums<A>& sums, StepSums<A>* scratch) {
+__device__ __forceinline__ void store_warp_sums(const StepSums<A>& sums, StepSums<A>* scratch) {
   const StepSums<A> warp{lane_sum(sums.gg), lane_sum(sums.gd), lane_sum(sums.dd), lane_sum(sums.xx)};
   if (threadIdx.x % warp_size == 0) scratch[threadIdx.x / warp_size] = warp;
 }
 
 template <typename A>
-__device__ __forceinline__ StepSums<A> add_up(const StepSums<A>* scratch) {
+__device__ __forceinline__ StepSums<A> reduce_warp_sums(const StepSums<A>* scratch) {
   StepSums<A> sums;
   for (unsigned warp = 0; warp < blockDim.x / warp_size; ++warp) sums.add(scratch[warp]);
   return sums;

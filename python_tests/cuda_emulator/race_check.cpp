@@ -38,33 +38,34 @@ void run_attack_loss(int64_t classes) {
 // What is adversarial ends with pgd; with ddn it is kept, and goes on in the same step. A row of up to 768 elements is
 // kept between sums and move; one whose length is no multiple of 4 is read element by element.
 void run_search_step(amun::Rule rule, int64_t length) {
-  constexpr int64_t pool = 4, samples = 16;
-  std::vector<float> x(pool * length, 0.5f), grad(pool * length, 1.0f), inputs(samples * length, 0.25f),
-      images = inputs, eps(samples, 1.0f), distance(samples, inf), margin(pool, 0.5f);
-  std::vector<int64_t> slots(pool), slot_labels(pool), predicted(pool, 3), labels(samples, 1), found_labels(samples),
-      queue{8, 9, 10}, cursor{0};
-  std::vector<int32_t> round_step(samples), grad_evals(samples);
+  constexpr int64_t slots = 4, samples = 16;
+  std::vector<float> x(slots * length, 0.5f), grad(slots * length, 1.0f), inputs(samples * length, 0.25f),
+      images = inputs, eps(samples, 1.0f), distance(samples, inf), margin(slots, 0.5f);
+  std::vector<int64_t> sample_index(slots), slot_labels(slots), predicted(slots, 3), labels(samples, 1),
+      found_labels(samples), queue{8, 9, 10}, queue_position{0};
+  std::vector<int32_t> step_count(samples), grad_evals(samples);
   std::vector<int8_t> status(samples);
-  bool adversarial[pool];
-  for (int64_t slot = 0; slot < pool; ++slot) {
+  bool adversarial[slots];
+  for (int64_t slot = 0; slot < slots; ++slot) {
     adversarial[slot] = slot % 4 == 1;
     if (adversarial[slot]) margin[slot] = -0.5f;
-    slots[slot] = slot % 4 == 3 ? -1 : slot;
+    sample_index[slot] = slot % 4 == 3 ? -1 : slot;
     if (slot % 4 == 2) std::fill_n(grad.begin() + slot * length, length, 0.0f);
   }
   amun::SearchStepArgs args{};
-  args.pool_size = pool, args.book_size = samples, args.row_length = length, args.queue_length = int64_t(queue.size());
-  args.x = x.data(), args.slots = slots.data(), args.slot_labels = slot_labels.data(), args.grad = grad.data();
+  args.batch_size = slots, args.num_samples = samples, args.row_length = length,
+  args.queue_length = int64_t(queue.size());
+  args.x = x.data(), args.sample_index = sample_index.data(), args.slot_labels = slot_labels.data(),
+  args.grad = grad.data();
   args.adversarial = adversarial, args.predicted = predicted.data(), args.margin = margin.data();
   args.inputs = inputs.data(), args.labels = labels.data(), args.images = images.data();
   args.found_labels = found_labels.data(), args.eps = eps.data(), args.distance = distance.data();
-  args.round_step = round_step.data(), args.grad_evals = grad_evals.data(), args.status = status.data();
-  args.queue = queue.data(), args.cursor = cursor.data();
-  args.rule = rule, args.steps = 2, args.step_fraction = args.last_step_fraction = 0.5, args.eps_max = 4;
-  args.eps_growth = args.last_eps_growth = 1.25, args.start = args.overshoot = args.pull_back = 1;
-  args.low = 0, args.high = 1;
+  args.step_count = step_count.data(), args.grad_evals = grad_evals.data(), args.status = status.data();
+  args.queue = queue.data(), args.queue_position = queue_position.data();
+  args.rule = rule, args.steps = 2, args.low = 0, args.high = 1;
+  args.params = {4, 0.5, 0.5, 1.25, 1.25, 1, 1, 1};
   for (int step = 0; step < 3; ++step)
-    cuda_emulator::launch(pool, threads, [&] {
+    cuda_emulator::launch(slots, threads, [&] {
       amun::are_whole<float>(args) ? amun::search_step_kernel<float, true>(args)
                                    : amun::search_step_kernel<float, false>(args);
     });
@@ -76,9 +77,9 @@ void run_masked_sgd() {
   std::vector<float> param(small + large, 1.0f), grad(small + large, 0.5f), momentum(small + large);
   std::vector<uint8_t> mask(small + large);
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = i % 3 == 0;
-  amun::MaskedSgdTable table{{0.5, 0.5, 1, 0, true, false, false, false}, 2, nullptr, {}};
-  table.near[0] = {param.data(), grad.data(), momentum.data(), mask.data(), large, 0};
-  table.near[1] = {&param[large], &grad[large], &momentum[large], &mask[large], small, 2};
+  amun::MaskedSgdTable table{{0.5, 0.5, 0, 1, true, false, false, false}, 2, nullptr, {}};
+  table.inline_list[0] = {param.data(), grad.data(), momentum.data(), mask.data(), large, 0};
+  table.inline_list[1] = {&param[large], &grad[large], &momentum[large], &mask[large], small, 2};
   cuda_emulator::launch(3, threads, [&] { amun::masked_sgd_kernel<float, float>(table); });
 }
 
@@ -87,7 +88,8 @@ void run_sm_taylor_softmax(int64_t classes) {
   std::vector<float> logits(rows * classes), signal(rows);
   for (int64_t i = 0; i < rows * classes; ++i) logits[i] = std::sin(float(i));
   std::vector<int64_t> labels(samples, 1);
-  const amun::SmTaylorArgs args{rows, samples, classes, {0.5, 0.6, 1e-3}, logits.data(), labels.data(), signal.data()};
+  const amun::SmTaylorArgs args{rows,          samples,       classes,      4, {0.5, 0.6, 1e-3},
+                                logits.data(), labels.data(), signal.data()};
   amun::dispatch_width<float>(args, [&](auto width) {
     launch_rows(rows, amun::sm_taylor_lanes<width>(classes), [&] { amun::sm_taylor_kernel<4, width, float>(args); });
   });

@@ -1,0 +1,125 @@
+// search_step_ up to the launch, which is the backend's: launch(x, dtype, args).
+#pragma once
+
+#include "../search_step.h"
+
+#include "checks.h"
+
+namespace amun {
+
+inline Rule rule_of(const std::string& name) {
+  constexpr const char* names[] = {"pgd", "ddn", "deepfool", "external"};  // in the order of Rule
+  for (int32_t i = 0; i < 4; ++i)
+    if (name == names[i]) return static_cast<Rule>(i);
+  STD_TORCH_CHECK(false, "rule must be \"pgd\", \"ddn\", \"deepfool\" or \"external\", got \"", name, "\"");
+}
+
+// `most`: the largest number whose square is finite in the type of the sums.
+inline StepParams params_of(const std::vector<double>& values, Rule rule, double most) {
+  const struct {
+    const char* name;
+    double StepParams::* field;
+    double least, most;
+  } expected[] = {{"eps_max", &StepParams::eps_max, 0, most},
+                  {"step_fraction", &StepParams::step_fraction, 0, most},
+                  {"last_step_fraction", &StepParams::last_step_fraction, 0, most},
+                  {"eps_growth", &StepParams::eps_growth, 1, most},
+                  {"last_eps_growth", &StepParams::last_eps_growth, 1, most},
+                  {"start", &StepParams::start, 0, most},
+                  {"overshoot", &StepParams::overshoot, 0, most},
+                  {"pull_back", &StepParams::pull_back, 0, 1}};
+  STD_TORCH_CHECK(values.size() == std::size(expected), "params must have ", std::size(expected), " numbers, got ",
+                  values.size());
+  StepParams params;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto& [name, field, low, high] = expected[i];
+    STD_TORCH_CHECK(values[i] > low && values[i] <= high, name, " must be in (", low, ", ", high, "], got ", values[i]);
+    params.*field = values[i];
+  }
+  const double step = std::max(params.step_fraction, params.last_step_fraction);
+  STD_TORCH_CHECK(step * params.eps_max <= most, "step_fraction * eps_max must be at most ", most, ", got ", step,
+                  " * ", params.eps_max);
+  // From 1.5 on, ddn_radius could shrink a radius to nothing.
+  const double growth = std::max(params.eps_growth, params.last_eps_growth);
+  STD_TORCH_CHECK(rule != Rule::ddn || growth < 1.5, "eps_growth must be less than 1.5 with ddn, got ", growth);
+  return params;
+}
+
+inline void check_length(const char* name, size_t length, size_t expected) {
+  STD_TORCH_CHECK(length == expected, name, " must have ", expected, " entries, got ", length);
+}
+
+// The lists in the order of SearchStepArgs.
+template <auto launch>
+void search_step(std::vector<Tensor> batch, std::vector<Tensor> feedback, std::vector<Tensor> samples,
+                 std::vector<Tensor> state, const Tensor& queue, Tensor queue_position, const std::string& rule,
+                 int64_t steps, std::vector<double> params, std::vector<double> bounds) {
+  check_length("batch", batch.size(), 3);
+  check_length("feedback", feedback.size(), 4);
+  check_length("samples", samples.size(), 2);
+  check_length("state", state.size(), 7);
+  check_length("bounds", bounds.size(), 2);
+  const Tensor &x = batch[0], &inputs = samples[0], grad = torch::stable::contiguous(feedback[0]);
+  STD_TORCH_CHECK(x.dim() >= 1, "x must have a batch dimension, got a scalar");
+  STD_TORCH_CHECK(inputs.dim() >= 1, "inputs must have a batch dimension, got a scalar");
+  STD_TORCH_CHECK(queue.dim() == 1, "queue must have shape [Q], got ", text(queue.sizes()));
+  check_float("x", x);
+
+  SearchStepArgs args;
+  args.batch_size = x.size(0);
+  args.num_samples = inputs.size(0);
+  args.row_length = 1;  // not numel / rows: without rows there still is a row length
+  for (int64_t i = 1; i < x.dim(); ++i) args.row_length *= x.size(i);
+  args.queue_length = queue.size(0);
+
+  std::vector<Span> spans;
+  spans.reserve(18);
+  const auto images = [&](auto& place, const char* name, const Tensor& tensor, int64_t rows) {
+    bool same = tensor.dim() == x.dim() && tensor.size(0) == rows;
+    for (int64_t i = 1; same && i < x.dim(); ++i) same = tensor.size(i) == x.size(i);
+    STD_TORCH_CHECK(same, name, " must have ", rows, " rows of the images' shape, got ", text(tensor.sizes()),
+                    " for x ", text(x.sizes()));
+    check_dtype(name, tensor, x.scalar_type());
+    check_device(name, tensor, x);
+    STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+    place = tensor.mutable_data_ptr();
+    spans.push_back(span(name, tensor, !std::is_const_v<std::remove_pointer_t<std::decay_t<decltype(place)>>>));
+  };
+  const auto rows = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t rows) {
+    place = column<E>(name, tensor, rows, x);
+    spans.push_back(span(name, tensor, !std::is_const_v<E>));
+  };
+  images(args.x, "x", x, args.batch_size);
+  rows(args.sample_index, "sample_index", batch[1], args.batch_size);
+  rows(args.slot_labels, "slot_labels", batch[2], args.batch_size);
+  images(args.grad, "grad", grad, args.batch_size);
+  rows(args.adversarial, "adversarial", feedback[1], args.batch_size);
+  rows(args.predicted, "predicted", feedback[2], args.batch_size);
+  rows(args.margin, "margin", feedback[3], args.batch_size);
+  images(args.inputs, "inputs", inputs, args.num_samples);
+  rows(args.labels, "labels", samples[1], args.num_samples);
+  images(args.images, "images", state[0], args.num_samples);
+  rows(args.found_labels, "found_labels", state[1], args.num_samples);
+  rows(args.eps, "eps", state[2], args.num_samples);
+  rows(args.distance, "distance", state[3], args.num_samples);
+  rows(args.step_count, "step_count", state[4], args.num_samples);
+  rows(args.grad_evals, "grad_evals", state[5], args.num_samples);
+  rows(args.status, "status", state[6], args.num_samples);
+  rows(args.queue, "queue", queue, args.queue_length);
+  rows(args.queue_position, "queue_position", queue_position, 1);
+  must_not_alias(std::move(spans));
+
+  STD_TORCH_CHECK(steps >= 1 && steps <= std::numeric_limits<int32_t>::max(), "steps must be in [1, 2^31), got ",
+                  steps);
+  const double largest =
+      x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  args.rule = rule_of(rule);
+  args.steps = static_cast<int32_t>(steps);
+  args.params = params_of(params, args.rule, std::sqrt(largest));
+  args.low = bounds[0];
+  args.high = bounds[1];
+  STD_TORCH_CHECK(args.low < args.high, "low must be less than high, got ", args.low, " and ", args.high);
+  launch(x, x.scalar_type(), args);
+}
+
+}  // namespace amun

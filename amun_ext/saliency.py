@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from amun_ext.data import as_tensors
+from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 from amun_ext.progress import progress_bar
-from amun_ext.validation import InputError, check_images, check_integer, check_labels, is_number, listed, require
+from amun_ext.validation import InputError, check_integer, check_labels, is_number, listed, require
 
 SCORES = ("abs_sum", "sum_abs")
 FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}
@@ -79,8 +79,7 @@ def saliency_mask(
     parameters = _trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)
-    inputs, labels = as_tensors(forget, "forget")
-    check_images("forget", inputs, (-math.inf, math.inf))
+    inputs, labels = checked_dataset(forget, "forget").tensors
     check_labels("forget labels", labels, len(inputs), count_classes(model, inputs))
 
     with torch.inference_mode(False):  # what is made here takes part in training

@@ -830,7 +830,7 @@ class TestWatching:
     def test_what_it_cannot_watch(self) -> None:
         images, labels = part(4).data.tensors
         for data, message in (
-            (TensorDataset(images[:0], labels[:0]), "a non-empty batch"),
+            (TensorDataset(images[:0], labels[:0]), "non-empty"),
             (TensorDataset(images), "a TensorDataset of images and labels"),
             (Items(part(4).data), "a TensorDataset of images and labels, got Items"),
             (TensorDataset(images * torch.nan, labels), "free of NaN"),

@@ -26,7 +26,7 @@ def no_random_draw(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
         return (
             "the ids are not said to be a random draw of the training set, so that 50 need not be what retraining gives"
         )
-    labels = splits.train.tensors[1]
+    labels = splits.train.labels
     classes = int(labels.max()) + 1
     expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
     found = torch.bincount(labels[ids], minlength=classes).double()

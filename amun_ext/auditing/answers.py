@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, fingerprint, training_data
+from amun_ext.data.images import concat, moved
 from amun_ext.digest import digest
 from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.files import claim_folder, to_jsonable, workplace, write_tensors
@@ -155,8 +156,8 @@ def check_same(kind: str, answers: Answers, model: nn.Module, splits: Splits) ->
 
 def pool(splits: Splits) -> TensorDataset:
     """Training and test set, one behind the other, on the CPU."""
-    pairs = zip(splits.train.tensors, splits.test.tensors, strict=True)
-    return TensorDataset(*(torch.cat([first.cpu(), second.cpu()]) for first, second in pairs))
+    cpu = torch.device("cpu")
+    return concat([moved(data, cpu, data.stored[0].dtype) for data in (splits.train, splits.test)])
 
 
 def architecture(model: nn.Module) -> str:

@@ -36,9 +36,10 @@ from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.auditing.shadows import Shadows, check_shadows, spread
 from amun_ext.auditing.verdict import MARGIN
 from amun_ext.data import Splits
+from amun_ext.data.images import stored
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import predict
-from amun_ext.validation import check_images, check_labels, is_number, require
+from amun_ext.validation import is_number, require
 
 
 def audit(
@@ -135,7 +136,7 @@ def audit(
         harm=harm(audited, seen.get(RETRAINED) or seen.get(ORIGINAL)),
         runs={} if shadows is None else spread(shadows),
         seen=seen,
-        pictures=[splits.train.tensors[0][each.id].cpu().float().numpy() for each in members.samples[:PICTURES]],
+        pictures=[splits.train[each.id][0].cpu().float().numpy() for each in members.samples[:PICTURES]],
         classes=splits.classes,
         sizes={name: len(audited.labels[name]) for name in SETS},
         facts=dict(facts or {}),
@@ -178,9 +179,6 @@ def check(
     split(
         splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")
     )  # refuses ids that are none, and all of them
-    for name, data in (("train", splits.train), ("test", splits.test)):
-        check_images(f"{name} images", data.tensors[0], (0.0, 1.0))
-        check_labels(f"{name} labels", data.tensors[1], len(data), len(splits.classes) or None)
     return answers
 
 
@@ -198,8 +196,7 @@ def _see(
     answers: Mapping[str, Answers],
     seconds: float,
 ) -> Seen:
-    images, labels = everything.tensors
-    logits = predict(model, images)
+    logits, labels = predict(model, everything), stored(everything)[1]
     scores = all_scores(signals_from(logits, labels), answers, rows)
     by_set = {name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()}
     return Seen(

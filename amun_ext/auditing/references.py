@@ -24,6 +24,7 @@ from amun_ext.auditing.answers import (
     signals_from,
 )
 from amun_ext.data import Splits
+from amun_ext.data.images import stored, subset
 from amun_ext.evaluation import predict
 from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
@@ -93,6 +94,5 @@ def load_references(folder: str | os.PathLike[str], models: int | None = None) -
 
 def _trained(everything: TensorDataset, recipe: Recipe, start: Start, half: Tensor, seed: int) -> Signals:
     model, init = start
-    inside = TensorDataset(*(tensor[half] for tensor in everything.tensors))
-    images, labels = everything.tensors
-    return signals_from(predict(train_from_scratch(model, inside, recipe, seed, init), images), labels)
+    inside, labels = subset(everything, half), stored(everything)[1]
+    return signals_from(predict(train_from_scratch(model, inside, recipe, seed, init), everything), labels)

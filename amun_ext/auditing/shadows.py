@@ -31,6 +31,7 @@ from amun_ext.auditing.answers import (
     signals_from,
 )
 from amun_ext.data import Splits, copies
+from amun_ext.data.images import concat, stored, subset
 from amun_ext.deletion.ids import split
 from amun_ext.evaluation import auc, predict
 from amun_ext.evaluation.lira import lira
@@ -104,7 +105,7 @@ def train_shadows(
     previously_forgotten = sorted({*previously_forgotten, *splits.absent})
     retain, rows = _sets(splits, ids, previously_forgotten, seed)
     everything = pool(splits)
-    samples = TensorDataset(*(tensor[rows] for tensor in everything.tensors))
+    samples = subset(everything, rows)
     made = collect(
         KIND,
         out,
@@ -198,10 +199,8 @@ def _shadow(
     seed: int,
 ) -> Signals:
     model, init = start
-    forget = TensorDataset(*(tensor[half] for tensor in samples.tensors))
-    pairs = zip(retain.tensors, forget.tensors, strict=True)
-    everything = TensorDataset(*(torch.cat([kept.cpu(), gone]) for kept, gone in pairs))
+    forget = subset(samples, half)
+    everything = concat([retain, forget])
     trained = train_from_scratch(model, everything, recipe, seed, init)
     unlearned = unlearning.unlearn(trained, forget, retain, seed=seed)
-    images, labels = samples.tensors
-    return signals_from(predict(unlearned, images), labels)
+    return signals_from(predict(unlearned, samples), stored(samples)[1])

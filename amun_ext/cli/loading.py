@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from amun_ext import models, tuning
 from amun_ext.cli.earlier import RECORDS
-from amun_ext.data import Splits, aligned, classes_of, load, training_data
+from amun_ext.data import ImageDataset, Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.deletion.keys import keys_of, named_rows
 from amun_ext.files import no_link
@@ -63,7 +62,7 @@ def ids_to_forget(options: argparse.Namespace, splits: Splits, gone: Sequence[in
 
 def asked(
     options: argparse.Namespace,
-    data: TensorDataset,
+    data: ImageDataset,
     classes: Sequence[str],
     gone: Sequence[int] = (),
     names: Sequence[str] | None = None,
@@ -84,7 +83,7 @@ def asked(
         alike = [number for number, name in enumerate(classes) if name == options.of_class]
         require(len(alike) < 2, "--class", f"one of the numbers {alike}, which have one name", options.of_class)
         out_of_it = set(gone)
-        ids = [row for row in data.tensors[1].eq(number).nonzero()[:, 0].tolist() if row not in out_of_it]
+        ids = [row for row in data.labels.eq(number).nonzero()[:, 0].tolist() if row not in out_of_it]
         require(bool(ids), "--class", "one that has samples left", f"'{distinct(options.of_class)}'")
     return {"ids": ids, "file": file, "fraction": options.fraction}
 
@@ -119,7 +118,7 @@ def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"preset": options.preset, "tuned": tuned if files else None}
 
 
-def unseen(options: argparse.Namespace, splits: Splits) -> tuple[TensorDataset, dict[str, str]]:
+def unseen(options: argparse.Namespace, splits: Splits) -> tuple[ImageDataset, dict[str, str]]:
     """The test samples to measure on, not those that options were chosen with; and the fact for a reader."""
     files = [load_tuned_options(path)[1] for path in options.tuned or ()]
     seeds: set[int] = {metadata["seed"] for metadata in files if "seed" in metadata}
@@ -142,7 +141,7 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
     known = record.width if arch in models.MODELS else None  # a function of the user's takes none
     width = known if options.width is None else options.width
-    images = splits.train.tensors[0]
+    images = splits.train[:2][0]
     sizes: dict[str, Any] = {"num_classes": len(splits.classes), "in_channels": images.shape[1], "width": width}
     if arch in models.MODELS:  # not to make one that is larger than the file by far
         with torch.device("meta"):

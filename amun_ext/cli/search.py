@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from amun_ext.cli.arguments import (
     RESUMES,
@@ -34,7 +33,7 @@ from amun_ext.cli.loading import (
     record_of,
     tell,
 )
-from amun_ext.data import Splits, classes_of
+from amun_ext.data import ImageDataset, Splits, classes_of
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
@@ -113,9 +112,9 @@ def run(options: argparse.Namespace) -> int:
     searches.check_methods(methods)
     splits = _loaded(options)
     part = getattr(splits, options.part)
-    images, labels = part.tensors
     names = splits.names if options.part == "train" else None
     ids = chosen_ids(options, part, splits.classes, splits.absent, names)
+    images, labels = part[ids]
     model, record = rebuilt(options, splits)
     request = request_of(options.model, options.part, ids.tolist())
     check_no_other_request(options, request, "searches.json")
@@ -127,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
         require(ours or not there, "--png", "a folder without files of these names (--overwrite)", listed(there))
     found = searches.compare(
         model,
-        images[ids],
-        labels[ids],
+        images,
+        labels,
         methods,
         common=searches.Common(options.refine, options.quantize, options.margin, options.precision),
         curves=options.curves,
@@ -173,7 +172,7 @@ def _loaded(options: argparse.Namespace) -> Splits:
 
 def chosen_ids(
     options: argparse.Namespace,
-    data: TensorDataset,
+    data: ImageDataset,
     classes: Sequence[str],
     absent: Sequence[int] = (),
     names: Sequence[str] | None = None,

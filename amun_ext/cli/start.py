@@ -29,6 +29,6 @@ def init(options: argparse.Namespace, splits: Splits, model: nn.Module, record: 
         models.load_checkpoint(options.init, start)
         return start.state_dict()
     if ":" in (record.arch or ""):
-        shape = {"num_classes": len(splits.classes), "in_channels": splits.train.tensors[0].shape[1]}
+        shape = {"num_classes": len(splits.classes), "in_channels": splits.train[0][0].shape[0]}
         return partial(models.build, str(record.arch), **shape)
     return None

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     check_free(options.out.parent, options.out.name)
     splits = load_data(options)
-    images, _ = splits.train.tensors
+    images = splits.train[:2][0]
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}
     torch.manual_seed(options.seed)
     model = models.build(options.model, **shape, width=options.width).to(options.device)
@@ -88,8 +88,8 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     )
     models.save_checkpoint(place / options.out.name, model, metadata)
     (place / options.out.name).replace(options.out)
-    sets = {"training": splits.train.tensors, "test": splits.test.tensors}
-    reached = {name: accuracy(predict(model, images), labels) for name, (images, labels) in sets.items()}
+    sets = {"training": splits.train, "test": splits.test}
+    reached = {name: accuracy(predict(model, data), data.labels) for name, data in sets.items()}
     told = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())
     print(f"accuracy {told}; wrote {options.out}")
 

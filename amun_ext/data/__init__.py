@@ -1,12 +1,14 @@
 """Labelled images by name, from files, or from the user's own function: always whole tensors, always in [0, 1]."""
 
-from amun_ext.data.copies import copies, fingerprint
+from amun_ext.data.copies import copies
+from amun_ext.data.images import ImageDataset, fingerprint
 from amun_ext.data.load import DATASETS, load
 from amun_ext.data.manifest import aligned, classes_of, manifest_of, training_data, without
 from amun_ext.data.splits import Splits, as_tensors
 
 __all__ = [
     "DATASETS",
+    "ImageDataset",
     "Splits",
     "aligned",
     "as_tensors",

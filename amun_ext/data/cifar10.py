@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amun_ext.data.splits import Splits, tensor_dataset
+from amun_ext.data.splits import Splits, image_dataset
 from amun_ext.data.vision import import_torchvision
 from amun_ext.validation import InputError
 
@@ -18,5 +18,5 @@ def load(root: Path, download: bool = False) -> Splits:
         if download:
             raise  # the network's fault or torchvision's, not the caller's
         raise InputError(f"CIFAR-10 must be in {root}/cifar-10-batches-py (download=True gets it): {error}") from error
-    tensors = [tensor_dataset(part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for part in (train, test)]
+    tensors = [image_dataset(part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for part in (train, test)]
     return Splits(tensors[0], tensors[1], tuple(train.classes))

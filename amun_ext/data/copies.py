@@ -1,31 +1,19 @@
 """Equal images under different row numbers: forgetting one of them is forgetting none."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-
-def fingerprint(dataset: TensorDataset) -> str:
-    """A hash of all inputs and labels in their order: equal only for the same data under the same row numbers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in dataset.tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def digests(inputs: Iterable[Tensor], size: int = 16) -> Iterator[bytes]:
-    """A hash of each input, whatever its floating-point type."""
-    for row in inputs:
-        same = row.detach().cpu().float() + 0.0  # -0.0 becomes 0.0
-        yield hashlib.blake2b(same.contiguous().numpy().tobytes(), digest_size=size).digest()
+from amun_ext.data.images import hashes_of, row_hashes
 
 
 def copies(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
     """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
-
-    rows = {digest: row for row, digest in enumerate(digests(forget.tensors[0]))}
-    others = retain.tensors[0] if isinstance(retain, TensorDataset) else retain
-    return [(rows[digest], row) for row, digest in enumerate(digests(others)) if digest in rows]
+    rows = {known: row for row, known in enumerate(hashes_of(forget).tolist())}
+    others: Iterable[bytes]
+    if isinstance(retain, TensorDataset):
+        others = hashes_of(retain).tolist()
+    else:
+        others = (row_hashes(each[None])[0].item() for each in retain)
+    return [(rows[known], row) for row, known in enumerate(others) if known in rows]

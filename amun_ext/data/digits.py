@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amun_ext.data.splits import Splits, tensor_dataset
+from amun_ext.data.splits import Splits, image_dataset
 
 
 def load(root: Path, download: bool = False) -> Splits:
@@ -15,5 +15,5 @@ def load(root: Path, download: bool = False) -> Splits:
     data = load_digits()
     rows = np.arange(len(data.target))
     parts = train_test_split(rows, test_size=600, random_state=0, stratify=data.target)
-    train, test = (tensor_dataset(data.images[part] / 16, data.target[part]) for part in map(np.sort, parts))
+    train, test = (image_dataset(data.images[part] / 16, data.target[part]) for part in map(np.sort, parts))
     return Splits(train, test, tuple(map(str, data.target_names)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amun_ext.data.own import load_npz
-from amun_ext.data.splits import Splits, tensor_dataset
+from amun_ext.data.splits import Splits, image_dataset
 from amun_ext.data.vision import import_torchvision
 from amun_ext.validation import InputError, require
 
@@ -23,7 +23,7 @@ PREFIXES = {"train": "train", "test": "t10k"}
 def load(root: Path, download: bool = False) -> Splits:
     """All of Fashion-MNIST, from the first place that `find_folder` finds."""
     folder = find_folder(root, download)
-    train, test = (tensor_dataset(*read_part(folder, part)) for part in PREFIXES)
+    train, test = (image_dataset(*read_part(folder, part)) for part in PREFIXES)
     return Splits(train, test, CLASSES)
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from amun_ext.data.copies import digests, fingerprint
+from amun_ext.data.images import ImageDataset, fingerprint, stored
 from amun_ext.data.splits import Splits
 from amun_ext.validation import InputError, listed, require
 
@@ -40,8 +39,9 @@ class Manifest:
 
 def manifest_of(splits: Splits) -> str | None:
     """For the metadata of a checkpoint, under KEY; None where there are too many samples."""
-    images, labels = splits.train.tensors
-    made = Manifest(splits.classes, images.shape[1], tuple(labels.tolist()), tuple(_hashes(images)), splits.names)
+    images, labels = stored(splits.train)
+    hashes = tuple(_hashes(splits.train))
+    made = Manifest(splits.classes, images.shape[1], tuple(labels.tolist()), hashes, splits.names)
     return _packed(made)
 
 
@@ -63,15 +63,15 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
     are left out, see `Splits.outside`. Files may have other names. Data of a checkpoint without a manifest are returned
     as they are. InputError for all else that is not as it was: missing, with other pixels or of another class.
     """
-    known = _read(metadata)
-    if known is None or splits.known_as is not None:
+    known = _read(metadata) if splits.known_as is None else None
+    if known is None:
         return splits
     made_of = metadata.get("training_data", "")
     if splits.classes == known.classes and fingerprint(splits.train) == made_of:
         return replace(splits, known_as=made_of)
     forgotten = set(json.loads(metadata.get("forgotten", "[]")))
-    images, labels = splits.train.tensors
-    has = list(zip(_hashes(images), (splits.classes[label] for label in labels.tolist()), strict=True))
+    images, labels = stored(splits.train)
+    has = list(zip(_hashes(splits.train), (splits.classes[label] for label in labels.tolist()), strict=True))
     had = list(zip(known.hashes, (known.classes[label] for label in known.labels), strict=True))
     names = splits.names if known.names is not None else None
     rows = _matched(had, has, known.names, names, forgotten)
@@ -87,13 +87,13 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
     laid_out = _channels(images, known.channels)[[rows.get(row, 0) for row in range(len(had))]]
     laid_out[absent] = 0
     numbers = {name: number for number, name in enumerate(known.classes)}
-    test_images, test_labels = splits.test.tensors
+    test_images, test_labels = stored(splits.test)
     theirs = torch.tensor([numbers.get(splits.classes[label], -1) for label in test_labels.tolist()])
     kept = theirs >= 0
     require(bool(kept.any()), "data", "with test samples of the model's classes", "none")
     return Splits(
-        train=TensorDataset(laid_out, torch.tensor(known.labels)),
-        test=TensorDataset(_channels(test_images[kept], known.channels), theirs[kept]),
+        train=ImageDataset(laid_out, torch.tensor(known.labels), "train"),
+        test=ImageDataset(_channels(test_images[kept], known.channels), theirs[kept], "test"),
         classes=known.classes,
         names=None if names is None else tuple(names[rows[row]] if row in rows else GONE for row in range(len(had))),
         absent=tuple(absent),
@@ -177,9 +177,8 @@ def _channels(images: Tensor, wanted: int) -> Tensor:
     return images[:, :1].expand(-1, wanted, -1, -1)
 
 
-def _hashes(images: Tensor) -> list[bytes]:
-    grey = ((row[:1] if torch.equal(row, row[:1].expand_as(row)) else row) for row in images)
-    return [*digests(grey, HASH)]
+def _hashes(dataset: ImageDataset) -> list[bytes]:
+    return [known[:HASH] for known in dataset.hashes.tolist()]
 
 
 def _packed(known: Manifest) -> str | None:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from amun_ext.data.splits import Splits, as_tensors, tensor_dataset
+from amun_ext.data.images import ImageDataset
+from amun_ext.data.splits import Splits, as_tensors, image_dataset
 from amun_ext.data.vision import INSTALL
 from amun_ext.reading import check_file
 from amun_ext.validation import (
@@ -65,15 +65,15 @@ def load_folder(
         require(actual == shape, str(path), f"of {paths[0]}'s height and width {tuple(shape)}", actual)
     channels = max(image[0, 0].numel() for image in images.values())
 
-    def part(some: Sequence[tuple[Path, int]]) -> TensorDataset:
-        pixels = torch.empty(len(some), channels, *shape, device="cpu")
-        for row, (path, _) in zip(pixels, some, strict=True):  # one at a time: in float32 they have four times the size
+    def part(name: str) -> ImageDataset:
+        pixels = torch.empty(len(files[name]), channels, *shape, dtype=torch.uint8, device="cpu")
+        for row, (path, _) in zip(pixels, files[name], strict=True):
             image = images.pop(path)
             row.copy_(image if image.dim() == 2 else image.permute(2, 0, 1))
-        return TensorDataset(pixels.div_(255), torch.tensor([label for _, label in some], device="cpu"))
+        return ImageDataset(pixels, torch.tensor([label for _, label in files[name]], device="cpu"), name)
 
     names = tuple(path.relative_to(root).as_posix() for path, _ in files["train"])
-    return Splits(part(files["train"]), part(files["test"]), classes, names)
+    return Splits(part("train"), part("test"), classes, names)
 
 
 Files = dict[str, list[tuple[Path, int]]]  # with the number of their class
@@ -133,7 +133,7 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
     missing = [name for name in names if name not in arrays]
     require(not missing, str(path), f"an .npz file with {', '.join(names)}", f"one without {', '.join(missing)}")
 
-    def part(name: str) -> TensorDataset:
+    def part(name: str) -> ImageDataset:
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
         pixels = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
         require(pixels, f"{name}_images", "uint8, or floating point in [0, 1]", images.dtype)
@@ -145,7 +145,7 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
             most = max(MOST_CLASSES, len(labels))
             fits = low >= 0 and high < most
             require(fits, f"{name}_labels", f"classes in [0, {most})", f"values from {low} to {high}")
-        return tensor_dataset(images, labels)
+        return image_dataset(images, labels, name)
 
     train, test = part("train"), part("test")
     return Splits(train, test, classes or _numbered(train))
@@ -160,13 +160,13 @@ def load_function(name: str) -> Splits:
     if not (isinstance(value, tuple | list) and len(value) == 2):
         actual = type(value).__name__
         raise InputError(f"what {name} returns must be Splits or a pair (train, test) of datasets, got {actual}")
-    train = TensorDataset(*as_tensors(value[0], f"{name} train"))
-    test = TensorDataset(*as_tensors(value[1], f"{name} test"))
+    named = {f"{name} train": value[0], f"{name} test": value[1]}
+    train, test = (ImageDataset(*as_tensors(data, of), of) for of, data in named.items())
     return Splits(train, test, tuple(map(str, getattr(value[0], "classes", _numbered(train)))))
 
 
-def _numbered(train: TensorDataset) -> tuple[str, ...]:
-    labels = train.tensors[1]
+def _numbered(train: ImageDataset) -> tuple[str, ...]:
+    labels = train.labels
     check_labels("train labels", labels, len(labels), max(MOST_CLASSES, len(labels)))
     return tuple(map(str, range(int(labels.max()) + 1 if len(labels) else 0)))
 

@@ -1,5 +1,6 @@
 """What every loader returns, and the two ways there: from NumPy arrays and from the user's own Dataset."""
 
+import math
 import operator
 import reprlib
 from dataclasses import dataclass, replace
@@ -11,33 +12,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from amun_ext.data.images import ImageDataset, moved
 from amun_ext.validation import InputError, check_images, check_labels, listed, printable, require
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Images float32 [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing.
+    """Images [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing.
+
+    A TensorDataset is checked here, once, and becomes an `ImageDataset`.
 
     The rest is about the training samples: `names` of files; and of data that `amun_ext.data.aligned` has laid out as a
     checkpoint knows them `absent`, the rows of samples that are erased, `outside`, the names of new ones, which are in
     no row, and `known_as`, the fingerprint of all.
     """
 
-    train: TensorDataset
-    test: TensorDataset
+    train: ImageDataset
+    test: ImageDataset
     classes: tuple[str, ...]
     names: tuple[str, ...] | None = None
     absent: tuple[int, ...] = ()
     outside: tuple[str, ...] = ()
     known_as: str | None = None
 
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            given = getattr(self, part)
+            made = given if isinstance(given, ImageDataset) else ImageDataset(*as_tensors(given, part), part)
+            check_labels(f"{part} labels", made.labels, len(made), len(self.classes) or None)
+            object.__setattr__(self, part, made)
 
-def tensor_dataset(images: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:
-    """8-bit images are divided by 255, others taken as they are; [N, H, W] becomes [N, 1, H, W]."""
-    pixels = images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
+
+def image_dataset(images: NDArray[Any], labels: NDArray[Any], name: str = "dataset") -> ImageDataset:
+    """8-bit images as they are, others as float32; [N, H, W] becomes [N, 1, H, W]."""
+    pixels = images if images.dtype == np.uint8 else images.astype(np.float32)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
-    return TensorDataset(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)))
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()  # torch warns of others
+    return ImageDataset(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)), name)
 
 
 def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> tuple[Tensor, Tensor]:
@@ -66,6 +79,18 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items], device="cpu")
 
 
+def checked_dataset(
+    dataset: Dataset[Any], name: str, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> TensorDataset:
+    """`as_tensors`, as a dataset. InputError for images outside `bounds`, which an ImageDataset has none of."""
+    if isinstance(dataset, ImageDataset) and bounds[0] <= 0 and bounds[1] >= 1:
+        return dataset
+    images, labels = as_tensors(dataset, name)
+    check_images(name, images, bounds)
+    check_labels(f"{name} labels", labels, len(images))
+    return TensorDataset(images, labels.to(images.device))
+
+
 def _item(item: Any, name: str) -> tuple[Tensor, int]:
     try:
         image, label = item
@@ -83,19 +108,15 @@ def checked(splits: Splits, name: str) -> Splits:
     require(named, f"{name} classes", "names", splits.classes)
     odd = [printable(each) for each in splits.classes if printable(each) != each]
     require(not odd, f"{name} classes", "names that can be printed", listed(odd))
-    parts = {}
     for part, dataset in (("train", splits.train), ("test", splits.test)):
-        images, labels = as_tensors(dataset, f"{name} {part}")
-        check_images(f"{name} {part} images", images, (0.0, 1.0))
-        require(images.dim() == 4, f"{name} {part} images", "[N, C, H, W]", f"shape {tuple(images.shape)}")
-        check_labels(f"{name} {part} labels", labels, len(images), len(splits.classes))
-        parts[part] = images.float(), labels
-    train, test = (tuple(parts[part][0].shape[1:]) for part in ("train", "test"))
-    require(train == test, f"{name} test images", f"of the training images' shape {train}", test)
+        shape = tuple(dataset.stored[0].shape)
+        require(len(shape) == 4, f"{name} {part} images", "[N, C, H, W]", f"shape {shape}")
+    shapes = [tuple(data.stored[0].shape[1:]) for data in (splits.train, splits.test)]
+    require(shapes[0] == shapes[1], f"{name} test images", f"of the training images' shape {shapes[0]}", shapes[1])
     names = splits.names
     text = names is None or all(isinstance(each, str) for each in names)
-    named = names is None or (text and len(names) == len(set(names)) == len(parts["train"][1]))
+    named = names is None or (text and len(names) == len(set(names)) == len(splits.train))
     require(named, f"{name} names", "one text for every training sample, all different", reprlib.repr(names))
-    return replace(
-        splits, train=TensorDataset(*parts["train"]), test=TensorDataset(*parts["test"]), classes=tuple(splits.classes)
-    )
+    float32 = torch.device("cpu"), torch.float32
+    train, test = (moved(data, *float32) for data in (splits.train, splits.test))
+    return replace(splits, train=train, test=test, classes=tuple(splits.classes))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
+from amun_ext.data.images import Data, subset
 from amun_ext.deletion.table import SHOWN, columns, first_of, lines_of, text_of
 from amun_ext.validation import InputError, check_integer, is_integer, is_number, require
 
@@ -73,13 +73,12 @@ def some_ids(
     return _checked(_integers(ids, total, "ids"), total, "ids")
 
 
-def split(dataset: TensorDataset, ids: Tensor) -> tuple[TensorDataset, TensorDataset]:
+def split(dataset: Data, ids: Tensor) -> tuple[Data, Data]:
     """(forget, retain): forget in the order of `ids`, retain in that of `dataset`. InputError as `forget_ids`."""
     ids = _some_left(_checked(_integers(ids, len(dataset), "ids"), len(dataset), "ids"), len(dataset), "ids")
     kept = torch.ones(len(dataset), dtype=torch.bool, device="cpu")
     kept[ids] = False
-    forget, retain = (TensorDataset(*(tensor[rows] for tensor in dataset.tensors)) for rows in (ids, kept))
-    return forget, retain
+    return subset(dataset, ids), subset(dataset, kept)
 
 
 def _one_of(ways: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
+from amun_ext.data.images import subset
 from amun_ext.deletion import ledger
-from amun_ext.deletion.ids import split
+from amun_ext.deletion.ids import forget_ids, split
 from amun_ext.deletion.keys import keys_of
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
@@ -94,7 +95,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: boo
     `include_duplicates` adds them), training data other than the checkpoint's, and too little that is left.
     """
     splits = aligned(splits, record.to_metadata())
-    before = [*record.gone]
+    ids, before = forget_ids(len(splits.train), ids=ids), [*record.gone]
     print_of_data = training_data(splits)
     same = record.training_data in (None, print_of_data)
     require(same, "data", "those that the checkpoint was trained on, in the same order", "others")
@@ -104,7 +105,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: boo
     forget_set, retain_set = split(
         splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
     )
-    forget_set = TensorDataset(*(tensor[: len(ids)] for tensor in forget_set.tensors))
+    forget_set = subset(forget_set, slice(len(ids)))
     require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
     return Sets(ids, before, forget_set, retain_set, print_of_data)
 
@@ -246,8 +247,8 @@ def _told(chosen: MethodConfig) -> dict[str, object]:
 
 def _mask(model: nn.Module, forget_set: TensorDataset, keep: float, place: Path | None, progress: bool) -> Mask:
     """Kept in a file of its own: gradients of a GPU may differ from one try to the next, and the mask with them."""
-    tensors = {**model.state_dict(), **dict(zip(("images", "labels"), forget_set.tensors, strict=True))}
-    path = None if place is None else place / MASKS.replace("*", f"{keep}-{digest(tensors)}")
+    known_by = digest(model.state_dict(), fingerprint(forget_set))
+    path = None if place is None else place / MASKS.replace("*", f"{keep}-{known_by}")
     if path is not None and path.exists():
         return load_mask(path, model)
     mask = saliency_mask(model, forget_set, keep, progress=progress)
@@ -264,11 +265,9 @@ def _kept(place: Path | None, *names: str) -> bool:
 
 def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_duplicates: bool) -> Tensor:
     """The ids, with those of equal images under other ids added, or refused."""
-    forget_set, others = split(splits.train, ids)
-    wanted = set(ids.tolist())
-    kept = [number for number in range(len(splits.train)) if number not in wanted]
-    pairs = [(int(ids[row]), kept[other]) for row, other in copies(forget_set, others)]
-    pairs = [(asked, copy) for asked, copy in pairs if copy not in before]
+    known = {*before, *ids.tolist()}
+    pairs = [(int(ids[row]), other) for row, other in copies(subset(splits.train, ids), splits.train)]
+    pairs = [(asked, copy) for asked, copy in pairs if copy not in known]
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
     expected = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
     require(include_duplicates or not pairs, "ids", expected, told)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.data import as_tensors
+from amun_ext.data.images import stored
+from amun_ext.data.splits import checked_dataset
 from amun_ext.evaluation.accuracy import accuracy, predict
 from amun_ext.evaluation.document import document
 from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observation, Row, table
@@ -19,7 +20,7 @@ from amun_ext.evaluation.remarks import broken, no_op, remembers
 from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
 from amun_ext.files import to_jsonable, write_json
 from amun_ext.report import Document, Result
-from amun_ext.validation import check_bounds, check_images, check_labels, require
+from amun_ext.validation import check_bounds, check_labels, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ def evaluate(
     for row, model in models.items():
         require(isinstance(model, nn.Module), f"models[{row!r}]", "an nn.Module", type(model).__name__)
     given, ends = {"forget": forget, "retain": retain, "test": test}, check_bounds(bounds)
-    sets = {name: _tensors(name, data, ends) for name, data in given.items()}
+    sets = {name: checked_dataset(data, name, ends) for name, data in given.items()}
     seconds, names = dict(seconds or {}), list(models)
     require(bool(names), "models", "at least one model", "none")
     before = names[0]
@@ -115,21 +116,22 @@ def evaluate(
             require(name is None or name in models, argument, f"among the rows {names}{none}", repr(name))
     for name, value in seconds.items():
         require(0 <= value < math.inf, f"seconds[{name!r}]", "finite and not negative", value)
+    images, labels = sets["forget"].tensors
     if adversarial is not None:
-        check_examples(adversarial, sets["forget"][0], len(classes) or None)
+        check_examples(adversarial, images, len(classes) or None)
     if classes:
-        check_labels("forget labels", sets["forget"][1], len(sets["forget"][1]), len(classes))
+        check_labels("forget labels", labels, len(images), len(classes))
     seen = {name: _observe(name, model, sets, seconds.get(name, math.nan), classes) for name, model in models.items()}
     return Report(
         rows=table(seen, baseline),
-        sizes={name: len(labels) for name, (_, labels) in sets.items()},
+        sizes={name: len(data) for name, data in sets.items()},
         scores={name: observation.log_odds for name, observation in seen.items()},
         before=before,
         headline=headline,
         baseline=baseline,
         search=None if adversarial is None else summarise(adversarial),
         remarks=_remarks(seen, before, headline, baseline),
-        twins=[] if adversarial is None else pick(adversarial, *sets["forget"], classes),
+        twins=[] if adversarial is None else pick(adversarial, images, labels, classes),
         facts=dict(facts or {}),
     )
 
@@ -146,20 +148,13 @@ def _remarks(seen: Mapping[str, Observation], before: str, headline: str, baseli
     return [f"{kind}: {told}" for kind, told in found.items() if told]
 
 
-def _tensors(name: str, data: TensorDataset, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Images [N, ...] and labels [N] of a data set, the labels on the CPU."""
-    images, labels = as_tensors(data, name)
-    check_images(f"{name} images", images, bounds)
-    return images, labels.cpu()
-
-
 def _observe(
-    row: str, model: nn.Module, sets: Mapping[str, tuple[Tensor, Tensor]], seconds: float, classes: Sequence[str]
+    row: str, model: nn.Module, sets: Mapping[str, TensorDataset], seconds: float, classes: Sequence[str]
 ) -> Observation:
     correct, scores = {}, {}
-    for name, (images, labels) in sets.items():
-        logits = predict(model, images, name=f"models[{row!r}]")
+    for name, data in sets.items():
+        logits, labels = predict(model, data, name=f"models[{row!r}]"), stored(data)[1].cpu()
         require(len(classes) in (0, logits.shape[1]), "classes", f"{logits.shape[1]} names, or none", len(classes))
-        check_labels(f"{name} labels", labels, len(images), logits.shape[1])
+        check_labels(f"{name} labels", labels, len(data), logits.shape[1])
         correct[name], scores[name] = accuracy(logits, labels), log_odds(logits, labels).numpy()
     return Observation(correct, scores, seconds)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import amun_ext
+from amun_ext.data import fingerprint
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
 from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
@@ -158,7 +159,7 @@ def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str
     sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
     return {
         "model": digest(original.state_dict()),
-        **{name: digest(dict(enumerate(data.tensors))) for name, data in sets.items()},
+        **{name: fingerprint(data) for name, data in sets.items()},
         "device": str(next(original.parameters()).device),
         "amun_ext": amun_ext.__version__,
     }

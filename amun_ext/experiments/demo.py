@@ -41,10 +41,10 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
         return result
 
     splits = load(DATA)
-    images, _ = splits.train.tensors
+    channels = splits.train[0][0].shape[0]
     with own_random_state():
         torch.manual_seed(seed)
-        original = build(MODEL, num_classes=len(splits.classes), in_channels=images.shape[1])
+        original = build(MODEL, num_classes=len(splits.classes), in_channels=channels)
     run_of_training = RunOptions(seed=seed, progress=progress)
     timed("training", lambda: fit(original, [Pass([DataPart(splits.train)])], TRAINING, run_of_training))
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from amun_ext.data.images import ImageDataset, stored
+from amun_ext.data.splits import checked_dataset
 from amun_ext.evaluation import accuracy, predict
 from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
@@ -21,7 +23,7 @@ from amun_ext.random_state import own_random_state, same_random_state
 from amun_ext.training.parts import BatchLoader, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, training_id
-from amun_ext.validation import InputError, check_images, check_integer, check_labels, listed, require
+from amun_ext.validation import InputError, check_integer, listed, require
 
 Mask = Mapping[str, Tensor]
 
@@ -71,10 +73,9 @@ class RunOptions:
         named = isinstance(self.eval_sets, Mapping) and all(isinstance(name, str) for name in self.eval_sets)
         require(named, "eval_sets", "sets by name", self.eval_sets)
         for name, data in self.eval_sets.items():
-            pair = isinstance(data, TensorDataset) and len(data.tensors) == 2
+            pair = isinstance(data, TensorDataset) and len(stored(data)) == 2
             require(pair, f"eval_sets[{name!r}]", "a TensorDataset of images and labels", type(data).__name__)
-            check_images(f"eval_sets[{name!r}]", data.tensors[0], (-math.inf, math.inf))
-            check_labels(f"eval_sets[{name!r}] labels", data.tensors[1], len(data.tensors[0]))
+            checked_dataset(data, f"eval_sets[{name!r}]")
 
 
 def fit(
@@ -230,8 +231,8 @@ def _finite(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _accuracy(model: nn.Module, data: TensorDataset) -> float:
-    images, labels = data.tensors
-    return accuracy(predict(model, images), labels.cpu())
+    images = data if isinstance(data, ImageDataset) else data.tensors[0]
+    return accuracy(predict(model, images), stored(data)[1].cpu())
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

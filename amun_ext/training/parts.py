@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeGuard
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
+from amun_ext.data.images import ImageDataset, concat, moved, stored
 from amun_ext.random_state import same_random_state
 from amun_ext.validation import check_labels, require
 
@@ -49,15 +51,13 @@ class BatchLoader:
         self.augment = self._per_sample([part.augment for part in parts]).to(device)  # [N]
         wide = torch.promote_types(dtype, torch.float32)
         targets = [part.targets.to(device, wide) for part in parts if part.targets is not None]
-        self.targets = _joined(targets) if targets else None
+        self.targets = torch.cat(targets) if targets else None
         soft = self._per_sample([part.targets is not None for part in parts])
         self.target_rows = torch.where(soft, soft.cumsum(0) - 1, -1).to(device)  # [N], -1 where the label counts
-        self.tensors: tuple[Tensor, Tensor] | None = None
-        sets = [part.data for part in parts if in_memory(part.data)]
+        self.datasets: list[TensorDataset] = []  # one for each type in memory, none where some are no tensors
+        sets = [moved(part.data, device, dtype) for part in parts if in_memory(part.data)]
         if len(sets) == len(parts):
-            images = [data.tensors[0].to(device, dtype) for data in sets]
-            labels = [data.tensors[1].to(device, torch.int64) for data in sets]
-            self.tensors = _joined(images), _joined(labels)
+            self.datasets = [concat([*some]) for _, some in groupby(sets, lambda data: stored(data)[0].dtype)]
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -89,15 +89,14 @@ class BatchLoader:
         return torch.where(rows[:, None] < 0, one_hot, self.targets[rows.clamp(min=0)])
 
     def _read(self, rows: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.tensors is not None:
-            images, labels = self.tensors
+        if self.datasets:
             for batch in rows:
-                batch = batch.to(self.device)
-                yield images[batch], labels[batch]
+                yield self._gather(batch)
             return
         # on the CPU, because a forked worker can use no GPU
         sets = [part.data for part in self.parts]
-        sets = [TensorDataset(*(each.cpu() for each in data.tensors)) if in_memory(data) else data for data in sets]
+        cpu = torch.device("cpu")
+        sets = [moved(data, cpu, stored(data)[0].dtype) if in_memory(data) else data for data in sets]
         union: ConcatDataset[Any] = ConcatDataset(sets)
         # The workers' seeds follow from seed and epoch, not from what shuffles: that goes on as if all were tensors.
         loader = DataLoader(
@@ -111,6 +110,22 @@ class BatchLoader:
             batches = iter(loader)
         for x, labels in batches:
             yield x.to(self.device), labels.to(self.device)
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [B, ...] and labels [B] of rows of the datasets, one behind the other."""
+        if len(self.datasets) == 1:
+            images, labels = self.datasets[0][rows.to(self.device)]
+            return images.to(self.dtype), labels
+        ends = torch.tensor([len(data) for data in self.datasets], device="cpu").cumsum(0)
+        which = torch.bucketize(rows, ends, right=True)
+        places = [(which == number).nonzero()[:, 0] for number in range(len(self.datasets))]
+        read = [
+            data[(rows[at] - end + len(data)).to(self.device)]
+            for data, at, end in zip(self.datasets, places, ends, strict=True)
+        ]
+        back = torch.cat(places).argsort().to(self.device)
+        images, labels = (torch.cat(parts)[back] for parts in zip(*read, strict=True))
+        return images.to(self.dtype), labels
 
     def _replaced_labels(self, epoch: int) -> Tensor | None:
         """Labels [N] in place of the data's own, -1 where there are none; None where no part has any."""
@@ -127,7 +142,8 @@ class BatchLoader:
 
 def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
     """Whether its tensors are all there is; a class of the user's may transform them when an item is read."""
-    return isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
+    plain = isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
+    return plain or type(data) is ImageDataset
 
 
 def check_parts(passes: Sequence[Pass]) -> Tensor:
@@ -136,16 +152,16 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
     for each in passes:
         for part in each.parts:
             if isinstance(part.data, TensorDataset):
-                actual = f"{len(part.data.tensors)} tensors"
-                require(len(part.data.tensors) == 2, "parts", "of inputs and labels", actual)
-                check_labels("labels", part.data.tensors[1], len(part.data.tensors[0]))
+                tensors = stored(part.data)
+                require(len(tensors) == 2, "parts", "of inputs and labels", f"{len(tensors)} tensors")
+                check_labels("labels", tensors[1], len(tensors[0]))
             if part.targets is not None:
                 _check_targets(part, part.targets)
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
         require(count > 0, "parts", "at least one sample", count)
     filled = [part.data for each in passes for part in each.parts if len(part.data) > 0]  # type: ignore[arg-type]
     with same_random_state():  # an item may be drawn by a transform
-        firsts = [_tensor(data.tensors[0][0] if in_memory(data) else data[0][0]) for data in filled]
+        firsts = [_tensor(data[0][0]) for data in filled]
     shapes = {tuple(first.shape) for first in firsts}
     require(len(shapes) == 1, "parts", "of inputs of one shape", sorted(shapes))
     return firsts[0]
@@ -169,11 +185,6 @@ def _stacked(items: Sequence[tuple[Any, Any]], dtype: torch.dtype) -> tuple[Tens
 def _tensor(item: Any) -> Tensor:
     """An input as it is, wherever new tensors go by default."""
     return item if isinstance(item, Tensor) else torch.as_tensor(item, device="cpu")
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Their union; one alone is not copied."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from amun_ext.data import ImageDataset, fingerprint
 from amun_ext.digest import digest
 from amun_ext.files import write_tensors
 from amun_ext.training.parts import DataPart, Pass
@@ -94,6 +95,8 @@ def _settings(part: DataPart) -> object:
 
 def _contents(data: Any) -> object:
     """Of tensors their values; of another Dataset, whose items may be random, its length."""
+    if isinstance(data, ImageDataset):
+        return fingerprint(data)
     return digest(dict(enumerate(data.tensors))) if isinstance(data, TensorDataset) else len(data)
 
 

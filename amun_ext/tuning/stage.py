@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.data import copies
+from amun_ext.data.images import Data, subset
 from amun_ext.deletion.ids import some_ids, split
 from amun_ext.evaluation import evaluate
 from amun_ext.evaluation.metrics import Row
@@ -77,7 +78,7 @@ def make(stage: Stage, original: nn.Module, method: str, options: Mapping[str, A
     return attempt(replace(stage, original=original), method, options, run)
 
 
-def halves(test: TensorDataset, seed: int) -> tuple[TensorDataset, TensorDataset]:
+def halves(test: Data, seed: int) -> tuple[Data, Data]:
     """A random half of the test set, held out to choose options with, and the other, to measure on what was chosen."""
     require(len(test) >= 4, "test", "of four samples at least, to be split in two", len(test))
     return split(test, some_ids(len(test), count=len(test) // 2, seed=seed))
@@ -95,4 +96,4 @@ def stand_in(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDatase
     kept = torch.ones(len(rest), dtype=torch.bool, device="cpu")
     kept[[row for _, row in copies(forget, rest)]] = False
     require(int(kept.sum()) >= 2, "ids", expected, f"copies of {len(forget)} samples")
-    return forget, TensorDataset(*(tensor[kept] for tensor in rest.tensors)), rows
+    return forget, subset(rest, kept), rows

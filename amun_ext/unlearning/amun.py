@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from amun_ext.data.images import subset
 from amun_ext.search import METHODS, AdversarialSet, PythonRule, find_min_adversarial
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import require
@@ -65,7 +66,7 @@ def amun(
         )
     parts = [DataPart(TensorDataset(adversarial.images[rows], adversarial.labels[rows]), augment=False)]
     if include_forget:
-        parts.append(DataPart(TensorDataset(images[rows], labels[rows])))
+        parts.append(DataPart(subset(forget, rows)))
     if retain is not None:
         parts.append(DataPart(retain))
     fit(model, [Pass(parts)], recipe, run, description="AMUN")

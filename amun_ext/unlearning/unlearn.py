@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from amun_ext.data import as_tensors, copies
+from amun_ext.data.images import stored, subset
+from amun_ext.data.splits import checked_dataset
 from amun_ext.models.fresh import copied
 from amun_ext.models.state import count_classes
 from amun_ext.random_state import same_random_state
@@ -121,14 +123,14 @@ def unlearn(
     )
 
     with same_random_state():  # an item may be drawn by a transform
-        inputs, labels = as_tensors(forget, "forget")
-        check_images("forget", inputs, (-math.inf, math.inf))
-        num_classes = count_classes(model, inputs)
-        forget_tensors = _checked("forget", TensorDataset(inputs, labels), inputs, num_classes)
+        forget_tensors = checked_dataset(forget, "forget")
+        like = forget_tensors[:2][0]
+        num_classes = count_classes(model, like)
+        _check_fits("forget", forget_tensors, like, num_classes)
         retain = None if retain is None else _checked_retain(retain, forget_tensors, num_classes)
     for name, data in run.eval_sets.items():
-        _checked(f"eval_sets[{name!r}]", data, inputs, num_classes)
-    check(model, options.get("recipe", row.options["recipe"].default), run, inputs[0])
+        _check_fits(f"eval_sets[{name!r}]", data, like, num_classes)
+    check(model, options.get("recipe", row.options["recipe"].default), run, like[0])
     with torch.inference_mode(False):
         unlearned = _copied(model)
         row.function(unlearned, forget_tensors, retain, run, **options)
@@ -146,21 +148,20 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy
 
 
-def _checked(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> TensorDataset:
-    """Inputs of the shape of `like` [N, ...], and labels beside them."""
-    inputs, labels = as_tensors(dataset, name)
-    check_images(name, inputs, (-math.inf, math.inf))
+def _check_fits(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> None:
+    """InputError for inputs of another shape than `like` [N, ...], and labels that are no classes."""
+    inputs, labels = stored(dataset)
     check_labels(f"{name} labels", labels, len(inputs), num_classes)
     shape, actual = tuple(like.shape[1:]), tuple(inputs.shape[1:])
     require(actual == shape, name, f"of the forget set's input shape {shape}", actual)
-    return TensorDataset(inputs, labels.to(inputs.device))
 
 
 def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: int) -> Dataset[Any]:
     """`retain`, in memory where it is made of tensors. InputError also where it has copies of forget inputs."""
-    tensors, like = _tensors_of(retain), forget.tensors[0]
+    tensors, like = _tensors_of(retain), forget[:1][0]
     if tensors is not None:
-        retain = _checked("retain", tensors, like, num_classes)
+        retain = checked_dataset(tensors, "retain")
+        _check_fits("retain", retain, like, num_classes)
         shared = copies(forget, retain)
     else:
         shared = copies(forget, _items(retain, tuple(like.shape[1:]), num_classes))
@@ -177,7 +178,7 @@ def _tensors_of(dataset: Dataset[Any]) -> TensorDataset | None:
     if whole_set is None:
         return None
     rows = torch.tensor([int(index) for index in dataset.indices], dtype=torch.int64, device="cpu")  # type: ignore[attr-defined]
-    return TensorDataset(*(tensor[rows] for tensor in whole_set.tensors))
+    return subset(whole_set, rows)
 
 
 def _items(retain: Dataset[Any], shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:

@@ -1,0 +1,150 @@
+"""Labelled images in memory: checked once, hashed once, and 8-bit ones kept as they are until they are read."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from amun_ext.digest import digest, parts
+from amun_ext.validation import check_images, check_labels
+
+BITS8 = 255.0
+HASH_BYTES = 16
+Data = TypeVar("Data", bound=TensorDataset)
+
+
+class ImageDataset(TensorDataset):
+    """Images [N, ...] in [0, 1], floating point or uint8, and integer labels [N]. InputError for others.
+
+    uint8 stays uint8 in memory: items, slices and `tensors` have float32, divided by 255. Images are hashed once, also
+    those of a `subset`, so that they must not be changed in place.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext.data import ImageDataset
+        >>> data = ImageDataset(torch.tensor([[[[0, 51]]], [[[255, 102]]]], dtype=torch.uint8), torch.tensor([1, 0]))
+        >>> data[0][0].tolist(), data[:][1].tolist()
+        ([[[0.0, 0.20000000298023224]]], [1, 0])
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, name: str = "dataset") -> None:
+        # not the parent's, which would set `tensors`
+        eight_bit = isinstance(images, Tensor) and images.dtype == torch.uint8
+        check_images(f"{name} images", images[:1].float() / BITS8 if eight_bit else images, (0.0, 1.0))
+        check_labels(f"{name} labels", labels, len(images))
+        self.stored = images, labels.long()
+        self._hashes: NDArray[np.void] | None = None
+
+    def __getitem__(self, rows: Any) -> tuple[Tensor, ...]:
+        images, labels = self.stored
+        return as_float(images[rows]), labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.stored[0])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """All images and labels; 8-bit ones then take four times the memory."""
+        return as_float(self.stored[0]), self.stored[1]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.stored[1]
+
+    @property
+    def hashes(self) -> NDArray[np.void]:
+        """Of each image [N], see `row_hashes`."""
+        if self._hashes is None:
+            self._hashes = row_hashes(self.stored[0])
+        return self._hashes
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1], rounded alike on every device; others as they are."""
+    if images.dtype != torch.uint8:
+        return images
+    # By a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently.
+    return images / torch.full((1,), BITS8, device=images.device)
+
+
+def stored(dataset: TensorDataset) -> tuple[Tensor, ...]:
+    """The tensors as they are in memory."""
+    return dataset.stored if isinstance(dataset, ImageDataset) else dataset.tensors
+
+
+def subset(dataset: Data, rows: Tensor | slice) -> Data:
+    """The rows (numbers, or a bool for each) of a dataset, copied; with the hashes that are known."""
+    if not isinstance(dataset, ImageDataset):
+        return cast(Data, TensorDataset(*(tensor[rows] for tensor in dataset.tensors)))
+    images, labels = dataset.stored
+    made = _with(dataset, images[rows], labels[rows])
+    if dataset._hashes is not None:
+        made._hashes = dataset._hashes[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+    return made
+
+
+def concat(datasets: Sequence[TensorDataset]) -> TensorDataset:
+    """The datasets one behind the other; uint8 where all of them are."""
+    if len(datasets) == 1:
+        return datasets[0]
+    images = [data for data in datasets if isinstance(data, ImageDataset)]
+    alike = len(images) == len(datasets) and len({data.stored[0].dtype for data in images}) == 1
+    pairs = zip(*(stored(data) if alike else data.tensors for data in datasets), strict=True)
+    joined = [torch.cat(tensors) for tensors in pairs]
+    if not alike:
+        return TensorDataset(*joined)
+    made = _with(images[0], *joined)
+    if all(data._hashes is not None for data in images):
+        made._hashes = np.concatenate([data.hashes for data in images])
+    return made
+
+
+def moved(dataset: Data, device: torch.device, dtype: torch.dtype) -> Data:
+    """The dataset on a device, with labels int64 and images of a floating-point type; 8-bit ones stay uint8."""
+    images, labels = stored(dataset)
+    labels = labels.to(device, torch.int64)
+    if not isinstance(dataset, ImageDataset):
+        return cast(Data, TensorDataset(images.to(device, dtype), labels))
+    return _with(dataset, images.to(device, None if images.dtype == torch.uint8 else dtype), labels)
+
+
+def hashes_of(dataset: TensorDataset) -> NDArray[np.void]:
+    """The `row_hashes` of its images."""
+    return dataset.hashes if isinstance(dataset, ImageDataset) else row_hashes(dataset.tensors[0])
+
+
+def row_hashes(images: Tensor) -> NDArray[np.void]:
+    """A hash of each image [N, ...]: the same for equal values of any type, and for grey as one channel or as three."""
+    found = []
+    for part in parts(images.detach()):
+        pixels = (as_float(part.cpu()).float() + 0.0).contiguous()  # -0.0 becomes 0.0
+        lengths = [pixels[0].numel()] * len(pixels)
+        if pixels.dim() == 4 and pixels.shape[1] == 3:
+            grey = (pixels == pixels[:, :1]).flatten(1).all(1).tolist()
+            lengths = [length // 3 if same else length for length, same in zip(lengths, grey, strict=True)]
+        rows = pixels.reshape(len(pixels), -1).numpy()
+        found += [
+            hashlib.blake2b(row[:length], digest_size=HASH_BYTES).digest()
+            for row, length in zip(rows, lengths, strict=True)
+        ]
+    return np.frombuffer(b"".join(found), f"V{HASH_BYTES}")
+
+
+def fingerprint(dataset: TensorDataset) -> str:
+    """A hash of all images and labels in their order: equal only for the same data under the same row numbers."""
+    images, labels = stored(dataset)
+    rows = torch.from_numpy(hashes_of(dataset).view(np.uint8).copy())
+    return digest({"images": rows, "labels": labels.long()}, str(tuple(images.shape[1:])))
+
+
+def _with(dataset: Data, images: Tensor, labels: Tensor) -> Data:
+    """A set like this one, of tensors that need no check."""
+    made = copy.copy(dataset)
+    made.stored, made._hashes = (images, labels), None  # type: ignore[attr-defined]
+    return made

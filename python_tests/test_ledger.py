@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from amun_ext import InputError, cli
 from amun_ext.deletion import ledger
@@ -101,3 +103,45 @@ def test_a_broken_one_is_refused_before_any_work(folder: Path, tmp_path: Path, c
             assert "ledger.jsonl" in told
             assert told.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a private key and its public one, one with a password, and one of another kind."""
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    secret = serialization.BestAvailableEncryption(b"secret")
+    made, key = tmp_path_factory.mktemp("keys"), ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    form = serialization.PrivateFormat.PKCS8
+    other = ec.generate_private_key(ec.SECP256R1())
+    for name, content in {
+        "private": key.private_bytes(pem, form, plain),
+        "public": public,
+        "locked": key.private_bytes(pem, form, secret),
+        "other": other.private_bytes(pem, form, plain),
+        "none": b"no key",
+    }.items():
+        (made / f"{name}.pem").write_bytes(content)
+    return made
+
+
+def test_a_signed_line(folder: Path, keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forget = ["forget", "--data", "digits", "--method", "ga", "--epochs", "1", "--quiet", "--ids", "11,12"]
+    forget += ["--model", str(folder / "original.safetensors"), "--out", str(tmp_path / "out")]
+    for name in ("locked", "other", "none", "public", "missing"):
+        assert cli.main([*forget, "--sign-key", str(keys / f"{name}.pem")]) == 2
+        assert "key must be an Ed25519 private key in a PEM file without a password" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert cli.main([*forget, "--sign-key", str(keys / "private.pem")]) == 0
+    path = tmp_path / "out" / ledger.FILE
+    verify = ["ledger", "verify", str(tmp_path / "out"), "--public-key", str(keys / "public.pem")]
+    assert cli.main(verify) == 0
+    whole = path.read_text()
+    entry = json.loads(whole)
+    changed = [{**entry, "seed": 1}, {**entry, "signature": entry["signature"][::-1]}, {**entry, "signature": 3}]
+    changed += [{name: value for name, value in entry.items() if name != "signature"}]
+    for each in changed:
+        path.write_text(json.dumps(each) + "\n")
+        assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 0  # the last line is bound to nothing else
+        assert cli.main(verify) == 2
+        assert "--public-key must be of the signer of every line" in capsys.readouterr().err

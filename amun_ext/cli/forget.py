@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from os.path import realpath
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request, guards, ledger
 from amun_ext.deletion.request import DIGEST, RESULTS, write
+from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
 from amun_ext.validation import require
 
@@ -71,6 +73,9 @@ def add(commands: Commands) -> None:
         metavar="PERCENT",
         help="write no result where the new model has less test accuracy than this",
     )
+    command.add_argument(
+        "--sign-key", type=Path, help="sign the new line of the ledger: an Ed25519 private key in a PEM file"
+    )
     add_init(command)
     add_images(command)
     add_overwrite(command)
@@ -90,6 +95,8 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     own = realpath(options.model) == realpath(options.out / "model.safetensors")
     expected = "another folder: the result would be written over the model that is to forget"
     require(not own, "--out", expected, options.out)
+    key = None if options.sign_key is None else private_key(options.sign_key)
+    sign = None if key is None else partial(signature, key)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
     before = ledger.text_beside(options.model)
@@ -119,7 +126,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     facts = {**about(options, record), DIGEST: known_by, "request": asked, "date": now(), **tested_on}
     outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=not options.quiet)
     guards.check(outcome, original, options.floor)
-    write(outcome, options.out, place, with_images=options.with_images, before=before)
+    write(outcome, options.out, place, with_images=options.with_images, before=before, sign=sign)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from amun_ext.cli.arguments import Commands, add_command
-from amun_ext.deletion import ledger
+from amun_ext.deletion import ledger, signature
 from amun_ext.deletion.request import ORIGINAL
 from amun_ext.report import Document, text
 from amun_ext.report.tables import Column, Row, Table, value, word
-from amun_ext.validation import is_number, printable, require
+from amun_ext.validation import is_number, listed, printable, require
 
 MEASURES = {"UA": 1, "TA": 1, "FT AUC": 1, "gap": 2, "seconds": 1}  # of the new model, with their digits
 
@@ -32,11 +32,18 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("action", choices=("show", "verify"))
     command.add_argument("folder", type=Path, help="with the model and its ledger")
+    command.add_argument("--public-key", type=Path, help="PEM file: every line must be signed by its owner")
     command.add_argument("--key", help="show only the requests for this sample")
 
 
 def run(options: argparse.Namespace) -> None:
     found: Sequence[ledger.Entry] = ledger.read(options.folder)
+    if options.public_key is not None:
+        key = signature.public_key(options.public_key)
+        others = [str(entry[ledger.NUMBER]) for entry in found if not signature.is_signed(key, *ledger.unsigned(entry))]
+        require(
+            not others, "--public-key", "of the signer of every line", f"another's, or no signature: {listed(others)}"
+        )
     if options.action == "verify":
         print(f"whole: {len(found)} request{'s' * (len(found) != 1)}, the last of the model in {options.folder}")
         return

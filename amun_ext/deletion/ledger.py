@@ -7,7 +7,7 @@ more. It names no sample: keys are hashed with the request, so that whoever know
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from amun_ext.validation import require
 FILE = "ledger.jsonl"
 LEDGER = "a ledger, as amun forget writes it"
 MODEL = "model.safetensors"  # beside it, which its last line is of
+SIGNATURE = "signature"
 NUMBER, PREVIOUS, PARENT, CHILD, KEYS, REQUEST = "number", "previous", "parent", "child", "keys", "request"
 TEXTS = (PARENT, CHILD, REQUEST)
 
@@ -30,11 +31,20 @@ def hashed_keys(keys: Iterable[str], request: str) -> list[str]:
     return [hashlib.blake2b(key.encode(errors="surrogateescape"), key=salt, digest_size=16).hexdigest() for key in keys]
 
 
-def append(before: str, entry: Entry) -> str:
-    """The text of a ledger with one entry more: `number` and `previous`, the hash of the last line, are added to it."""
+def append(before: str, entry: Entry, sign: Callable[[str], str] | None = None) -> str:
+    """The text of a ledger with one entry more: `number` and `previous`, the hash of the last line, are added to it.
+
+    sign: from the line to its signature, which is added as well.
+    """
     lines = before.splitlines()
     bound = {**entry, NUMBER: len(lines) + 1, PREVIOUS: _hash(lines[-1]) if lines else None}
-    return before + json.dumps(bound, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+    signed = {} if sign is None else {SIGNATURE: sign(_line(bound))}
+    return f"{before}{_line({**bound, **signed})}\n"
+
+
+def unsigned(entry: Entry) -> tuple[str, object]:
+    """The line that was signed, and its signature, None where there is none."""
+    return _line({name: value for name, value in entry.items() if name != SIGNATURE}), entry.get(SIGNATURE)
 
 
 def entries(text: str, name: str) -> list[dict[str, Any]]:
@@ -86,6 +96,10 @@ def text_beside(model: Path) -> str:
 def having(found: Sequence[Entry], key: str) -> list[Entry]:
     """The entries of requests for the sample with this key."""
     return [entry for entry in found if hashed_keys([key], entry[REQUEST])[0] in entry[KEYS]]
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _hash(line: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -274,11 +274,19 @@ def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_dup
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
 
 
-def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = False, before: str = "") -> None:
+def write(
+    outcome: Outcome,
+    folder: Path,
+    place: Path,
+    *,
+    with_images: bool = False,
+    before: str = "",
+    sign: Callable[[str], str] | None = None,
+) -> None:
     """The checkpoint, its report and its ledger, all or none, into `folder`, whose workplace is `place`.
 
-    before: the ledger of the model before. Times are in the report and the ledger, so that equal requests give equal
-    models, to the bit.
+    before: the ledger of the model before. sign: from the new line of it to a signature. Times are in the report and
+    the ledger, so that equal requests give equal models, to the bit.
     """
     with atomic_folder(folder, place) as made:
         save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
@@ -287,7 +295,7 @@ def write(outcome: Outcome, folder: Path, place: Path, *, with_images: bool = Fa
         report = replace(outcome.report, facts={**outcome.report.facts, **facts})
         report.to_json(made / REPORT)
         report.to_html(made / PAGE, with_images=with_images)
-        write_text(made / ledger.FILE, ledger.append(before, _entry(outcome, made_model)))
+        write_text(made / ledger.FILE, ledger.append(before, _entry(outcome, made_model), sign))
 
 
 def _entry(outcome: Outcome, made_model: str) -> dict[str, object]:

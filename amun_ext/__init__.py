@@ -4,7 +4,8 @@ __version__ = "0.1.0"
 
 from amun_ext import ops  # first: it loads the extension, or says why it cannot
 from amun_ext.auditing import audit
-from amun_ext.evaluation import evaluate, rmia
+from amun_ext.evaluation import evaluate
+from amun_ext.metrics import rmia
 from amun_ext.ops import sm_taylor_softmax
 from amun_ext.optim import MaskedSGD
 from amun_ext.saliency import saliency_mask

@@ -22,13 +22,14 @@ from amun_ext import models, unlearn
 from amun_ext.auditing import Answers, train_references
 from amun_ext.auditing.answers import pool, signals_from
 from amun_ext.auditing.attacks import Signals, all_scores
-from amun_ext.auditing.measures import COMPARED
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
-from amun_ext.evaluation import auc, predict
 from amun_ext.experiments import demo
+from amun_ext.metrics import auc
+from amun_ext.metrics.measures import PAIRS
+from amun_ext.models import predict
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 COUNTS = (2, 4, 8, 16, 32)
@@ -67,7 +68,7 @@ def areas(signals: Signals, references: Answers, groups: dict[str, Tensor]) -> d
     return {
         name: {
             key: auc(scores[groups[members].numpy()], scores[groups[others].numpy()]).value
-            for key, (members, others) in COMPARED.items()
+            for key, (members, others) in PAIRS.items()
         }
         for name, scores in all_scores(signals, {REFERENCES: references}, groups).items()
     }

@@ -28,12 +28,11 @@ from amun_ext import AdversarialSet, find_min_adversarial
 from amun_ext.auditing import Answers, load_references, train_references
 from amun_ext.auditing.answers import pool, signals_from
 from amun_ext.auditing.attacks import all_scores
-from amun_ext.auditing.measures import Seen as Audited
-from amun_ext.auditing.measures import accuracy, attack_auc, low_fpr
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
-from amun_ext.evaluation import predict
-from amun_ext.models import build
+from amun_ext.metrics.measures import Observation as Audited
+from amun_ext.metrics.measures import accuracy, attack_auc, tpr_at
+from amun_ext.models import build, predict
 from amun_ext.parallel import process_pool
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning import unlearn
@@ -112,7 +111,7 @@ def measured(logits: Tensor, splits: Splits, ids: Tensor, answers: Answers) -> d
     }
     for name, of in seen.attacks.items():
         areas = {f"{sets} AUC": asdict(attack_auc(of, sets)) for sets in ("FT", "FR", "RT")}
-        result[name] = areas | {"TPR at 1 %": asdict(low_fpr(of, 1.0))}
+        result[name] = areas | {"TPR @ 1 % FPR": asdict(tpr_at(of, 1.0))}
     return result
 
 

@@ -20,8 +20,8 @@ from amun_ext.auditing import Answers, Shadows, train_references, train_shadows
 from amun_ext.auditing.shadows import spread
 from amun_ext.data import Splits
 from amun_ext.deletion import forget_ids
-from amun_ext.evaluation import auc, rmia
 from amun_ext.experiments import demo
+from amun_ext.metrics import auc, rmia
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from common import microseconds
 from numpy.typing import NDArray
 
-from amun_ext.evaluation import rmia
+from amun_ext.metrics import rmia
 
 Array = NDArray[np.float64]
 Score = Callable[[Array, Array, float], Array]  # ratios [N], those of the population [Z], gamma -> counts [N]

@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, models
 from amun_ext.auditing import audit, train_references
-from amun_ext.auditing.measures import Seen, attack_auc, divergence, gap, low_fpr, share, tug_of_war
 from amun_ext.auditing.members import harm, look_like_members
 from amun_ext.data import Splits
+from amun_ext.metrics.measures import Observation, attack_auc, divergence, gap_of, share, tpr_at, tug_of_war
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RECIPE = Recipe(epochs=12, lr=0.1, schedule="cosine", batch_size=32)
@@ -29,10 +29,10 @@ def logits_of(right: list[bool], classes: int = 3) -> tuple[Tensor, Tensor]:
 
 def seen(
     forget: list[bool], retain: list[bool], test: list[bool], scores: dict[str, list[float]] | None = None
-) -> Seen:
+) -> Observation:
     made = {name: logits_of(right) for name, right in (("forget", forget), ("retain", retain), ("test", test))}
     told = scores or {name: logits[:, 0].tolist() for name, (logits, _) in made.items()}
-    return Seen(
+    return Observation(
         logits={name: logits for name, (logits, _) in made.items()},
         labels={name: labels for name, (_, labels) in made.items()},
         attacks={"confidence": {name: np.array(values, dtype=float) for name, values in told.items()}},
@@ -60,9 +60,9 @@ class TestMeasures:
 
     def test_low_false_positive_rates(self) -> None:
         scores = {"forget": np.array([100.0, 99.5, 98.5, 97.5]), "test": np.arange(100.0)}
-        assert low_fpr(scores, 1.0).value == 75
-        assert low_fpr(scores, 2.0).value == 100
-        assert math.isnan(low_fpr(scores, 0.1).value)
+        assert tpr_at(scores, 1.0).value == 75
+        assert tpr_at(scores, 2.0).value == 100
+        assert math.isnan(tpr_at(scores, 0.1).value)
 
     def test_divergences(self) -> None:
         sure, unsure = seen([True], [True], [True]), seen([False], [True], [True])
@@ -78,9 +78,9 @@ class TestMeasures:
     def test_gap_and_tug_of_war(self) -> None:
         first = seen([True, False], [True] * 4, [True, True], {"forget": [0, 2], "retain": [5] * 4, "test": [1, 1]})
         other = seen([False, False], [True] * 4, [True, False], {"forget": [2, 2], "retain": [5] * 4, "test": [1, 1]})
-        assert gap(first, other).value == (50 + 0 + 50 + 50) / 4
+        assert gap_of(first, other).value == (50 + 0 + 50 + 50) / 4
         assert tug_of_war(first, other).value == 0.25
-        assert (gap(first, first).value, tug_of_war(first, first).value) == (0, 1)
+        assert (gap_of(first, first).value, tug_of_war(first, first).value) == (0, 1)
 
 
 class TestSamples:
@@ -96,7 +96,7 @@ class TestSamples:
         forget, test = torch.randn(80).tolist(), torch.randn(450).tolist()
         model = seen([True] * 80, [True], [True] * 450, {"forget": forget, "retain": [0.0], "test": test})
         found = look_like_members(model, torch.arange(80), "confidence")
-        assert 100 * len(found.samples) / 80 == pytest.approx(low_fpr(model.scores, 1.0).value)
+        assert 100 * len(found.samples) / 80 == pytest.approx(tpr_at(model.scores, 1.0).value)
 
     def test_samples_lost_and_gained(self) -> None:
         before, after = seen([True], [True, True, False], [False]), seen([True], [False, True, True], [False])

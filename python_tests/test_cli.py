@@ -231,7 +231,7 @@ class TestMethods:
         report, row = told(tmp_path / "out"), METHODS[method]
         title = "retrain" if method == "retrain" else row.title
         assert list(report["rows"]) == ["no-op (original)", title]
-        assert report["headline"] == title
+        assert report["highlight"] == title
         assert report["baseline"] == ("retrain" if method == "retrain" else None)
         assert report["rows"][title]["seconds"] > 0
         facts = report["facts"]

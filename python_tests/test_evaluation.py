@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amun_ext import InputError
-from amun_ext.evaluation import MEASURES, accuracy, auc, gap, log_odds, predict
+from amun_ext.metrics import MEASURES, auc, gap, log_odds
+from amun_ext.models import accuracy, predict
 
 
 class Recorder(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from amun_ext import InputError
-from amun_ext.evaluation import auc, lira
+from amun_ext.metrics import auc, lira
 
 
 def world(seed, count, models, spread=1.0, shift=2.0):

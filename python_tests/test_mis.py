@@ -11,8 +11,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.svm import SVC
 
 from amun_ext import InputError
-from amun_ext.evaluation import log_odds, mis, mis_threshold
-from amun_ext.evaluation.mis import FEATURES, entropy, m_entropy
+from amun_ext.metrics import log_odds, mis, mis_threshold
+from amun_ext.metrics.mis import FEATURES, entropy, m_entropy
 
 
 def answers(count, sure, classes=4):

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from amun_ext.auditing.measures import Seen
 from amun_ext.auditing.power import EXCESS, excess, judged
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict
+from amun_ext.metrics.measures import Observation
 
 IDS, TEST, AUDITS = 120, 400, 200
 
@@ -23,7 +23,7 @@ class Population:
         self.random = np.random.default_rng(seed)
         self.hardness = {name: self.random.normal(size=count) for name, count in (("forget", ids), ("test", TEST))}
 
-    def model(self, memory: float | Mapping[int, float] = 0.0) -> Seen:
+    def model(self, memory: float | Mapping[int, float] = 0.0) -> Observation:
         """One whose scores of the forget samples are so much higher, all of them or those of some rows."""
         scores = {name: each + 0.5 * self.random.normal(size=len(each)) for name, each in self.hardness.items()}
         if isinstance(memory, Mapping):
@@ -34,12 +34,12 @@ class Population:
         return seen(scores)
 
 
-def seen(scores: dict[str, np.ndarray]) -> Seen:
+def seen(scores: dict[str, np.ndarray]) -> Observation:
     nothing: dict[str, Tensor] = {name: torch.zeros(len(each)) for name, each in scores.items()}
-    return Seen(logits=nothing, labels=nothing, attacks={"confidence": scores})
+    return Observation(logits=nothing, labels=nothing, attacks={"confidence": scores})
 
 
-def verdict(audited: Seen, original: Seen | None, *retrained: Seen, no_op: str = "") -> Verdict:
+def verdict(audited: Observation, original: Observation | None, *retrained: Observation, no_op: str = "") -> Verdict:
     return judged(audited, original, retrained, {}, "", margin=5.0, no_op=no_op)[0]
 
 

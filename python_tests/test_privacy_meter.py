@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from amun_ext.evaluation import rmia
-from amun_ext.evaluation.signals import SIGNALS
+from amun_ext.metrics import rmia
+from amun_ext.metrics.signals import SIGNALS
 
 Recorded = dict[str, np.ndarray]
 

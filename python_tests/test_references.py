@@ -13,7 +13,8 @@ from amun_ext.auditing import references as module
 from amun_ext.auditing.answers import check_same, halves, signals_from
 from amun_ext.auditing.references import load_references, train_references
 from amun_ext.data import Splits
-from amun_ext.evaluation import log_odds, predict
+from amun_ext.metrics import log_odds
+from amun_ext.models import predict
 from amun_ext.training import Recipe
 
 RECIPE = Recipe(epochs=1, lr=0.1, batch_size=32)

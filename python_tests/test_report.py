@@ -74,7 +74,7 @@ def report(arguments):
 
 class TestRows:
     def test_accuracies_by_hand(self, report):
-        cells = {name: [row[key] for key in ("UA", "100-UA", "RA", "TA")] for name, row in report.rows.items()}
+        cells = {name: [row[key] for key in ("UA", "forget error", "RA", "TA")] for name, row in report.rows.items()}
         assert cells == {"no-op": [100, 0, 100, 75], "amun": [75, 25, 100, 100], "retrain": [50, 50, 100, 75]}
 
     def test_ft_auc_by_hand(self, report):
@@ -103,10 +103,10 @@ class TestRows:
         assert [column.name for column in report.columns][-1] == "FT AUC"  # of four samples no standard error holds
         assert "retraining gives" not in render(report)
 
-    def test_headline_is_the_first_that_is_neither_before_nor_baseline(self, arguments):
-        assert evaluate(**arguments).headline == "amun"
-        assert evaluate(**arguments | {"headline": "retrain"}).headline == "retrain"
-        assert evaluate(**arguments | {"models": {"retrain": Scorer(0.5)}, "seconds": None}).headline == "retrain"
+    def test_highlight_is_the_first_that_is_neither_before_nor_baseline(self, arguments):
+        assert evaluate(**arguments).highlight == "amun"
+        assert evaluate(**arguments | {"highlight": "retrain"}).highlight == "retrain"
+        assert evaluate(**arguments | {"models": {"retrain": Scorer(0.5)}, "seconds": None}).highlight == "retrain"
 
 
 class TestSearch:
@@ -115,22 +115,22 @@ class TestSearch:
             {"samples": 4, "found": 3, "median_distance": 0.8, "median_eps": 1.0, "grad_evals": 53}
         )
 
-    def test_twins_go_from_the_closest_to_the_farthest(self, report):
-        assert [(twin.true, twin.wrong, round(twin.distance, 3)) for twin in report.twins] == [
+    def test_examples_go_from_the_closest_to_the_farthest(self, report):
+        assert [(example.true, example.wrong, round(example.distance, 3)) for example in report.examples] == [
             ("light", "dark", 0.3),
             ("light", "dark", 0.8),
             ("light", "dark", 0.9),
         ]
-        assert float(report.twins[0].image.max()) == pytest.approx(0.6)
+        assert float(report.examples[0].image.max()) == pytest.approx(0.6)
 
     def test_none_found(self, arguments):
         arguments["adversarial"].found[:] = False
         report = evaluate(**arguments)
-        assert not report.twins
+        assert not report.examples
         assert report.to_dict()["search"]["median_distance"] is None
-        assert "adversarial twins" not in render(report, with_images=True)
+        assert "their adversarial examples" not in render(report, with_images=True)
 
-    def test_the_image_itself_is_a_twin_at_distance_zero(self, arguments):
+    def test_the_image_itself_is_an_example_at_distance_zero(self, arguments):
         examples = arguments["adversarial"]
         examples.images, examples.distance[:] = arguments["forget"].tensors[0], 0.0
         assert "enlarged 1 times" in render(evaluate(**arguments), with_images=True)
@@ -147,7 +147,7 @@ class TestRefusals:
             ({"models": Scorer(0.0)}, "^models must be a mapping of row names to models, got Scorer"),
             ({"models": {"no-op": Scorer(0.0), "amun": None}}, r"^models\['amun'\] must be an nn.Module, got NoneType"),
             ({"baseline": "retrained"}, "^baseline must be among the rows .*'retrained'"),
-            ({"headline": "x"}, "^headline must be among"),
+            ({"highlight": "x"}, "^highlight must be among"),
             ({"seconds": {"x": 1.0}}, "^seconds must be among"),
             ({"seconds": {"amun": -1.0}}, r"^seconds\['amun'\] must be"),
             ({"seconds": {"amun": math.nan}}, r"^seconds\['amun'\] must be"),
@@ -208,7 +208,19 @@ class TestText:
         lines = report.to_text().splitlines()
         start = next(number for number, line in enumerate(lines) if line.startswith("model "))
         heading, rule, *rows = lines[start : start + 5]
-        assert heading.split() == ["model", "UA", "100-UA", "RA", "TA", "FT", "AUC", "seconds", "gap", "speed-up"]
+        assert heading.split() == [
+            "model",
+            "UA",
+            "forget",
+            "error",
+            "RA",
+            "TA",
+            "FT",
+            "AUC",
+            "seconds",
+            "gap",
+            "speed-up",
+        ]
         assert set(rule) == {"-"}
         assert len({len(line) for line in (heading, rule, *rows)}) == 1
         assert rows[0].split()[:5] == ["no-op", "100.0", "0.0", "100.0", "75.0"]
@@ -271,7 +283,7 @@ class TestHtml:
         assert "3 of 4 forgotten images, at a median L2 distance of 0.80" in words
         assert "empirical measurement" in words
 
-    def test_shows_three_histograms_and_every_twin(self, report):
+    def test_shows_three_histograms_and_every_example(self, report):
         page = Page(render(report, with_images=True))
         tags = [tag for tag, _ in page.tags]
         assert [tag for tag, attributes in page.tags if attributes.get("role") == "img"] == ["figure"] * 3
@@ -286,7 +298,7 @@ class TestHtml:
         assert source == render(report) != render(report, with_images=True)
         assert "img" not in {tag for tag, _ in Page(source).tags}
         assert "data:image" not in source
-        assert "their adversarial twins" not in source
+        assert "their adversarial examples" not in source
 
     def test_takes_the_pages_colours_only(self, report):
         svgs = re.findall(r"<svg.*?</svg>", render(report), re.DOTALL)

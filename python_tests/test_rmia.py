@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
 from amun_ext import InputError
-from amun_ext.evaluation import DEFAULT_PRESET, PRESETS, auc, rmia
+from amun_ext.metrics import DEFAULT_PRESET, PRESETS, auc, rmia
 
 
 def generator():

@@ -13,8 +13,8 @@ from sklearn.metrics import auc as trapezoids
 from sklearn.metrics import roc_auc_score
 
 from amun_ext import InputError
-from amun_ext.evaluation import auc, auc_difference, auc_interval, roc, tpr_at_fpr
-from amun_ext.evaluation.mia import FEW
+from amun_ext.metrics import auc, auc_difference, auc_interval, roc, tpr_at_fpr
+from amun_ext.metrics.auc import FEW
 
 
 def generator():

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import amun_ext
 from amun_ext import InputError, ops, reference
-from amun_ext.evaluation import mia
-from amun_ext.evaluation.signals import SIGNALS
+from amun_ext.metrics import log_odds
+from amun_ext.metrics.signals import SIGNALS
 from amun_ext.ops import accumulate_dtype
 
 ROUNDINGS = 40  # that may add up, of the sizes of what is added
@@ -244,7 +244,7 @@ class TestSmTaylorSoftmax:
 
 
 def formula(name: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """A signal with its defaults, as the head of amun_ext.evaluation.signals has it; logits [N, C], not large."""
+    """A signal with its defaults, as the head of amun_ext.metrics.signals has it; logits [N, C], not large."""
     z, rows = logits.double(), torch.arange(len(logits))
     temperature, margin = (2.0, 0.6) if name.startswith(("sm-", "soft-margin")) else (1.0, 0.0)
 
@@ -328,7 +328,7 @@ class TestSignalOptions:
 
     def test_log_odds_are_those_of_the_attack_without_references(self):
         logits, labels = draw_logits(200, 10)
-        assert torch.equal(SIGNALS["log-odds"](logits.double(), labels), mia.log_odds(logits, labels))
+        assert torch.equal(SIGNALS["log-odds"](logits.double(), labels), log_odds(logits, labels))
 
     def test_soft_margin_is_sm_taylor_with_the_whole_series(self):
         logits, labels = draw_logits(200, 10, 0.1, dtype=torch.float64)

@@ -16,7 +16,7 @@ from amun_ext.auditing.verdict import (
     judge,
     worst,
 )
-from amun_ext.evaluation.roc import AucDifference, auc_difference
+from amun_ext.metrics.auc import AucDifference, auc_difference
 
 
 def difference(value: float, standard_error: float) -> AucDifference:

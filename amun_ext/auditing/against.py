@@ -8,11 +8,11 @@ from torch import Tensor
 
 from amun_ext.auditing.answers import Answers
 from amun_ext.auditing.attacks import U_LIRA
-from amun_ext.auditing.measures import Seen, attack_auc, together
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.data import Splits
-from amun_ext.evaluation.roc import AucDifference, auc_difference
+from amun_ext.metrics.auc import AucDifference, auc_difference
+from amun_ext.metrics.measures import Observation, attack_auc, summarize_runs
 
 LEAST_EXPECTED = 5.0  # ids of a class
 UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
@@ -37,7 +37,9 @@ def no_random_draw(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
     return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
 
 
-def attacks_of_verdict(audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers]) -> list[str]:
+def attacks_of_verdict(
+    audited: Observation, baselines: Sequence[Observation], answers: Mapping[str, Answers]
+) -> list[str]:
     """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
     of_shadows = [U_LIRA] if SHADOWS in answers else []
     if of_shadows and not baselines and REFERENCES not in answers:
@@ -46,13 +48,13 @@ def attacks_of_verdict(audited: Seen, baselines: Sequence[Seen], answers: Mappin
 
 
 def compared(
-    attack: str, audited: Seen, baselines: Sequence[Seen], answers: Mapping[str, Answers], objection: str
+    attack: str, audited: Observation, baselines: Sequence[Observation], answers: Mapping[str, Answers], objection: str
 ) -> tuple[str, AucDifference | None, str]:
     """The name of the area that is judged, its difference, and from what; or why there is nothing to compare with."""
     area = "FT AUC" if audited.attacks[attack] is audited.scores else f"FT AUC of {attack}"
     ours, *theirs = ((each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in (audited, *baselines))
     if theirs:
-        mean = together([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
+        mean = summarize_runs([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
         several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
         return area, _of(attack, auc_difference(ours, *theirs)), f"{several} {mean:.1f}"
     if not answers:

@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.data.images import concat, moved
 from amun_ext.digest import digest
-from amun_ext.evaluation.signals import SIGNALS
 from amun_ext.files import claim_folder, to_jsonable, workplace, write_tensors
+from amun_ext.metrics.signals import SIGNALS
 from amun_ext.models.fresh import Init, check_init, described
 from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar

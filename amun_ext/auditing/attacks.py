@@ -10,8 +10,8 @@ from torch import Tensor
 from amun_ext.auditing import references, shadows
 from amun_ext.auditing.answers import Answers
 from amun_ext.auditing.shadows import Shadows
-from amun_ext.evaluation.lira import lira
-from amun_ext.evaluation.rmia import PRESETS, rmia
+from amun_ext.metrics.lira import lira
+from amun_ext.metrics.rmia import PRESETS, rmia
 
 U_LIRA = "U-LiRA"
 Scores = NDArray[np.float64]  # [N], NaN for a sample that the attack cannot tell of

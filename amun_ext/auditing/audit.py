@@ -13,32 +13,29 @@ from amun_ext.auditing.against import attacks_of_verdict, no_random_draw
 from amun_ext.auditing.answers import Answers, architecture, check_same, pool, signals_from
 from amun_ext.auditing.attacks import all_scores
 from amun_ext.auditing.flags import flags, no_op
-from amun_ext.auditing.measures import (
-    AUDITED,
-    COMPARED,
-    COMPARISONS,
-    MEASURES,
-    ORIGINAL,
-    RETRAINED,
-    SETS,
-    Number,
-    Scores,
-    Seen,
-    attack_auc,
-    low_fpr,
-    together,
-)
 from amun_ext.auditing.members import harm, look_like_members
 from amun_ext.auditing.power import judged
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.auditing.result import PICTURES, Audit
 from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.auditing.shadows import Shadows, check_shadows, spread
-from amun_ext.auditing.verdict import MARGIN
+from amun_ext.auditing.verdict import AUDITED, MARGIN, ORIGINAL, RETRAINED
 from amun_ext.data import Splits
 from amun_ext.data.images import stored
 from amun_ext.deletion.ids import split
-from amun_ext.evaluation import predict
+from amun_ext.metrics.measures import (
+    AUDIT_MEASURES,
+    PAIRS,
+    SETS,
+    Estimate,
+    Observation,
+    Scores,
+    attack_auc,
+    measure,
+    summarize_runs,
+    tpr_at,
+)
+from amun_ext.models import predict
 from amun_ext.validation import is_number, require
 
 
@@ -112,7 +109,7 @@ def audit(
     require(set(known) <= set(names), "seconds", f"of models among {names}", list(known))
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
     everything = pool(splits)
-    kinds: dict[str, list[Seen]] = {name: [] for name in names}
+    kinds: dict[str, list[Observation]] = {name: [] for name in names}
     for name, each in models:
         kinds[name].append(_see(each, everything, rows, answers, known.get(name, math.nan)))
     seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
@@ -127,7 +124,10 @@ def audit(
         verdict=verdict,
         verdicts=verdicts,
         flags=[*remarks, *flags(seen)],
-        rows={name: _row(of, [] if name == RETRAINED else baselines) for name, of in kinds.items()},
+        rows={
+            name: measure(of, [] if name == RETRAINED else baselines, AUDIT_MEASURES, detailed=True)
+            for name, of in kinds.items()
+        },
         attacks={
             attack: {name: _attacked([each.attacks[attack] for each in of]) for name, of in kinds.items()}
             for attack in audited.attacks
@@ -195,11 +195,11 @@ def _see(
     rows: Mapping[str, Tensor],
     answers: Mapping[str, Answers],
     seconds: float,
-) -> Seen:
+) -> Observation:
     logits, labels = predict(model, everything), stored(everything)[1]
     scores = all_scores(signals_from(logits, labels), answers, rows)
     by_set = {name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()}
-    return Seen(
+    return Observation(
         logits={name: logits[at] for name, at in rows.items()},
         labels={name: labels[at] for name, at in rows.items()},
         attacks={name: {of: told[~np.isnan(told)] for of, told in each.items()} for name, each in by_set.items()},
@@ -207,16 +207,7 @@ def _see(
     )
 
 
-def _row(seen: Sequence[Seen], baselines: Sequence[Seen]) -> dict[str, Number]:
-    """The measures of one model or of several of a kind, and how they compare where there are baselines."""
-    row = {measure.name: together([measure.value(each) for each in seen]) for measure in MEASURES}
-    if not baselines:
-        return row
-    pairs = [(each, baseline) for each in seen for baseline in baselines]
-    return row | {each.name: together([each.value(*pair) for pair in pairs]) for each in COMPARISONS}
-
-
-def _attacked(scores: Sequence[Scores]) -> dict[str, Number]:
+def _attacked(scores: Sequence[Scores]) -> dict[str, Estimate]:
     """What an attack finds in one model or in several of a kind."""
-    areas = {f"{sets} AUC": together([attack_auc(each, sets) for each in scores]) for sets in COMPARED}
-    return areas | {"TPR at 1 %": together([low_fpr(each, 1.0) for each in scores])}
+    areas = {f"{sets} AUC": summarize_runs([attack_auc(each, sets) for each in scores]) for sets in PAIRS}
+    return areas | {"TPR @ 1 % FPR": summarize_runs([tpr_at(each, 1.0) for each in scores])}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amun_ext.auditing.measures import AUDITED, ORIGINAL, RETRAINED, Number
-from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN
+from amun_ext.auditing.verdict import AUDITED, CANNOT_TELL, FORGOTTEN, ORIGINAL, RETRAINED
 from amun_ext.evaluation.document import confidence
-from amun_ext.evaluation.roc import roc
+from amun_ext.metrics.auc import roc
+from amun_ext.metrics.measures import Estimate
 from amun_ext.report import parts
 from amun_ext.report.figures import INK, line, png_uri, svg
 from amun_ext.report.tables import Cell, Column, Row, Table, interval, value, word
@@ -119,7 +119,7 @@ def sentences(audit: Audit) -> list[str]:
     return [f"{each[0].upper()}{each[1:]}{'' if each.endswith('.') else '.'}" for each in told]
 
 
-def _cell(of: Number | None, digits: int = 1) -> Cell:
+def _cell(of: Estimate | None, digits: int = 1) -> Cell:
     return interval(math.nan, math.nan, math.nan) if of is None else interval(of.value, of.low, of.high, digits)
 
 

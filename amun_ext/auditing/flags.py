@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 
-from amun_ext.auditing.measures import AUDITED, ORIGINAL, RETRAINED, Seen
+from amun_ext.auditing.verdict import AUDITED, ORIGINAL, RETRAINED
 from amun_ext.evaluation import remarks
+from amun_ext.metrics.measures import Observation
 
 
-def no_op(seen: Mapping[str, Seen]) -> str:
+def no_op(seen: Mapping[str, Observation]) -> str:
     """That the audited model is the one before, for the most part; empty where it is another or that one is unknown."""
     if ORIGINAL not in seen:
         return ""
     return remarks.no_op(*(seen[name].attacks["confidence"]["forget"] for name in (ORIGINAL, AUDITED)))
 
 
-def flags(seen: Mapping[str, Seen]) -> list[str]:
+def flags(seen: Mapping[str, Observation]) -> list[str]:
     """Sentences, none where all is well."""
     found = {"no-op": no_op(seen)}
     name = next((name for name in (RETRAINED, ORIGINAL) if name in seen), None)

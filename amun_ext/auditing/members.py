@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.auditing.measures import Seen
+from amun_ext.metrics.measures import Observation
 
 FPR = 1.0  # percent of the test samples that would be called members as well
 
@@ -40,7 +40,7 @@ def _threshold(ordered: NDArray[np.float64]) -> float:
     return float(ordered[-1 - int(FPR * len(ordered) / 100)])
 
 
-def look_like_members(seen: Seen, ids: Tensor, attack: str) -> Members:
+def look_like_members(seen: Observation, ids: Tensor, attack: str) -> Members:
     """The forget samples that `attack` calls members where it does FPR percent of the test samples, at most."""
     forget, test = seen.attacks[attack]["forget"], np.sort(seen.attacks[attack]["test"])
     allowed = int(FPR * len(test) / 100)
@@ -61,7 +61,7 @@ def look_like_members(seen: Seen, ids: Tensor, attack: str) -> Members:
     return Members(attack, found, threshold, len(forget) * (allowed + 1) / (len(test) + 1))
 
 
-def harm(seen: Seen, baseline: Seen | None) -> Mapping[str, float]:
+def harm(seen: Observation, baseline: Observation | None) -> Mapping[str, float]:
     """Retained and test samples that the baseline has right and the model has wrong, and the other way round."""
     if baseline is None:
         return {}

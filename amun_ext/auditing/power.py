@@ -12,18 +12,18 @@ from dataclasses import replace
 
 from amun_ext.auditing.against import attacks_of_verdict, compared
 from amun_ext.auditing.answers import Answers
-from amun_ext.auditing.measures import Seen
 from amun_ext.auditing.members import FPR, above_test
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
+from amun_ext.metrics.measures import Observation
 
 EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
 UNUSUAL = 0.05  # the same of a retrained model, from which on the samples are taken for atypical
 
 
 def judged(
-    audited: Seen,
-    original: Seen | None,
-    baselines: Sequence[Seen],
+    audited: Observation,
+    original: Observation | None,
+    baselines: Sequence[Observation],
     answers: Mapping[str, Answers],
     objection: str,
     *,
@@ -38,7 +38,7 @@ def judged(
     passed, answered = [], {}
     for attack in attacks_of_verdict(audited, baselines, answers):
 
-        def verdict(model: Seen, attack: str = attack) -> Verdict:
+        def verdict(model: Observation, attack: str = attack) -> Verdict:
             return judge(*compared(attack, model, baselines, answers, objection), ids=ids, margin=margin)
 
         found = verdict(audited)
@@ -68,7 +68,7 @@ def shows_nothing(original: Verdict | None) -> str:
     return ""
 
 
-def excess(audited: Seen, baselines: Sequence[Seen], attack: str) -> str:
+def excess(audited: Observation, baselines: Sequence[Observation], attack: str) -> str:
     """What is said of forget samples that look like members, where there are more of them than chance allows.
 
     The threshold is that of the test samples, so for samples like them the number is beta-binomial. Where retrained

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amun_ext.auditing.document import document
-from amun_ext.auditing.measures import COMPARISONS, MEASURES, Measure, Number, Seen
 from amun_ext.auditing.members import Members
 from amun_ext.auditing.verdict import Verdict
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
+from amun_ext.metrics.measures import AUDIT_MEASURES, Estimate, Measure, Observation
 from amun_ext.report import Document, Result
 
 FILES = ("audit.json", "audit.md", "audit.html")
@@ -28,12 +28,12 @@ class Audit(Result):
     verdict: Verdict  # of `verdicts` the worse, see `amun_ext.auditing.power`
     verdicts: Mapping[str, Verdict]  # by attack
     flags: Sequence[str]  # sentences, none where all is well
-    rows: Mapping[str, Mapping[str, Number]]  # model -> measure
-    attacks: Mapping[str, Mapping[str, Mapping[str, Number]]]  # attack -> model -> FT, FR, RT AUC and TPR at 1 %
+    rows: Mapping[str, Mapping[str, Estimate]]  # model -> measure
+    attacks: Mapping[str, Mapping[str, Mapping[str, Estimate]]]  # attack -> model -> FT, FR, RT AUC and TPR @ 1 % FPR
     members: Members  # forget samples that still look like members
     harm: Mapping[str, float]  # what happened to retained samples
     runs: Mapping[str, float]  # U-LiRA's FT AUC against other runs of the method; none without shadows
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, Observation]
     pictures: Sequence[NDArray[np.float32]]  # [C, H, W], of the first of `members`, PICTURES at most
     classes: Sequence[str]
     sizes: Mapping[str, int]
@@ -43,7 +43,7 @@ class Audit(Result):
     def measures(self) -> list[Measure]:
         """Those that have something to say of some model."""
         told = {name for row in self.rows.values() for name, number in row.items() if not math.isnan(number.value)}
-        return [measure for measure in MEASURES + COMPARISONS if measure.name in told]
+        return [measure for measure in AUDIT_MEASURES if measure.name in told]
 
     def to_dict(self) -> dict[str, object]:
         """Everything but logits and scores, as plain JSON values."""

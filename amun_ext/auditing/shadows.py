@@ -33,8 +33,9 @@ from amun_ext.auditing.answers import (
 from amun_ext.data import Splits, copies
 from amun_ext.data.images import concat, stored, subset
 from amun_ext.deletion.ids import split
-from amun_ext.evaluation import auc, predict
-from amun_ext.evaluation.lira import lira
+from amun_ext.metrics import auc
+from amun_ext.metrics.lira import lira
+from amun_ext.models import predict
 from amun_ext.models.fresh import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.config import MethodConfig

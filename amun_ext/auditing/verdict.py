@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amun_ext.evaluation.roc import AucDifference
+from amun_ext.metrics.auc import AucDifference
 
 MARGIN = 5.0  # points of AUC
 LEVEL = 0.95  # one less the level of each one-sided test; both together are the 90 % interval
 LEAST_IDS = 10
 
+AUDITED, ORIGINAL, RETRAINED = "audited", "original", "retrained"  # models
 FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL = "forgotten", "not forgotten", "over-forgotten", "cannot tell"
 
 

@@ -13,9 +13,9 @@ from amun_ext.cli.earlier import MUST_BE
 from amun_ext.cli.loading import check_folder, check_free, load_data
 from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
-from amun_ext.evaluation import accuracy, predict
 from amun_ext.experiments import demo
 from amun_ext.files import keep_only, workplace
+from amun_ext.models import accuracy, predict
 from amun_ext.models.fresh import described
 from amun_ext.models.state import count_classes
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit

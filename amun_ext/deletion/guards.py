@@ -21,6 +21,6 @@ def check(outcome: Outcome, before: torch.nn.Module, floor: float | None = None)
     pairs = zip(before.parameters(), outcome.model.parameters(), strict=True)
     if all(torch.equal(old, new) for old, new in pairs):
         raise RefusedResultError(UNCHANGED, "the model is unchanged, to the last bit of its weights")
-    accuracy = outcome.report.rows[outcome.report.headline]["TA"]
+    accuracy = outcome.report.rows[outcome.report.highlight]["TA"]
     if floor is not None and accuracy < floor:
         raise RefusedResultError(BELOW_FLOOR, f"test accuracy is {accuracy:.2f} %, below the floor of {floor:g} %")

@@ -200,7 +200,7 @@ def forget(
         test=splits.test,
         seconds=seconds,
         baseline=RETRAIN if RETRAIN in models else None,
-        headline=row,
+        highlight=row,
         adversarial=adversarial,
         classes=splits.classes,
         facts={

@@ -1,4 +1,4 @@
-"""What a report says: in words, as a table, in histograms, and beside its adversarial twins."""
+"""What a report says: in words, as a table, in histograms, and beside its adversarial examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.evaluation.mia import FEW, auc
+from amun_ext.metrics.auc import FEW, auc
 from amun_ext.report import parts
 from amun_ext.report.figures import SETS, amplification, histograms, png_uri
 from amun_ext.report.tables import Column, Row, Table, number, value
@@ -48,7 +48,7 @@ def document(report: Report) -> parts.Document:
         marked=report.baseline,
     )
     titles: dict[str, str] = {}
-    for name, title in ((report.before, "before"), (report.headline, "after"), (report.baseline, "retraining")):
+    for name, title in ((report.before, "before"), (report.highlight, "after"), (report.baseline, "retraining")):
         if name is not None:
             titles.setdefault(name, title)
     return parts.Document(
@@ -60,7 +60,7 @@ def document(report: Report) -> parts.Document:
             table,
             parts.Glossary({column.name: column.explanation for column in report.columns} | DATA),
             *confidence({name: report.scores[name] for name in titles}, titles, report.sizes),
-            *_twins(report),
+            *_examples(report),
             parts.Facts(report.facts),
         ],
     )
@@ -91,26 +91,26 @@ def confidence(
     ]
 
 
-def _twins(report: Report) -> list[parts.Block]:
-    if not report.twins:
+def _examples(report: Report) -> list[parts.Block]:
+    if not report.examples:
         return []
-    factor = amplification([twin.adversarial - twin.image for twin in report.twins])
+    factor = amplification([example.adversarial - example.image for example in report.examples])
     about = (
         "The image, the closest image found that the model before takes for another class, and their difference "
         f"enlarged {factor} times (grey: unchanged), from the closest pair to the farthest."
     )
-    if any(twin.distance == 0 for twin in report.twins):
-        about += " At L2 0.000 the image is its own twin: the model before misclassifies it as it is."
+    if any(example.distance == 0 for example in report.examples):
+        about += " At L2 0.000 the example is the image itself: the model before misclassifies it."
     cards = []
-    for twin in report.twins:
+    for example in report.examples:
         shown = {
-            "forget image": twin.image,
-            "adversarial twin": twin.adversarial,
-            "their difference": 0.5 + factor * (twin.adversarial - twin.image),
+            "forget image": example.image,
+            "adversarial example": example.adversarial,
+            "their difference": 0.5 + factor * (example.adversarial - example.image),
         }
         pictures = [parts.Picture(alt, partial(png_uri, image)) for alt, image in shown.items()]
-        cards.append(([pictures], f"{twin.true} → {twin.wrong}, L2 {number(twin.distance, 3)}"))
-    return [parts.Images(cards, "Forget images and their adversarial twins", about)]
+        cards.append(([pictures], f"{example.true} → {example.wrong}, L2 {number(example.distance, 3)}"))
+    return [parts.Images(cards, "Forget images and their adversarial examples", about)]
 
 
 def counted(count: float, what: str) -> str:
@@ -120,14 +120,14 @@ def counted(count: float, what: str) -> str:
 
 def summary(report: Report) -> str:
     """One paragraph for a reader who has never heard of unlearning, from the numbers alone."""
-    before, after = report.rows[report.before], report.rows[report.headline]
+    before, after = report.rows[report.before], report.rows[report.highlight]
     retrain = report.rows[report.baseline] if report.baseline is not None else None
 
     def change(key: str) -> str:
         old, new = (number(row[key], unit=PERCENT) for row in (before, after))
         verb = "rose" if after[key] > before[key] else "fell"
         moved = f"stayed at {new}" if old == new else f"{verb} from {old} to {new}"
-        now = f"is {new}" if report.headline == report.before else moved
+        now = f"is {new}" if report.highlight == report.before else moved
         return f"{now}; retraining gives {number(retrain[key], unit=PERCENT)}" if retrain else now
 
     sentences = [
@@ -136,7 +136,7 @@ def summary(report: Report) -> str:
         "The chance that the model is surer of a forgotten image than of a test image, by which an attacker tells them "
         f"apart, {change('FT AUC')}; 50{PERCENT} is a coin toss.",
     ]
-    scores = report.scores[report.headline]
+    scores = report.scores[report.highlight]
     area = auc(scores["forget"], scores["test"])
     if area.samples < FEW:
         low, high = (number(end, unit=PERCENT) for end in area.interval())
@@ -148,9 +148,9 @@ def summary(report: Report) -> str:
     if report.search:
         of, distance = counted(report.search["samples"], "forgotten image"), number(report.search["median_distance"], 2)
         sentences.append(
-            f"The search found an adversarial twin of {report.search['found']} of {of}, at a median L2 distance of "
+            f"The search found an adversarial example of {report.search['found']} of {of}, at a median L2 distance of "
             f"{distance}."
         )
-    if report.headline != report.before:
-        sentences.append(f"The model before is {report.before}, the model after is {report.headline}.")
+    if report.highlight != report.before:
+        sentences.append(f"The model before is {report.before}, the model after is {report.highlight}.")
     return " ".join(sentences)

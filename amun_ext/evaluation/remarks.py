@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.evaluation.mia import auc
+from amun_ext.metrics.auc import auc
 
 UNCHANGED = 0.1  # median change of the log-odds of forget samples, below which a model has barely changed
 BROKEN = 5.0  # points of test accuracy below another model's

@@ -1,4 +1,4 @@
-"""Evaluate models against retraining, and keep what was seen as a table, a JSON file and a page."""
+"""evaluate: a table of measures of several models, against one that was retrained, as JSON and as a page."""
 
 import math
 import os
@@ -12,41 +12,41 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import stored
 from amun_ext.data.splits import checked_dataset
-from amun_ext.evaluation.accuracy import accuracy, predict
 from amun_ext.evaluation.document import document
-from amun_ext.evaluation.metrics import COMPARISONS, MEASURES, Column, Observation, Row, table
-from amun_ext.evaluation.mia import log_odds
+from amun_ext.evaluation.examples import AdversarialExamples, Example, check_examples, pick, summarise
 from amun_ext.evaluation.remarks import broken, no_op, remembers
-from amun_ext.evaluation.twins import AdversarialExamples, Twin, check_examples, pick, summarise
 from amun_ext.files import to_jsonable, write_json
+from amun_ext.metrics.measures import REPORT_MEASURES, Measure, Observation, Values, measure
+from amun_ext.metrics.signals import log_odds
+from amun_ext.models import predict
 from amun_ext.report import Document, Result
 from amun_ext.validation import check_bounds, check_labels, require
 
 
 @dataclass(frozen=True, eq=False)
 class Report(Result):
-    """What `evaluate` saw. Numbers that do not exist are NaN here and null in JSON."""
+    """The result of `evaluate`. Numbers that do not exist are NaN here and null in JSON."""
 
-    rows: Mapping[str, Row]  # row -> column -> value
+    rows: Mapping[str, Values]  # row -> measure -> value
     sizes: Mapping[str, int]  # forget, retain, test -> number of samples
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]]  # row -> forget, retain, test -> log-odds [N]
     before: str
-    headline: str
+    highlight: str
     baseline: str | None
     search: Mapping[str, float] | None  # the adversarial examples in numbers
-    remarks: Sequence[str]  # what can be seen to have gone wrong with the headline, none where all is well
-    twins: Sequence[Twin]  # some of them, from the closest to the farthest
+    remarks: Sequence[str]  # what seems to be wrong with the highlighted model; empty where nothing does
+    examples: Sequence[Example]  # some of them, from the closest to the farthest
     facts: Mapping[str, object]
 
     @property
-    def columns(self) -> list[Column]:
-        """The columns that have something to say in some row."""
-        known = [column for column in MEASURES + COMPARISONS if column.name in self.rows[self.before]]
-        return [column for column in known if any(not math.isnan(row[column.name]) for row in self.rows.values())]
+    def columns(self) -> list[Measure]:
+        """The measures that some row has a value of."""
+        values = {each.name: [row.get(each.name, math.nan) for row in self.rows.values()] for each in REPORT_MEASURES}
+        return [each for each in REPORT_MEASURES if not all(map(math.isnan, values[each.name]))]
 
     def to_dict(self) -> dict[str, object]:
-        """Everything but scores and pictures, as plain JSON values; `columns` explains the keys of a row."""
-        keys = ("rows", "sizes", "before", "headline", "baseline", "search", "remarks", "facts")
+        """All but scores and images, in JSON values; `columns` explains the keys of a row."""
+        keys = ("rows", "sizes", "before", "highlight", "baseline", "search", "remarks", "facts")
         explained = {column.name: column.explanation for column in self.columns}
         return {key: to_jsonable(getattr(self, key)) for key in keys} | {"columns": explained}
 
@@ -65,7 +65,7 @@ def evaluate(
     test: TensorDataset,
     seconds: Mapping[str, float] | None = None,
     baseline: str | None = "retrain",
-    headline: str | None = None,
+    highlight: str | None = None,
     adversarial: AdversarialExamples | None = None,
     classes: Sequence[str] = (),
     bounds: tuple[float, float] | None = (0.0, 1.0),
@@ -78,7 +78,7 @@ def evaluate(
         forget, retain, test: inputs [N, ...] within `bounds`, and labels [N].
         seconds: row name -> wall time to produce that model.
         baseline: the row of the retrained model; None leaves gap and speed-up out.
-        headline: the row shown as "after"; by default the first that is neither the first row nor the baseline.
+        highlight: the row shown as "after"; by default the first that is neither the first row nor the baseline.
         adversarial: what the search found for the forget images [N, C, H, W] in [0, 1], row by row.
         classes: names of all K classes, or none.
         bounds: the least and the largest value that inputs can have; None for none.
@@ -109,8 +109,8 @@ def evaluate(
     require(bool(names), "models", "at least one model", "none")
     before = names[0]
     between = [name for name in names[1:] if name != baseline]
-    headline = (between or names)[0] if headline is None else headline
-    for argument, chosen in (("baseline", [baseline]), ("headline", [headline]), ("seconds", seconds)):
+    highlight = (between or names)[0] if highlight is None else highlight
+    for argument, chosen in (("baseline", [baseline]), ("highlight", [highlight]), ("seconds", seconds)):
         for name in chosen:
             none = ", or None where there is no retrained model" if argument == "baseline" else ""
             require(name is None or name in models, argument, f"among the rows {names}{none}", repr(name))
@@ -121,40 +121,49 @@ def evaluate(
         check_examples(adversarial, images, len(classes) or None)
     if classes:
         check_labels("forget labels", labels, len(images), len(classes))
-    seen = {name: _observe(name, model, sets, seconds.get(name, math.nan), classes) for name, model in models.items()}
+    observed = {
+        name: _observe(name, model, sets, seconds.get(name, math.nan), classes) for name, model in models.items()
+    }
+    baselines = [] if baseline is None else [observed[baseline]]
+    measured = {name: measure([each], baselines, REPORT_MEASURES) for name, each in observed.items()}
+    rows = {name: {key: found.value for key, found in row.items()} for name, row in measured.items()}
     return Report(
-        rows=table(seen, baseline),
+        rows=rows,
         sizes={name: len(data) for name, data in sets.items()},
-        scores={name: observation.log_odds for name, observation in seen.items()},
+        scores={name: each.scores for name, each in observed.items()},
         before=before,
-        headline=headline,
+        highlight=highlight,
         baseline=baseline,
         search=None if adversarial is None else summarise(adversarial),
-        remarks=_remarks(seen, before, headline, baseline),
-        twins=[] if adversarial is None else pick(adversarial, images, labels, classes),
+        remarks=_remarks(observed, rows, before, highlight, baseline or before),
+        examples=[] if adversarial is None else pick(adversarial, images, labels, classes),
         facts=dict(facts or {}),
     )
 
 
-def _remarks(seen: Mapping[str, Observation], before: str, headline: str, baseline: str | None) -> list[str]:
-    if headline == before:
+def _remarks(
+    observed: Mapping[str, Observation], rows: Mapping[str, Values], before: str, highlight: str, reference: str
+) -> list[str]:
+    """reference: the row whose test accuracy that of the highlighted row is compared with."""
+    if highlight == before:
         return []
-    old, new, name = seen[before], seen[headline], before if baseline is None else baseline
+    old, new = observed[before].scores, observed[highlight].scores
     found = {
-        "no-op": no_op(old.log_odds["forget"], new.log_odds["forget"]),
-        "broken": broken(new.accuracy["test"], name, seen[name].accuracy["test"]),
-        "remembers": remembers(*((each.log_odds["forget"], each.log_odds["test"]) for each in (old, new))),
+        "no-op": no_op(old["forget"], new["forget"]),
+        "broken": broken(rows[highlight]["TA"], reference, rows[reference]["TA"]),
+        "remembers": remembers(*((each["forget"], each["test"]) for each in (old, new))),
     }
-    return [f"{kind}: {told}" for kind, told in found.items() if told]
+    return [f"{kind}: {remark}" for kind, remark in found.items() if remark]
 
 
 def _observe(
     row: str, model: nn.Module, sets: Mapping[str, TensorDataset], seconds: float, classes: Sequence[str]
 ) -> Observation:
-    correct, scores = {}, {}
+    logits, labels = {}, {name: stored(data)[1].cpu() for name, data in sets.items()}
     for name, data in sets.items():
-        logits, labels = predict(model, data, name=f"models[{row!r}]"), stored(data)[1].cpu()
-        require(len(classes) in (0, logits.shape[1]), "classes", f"{logits.shape[1]} names, or none", len(classes))
-        check_labels(f"{name} labels", labels, len(data), logits.shape[1])
-        correct[name], scores[name] = accuracy(logits, labels), log_odds(logits, labels).numpy()
-    return Observation(correct, scores, seconds)
+        logits[name] = predict(model, data, name=f"models[{row!r}]")
+        count = logits[name].shape[1]
+        require(len(classes) in (0, count), "classes", f"{count} names, or none", len(classes))
+        check_labels(f"{name} labels", labels[name], len(data), count)
+    scores = {name: log_odds(logits[name], labels[name]).numpy() for name in sets}
+    return Observation(logits, labels, {"confidence": scores}, seconds)

@@ -19,10 +19,10 @@ from amun_ext.data import fingerprint
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
 from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
-from amun_ext.evaluation.metrics import Row
 from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
 from amun_ext.files import atomic_folder, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
+from amun_ext.metrics.measures import Values
 from amun_ext.progress import progress_bar
 from amun_ext.reading import stored
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -204,7 +204,7 @@ def _made(job: _Job, ground: _Ground) -> Cell:
         return Cell({}, str(error), left_out)
 
 
-def _seen(model: nn.Module, seconds: float, ground: _Ground) -> Row:
+def _seen(model: nn.Module, seconds: float, ground: _Ground) -> Values:
     report = evaluate(
         {NOOP: model}, forget=ground.asked.forget, retain=ground.asked.retain, test=ground.test, baseline=None
     )

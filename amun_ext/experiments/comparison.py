@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from amun_ext.deletion.request import RETRAIN
-from amun_ext.evaluation import COMPARISONS, MEASURES, gap
-from amun_ext.evaluation.metrics import Column, Row
 from amun_ext.files import to_jsonable
+from amun_ext.metrics import gap
+from amun_ext.metrics.measures import REPORT_MEASURES, Measure, Values
 from amun_ext.report import Document, Result
 from amun_ext.unlearning.config import MethodConfig
 
@@ -22,11 +22,10 @@ REMARKS = {
     TOO_MUCH: "an FT AUC more than two of its standard errors (DeLong's) below retrain's",
     NEEDS: "the method trains on D_R alone",
 }
-_BY_NAME = {column.name: column for column in MEASURES + COMPARISONS}
-COLUMNS: tuple[Column, ...] = (  # of a table
-    *(column for column in MEASURES if column.name not in ("FT SE", "seconds")),
-    _BY_NAME["gap"],
-    _BY_NAME["seconds"],
+MEASURED = tuple(each for each in REPORT_MEASURES if not each.has_baseline)  # of each seed by itself
+COLUMNS: tuple[Measure, ...] = (  # of a table, the seconds last
+    *(each for each in REPORT_MEASURES if each.name not in ("FT SE", "seconds", "speed-up")),
+    *(each for each in REPORT_MEASURES if each.name == "seconds"),
 )
 
 
@@ -43,7 +42,7 @@ class Statistic:
 class Cell:
     """What the model of one seed showed, by column, or why there is none."""
 
-    row: Row
+    row: Values
     failed: str = ""
     left_out: int = 0  # forget samples without an adversarial example
 
@@ -57,7 +56,7 @@ class Line:
     cells: Mapping[int, Cell]  # by seed
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Values]:
         return [cell.row for cell in self.cells.values() if not cell.failed]
 
     def over_seeds(self, column: str) -> Statistic:
@@ -77,8 +76,8 @@ class Comparison(Result):
     def statistics(self, setting: str, name: str) -> dict[str, Statistic]:
         """Every measure, and the gap: that of each seed to the mean of retraining, as in the paper (section 3.3)."""
         line, retrain = self.tables[setting][name], self.tables[setting][RETRAIN]
-        baseline = {column.name: retrain.over_seeds(column.name).mean for column in MEASURES}
-        measures = {column.name: line.over_seeds(column.name) for column in MEASURES}
+        baseline = {column.name: retrain.over_seeds(column.name).mean for column in MEASURED}
+        measures = {column.name: line.over_seeds(column.name) for column in MEASURED}
         return measures | {"gap": _statistic([gap(row, baseline) for row in line.rows])}
 
     def remarks(self, setting: str, name: str) -> list[str]:

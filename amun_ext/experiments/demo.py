@@ -87,7 +87,7 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
         test=splits.test,
         seconds=seconds,
         baseline=RETRAIN,
-        headline=HEADLINE,
+        highlight=HEADLINE,
         adversarial=adversarial,
         classes=splits.classes,
         facts={

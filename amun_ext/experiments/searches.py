@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amun_ext.evaluation import predict
 from amun_ext.files import atomic_folder, atomic_path, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
+from amun_ext.models import predict
 from amun_ext.progress import progress_bar
 from amun_ext.report import Document, Result
 from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial

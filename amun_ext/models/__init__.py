@@ -2,5 +2,6 @@
 
 from amun_ext.models.build import MODELS, build
 from amun_ext.models.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from amun_ext.models.predict import accuracy, predict
 
-__all__ = ["MODELS", "build", "load_checkpoint", "read_metadata", "save_checkpoint"]
+__all__ = ["MODELS", "accuracy", "build", "load_checkpoint", "predict", "read_metadata", "save_checkpoint"]

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import ImageDataset, stored
 from amun_ext.data.splits import checked_dataset
-from amun_ext.evaluation import accuracy, predict
+from amun_ext.models import accuracy, predict
 from amun_ext.models.state import count_classes, evaluating, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from amun_ext.evaluation.metrics import Row as Measured
+from amun_ext.metrics.measures import Values
 from amun_ext.report import parts
 from amun_ext.report.figures import COLOURS, INK, MARKERS, SERIES, SETS, line, svg
 from amun_ext.report.tables import Cell, Column, Row, Table, number, value, word
@@ -61,7 +61,7 @@ def _summary(tuning: Tuning) -> str:
 
 def _choices(tuning: Tuning) -> Table:
     """A row for each choice and for the models to compare with."""
-    models: dict[str, tuple[Measured | None, Parameters]] = {BEFORE: (tuning.original.row, {})}
+    models: dict[str, tuple[Values | None, Parameters]] = {BEFORE: (tuning.original.row, {})}
     for method in tuning.trials:
         for objective in tuning.objectives:
             if (trial := tuning.best(method, objective)) is not None:
@@ -81,7 +81,7 @@ def _trials(tuning: Tuning) -> Table:
 
 def _table(
     name: str,
-    models: dict[tuple[str, str], tuple[Measured | None, Parameters]],
+    models: dict[tuple[str, str], tuple[Values | None, Parameters]],
     tuning: Tuning,
     *,
     of: str = "model",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.evaluation import MEASURES, gap
-from amun_ext.evaluation.metrics import Row
+from amun_ext.metrics import MEASURES, gap
+from amun_ext.metrics.measures import Values
 
 COIN = 50.0
 
@@ -25,11 +25,7 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 # The columns of a row, by name: what they say, and digits.
 COLUMNS: Mapping[str, tuple[str, int]] = {
-    **{
-        column.name: (column.explanation.replace("test", "held-out"), column.digits)
-        for column in MEASURES
-        if column.in_gap
-    },
+    **{each.name: (each.explanation.replace("test", "held-out"), each.digits) for each in MEASURES if each.in_gap},
     "KS": ("largest distance between the distributions of log-odds of forget and held-out data, %; less is better", 1),
     "expected gap": (
         "mean distance, in points, of UA and TA from the original's TA, of RA from its RA, of FT AUC from 50, which is "
@@ -47,7 +43,7 @@ def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) 
     return 100.0 * float(np.abs(shares[0] - shares[1]).max())
 
 
-def expected(original: Row) -> Row:
+def expected(original: Values) -> Values:
     """What retraining should give, from the original's row: a model like it, to which the forget set is held-out data.
 
     The distance from this ranks trials as the distance from a retrained model does, more closely than the distance
@@ -59,16 +55,16 @@ def expected(original: Row) -> Row:
 def judged(
     row: Mapping[str, float],
     log_odds: Mapping[str, NDArray[np.float64]],
-    original: Row | None,
-    retrained: Row | None,
-) -> Row:
+    original: Values | None,
+    retrained: Values | None,
+) -> Values:
     """A row of COLUMNS from the report's, and the log-odds of the forget set and of the held-out data ("test")."""
-    made = {column.name: row[column.name] for column in MEASURES if column.in_gap}
+    made = {each.name: row[each.name] for each in MEASURES if each.in_gap}
     made["KS"] = kolmogorov_smirnov(log_odds["forget"], log_odds["test"])
     made["expected gap"] = gap(made, expected(made if original is None else original))
     return made if retrained is None else {**made, "gap": gap(made, retrained)}
 
 
-def floor(objective: str, original: Row, max_accuracy_drop: float) -> float:
+def floor(objective: str, original: Values, max_accuracy_drop: float) -> float:
     """The least accuracy on held-out data, in percent, that a trial may have."""
     return original["TA"] - max_accuracy_drop if OBJECTIVES[objective].keeps_accuracy else 0.0

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from amun_ext.evaluation.metrics import Row
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json
+from amun_ext.metrics.measures import Values
 from amun_ext.report import Document, Result
 from amun_ext.training import Recipe
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
@@ -30,7 +30,7 @@ class Trial:
     again: Seen | str | None = None  # likewise, of a second run with another seed
 
     @property
-    def row(self) -> Row | None:
+    def row(self) -> Values | None:
         """The mean of the runs; None where one failed."""
         rows = [run.row if isinstance(run, Seen) else None for run in (self.seen, self.again or self.seen)]
         first, second = rows
@@ -78,7 +78,7 @@ class Tuning(Result):
             leading.sort(key=lambda trial: trial.row[column] if trial.row else math.inf)
         return next(iter(leading), None)
 
-    def _keeps(self, row: Row | None, objective: str | None) -> bool:
+    def _keeps(self, row: Values | None, objective: str | None) -> bool:
         return row is not None and row["TA"] >= floor(
             objective or self.objective, self.original.row, self.max_accuracy_drop
         )

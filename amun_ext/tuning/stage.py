@@ -15,7 +15,7 @@ from amun_ext.data import copies
 from amun_ext.data.images import Data, subset
 from amun_ext.deletion.ids import some_ids, split
 from amun_ext.evaluation import evaluate
-from amun_ext.evaluation.metrics import Row
+from amun_ext.metrics.measures import Values
 from amun_ext.search import AdversarialSet
 from amun_ext.tuning.objectives import judged
 from amun_ext.unlearning.config import resolve_config
@@ -28,7 +28,7 @@ QUANTILES = np.linspace(0.0, 1.0, 101)
 class Seen:
     """What a model does on the sets."""
 
-    row: Row  # by the names of COLUMNS
+    row: Values  # by the names of COLUMNS
     log_odds: Mapping[str, list[float]]  # forget, test -> their quantiles at QUANTILES
     seconds: float | None = None  # to make it
 
@@ -44,7 +44,7 @@ class Stage:
     with_retain: bool
     adversarial: AdversarialSet | None
     seed: int
-    rows: Mapping[str, Row] = field(default_factory=dict)
+    rows: Mapping[str, Values] = field(default_factory=dict)
 
     def observe(self, model: nn.Module, seconds: float | None = None) -> Seen:
         report = evaluate({"": model}, forget=self.forget, retain=self.retain, test=self.held_out, baseline=None)

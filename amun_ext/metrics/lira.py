@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.evaluation.queries import Array, Queries, check_counts, check_queries
+from amun_ext.metrics.queries import Array, Queries, check_counts, check_queries
 from amun_ext.validation import require
 
 VARIANCES = ("pooled", "each")

@@ -1,4 +1,4 @@
-"""What a model answers, and how often it is right."""
+"""The logits of a model, and how often they are right."""
 
 import torch
 from torch import Tensor, nn

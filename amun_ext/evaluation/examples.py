@@ -32,7 +32,7 @@ class AdversarialExamples(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Twin:
+class Example:
     """An image [C, H, W] in [0, 1] and its adversarial example, the names of their classes, their L2 distance."""
 
     image: NDArray[np.float32]
@@ -69,7 +69,7 @@ def summarise(examples: AdversarialExamples) -> dict[str, float]:
     }
 
 
-def pick(examples: AdversarialExamples, images: Tensor, labels: Tensor, classes: Sequence[str]) -> list[Twin]:
+def pick(examples: AdversarialExamples, images: Tensor, labels: Tensor, classes: Sequence[str]) -> list[Example]:
     """At most `SHOWN` pairs, evenly spread from the closest to the farthest."""
     found = examples.found.bool().nonzero().squeeze(1)
     ordered = found[examples.distance[found].argsort(stable=True)]
@@ -79,7 +79,7 @@ def pick(examples: AdversarialExamples, images: Tensor, labels: Tensor, classes:
         return classes[int(label)] if classes else str(int(label))
 
     return [
-        Twin(
+        Example(
             images[i].float().cpu().numpy(),
             examples.images[i].float().cpu().numpy(),
             named(labels[i]),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from amun_ext.evaluation.queries import TOLERANCE, Array, Queries, check_groups, check_queries, check_rows
+from amun_ext.metrics.queries import TOLERANCE, Array, Queries, check_groups, check_queries, check_rows
 from amun_ext.validation import require
 
 AGGREGATES = ("mean-log", "vote")

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amun_ext.evaluation.mia import log_odds
-from amun_ext.evaluation.roc import roc
+from amun_ext.metrics.auc import roc
+from amun_ext.metrics.signals import log_odds
 from amun_ext.validation import check_integer, check_labels, require
 
 Answers = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]

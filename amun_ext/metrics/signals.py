@@ -55,10 +55,21 @@ def softmax(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     return _log_odds(logits, labels, temperature).sigmoid()
 
 
-def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
     """Taken from the logits because 1 - p_y rounds to zero where the softmax saturates."""
     _check(logits, labels)
     return _log_odds(logits, labels, 1.0)
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """log(p_y / (1 - p_y)) of the true class, [N] float64, as z_y - logsumexp of the other logits (paper section 7).
+
+    logits [N, K] finite, K >= 2; labels [N] in [0, K). Taken from the logits because 1 - p_y rounds to zero where the
+    softmax saturates: finite logits give finite log-odds.
+    """
+    shaped = logits.dim() == 2 and logits.shape[1] >= 2
+    require(shaped, "logits", "[N, K] with K >= 2", f"shape {tuple(logits.shape)}")
+    return scaled_logit(logits.double(), labels)
 
 
 def taylor(logits: Tensor, labels: Tensor, order: int = 4) -> Tensor:
@@ -87,7 +98,7 @@ def sm_taylor_clamped(
 
 SIGNALS: dict[str, Callable[..., Tensor]] = {
     "softmax": softmax,
-    "log-odds": log_odds,
+    "log-odds": scaled_logit,
     "taylor": taylor,
     "soft-margin": soft_margin,
     "sm-taylor": sm_taylor,

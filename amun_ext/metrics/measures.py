@@ -1,0 +1,308 @@
+"""The table of measures: what is measured on a model, with an interval. A new measure is a function and a row here."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amun_ext.metrics.auc import FEW, auc, auc_interval, tpr_at_fpr
+from amun_ext.metrics.mis import mis, mis_threshold
+
+Z95 = 1.96
+SETS = ("forget", "retain", "test")
+PAIRS = {"FT": ("forget", "test"), "FR": ("retain", "forget"), "RT": ("retain", "test")}  # members, non-members
+Values = dict[str, float]  # measure -> value, NaN where there is none
+Scores = Mapping[str, NDArray[np.float64]]  # set -> [n], higher where a sample looks more like a member
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, NaN where there is none; of an AUC also the interval of a bootstrap."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    bootstrap: tuple[float, float] = (math.nan, math.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One model on every set."""
+
+    logits: Mapping[str, Tensor]  # set -> [n, K] float32
+    labels: Mapping[str, Tensor]  # set -> [n]
+    attacks: Mapping[str, Scores]  # attack -> its scores; the first is that of the measures
+    seconds: float = math.nan  # wall time to produce the model
+
+    @property
+    def scores(self) -> Scores:
+        return next(iter(self.attacks.values()))
+
+    def right(self, name: str) -> Tensor:
+        return self.logits[name].argmax(1) == self.labels[name]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row of MEASURES: the heading and key of its column, what it says, and how it is computed."""
+
+    name: str
+    explanation: str
+    value: Callable[..., Estimate]  # of an Observation, and of the baseline's where it has one
+    digits: int = 1
+    has_baseline: bool = False  # compares the model with a retrained one
+    in_gap: bool = False
+    in_report: bool = False  # a column of `evaluate`, which is called often: quick measures only
+    in_audit: bool = True
+    detailed: Callable[[Observation], Estimate] | None = (
+        None  # in place of `value` in an audit, where time matters less
+    )
+
+
+def set_accuracy(model: Observation, name: str) -> Estimate:
+    right = model.right(name)
+    return share(int(right.sum()), len(right))
+
+
+def share(count: int, total: int) -> Estimate:
+    """A proportion in percent, with Wilson's interval (1927), which holds no impossible values at 0 and at 100 %."""
+    p, z2 = count / total, Z95**2 / total
+    middle, wide = (p + z2 / 2) / (1 + z2), Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total)) / (1 + z2)
+    return Estimate(100 * p, 100 * max(0.0, middle - wide), 100 * min(1.0, middle + wide))
+
+
+def attack_auc(scores: Scores, sets: str) -> Estimate:
+    """AUC in percent; 50 is guessing. NaN where the attack has no scores for one of the sets."""
+    members, others = PAIRS[sets]
+    if not len(scores[members]) or not len(scores[others]):
+        return Estimate(math.nan)
+    area = auc(scores[members], scores[others])
+    return Estimate(area.value, *area.interval())
+
+
+def bootstrapped_auc(scores: Scores, sets: str) -> Estimate:
+    """The same with a bootstrap interval, which assumes no normal distribution and takes a second."""
+    found = attack_auc(scores, sets)
+    if math.isnan(found.value):
+        return found
+    members, others = PAIRS[sets]
+    return replace(found, bootstrap=auc_interval(scores[members], scores[others]).bootstrap)
+
+
+def tpr_at(scores: Scores, fpr: float) -> Estimate:
+    """Percent of the forget samples found where `fpr` percent of the test samples are called members."""
+    found = tpr_at_fpr(scores["forget"], scores["test"], [fpr])[0].tpr
+    total = len(scores["forget"])
+    return Estimate(math.nan) if math.isnan(found) else share(round(found * total / 100), total)
+
+
+def attack_success(model: Observation, function: Callable[..., float]) -> Estimate:
+    """MIS: percent of the forget samples that an attack on one feature calls non-members (paper section 3.2)."""
+    by_set = {name: (model.logits[name], model.labels[name]) for name in SETS}
+    total = len(model.labels["forget"])
+    return share(round(function(**by_set) * total / 100), total)
+
+
+def divergence(model: Observation, baseline: Observation, name: str, *, jensen_shannon: bool = False) -> Estimate:
+    """Mean over a set of KL(baseline || model), or of the Jensen-Shannon divergence, of the predictions, in nats."""
+    ours, theirs = (each.logits[name].double().log_softmax(1) for each in (model, baseline))
+    if jensen_shannon:
+        middle = torch.logaddexp(ours, theirs) - math.log(2)
+        each = ((ours.exp() * (ours - middle)).sum(1) + (theirs.exp() * (theirs - middle)).sum(1)) / 2
+    else:
+        each = (theirs.exp() * (theirs - ours)).sum(1)
+    return mean(each.numpy())
+
+
+def summarize_runs(runs: Sequence[Estimate]) -> Estimate:
+    """The mean of several models of a kind, with the range of their intervals, or of their values if they have none."""
+    if len(runs) == 1:
+        return runs[0]
+    low, high = (min(_end(run.low, run) for run in runs), max(_end(run.high, run) for run in runs))
+    middle = float(np.mean([run.value for run in runs]))
+    return Estimate(middle, low, high) if low < high else Estimate(middle)
+
+
+def _end(end: float, run: Estimate) -> float:
+    return run.value if math.isnan(end) else end
+
+
+def mean(values: NDArray[np.float64]) -> Estimate:
+    middle = float(values.mean())
+    wide = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(middle, middle - wide, middle + wide)
+
+
+def gap(row: Mapping[str, float], baseline: Mapping[str, float]) -> float:
+    """Mean of |UA-UA_R|, |RA-RA_R|, |TA-TA_R|, |FT-FT_R|, in points, from values by measure (paper section 3.3)."""
+    names = [measure.name for measure in MEASURES if measure.in_gap]
+    return float(np.mean([abs(row[name] - baseline[name]) for name in names]))
+
+
+def gap_of(model: Observation, baseline: Observation) -> Estimate:
+    pair = model, baseline
+    return Estimate(gap(*({row.name: row.value(each).value for row in MEASURES if row.in_gap} for each in pair)))
+
+
+def tug_of_war(model: Observation, baseline: Observation) -> Estimate:
+    """ToW = (1 - |dUA|)(1 - |dRA|)(1 - |dTA|), of fractions (Zhao et al. 2024); 1 is like retraining."""
+    distances = [abs(set_accuracy(model, name).value - set_accuracy(baseline, name).value) / 100 for name in SETS]
+    return Estimate(math.prod(1 - distance for distance in distances))
+
+
+def speed_up(model: Observation, baseline: Observation) -> Estimate:
+    return Estimate(baseline.seconds / model.seconds if model.seconds else math.nan)
+
+
+def auc_error(model: Observation) -> Estimate:
+    area = auc(model.scores["forget"], model.scores["test"])
+    return Estimate(area.standard_error if area.samples >= FEW else math.nan)
+
+
+def measure(
+    models: Sequence[Observation],
+    baselines: Sequence[Observation],
+    measures: Sequence[Measure],
+    *,
+    detailed: bool = False,
+) -> dict[str, Estimate]:
+    """The `measures` by name, of one model or several of a kind, and against the baselines where there are any."""
+    made = {}
+    for each in measures:
+        value: Callable[..., Estimate] = each.detailed if detailed and each.detailed else each.value
+        if not each.has_baseline:
+            made[each.name] = summarize_runs([value(model) for model in models])
+        elif baselines:
+            made[each.name] = summarize_runs([value(model, base) for model in models for base in baselines])
+    return made
+
+
+CLOSER = "closer to retraining is better"
+MEASURES = (
+    Measure(
+        "UA",
+        f"% of the forget set classified correctly; {CLOSER}",
+        lambda model: set_accuracy(model, "forget"),
+        in_gap=True,
+        in_report=True,
+    ),
+    Measure(
+        "forget error",
+        "100 - UA, which some papers call UA",
+        lambda model: Estimate(100 - set_accuracy(model, "forget").value),
+        in_report=True,
+        in_audit=False,
+    ),
+    Measure(
+        "RA",
+        f"% of the retain set classified correctly; {CLOSER}",
+        lambda model: set_accuracy(model, "retain"),
+        in_gap=True,
+        in_report=True,
+    ),
+    Measure(
+        "TA",
+        f"% of the test set classified correctly; {CLOSER}",
+        lambda model: set_accuracy(model, "test"),
+        in_gap=True,
+        in_report=True,
+    ),
+    Measure(
+        "FT AUC",
+        f"forget against test: chance that a forget sample looks more like a member than a test sample, %; {CLOSER}",
+        lambda model: attack_auc(model.scores, "FT"),
+        in_gap=True,
+        in_report=True,
+        detailed=lambda model: bootstrapped_auc(model.scores, "FT"),
+    ),
+    Measure(
+        "FT SE",
+        f"standard error of FT AUC (DeLong); a dash where fewer than {FEW} samples would make it too small",
+        auc_error,
+        in_report=True,
+        in_audit=False,
+    ),
+    Measure(
+        "FR AUC",
+        "the same of retain against forget samples; 50 for a model that has forgotten nothing",
+        lambda model: attack_auc(model.scores, "FR"),
+        detailed=lambda model: bootstrapped_auc(model.scores, "FR"),
+    ),
+    Measure(
+        "RT AUC",
+        "the same of retain against test samples: how much the model reveals about what it keeps",
+        lambda model: attack_auc(model.scores, "RT"),
+        detailed=lambda model: bootstrapped_auc(model.scores, "RT"),
+    ),
+    Measure(
+        "TPR @ 1 % FPR",
+        "% of the forget samples found where 1 % of the test samples are called members; 1 is chance",
+        lambda model: tpr_at(model.scores, 1.0),
+    ),
+    Measure(
+        "TPR @ 0.1 % FPR",
+        "the same at 0.1 %; a dash where the test set is too small",
+        lambda model: tpr_at(model.scores, 0.1),
+    ),
+    Measure(
+        "MIS",
+        f"% of the forget set that an SVC on the confidence calls non-members, as in older papers; {CLOSER}",
+        lambda model: attack_success(model, mis),
+    ),
+    Measure(
+        "MIS, threshold",
+        "the same with the threshold that best separates retain from test samples",
+        lambda model: attack_success(model, mis_threshold),
+    ),
+    Measure(
+        "seconds",
+        "wall time to produce the model, search and mask included; less is better",
+        lambda model: Estimate(model.seconds),
+        in_report=True,
+    ),
+    Measure(
+        "gap",
+        "mean distance of UA, RA, TA and FT AUC from the retrained model's, points; less is better",
+        gap_of,
+        2,
+        has_baseline=True,
+        in_report=True,
+    ),
+    Measure(
+        "ToW",
+        "(1-|UA|)(1-|RA|)(1-|TA|) of the distances from retraining; 1 is best",
+        tug_of_war,
+        3,
+        has_baseline=True,
+    ),
+    Measure(
+        "KL, forget",
+        "mean divergence of the predictions on the forget set from the retrained model's, nats; less is better",
+        lambda model, baseline: divergence(model, baseline, "forget"),
+        3,
+        has_baseline=True,
+    ),
+    Measure(
+        "JS, forget",
+        "the same by Jensen and Shannon, at most 0.69",
+        lambda model, baseline: divergence(model, baseline, "forget", jensen_shannon=True),
+        3,
+        has_baseline=True,
+    ),
+    Measure(
+        "JS, retain",
+        "that of the retain set",
+        lambda model, baseline: divergence(model, baseline, "retain", jensen_shannon=True),
+        3,
+        has_baseline=True,
+    ),
+    Measure(
+        "speed-up", "retraining's seconds over the model's; more is better", speed_up, has_baseline=True, in_report=True
+    ),
+)
+REPORT_MEASURES = tuple(each for each in MEASURES if each.in_report)  # the columns of `evaluate`
+AUDIT_MEASURES = tuple(each for each in MEASURES if each.in_audit)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
-from amun_ext.models.state import count_classes, evaluating, logits_of, placement
+from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.progress import progress_bar
 from amun_ext.validation import InputError, check_integer, check_labels, is_number, listed, require
 
@@ -152,7 +152,7 @@ def _scores(
     sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
     device, dtype = placement(model, inputs)
     batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
-    with evaluating(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         for x, y in progress_bar(progress, batches, "saliency", unit="batch"):
             # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
             logits = logits_of(model, x.to(device, dtype, copy=True))

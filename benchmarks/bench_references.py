@@ -34,7 +34,7 @@ from amun_ext.auditing.references import SEED
 from amun_ext.data import Splits, load
 from amun_ext.experiments import demo
 from amun_ext.models import predict
-from amun_ext.models.fresh import reinitialised
+from amun_ext.models.reinitialise import reinitialised
 from amun_ext.training import Recipe
 from amun_ext.training.parts import split_sizes
 

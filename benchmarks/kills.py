@@ -95,17 +95,17 @@ def main() -> int:
 def campaign(folder: Path, name: str, every: int = 1, first: int = 1) -> dict[str, Any]:
     """Kill one command at its events `first`, `first` + `every`, ... Returns the counts, and what went wrong."""
     case, start = CASES[name], time.perf_counter()
-    prepared = prepare(folder)
+    optimized_copy = prepare(folder)
     if case.before is not None:
-        assert run(prepared, case.before)[0] == 0
-    (prepared / "out" / MINE).write_text("of the user")
-    alone = clone(prepared, "alone")
+        assert run(optimized_copy, case.before)[0] == 0
+    (optimized_copy / "out" / MINE).write_text("of the user")
+    alone = clone(optimized_copy, "alone")
     status, events = run(alone, case.command)
     assert status in (0, 3), (alone / "log").read_text()
-    states = [shown(prepared, case), shown(alone, case)]
+    states = [shown(optimized_copy, case), shown(alone, case)]
     expected, faults = contents(alone), []
     for number in range(first, events + 1, every):
-        place = clone(prepared, "killed")
+        place = clone(optimized_copy, "killed")
         killed, _ = run(place, case.command, kill_at=number)
         if killed != -signal.SIGKILL:
             break  # there were fewer this time
@@ -123,25 +123,25 @@ def campaign(folder: Path, name: str, every: int = 1, first: int = 1) -> dict[st
 
 def prepare(folder: Path) -> Path:
     """A folder with data, a model and an empty folder for results."""
-    prepared = folder / "prepared"
-    shutil.rmtree(prepared, ignore_errors=True)
-    (prepared / "out").mkdir(parents=True)
+    optimized_copy = folder / "prepared"
+    shutil.rmtree(optimized_copy, ignore_errors=True)
+    (optimized_copy / "out").mkdir(parents=True)
     random = np.random.default_rng(0)
     data = {}
     for part, count in (("train", 40), ("test", 24)):
         data[f"{part}_labels"] = np.arange(count) % 4
         noise = random.integers(0, 128, (count, 8, 8, 1))
         data[f"{part}_images"] = (noise + 40 * data[f"{part}_labels"][:, None, None, None]).astype(np.uint8)
-    np.savez(prepared / "data.npz", **data)
+    np.savez(optimized_copy / "data.npz", **data)
     train = "train --data data.npz --model small-cnn --width 4 --epochs 1 --lr 0.1 --out original.safetensors"
-    assert run(prepared, train)[0] == 0, (prepared / "log").read_text()
-    return prepared
+    assert run(optimized_copy, train)[0] == 0, (optimized_copy / "log").read_text()
+    return optimized_copy
 
 
-def clone(prepared: Path, name: str) -> Path:
-    place = prepared.with_name(name)
+def clone(optimized_copy: Path, name: str) -> Path:
+    place = optimized_copy.with_name(name)
     shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(prepared, place)
+    shutil.copytree(optimized_copy, place)
     return place
 
 

@@ -21,7 +21,7 @@ from amun_ext.data.vision import import_torchvision
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments.compare import compare
-from amun_ext.models.fresh import described, untrained
+from amun_ext.models.reinitialise import describe_init, untrained
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning.config import resolve_config
 
@@ -185,12 +185,12 @@ class TestInput:
 
     def test_what_files_call_it(self) -> None:
         built = partial(models.build, "net:build", num_classes=10)
-        assert described(None) is None
-        assert described(vit) == "test_init:vit()"
-        assert described(built) == "amun_ext.models.build:build('net:build', num_classes=10)"
+        assert describe_init(None) is None
+        assert describe_init(vit) == "test_init:vit()"
+        assert describe_init(built) == "amun_ext.models.build:build('net:build', num_classes=10)"
         one, other = {"a": torch.zeros(1), "b": torch.ones(1)}, {"b": torch.ones(1), "a": torch.zeros(1)}
-        assert described(one) == described(other) != described({**one, "a": torch.ones(1)})
-        assert described(one).startswith("weights ")
+        assert describe_init(one) == describe_init(other) != describe_init({**one, "a": torch.ones(1)})
+        assert describe_init(one).startswith("weights ")
         assert resolve_config("retrain", default={"init": vit}).to_dict()["init"] == "test_init:vit()"
 
 
@@ -235,11 +235,11 @@ class TestReferences:
         assert made.about["init"] == "test_init:vit()"
         asked, anew = sets(splits, ids, Record()), retraining(model, Record(), {"epochs": 1, "lr": 0.1}, start)
         compared = compare(model, splits.test, asked, {"with": {}}, anew, seeds=1, out=tmp_path)
-        assert compared.tables["with"]["retrain"].config.to_dict()["init"] == described(start)
+        assert compared.tables["with"]["retrain"].config.to_dict()["init"] == describe_init(start)
 
     def test_a_checkpoint_knows_its_start(self) -> None:
         start = vit().state_dict()
-        metadata = {"recipe": '{"epochs": 1, "lr": 0.1}', "init": described(start)}
+        metadata = {"recipe": '{"epochs": 1, "lr": 0.1}', "init": describe_init(start)}
         record = Record.read(metadata, "m")
         assert retraining(vit(), record, init=start).options["init"] is start
         for other, got in ((None, "none"), (vit, r"test_init:vit\(\)"), (vit().state_dict(), "weights ")):
@@ -302,7 +302,7 @@ class TestCommandLine:
         start = models.build("small-cnn", num_classes=10, in_channels=1, width=4)
         save_file(start.state_dict(), "start.safetensors")
         assert self.run(f"train --model small-cnn {small} {training} --init start.safetensors --out m.safetensors") == 0
-        assert models.read_metadata("m.safetensors")["init"] == described(start.state_dict())
+        assert models.read_metadata("m.safetensors")["init"] == describe_init(start.state_dict())
         forget = f"forget --model m.safetensors {CLI} --ids 0-19 --method ft --epochs 1 --retrain --out out"
         capsys.readouterr()
         assert self.run(forget) == 2

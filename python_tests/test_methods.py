@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import amun_ext.training.loop
 from amun_ext import InputError, find_min_adversarial, unlearn
-from amun_ext.models.fresh import reinitialised
+from amun_ext.models.reinitialise import reinitialised
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS

@@ -104,8 +104,8 @@ class TestShadows:
     def test_test_samples_that_were_trained_on_are_not_among_them(self, train, splits) -> None:
         """Nor are more asked for than there are."""
         shown = torch.cat([splits.train.tensors[0][:160], splits.test.tensors[0][:40]])
-        copied = Splits(splits.train, TensorDataset(shown, splits.test.tensors[1]), splits.classes)
-        made = train(splits=copied)
+        deep_copy = Splits(splits.train, TensorDataset(shown, splits.test.tensors[1]), splits.classes)
+        made = train(splits=deep_copy)
         assert sorted((made.rows[60:] - 300).tolist()) == list(range(160, 200))
 
     @pytest.mark.filterwarnings("ignore:.*forget samples have no adversarial example")

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 from training_tools import TRAININGS, Noisy
 
 from amun_ext import InputError
-from amun_ext.models.fresh import reinitialised
+from amun_ext.models.reinitialise import reinitialised
 from amun_ext.training import DataPart, Epoch, Pass, Recipe, RunOptions, crop_and_flip, fit
 from amun_ext.unlearning import unlearn
 

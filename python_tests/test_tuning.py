@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, models, parallel, tuning
-from amun_ext.data import Splits, copies
+from amun_ext.data import Splits, find_duplicates
 from amun_ext.files import workplace
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.tuning import objectives, space, stage, study
@@ -188,7 +188,7 @@ class TestSets:
         for seed in range(20):
             forget, rest, drawn = stage.stand_in(retain, 5, seed)
             assert forget.tensors[1].tolist() == drawn.tolist()
-            assert not copies(forget, rest)
+            assert not find_duplicates(forget, rest)
             one = len({3, 7} & set(drawn.tolist())) == 1
             with_copy += one
             assert len(forget) == 5

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, random_split
 
 from amun_ext import InputError, find_min_adversarial, saliency_mask, unlearn
-from amun_ext.data import copies
+from amun_ext.data import find_duplicates
 from amun_ext.search import METHODS as SEARCHES
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
@@ -225,14 +225,14 @@ class TestBadInput:
     def test_copies(self, model: Recording) -> None:
         forget, retain = labelled(model, 5), labelled(model, 20)
         both = TensorDataset(*(torch.cat([a, b[3:4]]) for a, b in zip(retain.tensors, forget.tensors, strict=True)))
-        assert copies(forget, retain) == []
-        assert copies(forget, both) == [(3, 20)]
+        assert find_duplicates(forget, retain) == []
+        assert find_duplicates(forget, both) == [(3, 20)]
         with pytest.raises(InputError, match=r"retain must be free of the forget samples, got 1 of them .*\(3, 20\)"):
             unlearn(model, forget, both)
         relabelled = TensorDataset(both.tensors[0].double(), (both.tensors[1] + 1) % 3)
-        assert copies(forget, relabelled) == [(3, 20)]
+        assert find_duplicates(forget, relabelled) == [(3, 20)]
         signed = [TensorDataset(torch.tensor([[zero, 1.0]]), torch.tensor([0])) for zero in (0.0, -0.0)]
-        assert copies(*signed) == [(0, 0)]
+        assert find_duplicates(*signed) == [(0, 0)]
 
     def test_labels_the_model_does_not_have(self, model: Recording) -> None:
         images, labels = labelled(model, 20).tensors
@@ -451,11 +451,11 @@ class TestDatasets:
 
     def test_copies_are_found(self, model: Recording) -> None:
         forget, retain = labelled(model, 5), labelled(model, 9)
-        copied = Items(retain, {7: (forget.tensors[0][2].double(), 0), 8: (forget.tensors[0][0], 1)})
+        deep_copy = Items(retain, {7: (forget.tensors[0][2].double(), 0), 8: (forget.tensors[0][0], 1)})
         with pytest.raises(InputError, match=r"^retain must be free .*, got 2 of them .*\[\(2, 7\), \(0, 8\)\]"):
-            unlearn(model, forget, copied, method="ft")
+            unlearn(model, forget, deep_copy, method="ft")
         with pytest.raises(InputError, match=r"^retain must be free .*\[\(2, 1\)\]"):
-            unlearn(model, forget, Subset(copied, [3, 7, 5]), method="ft")
+            unlearn(model, forget, Subset(deep_copy, [3, 7, 5]), method="ft")
 
     @pytest.mark.parametrize(
         ("item", "message"),

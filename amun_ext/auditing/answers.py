@@ -16,7 +16,7 @@ from amun_ext.data.images import concat, moved
 from amun_ext.digest import digest
 from amun_ext.files import claim_folder, to_jsonable, workplace, write_tensors
 from amun_ext.metrics.signals import SIGNALS
-from amun_ext.models.fresh import Init, check_init, described
+from amun_ext.models.reinitialise import Init, check_init, describe_init
 from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
 from amun_ext.reading import parse_json, text_of
@@ -141,7 +141,7 @@ def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: 
         "architecture": architecture(model),
         "data": _data(splits),
         "recipe": asdict(recipe),
-        "init": described(init),
+        "init": describe_init(init),
         "seed": seed,
     }
 

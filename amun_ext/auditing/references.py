@@ -26,7 +26,7 @@ from amun_ext.auditing.answers import (
 from amun_ext.data import Splits
 from amun_ext.data.images import stored, subset
 from amun_ext.models import predict
-from amun_ext.models.fresh import Init
+from amun_ext.models.reinitialise import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.retrain import train_from_scratch
 from amun_ext.validation import require

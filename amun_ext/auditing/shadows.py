@@ -30,13 +30,13 @@ from amun_ext.auditing.answers import (
     pool,
     signals_from,
 )
-from amun_ext.data import Splits, copies
+from amun_ext.data import Splits, find_duplicates
 from amun_ext.data.images import concat, stored, subset
 from amun_ext.deletion.ids import split
 from amun_ext.metrics import auc
 from amun_ext.metrics.lira import lira
 from amun_ext.models import predict
-from amun_ext.models.fresh import Init
+from amun_ext.models.reinitialise import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.config import MethodConfig
 from amun_ext.unlearning.retrain import train_from_scratch
@@ -183,7 +183,7 @@ def _sets(splits: Splits, ids: Tensor, previously_forgotten: Sequence[int], seed
     retain = split(
         splits.train, torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
     )[1]
-    seen = {row for row, _ in copies(splits.test, splits.train)}
+    seen = {row for row, _ in find_duplicates(splits.test, splits.train)}
     unseen = torch.tensor([row for row in range(len(splits.test)) if row not in seen], dtype=torch.int64, device="cpu")
     require(len(unseen) >= 2, "splits", "with two test samples at least that are not in the training set", len(unseen))
     chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed), device="cpu")[: len(ids)]

@@ -41,10 +41,11 @@ def check_no_other(folder: Path) -> None:
     """InputError, which says what there is, for a folder with another result."""
     there = [name for name in RESULTS if os.path.lexists(folder / name)]
     told = facts(folder)
-    require(not there, "--out", MUST_BE, f"{folder}, where there is {described(told) if told else ', '.join(there)}")
+    found = describe_request(told) if told else ", ".join(there)
+    require(not there, "--out", MUST_BE, f"{folder}, where there is {found}")
 
 
-def described(told: dict[str, Any]) -> str:
+def describe_request(told: dict[str, Any]) -> str:
     """A request, by the facts of its report, as a terminal may have it."""
     ids = told.get("ids")
     ids = ids if isinstance(ids, list) else []

@@ -21,7 +21,7 @@ from amun_ext.cli.arguments import (
     add_tables,
     percent,
 )
-from amun_ext.cli.earlier import check_no_other, described, finished, now
+from amun_ext.cli.earlier import check_no_other, describe_request, finished, now
 from amun_ext.cli.loading import (
     about,
     check_folder,
@@ -118,7 +118,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     asked = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
     done = finished(options.out, asked)
     if done is not None:
-        print(f"already done: {described(done)} in {options.out}")
+        print(f"already done: {describe_request(done)} in {options.out}")
         return _status(done["ids not forgotten"])
     if not options.overwrite:
         check_no_other(options.out)

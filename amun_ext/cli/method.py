@@ -9,7 +9,7 @@ from amun_ext.cli.loading import chosen_options
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining
 from amun_ext.experiments import demo
-from amun_ext.models.fresh import Init
+from amun_ext.models.reinitialise import Init
 from amun_ext.search import METHODS as SEARCHES
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config

@@ -10,7 +10,7 @@ from torch import nn
 from amun_ext import models
 from amun_ext.data import Splits
 from amun_ext.deletion import Record
-from amun_ext.models.fresh import Init
+from amun_ext.models.reinitialise import Init
 
 
 def add_init(command: argparse.ArgumentParser) -> None:

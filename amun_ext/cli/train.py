@@ -16,7 +16,7 @@ from amun_ext.deletion import Record
 from amun_ext.experiments import demo
 from amun_ext.files import keep_only, workplace
 from amun_ext.models import accuracy, predict
-from amun_ext.models.fresh import described
+from amun_ext.models.reinitialise import describe_init
 from amun_ext.models.state import count_classes
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import InputError, require
@@ -68,7 +68,7 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
         training_data(splits),
         training,
         options.seed,
-        init=None if options.init is None else described(model.state_dict()),
+        init=None if options.init is None else describe_init(model.state_dict()),
         manifest=manifest_of(splits),
     )
     metadata = record.to_metadata()

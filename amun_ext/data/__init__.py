@@ -1,6 +1,6 @@
 """Labelled images by name, from files, or from the user's own function: always whole tensors, always in [0, 1]."""
 
-from amun_ext.data.copies import copies
+from amun_ext.data.duplicates import find_duplicates
 from amun_ext.data.images import ImageDataset, fingerprint
 from amun_ext.data.load import DATASETS, load
 from amun_ext.data.manifest import aligned, classes_of, manifest_of, training_data, without
@@ -13,7 +13,7 @@ __all__ = [
     "aligned",
     "as_tensors",
     "classes_of",
-    "copies",
+    "find_duplicates",
     "fingerprint",
     "load",
     "manifest_of",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.data.own import load_npz
+from amun_ext.data.custom import load_npz
 from amun_ext.data.splits import Splits, image_dataset
 from amun_ext.data.vision import import_torchvision
 from amun_ext.validation import InputError, require

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amun_ext.data import cifar10, digits, fashion_mnist, own
+from amun_ext.data import cifar10, custom, digits, fashion_mnist
 from amun_ext.data.splits import Splits, checked
 from amun_ext.validation import InputError, check_integer, require
 
@@ -25,11 +25,11 @@ def load(
     resize: int | None = None,
     test_fraction: float | None = None,
 ) -> Splits:
-    """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.own`).
+    """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.custom`).
 
     `root` is where fashion-mnist and cifar10 look for their files, ./data unless told; only `download=True` lets them
     use the network. Of `classes` that are known a folder may lack some, and may have others; `resize` and
-    `test_fraction` are for folders, too (see `data.own.load_folder`). Images come as float32
+    `test_fraction` are for folders, too (see `data.custom.load_folder`). Images come as float32
     [N, C, H, W] in [0, 1], labels as int64 [N]. InputError for an unknown name, for missing or broken files, and for
     images and labels that do not fit together.
     """
@@ -43,11 +43,11 @@ def load(
         return checked(DATASETS[name](Path("data" if root is None else root), download), name)
     path = Path(name)
     if folder:
-        return checked(own.load_folder(path, classes, resize, test_fraction), name)
+        return checked(custom.load_folder(path, classes, resize, test_fraction), name)
     if path.suffix == ".npz":
-        return checked(own.load_npz(path), name)
+        return checked(custom.load_npz(path), name)
     if ":" in name:
-        return checked(own.load_function(name), name)
+        return checked(custom.load_function(name), name)
     raise InputError(
         f"data set must be one of {', '.join(DATASETS)}, a folder with train/<class>/ and test/<class>/, "
         f"an .npz file or module:function, got {name!r}"

@@ -100,7 +100,7 @@ class Record:
     unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a MethodConfig.to_dict
     made_of: tuple[str, ...] | None = _key(_digests, json.dumps)  # SHA-256 of the files of the models before, in order
     seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
-    init: str | None = _key(_text)  # what training began with, see `amun_ext.models.fresh.described`
+    init: str | None = _key(_text)  # what training began with, see `amun_ext.models.reinitialise.describe_init`
     manifest: str | None = _key(_packed)  # of the training samples, see `amun_ext.data.manifest`
     others: Mapping[str, str] = field(default_factory=dict)  # which are not amun's, and stay as they are
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.data import Splits, aligned, copies, fingerprint, training_data, without
+from amun_ext.data import Splits, aligned, find_duplicates, fingerprint, training_data, without
 from amun_ext.data.images import subset
 from amun_ext.deletion import ledger
 from amun_ext.deletion.ids import forget_ids, split
@@ -22,7 +22,7 @@ from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import atomic_folder, file_digest, to_jsonable, write_text
 from amun_ext.info import versions
 from amun_ext.models import save_checkpoint
-from amun_ext.models.fresh import Init, check_init, described
+from amun_ext.models.reinitialise import Init, check_init, describe_init
 from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
@@ -61,7 +61,7 @@ class Request:
             "ids": sorted(self.ids.tolist()),
             "config": self.config.to_dict(),
             "record": model,
-            "init": described(self.init),
+            "init": describe_init(self.init),
         }
         told = json.dumps([to_jsonable(asked), training_data(splits), fingerprint(splits.test)], sort_keys=True)
         return digest({}, told)
@@ -122,7 +122,7 @@ def retraining(
     told = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
     known = {"epochs", "lr"} <= told.keys()
     require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
-    given = described(init)
+    given = describe_init(init)
     expected = f"what the checkpoint's training began with, {record.init} (on the command line --init)"
     require(record.init in (None, given), "init", expected, given or "none")
     check_init(original, init)
@@ -266,7 +266,7 @@ def _kept(place: Path | None, *names: str) -> bool:
 def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_duplicates: bool) -> Tensor:
     """The ids, with those of equal images under other ids added, or refused."""
     known = {*before, *ids.tolist()}
-    pairs = [(int(ids[row]), other) for row, other in copies(subset(splits.train, ids), splits.train)]
+    pairs = [(int(ids[row]), other) for row, other in find_duplicates(subset(splits.train, ids), splits.train)]
     pairs = [(asked, copy) for asked, copy in pairs if copy not in known]
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
     expected = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"

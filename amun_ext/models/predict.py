@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.models.state import evaluating, logits_of, placement
+from amun_ext.models.state import eval_mode, logits_of, placement
 from amun_ext.validation import check_labels, require
 
 
@@ -23,7 +23,7 @@ def predict(model: nn.Module, images: Tensor | TensorDataset, batch_size: int = 
     first, *_ = images[:1] if isinstance(images, TensorDataset) else (images[:1],)
     device, dtype = placement(model, first)
     logits = []
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(images), batch_size):
             rows = images[start : start + batch_size]
             batch = rows if isinstance(rows, Tensor) else rows[0]

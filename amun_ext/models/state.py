@@ -39,7 +39,7 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
     device, dtype = placement(model, inputs)
     require(device.type != "meta", "model", "of weights with values", "tensors on the device meta")
     probe = inputs[:2].to(device, dtype, copy=True)
-    with evaluating(model):
+    with eval_mode(model):
         try:
             logits = logits_of(model, probe)
         except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
@@ -55,7 +55,7 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's training flag, its tensors and the random state are as before.
 
     Among them those that are no buffers and that a forward makes anew, such as features that are kept, be it in lists

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from amun_ext.files import write_tensors
-from amun_ext.models.state import count_classes, evaluating, logits_of, placement
+from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.validation import InputError, check_integer, require
 
 FORMAT = {"format": "amun_ext.AdversarialSet", "version": "1"}
@@ -89,7 +89,7 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         require(classes >= needed, "model", f"of at least {needed} classes", classes)
         device, dtype = placement(model, self.images)
         answers = []
-        with evaluating(model):
+        with eval_mode(model):
             for x in self.images.split(batch_size):
                 logits = logits_of(model, x.to(device, dtype, copy=True))  # a copy: it may change its input in place
                 answers.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1))

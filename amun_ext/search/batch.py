@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amun_ext.models.state import evaluating
+from amun_ext.models.state import eval_mode
 
 ON_GPU, PER_THREAD, FEWEST = 128, 32, 8
 CACHE_WITHOUT_ANSWER = 32 * 2**20
@@ -30,7 +30,7 @@ def fitting(model: nn.Module, probe: Tensor) -> int:
     scripted = torch.jit.ScriptModule, torch.jit.ScriptFunction  # which take no hooks
     handles = [module.register_forward_hook(watch) for module in leaves if not isinstance(module, scripted)]
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(probe[:1].clone())
     finally:
         for handle in handles:

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.digest import digest
-from amun_ext.models.prepare import prepared
-from amun_ext.models.state import count_classes, evaluating, placement
+from amun_ext.models.optimized_copy import optimized_copy
+from amun_ext.models.state import count_classes, eval_mode, placement
 from amun_ext.progress import progress_bar
 from amun_ext.search import stream
 from amun_ext.search.adversarial_set import AdversarialSet
@@ -155,9 +155,9 @@ def find_min_adversarial(
     if samples.labels is not None:
         check_labels("labels", samples.labels, len(samples), classes)
 
-    with evaluating(model), torch.inference_mode(False):
+    with eval_mode(model), torch.inference_mode(False):
         probe = like[:8].detach().to(device, dtype, copy=True)
-        twin = prepared(model, probe) if optimize_model else model
+        twin = optimized_copy(model, probe) if optimize_model else model
         batch_size = fitting(twin, probe) if batch_size is None else batch_size
         chunk = CHUNK_BYTES // like[0].nbytes
         chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))

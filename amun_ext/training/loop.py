@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from amun_ext.data.images import ImageDataset, stored
 from amun_ext.data.splits import checked_dataset
 from amun_ext.models import accuracy, predict
-from amun_ext.models.state import count_classes, evaluating, logits_of, placement
+from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.random_state import own_random_state, same_random_state
@@ -243,7 +243,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 def _check_single(model: nn.Module, sample: Tensor) -> None:
     """InputError where a batch of one is too small: over several pixels BatchNorm has a variance of one image."""
     try:
-        with evaluating(model):
+        with eval_mode(model):
             model.train()(sample[None])
     except ValueError as error:
         raise InputError(f"batch_size must be 2 at least: BatchNorm has no variance of one, got 1 ({error})") from error

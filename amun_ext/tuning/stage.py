@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.data import copies
+from amun_ext.data import find_duplicates
 from amun_ext.data.images import Data, subset
 from amun_ext.deletion.ids import some_ids, split
 from amun_ext.evaluation import evaluate
@@ -94,6 +94,6 @@ def stand_in(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDatase
     rows = some_ids(len(retain), count=min(count, len(retain) // 2), seed=seed)
     forget, rest = split(retain, rows)
     kept = torch.ones(len(rest), dtype=torch.bool, device="cpu")
-    kept[[row for _, row in copies(forget, rest)]] = False
+    kept[[row for _, row in find_duplicates(forget, rest)]] = False
     require(int(kept.sum()) >= 2, "ids", expected, f"copies of {len(forget)} samples")
     return forget, subset(rest, kept), rows

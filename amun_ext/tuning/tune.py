@@ -18,7 +18,7 @@ from amun_ext.digest import digest
 from amun_ext.files import claim_folder, no_link, workplace
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
-from amun_ext.models.fresh import Init, described
+from amun_ext.models.reinitialise import Init, describe_init
 from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -123,7 +123,7 @@ def tune(
         "with retain": with_retain,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
         "retraining": None if anew is None else asdict(anew.recipe),
-        "init": None if anew is None else described(init),
+        "init": None if anew is None else describe_init(init),
         "seed": seed,
         **({"max drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.models.state import evaluating, logits_of, placement
+from amun_ext.models.state import eval_mode, logits_of, placement
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import InputError, check_images, is_number, require
 
@@ -49,7 +49,7 @@ def boundary_shrink(
     require(teacher in TEACHERS, "teacher", f"one of {TEACHERS}", repr(teacher))
 
     def nearest(epoch: int) -> Tensor:
-        with evaluating(model):
+        with eval_mode(model):
             batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
             return torch.cat([_neighbour(model, x, y, eps, bounds, require_wrong) for x, y in batches])
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.files import to_jsonable, write_json
-from amun_ext.models.fresh import described
+from amun_ext.models.reinitialise import describe_init
 from amun_ext.reading import parse_json, text_of
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
@@ -78,7 +78,7 @@ class MethodConfig:
         """What decides the result, in values of JSON."""
         masked = {} if self.mask is None else {"mask": self.mask, "mask_gradient_only": self.mask_gradient_only}
         retain = "used" if self.with_retain else "not used"
-        init = {"init": described(self.options["init"])} if "init" in self.options else {}
+        init = {"init": describe_init(self.options["init"])} if "init" in self.options else {}
         own = {**self.options, **init, "recipe": asdict(self.recipe)}
         everything = {"method": self.method, "retain_set": retain, **masked, **own}
         return {name: to_jsonable(value) for name, value in everything.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.models.fresh import Init, copied, on_gpu, untrained
+from amun_ext.models.reinitialise import Init, deep_copy, on_gpu, untrained
 from amun_ext.models.state import placement
 from amun_ext.random_state import own_random_state
 from amun_ext.training import PAPER_TRAINING, DataPart, Pass, Recipe, RunOptions, fit
@@ -37,7 +37,7 @@ def retrain(
 
 def train_from_scratch(model: nn.Module, data: Dataset[Any], recipe: Recipe, seed: int, init: Init = None) -> nn.Module:
     """A copy of `model`, untrained (see `retrain`), and then trained on `data`."""
-    fresh = copied(model)
+    fresh = deep_copy(model)
     _retrain_in_place(fresh, data, RunOptions(seed=seed), recipe, init)
     return fresh
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from amun_ext.data import as_tensors, copies
+from amun_ext.data import as_tensors, find_duplicates
 from amun_ext.data.images import stored, subset
 from amun_ext.data.splits import checked_dataset
-from amun_ext.models.fresh import copied
+from amun_ext.models.reinitialise import deep_copy
 from amun_ext.models.state import count_classes
 from amun_ext.random_state import same_random_state
 from amun_ext.saliency import saliency_mask
@@ -139,7 +139,7 @@ def unlearn(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        copy = copied(model)
+        copy = deep_copy(model)
     except Exception as error:  # it is the user's, and may raise anything
         raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
     can_train = all(parameter.is_leaf for parameter in copy.parameters())  # not so of TorchScript
@@ -162,9 +162,9 @@ def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: in
     if tensors is not None:
         retain = checked_dataset(tensors, "retain")
         _check_fits("retain", retain, like, num_classes)
-        shared = copies(forget, retain)
+        shared = find_duplicates(forget, retain)
     else:
-        shared = copies(forget, _items(retain, tuple(like.shape[1:]), num_classes))
+        shared = find_duplicates(forget, _items(retain, tuple(like.shape[1:]), num_classes))
     expected = "free of the forget samples"
     require(not shared, "retain", expected, f"{len(shared)} of them (forget, retain): {shared[:5]}")
     return retain

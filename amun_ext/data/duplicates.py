@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 from amun_ext.data.images import hashes_of, row_hashes
 
 
-def copies(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
+def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
     """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
     rows = {known: row for row, known in enumerate(hashes_of(forget).tolist())}
     others: Iterable[bytes]

@@ -33,7 +33,7 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
     """
     if init is None:
         return reinitialised(model, probe)
-    fresh = copied(model)
+    fresh = deep_copy(model)
     if isinstance(init, Mapping):
         _load(fresh, init)
         unsaved = [name for name, _ in fresh.named_buffers() if name not in fresh.state_dict()]
@@ -48,7 +48,7 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
     return fresh
 
 
-def copied(model: nn.Module) -> nn.Module:
+def deep_copy(model: nn.Module) -> nn.Module:
     """A deep copy. What a forward has left behind with its graph, as the older weight_norm does, comes without it."""
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
@@ -61,7 +61,7 @@ def check_init(model: nn.Module, init: Init) -> None:
         untrained(model, init)
 
 
-def described(init: Init) -> str | None:
+def describe_init(init: Init) -> str | None:
     """What tells one `init` from another, in files: the function's name and arguments, or a hash of the weights."""
     if init is None:
         return None
@@ -85,7 +85,7 @@ def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
     InputError names the parameters that no module draws anew, and the buffers that training changes: they would carry
     over what the model has learned, as under weight_norm, whose module resets only the product.
     """
-    fresh = copied(model)
+    fresh = deep_copy(model)
     stays = _frozen(fresh)
     learned = [(name, each) for name, each in [*fresh.named_parameters(), *fresh.named_buffers()] if name not in stays]
     with torch.no_grad():
@@ -161,7 +161,7 @@ def _frozen(model: nn.Module) -> dict[str, Tensor]:
 
 def _changed(model: nn.Module, names: list[str], probe: Tensor) -> list[str]:
     """Those of the buffers that a forward in training mode changes."""
-    tried = copied(model).train()
+    tried = deep_copy(model).train()
     before = {name: each.clone() for name, each in tried.named_buffers()}
     devices = {each.device.index for each in [*tried.parameters(), *tried.buffers()] if each.is_cuda}
     with torch.no_grad(), own_random_state(sorted(devices)):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from amun_ext import models
-from amun_ext.models.prepare import prepared
-from amun_ext.models.state import evaluating
+from amun_ext.models.optimized_copy import optimized_copy
+from amun_ext.models.state import eval_mode
 
 NORMS = nn.modules.batchnorm._BatchNorm
 CHANNELS = 6
@@ -42,7 +42,7 @@ def norms_in(model):
 
 def answers(model, x):
     """Logits, and the gradient of a random mixture of them: the same one for each model of a test."""
-    with evaluating(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         x = x.clone().requires_grad_()
         logits = model(x.clone())
         mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
@@ -94,7 +94,7 @@ def test_no_norm_is_left_and_the_answers_are_the_same(name, channels, device, mo
     )
     model = randomised(models.build(name, num_classes=7, in_channels=channels, width=8)).to(device)
     x = images(16, channels, 16, device=device)
-    twin = prepared(model, x[:2])
+    twin = optimized_copy(model, x[:2])
     assert norms_in(model) > 0
     assert norms_in(twin) == 0
     assert_alike(twin, model, x, *((1e-5, 0.02) if device == "cpu" else (0.05, 0.5)))  # TF32 on a GPU
@@ -104,7 +104,7 @@ def test_no_norm_is_left_and_the_answers_are_the_same(name, channels, device, mo
 
 def test_gradients_of_a_smooth_network_to_the_last_digits():
     model, x = randomised(Net()), images()
-    twin = prepared(model, x)
+    twin = optimized_copy(model, x)
     assert norms_in(twin) == 0
     assert_alike(twin, model, x, gradient=1e-5)
 
@@ -122,7 +122,7 @@ def test_gradients_of_a_smooth_network_to_the_last_digits():
 )
 def test_folds_every_kind(layers):
     model, x = randomised(nn.Sequential(*layers, nn.Flatten(), nn.Linear(CHANNELS, 5))), images()
-    twin = prepared(model, x)
+    twin = optimized_copy(model, x)
     assert norms_in(twin) == 0
     assert_alike(twin, model, x, gradient=1e-5)
 
@@ -132,7 +132,7 @@ class TestWhatMustNotBeFolded:
 
     def check(self, model, left):
         model, x = randomised(model), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert twin is not model
         assert norms_in(twin) == left
         assert_alike(twin, model, x, gradient=1e-5)
@@ -219,7 +219,7 @@ class TestWhatMustNotBeFolded:
                 return self.classify(self.first(x) if x.mean() > 0.6 else self.conv1(x))
 
         self.check(model := Branching(), left=2)
-        twin, bright = prepared(model, images()), images().clamp_min(0.8)
+        twin, bright = optimized_copy(model, images()), images().clamp_min(0.8)
         assert_alike(twin, model, bright)
 
     @pytest.mark.parametrize("use", ["detach", "clone", "isnan", "__getitem__"])
@@ -257,7 +257,7 @@ class TestWhatMustNotBeFolded:
         thread.start()
         try:
             for _ in range(3):
-                assert norms_in(prepared(randomised(Spy()), x)) == 0
+                assert norms_in(optimized_copy(randomised(Spy()), x)) == 0
         finally:
             done.set()
             thread.join()
@@ -326,7 +326,7 @@ class TestTheModelsOwnForwardRuns:
                 return Tripled.apply(super().first(x))
 
         model, x = randomised(Own()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert norms_in(twin) == 0
         assert_alike(twin, model, x, gradient=1e-5)
 
@@ -338,7 +338,7 @@ class TestTheModelsOwnForwardRuns:
                 return blocked + x.repeat(1, 2, 1, 1)
 
         model, x = randomised(Blocked()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert norms_in(twin) == 0
         assert_alike(twin, model, x, gradient=1e-5)
 
@@ -348,7 +348,7 @@ class TestTheModelsOwnForwardRuns:
                 return super().first(x + torch.randn(1) + torch.rand_like(x))
 
         model, x = randomised(Noisy()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert_alike(twin, model, x)  # from the same random state
         assert not torch.equal(twin(x), twin(x))
 
@@ -357,7 +357,7 @@ class TestTheModelsOwnForwardRuns:
             def first(self, x):
                 return super().first(x + random.random())
 
-        assert prepared(model := randomised(Noisy()), images()) is model
+        assert optimized_copy(model := randomised(Noisy()), images()) is model
 
     def test_buffers_that_forward_changes(self):
         class Counting(Net):
@@ -370,7 +370,7 @@ class TestTheModelsOwnForwardRuns:
                 return super().first(x * self.calls)
 
         model, x = randomised(Counting()).eval(), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert norms_in(twin) == 0
         assert model.calls == 1
         for _ in range(3):
@@ -384,18 +384,18 @@ class TestTheModelsOwnForwardRuns:
                 return features if return_features else self.classify(features)
 
         model, x = randomised(Options()), images()
-        assert norms_in(prepared(model, x)) == 0
-        assert_alike(prepared(model, x), model, x)
+        assert norms_in(optimized_copy(model, x)) == 0
+        assert_alike(optimized_copy(model, x), model, x)
 
     def test_in_place_on_the_input(self):
         model, x = randomised(nn.Sequential(nn.ReLU(inplace=True), Net())), images()
         before = x.clone()
-        assert norms_in(prepared(model, x)) == 0
+        assert norms_in(optimized_copy(model, x)) == 0
         assert torch.equal(x, before)
 
     def test_dropout(self):
         model, x = randomised(nn.Sequential(nn.Dropout(), Net())).train(), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert norms_in(twin) == 0
         assert torch.equal(twin(x), twin(x))
 
@@ -411,7 +411,7 @@ class TestTheModelsOwnForwardRuns:
                 return super().classify(x)
 
         model, x = randomised(Late()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert_alike(twin, model, x)
         assert not any(parameter.requires_grad for parameter in twin.parameters())
 
@@ -423,7 +423,7 @@ class TestChannelsLast:
     @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
     def test_input_of_either_order(self, order):
         model, x = randomised(Net()), images().to(memory_format=order)
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert self.is_last(twin)
         assert not self.is_last(model)
         assert_alike(twin, model, x, gradient=1e-5)
@@ -436,7 +436,7 @@ class TestChannelsLast:
                 )
 
         model, x = randomised(Viewing()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert not self.is_last(twin)
         assert norms_in(twin) == 0
         assert_alike(twin, model, x, gradient=1e-5)
@@ -459,7 +459,7 @@ class TestChannelsLast:
                 return super().classify(Function.apply(x))
 
         model, x = randomised(Own()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert not self.is_last(twin)
         assert_alike(twin, model, x, gradient=1e-5)
 
@@ -470,7 +470,7 @@ class TestChannelsLast:
                 return x.as_strided(x.shape, (CHANNELS * 64, 64, 8, 1))
 
         model, x = randomised(Strided()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert not self.is_last(twin)
         assert_alike(twin, model, x, gradient=1e-5)
 
@@ -482,7 +482,7 @@ class TestChannelsLast:
                 return reshape(reshape(x, (len(x), -1)), x.shape)
 
         model, x = randomised(Branching()), images()
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert twin is not model
         assert norms_in(twin) == 2
         assert self.is_last(twin) == (reshape is torch.Tensor.reshape)
@@ -608,13 +608,13 @@ def test_the_model_itself(make):
     parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     x = images(dtype=next((p.dtype for p in model.parameters()), None))
-    assert prepared(model, x) is model
+    assert optimized_copy(model, x) is model
     assert all(parameter.requires_grad == flag for parameter, flag in parameters)
     assert all(module.training == mode for module, mode in modes)
 
 
 def test_the_model_itself_where_there_is_nothing_to_compare():
-    assert prepared(model := Net(), images(0)) is model
+    assert optimized_copy(model := Net(), images(0)) is model
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -628,7 +628,7 @@ def test_the_model_itself_where_no_twin_answers_alike(autocast):
             return super().forward(x) * (1 + 1e-4 * len(calls))
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):  # in bfloat16 the drift would drown
-        assert prepared(model := randomised(Drifting()), images()) is model
+        assert optimized_copy(model := randomised(Drifting()), images()) is model
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -642,7 +642,7 @@ def test_the_model_is_untouched_and_shares_nothing(training):
     modules = [(name, type(module), module.training) for name, module in model.named_modules()]
     x, state = images(), torch.get_rng_state()
 
-    twin = prepared(model, x)
+    twin = optimized_copy(model, x)
     assert torch.equal(torch.get_rng_state(), state)
     for parameter in twin.parameters():
         parameter.data.zero_()
@@ -667,9 +667,9 @@ def test_the_model_is_untouched_and_shares_nothing(training):
 )
 def test_wherever_it_is_called(surroundings):
     model, x = randomised(Net()), images()
-    with surroundings(), evaluating(model):
+    with surroundings(), eval_mode(model):
         probe = x.clone()
-        twin = prepared(model, probe)
+        twin = optimized_copy(model, probe)
         assert not any(tensor.is_inference() for tensor in twin.state_dict().values())
     assert model.training
     assert norms_in(twin) == 0
@@ -679,7 +679,7 @@ def test_wherever_it_is_called(surroundings):
 def test_under_autocast():
     model, x = randomised(models.build("resnet18", num_classes=7, in_channels=3, width=8)), images(8, size=16)
     with torch.autocast("cpu", torch.bfloat16):
-        twin = prepared(model, x)
+        twin = optimized_copy(model, x)
         assert norms_in(twin) == 0
         logits, expected = answers(twin, x)[0], answers(model, x)[0]
     assert logits.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""A cheaper twin of a classifier, for the many gradients by its input that a search takes."""
+"""A faster copy of a classifier, for the many gradients with respect to its input that a search takes."""
 
 import copy
 from collections import Counter
@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from amun_ext.models.state import evaluating, logits_of
+from amun_ext.models.state import eval_mode, logits_of
 
 # By these a tensor's values become Python's, on which another input may take another way through the model.
 BY_VALUE = {
@@ -37,21 +37,21 @@ FUSE: dict[tuple[type, type], Callable[[Any, Any], Any]] = {
 }
 
 
-def prepared(model: nn.Module, probe: Tensor) -> nn.Module:
-    """A twin of `model` in eval mode that answers the same up to rounding and costs less; `model` where there is none.
+def optimized_copy(model: nn.Module, probe: Tensor) -> nn.Module:
+    """A copy of `model` in eval mode with the same logits up to rounding at less cost; `model` where there is none.
 
-    The twin is a deep copy without weight gradients that runs the model's own forward, with every BatchNorm folded
-    into the layer before it where that is sound, and on a CPU with convolutions in channels_last order: their input may
-    come in any, and its gradient may come back in either. Before it is returned it has answered `probe` as the model
-    does. If it does not, or cannot, a twin with fewer changes has its turn, and in the end the model itself. That is
-    returned at once when there is more to it than modules with float32 weights: hooks, a compiled, scripted or data
-    parallel part, a __call__ of its own, another floating-point type.
+    A deep copy without weight gradients that runs the model's own forward, with every BatchNorm folded into the layer
+    before it where that is sound, and on a CPU with convolutions in channels_last order: their input may come in any,
+    and its gradient may come back in either. It is returned only if its logits of `probe` are the model's; otherwise a
+    copy with fewer changes is tried, and in the end the model itself is returned. That happens at once for a model of
+    more than modules with float32 weights: hooks, a compiled, scripted or data parallel part, a __call__ of its own,
+    another floating-point type.
 
     `probe` [n, ...] are a few inputs, two or more, in the model's dtype and on its device. The model is run on them and
-    left as it was; what becomes of its weights later does not reach the twin. Not for two threads with one model.
+    left as it was; what becomes of its weights later does not reach the copy. Not for two threads with one model.
     """
     # The code that runs in here is the user's and may raise anything: the model itself is always a right answer.
-    with suppress(Exception), torch.inference_mode(False), evaluating(model):
+    with suppress(Exception), torch.inference_mode(False), eval_mode(model):
         if len(probe) == 0 or not _ordinary(model):
             return model
         expected = _answers(model, probe)
@@ -62,11 +62,11 @@ def prepared(model: nn.Module, probe: Tensor) -> nn.Module:
         order = (_channels_last,) if probe.device.type == "cpu" else ()  # on a GPU it has not been measured
         for changes in ((_fold, *order), (_fold,), order, ()):
             with suppress(Exception):
-                twin = copy.deepcopy(frozen)
+                candidate = copy.deepcopy(frozen)
                 for change in changes:
-                    change(twin, probe)
-                if _alike(_answers(twin, probe), expected):
-                    return twin
+                    change(candidate, probe)
+                if _alike(_answers(candidate, probe), expected):
+                    return candidate
     return model
 
 
@@ -90,8 +90,8 @@ def _tensors(model: nn.Module) -> set[int]:
 
 def _answers(model: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [n, K], and the gradient [n, ...] of a mixture of them, from the same random state for every model."""
-    # Without the caller's autocast: bfloat16 moves gradients by tenths, and a wrong twin would pass for a rounded one.
-    with evaluating(model), torch.enable_grad(), torch.autocast(probe.device.type, enabled=False):
+    # Without the caller's autocast: bfloat16 moves gradients by tenths, and a wrong copy would pass for a rounded one.
+    with eval_mode(model), torch.enable_grad(), torch.autocast(probe.device.type, enabled=False):
         x = probe.detach().clone().requires_grad_()
         logits = logits_of(model, x.clone())  # cloned: it may change its input in place
         mixture = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)
@@ -99,9 +99,9 @@ def _answers(model: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), gradient
 
 
-def _alike(twin: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor]) -> bool:
+def _alike(candidate: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor]) -> bool:
     """Whether two `_answers` differ by rounding only; with NaN or infinity in either, no."""
-    (logits, gradient), (expected, expected_gradient) = twin, model
+    (logits, gradient), (expected, expected_gradient) = candidate, model
     # ResNet-18 and VGG-19 differ by 3 float32 roundings of the spread of a row's logits. GPUs convolve in TF32.
     rounding = max(torch.finfo(logits.dtype).eps, 2**-10 if logits.is_cuda else 2**-23)
     spread = expected.amax(1, keepdim=True) - expected.amin(1, keepdim=True)
@@ -111,30 +111,30 @@ def _alike(twin: tuple[Tensor, Tensor], model: tuple[Tensor, Tensor]) -> bool:
     return bool(same.all() and near)
 
 
-def _channels_last(twin: nn.Module, _probe: Tensor) -> None:
+def _channels_last(candidate: nn.Module, _probe: Tensor) -> None:
     # Convolutions answer in the order of their weights, so the input need not be converted.
-    nn.utils.convert_conv2d_weight_memory_format(twin, torch.channels_last)
+    nn.utils.convert_conv2d_weight_memory_format(candidate, torch.channels_last)
 
 
-def _fold(twin: nn.Module, probe: Tensor) -> None:
+def _fold(candidate: nn.Module, probe: Tensor) -> None:
     """Put each BatchNorm into the convolution or linear layer before it, if it alone uses what that layer returns."""
-    modules = dict(twin.named_modules())
-    for name, before in _pairs(twin, probe):
+    modules = dict(candidate.named_modules())
+    for name, before in _pairs(candidate, probe):
         layer, norm = modules[before], modules[name]
         with suppress(Exception):  # it raises for what it cannot fold, such as a norm without statistics
             fused = FUSE[type(layer), type(norm)](layer, norm)
             layer.weight, layer.bias = fused.weight, fused.bias
-            twin.set_submodule(name, nn.Identity().eval())
+            candidate.set_submodule(name, nn.Identity().eval())
 
 
-def _pairs(twin: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
+def _pairs(candidate: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
     """Names of the norms that can be folded, each with the layer before it, as one forward pass shows them.
 
     What that pass does is seen by hooks on a copy and by a mode of this thread: torch.fx would patch nn.Module for the
     whole process while it traces, and other threads' models with it.
     """
     seen = _Uses()
-    watched = copy.deepcopy(twin)  # a forward may leave things behind, such as the hooks' tensors
+    watched = copy.deepcopy(candidate)  # a forward may leave things behind, such as the hooks' tensors
     for name, module in watched.named_modules():
         if any(type(module) in pair for pair in FUSE):
             module.register_forward_pre_hook(partial(seen.enter, name))

@@ -56,6 +56,18 @@ def workplace(folder: str | os.PathLike[str], command: str) -> Iterator[Path]:
         raise
 
 
+def is_workplace(folder: Path) -> bool:
+    """Whether `workplace` has made it."""
+    note = folder / NOTE
+    return not folder.is_symlink() and note.is_file() and not note.is_symlink() and note.read_bytes() == NOTE_TEXT
+
+
+def remove_workplace(place: Path) -> None:
+    """With all that a stopped command would go on with. InputError when a process uses it."""
+    with locked(place.parent / f".{place.name}.lock", place):
+        _remove(place)
+
+
 def _enter(place: Path) -> None:
     """A kill may have come before the note was written, or after all but the note was removed."""
     no_link(place)

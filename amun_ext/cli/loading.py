@@ -161,9 +161,11 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
 def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
     """Facts of a page, with no more of where things are on this machine than their names."""
     told = {"model": options.model.name, "arch": record.arch, "data": Path(options.data).name}
+    known = {} if record.training_data is None else {"training data": record.training_data}
     sized = {"resized to": options.resize, "test fraction": options.test_fraction}
     return {
         **told,
+        **known,
         **{name: value for name, value in sized.items() if value is not None},
         "device": str(options.device),
     }

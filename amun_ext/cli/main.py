@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 import amun_ext
-from amun_ext.cli import audit, compare, demo, forget, info, ledger, references, search, shadows, train, tune
+from amun_ext.cli import audit, compare, demo, forget, info, ledger, purge, references, search, shadows, train, tune
 from amun_ext.cli.arguments import Parser
 from amun_ext.cli.process import Ended, ended_by_signals, outputs
 from amun_ext.deletion.guards import RefusedResultError
@@ -18,7 +18,7 @@ from amun_ext.validation import InputError, printable
 NO_SPACE = 6  # exit status
 
 # In the order of --help.
-COMMANDS = (demo, train, forget, ledger, search, compare, tune, audit, references, shadows, info)
+COMMANDS = (demo, train, forget, ledger, purge, search, compare, tune, audit, references, shadows, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,84 @@
+"""amun purge: what is left of samples that a model has forgotten, and its removal."""
+
+import argparse
+from pathlib import Path
+
+from amun_ext import info
+from amun_ext.cli.arguments import Commands, add_command
+from amun_ext.cli.earlier import now
+from amun_ext.cli.loading import record_of
+from amun_ext.deletion.traces import UNFINISHED, Trace, traces
+from amun_ext.files import file_digest, no_link, remove_workplace, write_json
+from amun_ext.report import Document, text
+from amun_ext.report.parts import Paragraph
+from amun_ext.report.tables import Column, Row, Table, word
+from amun_ext.validation import printable, require
+
+LEFT = (
+    "Not listed: the images themselves, copies in other formats, the tables of a comparison or an audit, and what "
+    "backups and the disk keep of removed files."
+)
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "purge",
+        run,
+        "list what amun has left of the samples that a model has forgotten, and remove it when told so",
+        "examples:\n"
+        "  amun purge --model forgotten/model.safetensors .\n"
+        "  amun purge --model forgotten/model.safetensors . --yes --receipt purged.json\n\n"
+        "lists older models, unfinished work, adversarial examples, answers of reference and shadow models, and pages\n"
+        "with images; nothing is taken for one of these because of its name alone. Without --yes nothing is removed.",
+    )
+    command.add_argument("--model", type=Path, required=True, help="the checkpoint that has forgotten the samples")
+    command.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="where to look, and in all below")
+    command.add_argument("--yes", action="store_true", help="remove what is listed")
+    command.add_argument("--receipt", type=Path, help="with --yes: write there, as JSON, what was removed")
+
+
+def run(options: argparse.Namespace) -> None:
+    expected = "given with --yes, and left out without it"
+    require(options.yes == (options.receipt is not None), "--receipt", expected, options.receipt or "none")
+    if options.receipt is not None:
+        no_link(options.receipt)
+        require(not options.receipt.exists(), "--receipt", "a new file", f"{options.receipt}, which is there")
+    for folder in options.folders:
+        require(folder.is_dir(), "FOLDER", "a folder", folder)
+    record = record_of(options.model)
+    kept = options.model.resolve()
+    found = {trace.path.resolve(): trace for folder in options.folders for trace in traces(folder, record)}
+    found.pop(kept, None)
+    print(text.render(_document([*found.values()])))
+    if options.yes:
+        _remove([*found.values()], options)
+
+
+def _remove(found: list[Trace], options: argparse.Namespace) -> None:
+    receipt = {
+        "date": now(),
+        "model": file_digest(options.model),
+        "samples": len(record_of(options.model).gone),
+        "removed": [_told(trace) for trace in found],
+        "versions": info.versions(),
+    }
+    for trace in found:
+        if trace.what == UNFINISHED:
+            remove_workplace(trace.path)  # first: it is refused while a command is at work there
+    write_json(options.receipt, receipt)
+    for trace in found:
+        trace.path.unlink(missing_ok=True)
+    print(f"\nremoved {len(found)} files or folders; wrote {options.receipt}")
+
+
+def _told(trace: Trace) -> dict[str, object]:
+    known = {} if trace.path.is_dir() else {"sha256": file_digest(trace.path)}
+    return {"file": str(trace.path), "what": trace.what, "bytes": trace.size, **known}
+
+
+def _document(found: list[Trace]) -> Document:
+    columns = [Column("bytes"), Column("what it is", words=True)]
+    rows = [Row(printable(str(trace.path)), [word(str(trace.size)), word(trace.what)]) for trace in found]
+    table = Table("traces", "file", columns, rows) if rows else Paragraph("Nothing was found.")
+    return Document("Purge", [table, Paragraph(LEFT)])

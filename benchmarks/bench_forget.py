@@ -26,7 +26,7 @@ from amun_ext.training import DataPart, Pass, RunOptions, fit
 SEARCHES: dict[str, dict[str, Any]] = {
     "pgd": {},
     "ddn": {"method": "ddn"},
-    "ddn, margin 1": {"method": "ddn", "margin": 1.0},
+    "ddn, margin 1": {"method": "ddn", "min_margin": 1.0},
     "deepfool": {"method": "deepfool"},
     "ffgsm": {"method": "ffgsm"},
 }

@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 from amun_ext import find_min_adversarial
 from amun_ext.data import load
 from amun_ext.models import build
-from amun_ext.search import engine
+from amun_ext.search import loop
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import InputError
 
@@ -113,7 +113,7 @@ def check_equal(base: dict[str, Any], own: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def without_graphs() -> Iterator[None]:
-    with mock.patch.object(engine, "repeated", lambda iterate, device: iterate):
+    with mock.patch.object(loop, "cuda_graphed", lambda iterate, device: iterate):
         yield
 
 

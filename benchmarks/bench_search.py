@@ -22,7 +22,7 @@ from rivals import PlainPGD, published_loop
 from torch import Tensor, nn
 
 from amun_ext import find_min_adversarial
-from amun_ext.search.engine import Search as Engine
+from amun_ext.search.loop import Search as Engine
 from amun_ext.validation import InputError
 
 BATCH_SIZE = 128  # the published loop's, and that of all rivals

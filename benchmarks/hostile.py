@@ -49,8 +49,8 @@ NUMBERS = (
 )
 OPTIONS = (
     "--epochs", "--lr", "--batch-size", "--accumulation-steps", "--seed", "--width", "--num-models", "--fraction",
-    "--mask-fraction", "--margin", "--refine", "--quantize", "--count", "--seeds", "--trials", "--max-accuracy-drop",
-    "--retrain",
+    "--mask-fraction", "--min-margin", "--refine", "--quantize", "--count", "--seeds", "--trials",
+    "--max-accuracy-drop", "--retrain",
 )
 WORDS = (
     "--method", "--methods", "--schedule", "--precision", "--preset", "--search", "--part", "--class", "--device",

@@ -428,7 +428,7 @@ def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path
     def searched_again(*_: object, **__: object) -> None:
         raise AssertionError("the search was done")
 
-    monkeypatch.setattr("amun_ext.search.engine.Search.run", searched_again)
+    monkeypatch.setattr("amun_ext.search.loop.Search.run", searched_again)
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {*RESULTS}  # near copies of what is forgotten are gone

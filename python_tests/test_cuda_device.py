@@ -15,7 +15,7 @@ from pairs import pairs
 from torch import Tensor
 
 from amun_ext import find_min_adversarial, ops
-from amun_ext.search import engine
+from amun_ext.search import loop
 
 DEVICE = "cuda"
 
@@ -172,7 +172,7 @@ class TestWholeSearches:
         there = find_min_adversarial(model, images, labels, **options)
         model, images, labels = model.to(DEVICE), images.to(DEVICE), labels.to(DEVICE)
         graph = find_min_adversarial(model, images, labels, **options)
-        with mock.patch.object(engine, "repeated", lambda iterate, device: iterate):
+        with mock.patch.object(loop, "cuda_graphed", lambda iterate, device: iterate):
             eager = find_min_adversarial(model, images, labels, **options)
         assert graph.found.all()
         for other in (eager.distance, there.distance.to(DEVICE)):

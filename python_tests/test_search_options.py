@@ -19,7 +19,7 @@ from search_tools import (
 from torch import Tensor, nn
 
 from amun_ext import InputError, find_min_adversarial
-from amun_ext.search.finish import on_grid
+from amun_ext.search.postprocess import on_grid
 
 X, Y = torch.rand(4, 5), torch.zeros(4, dtype=torch.long)
 
@@ -248,7 +248,7 @@ class TestMargin:
         model, images, labels = few
         plain = find_min_adversarial(model, images, labels, method=method)
         for more in ({}, {"refine": 6}, {"quantize": 255}):
-            result = find_min_adversarial(model, images, labels, method=method, margin=gap, **more)
+            result = find_min_adversarial(model, images, labels, method=method, min_margin=gap, **more)
             assert result.found.float().mean() > 0.9
             logits = model(result.images)
             own = logits.gather(1, labels[:, None])[:, 0]
@@ -265,7 +265,7 @@ class TestMargin:
         ranked = model(images).detach().sort(1, descending=True)
         labels, ahead = ranked.indices[:, 1], ranked.values[:, 0] - ranked.values[:, 1]
         gap = float(ahead.median())
-        result = find_min_adversarial(model, images, labels, method=method, margin=gap)
+        result = find_min_adversarial(model, images, labels, method=method, min_margin=gap)
         assert (result.distance[ahead > gap * 1.001] == 0).all()
         assert (result.distance[ahead < gap * 0.999] > 0).all()
         assert result.found.float().mean() > 0.9
@@ -273,7 +273,7 @@ class TestMargin:
     @may_run_out
     def test_a_gap_that_cannot_be_had(self, few: Task) -> None:
         model, images, labels = few
-        result = find_min_adversarial(model, images, labels, method="ddn", margin=1e6, refine=2, quantize=255)
+        result = find_min_adversarial(model, images, labels, method="ddn", min_margin=1e6, refine=2, quantize=255)
         assert not result.found.any()
 
 

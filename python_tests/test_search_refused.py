@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from search_tools import (
-    Linear,
-)
+from search_tools import Linear
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -58,9 +56,9 @@ BAD = {
     "eps_growth of ddn": ({"method": "ddn", "eps_growth": 1.5}, "eps_growth must be below 1.5 with method ddn"),
     "eps_max text": ({"eps_max": "2"}, "eps_max must be a number"),
     "step_fraction text": ({"step_fraction": "2"}, "step_fraction must be a number"),
-    "margin negative": ({"margin": -1}, "margin must be finite and not negative"),
-    "margin nan": ({"margin": math.nan}, "margin must be finite"),
-    "margin text": ({"margin": "1"}, "margin must be a number"),
+    "min_margin negative": ({"min_margin": -1}, "min_margin must be finite and not negative"),
+    "min_margin nan": ({"min_margin": math.nan}, "min_margin must be finite"),
+    "min_margin text": ({"min_margin": "1"}, "min_margin must be a number"),
     "quantize": ({"quantize": 0}, "quantize must be"),
     "quantize bool": ({"quantize": True}, "quantize must be"),
     "precision": ({"precision": "float16"}, "precision must be one of"),

@@ -157,12 +157,17 @@ class TestCommand:
         sets = dict.fromkeys(("train_images", "test_images"), images)
         np.savez(tmp_path / "mine.npz", **sets, train_labels=labels, test_labels=labels)
         fractions = ["--data", str(tmp_path / "mine.npz"), "--part", "test", "--fraction", "0.5", "--refine", "2"]
-        more = ["--precision", "bfloat16", "--margin", "0.1", "--quantize", "255"]
+        more = ["--precision", "bfloat16", "--min-margin", "0.1", "--quantize", "255"]
         assert search(checkpoints, tmp_path / "out", *fractions, *more) in (0, 3)
         told = written(tmp_path / "out")
         assert (told["samples"], told["facts"]["data"], told["facts"]["part"]) == (10, "mine.npz", "test")
         settings = told["methods"]["ddn"]["settings"]
-        assert [settings[name] for name in ("refine", "quantize", "margin", "precision")] == [2, 255, 0.1, "bfloat16"]
+        assert [settings[name] for name in ("refine", "quantize", "min_margin", "precision")] == [
+            2,
+            255,
+            0.1,
+            "bfloat16",
+        ]
         assert str(tmp_path) not in (tmp_path / "out/searches.json").read_text()
         # All there are, where there are fewer than the default number.
         assert search(checkpoints, tmp_path / "all", *fractions[:2], "--methods", "ffgsm") in (0, 3)
@@ -184,7 +189,7 @@ class TestCommand:
             (["--fraction", "2"], "fraction must be"),
             (["--refine", "-1"], "refine must be"),
             (["--quantize", "0"], "quantize must be"),
-            (["--margin", "-1"], "margin must be"),
+            (["--min-margin", "-1"], "min_margin must be"),
             (["--precision", "half"], "precision must be"),
             (["--width", "8"], "a checkpoint of this architecture"),
             (["--data", "no/such/folder"], "data set must be one of"),

@@ -311,7 +311,7 @@ class TestTune:
         def again(*_: object, **__: object) -> None:
             raise AssertionError("that was done")
 
-        monkeypatch.setattr("amun_ext.search.engine.Search.run", again)
+        monkeypatch.setattr("amun_ext.search.loop.Search.run", again)
         monkeypatch.setattr(sys.modules["amun_ext.tuning.tune"], "save_checkpoint", again)
         more = tune(["amun"], trials=4, objective="retrain")
         assert told(more)["amun"][:2] == told(first)["amun"]

@@ -87,7 +87,7 @@ def add_searches(command: argparse.ArgumentParser) -> None:
         "--quantize", type=int, metavar="LEVELS", help="255: examples that survive being saved as 8-bit images"
     )
     group.add_argument(
-        "--margin", type=float, default=0.0, help="logits by which the wrong class is to lead (default: %(default)s)"
+        "--min-margin", type=float, default=0.0, help="logits by which the wrong class must lead (default: %(default)s)"
     )
     group.add_argument("--precision", help="bfloat16: most of the iterations in it (default: that of the model)")
     group.add_argument(
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
         images,
         labels,
         methods,
-        common=searches.Common(options.refine, options.quantize, options.margin, options.precision),
+        common=searches.Common(options.refine, options.quantize, options.min_margin, options.precision),
         curves=options.curves,
         ids=ids,
         classes=splits.classes,

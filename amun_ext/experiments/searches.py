@@ -44,7 +44,7 @@ class Common:
 
     refine: int = 0
     quantize: int | None = None
-    margin: float = 0.0
+    min_margin: float = 0.0
     precision: str | None = None
 
 

@@ -105,8 +105,8 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         """Read what `save` or a search with `out` wrote, mapped into memory. Raises InputError for any other file."""
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                ours = all(about.get(key) == value for key, value in FORMAT.items())
+                metadata = file.metadata() or {}
+                ours = all(metadata.get(key) == value for key, value in FORMAT.items())
                 require(ours, "path", "a file that AdversarialSet.save wrote", os.fspath(path))
                 return cls(**{field.name: file.get_tensor(field.name) for field in fields(cls)})
         except (SafetensorError, OSError) as error:

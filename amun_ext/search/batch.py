@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from amun_ext.models.state import eval_mode
 
 ON_GPU, PER_THREAD, FEWEST = 128, 32, 8
-CACHE_WITHOUT_ANSWER = 32 * 2**20
+UNKNOWN_CACHE = 32 * 2**20
 
 
-def fitting(model: nn.Module, probe: Tensor) -> int:
-    """On a CPU 32 samples a thread, fewer where a layer's input and output would not fit the last-level cache.
+def default_batch_size(model: nn.Module, probe: Tensor) -> int:
+    """On a CPU 32 samples a thread, fewer where a layer's input and output do not fit the last-level cache.
 
     Measured on ResNet-18, VGG-19 and small networks: time per sample is flat from 32 on, and rises where batches leave
     the cache. `probe` [n, ...] is on the model's device and in its dtype.
@@ -21,14 +21,14 @@ def fitting(model: nn.Module, probe: Tensor) -> int:
         return ON_GPU
     largest = 0
 
-    def watch(_module: nn.Module, _inputs: object, output: object) -> None:
+    def record(_module: nn.Module, _inputs: object, output: object) -> None:
         nonlocal largest
         if isinstance(output, Tensor) and output.shape[:1] == (1,):
             largest = max(largest, output.nbytes)
 
     leaves = (module for module in model.modules() if not [*module.children()])
-    scripted = torch.jit.ScriptModule, torch.jit.ScriptFunction  # which take no hooks
-    handles = [module.register_forward_hook(watch) for module in leaves if not isinstance(module, scripted)]
+    scripted = torch.jit.ScriptModule, torch.jit.ScriptFunction  # they take no hooks
+    handles = [module.register_forward_hook(record) for module in leaves if not isinstance(module, scripted)]
     try:
         with eval_mode(model), torch.no_grad():
             model(probe[:1].clone())
@@ -43,4 +43,4 @@ def last_level_cache() -> int:
     """Its size in bytes, as Linux tells it."""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=CACHE_WITHOUT_ANSWER)
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=UNKNOWN_CACHE)

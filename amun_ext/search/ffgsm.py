@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from amun_ext.ops import Status, shortest_step
-from amun_ext.search.engine import Search
+from amun_ext.search.loop import Search
 
 TRIES = 5
 
@@ -48,7 +48,7 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
                     break
                 x = (x + length.view(search.per_sample) * direction).clamp(*search.bounds)
                 length = (length * config.eps_growth).clamp(max=config.eps_max)
-                attack = search.look(x, table.labels[left])
+                attack = search.evaluate(x, table.labels[left])
             if not len(left):
                 break
         bar.update(len(batch))

@@ -18,15 +18,16 @@ from amun_ext.digest import digest
 from amun_ext.models.optimized_copy import optimized_copy
 from amun_ext.models.state import count_classes, eval_mode, placement
 from amun_ext.progress import progress_bar
-from amun_ext.search import stream
 from amun_ext.search.adversarial_set import AdversarialSet
-from amun_ext.search.batch import fitting
-from amun_ext.search.engine import Search
+from amun_ext.search.batch import default_batch_size
 from amun_ext.search.ffgsm import ffgsm
-from amun_ext.search.finish import quantize as put_on_grid
-from amun_ext.search.finish import refine as bring_closer
+from amun_ext.search.loop import Search
 from amun_ext.search.methods import PythonRule
-from amun_ext.search.settings import FARTHEST, checked
+from amun_ext.search.postprocess import quantize as put_on_grid
+from amun_ext.search.postprocess import refine as bring_closer
+from amun_ext.search.results_file import PENDING, Rows, open_results
+from amun_ext.search.samples import Samples
+from amun_ext.search.settings import MAX_RADIUS, resolve_settings
 from amun_ext.validation import check_bounds, check_integer, check_labels, require
 
 CHUNK_BYTES = 2**26  # of images that are searched at once in memory
@@ -46,7 +47,7 @@ def find_min_adversarial(
     steps: int | None = None,
     step_fraction: float | None = None,
     refine: int = 0,
-    margin: float = 0.0,
+    min_margin: float = 0.0,
     quantize: int | None = None,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     batch_size: int | None = None,
@@ -70,9 +71,9 @@ def find_min_adversarial(
     - a rule of your own: a function of an `amun_ext.search.Iterate` that returns the next iterates [B, ...], called
       `steps` (20) times; the closest example is kept.
 
-    The iterations run on a cheaper copy of the model (no weight gradients, BatchNorm folded) whose answers are the
-    same up to rounding. What is found is checked on the model itself, in plain batches, before it is returned; what
-    does not hold there goes on once more on the model itself. The model runs in eval mode, under the caller's autocast
+    The iterations run on a faster copy of the model (no weight gradients, BatchNorm folded), equal up to rounding.
+    Every example is checked on the model itself, in plain batches; a sample whose example does not hold there is
+    searched again on the model itself. The model runs in eval mode, under the caller's autocast
     if any, and is left as it was: training flags, buffers, gradients and the random state. Not for two threads with
     one model.
 
@@ -94,7 +95,7 @@ def find_min_adversarial(
         step_fraction: step length as a fraction of the radius; in ddn that of the first step, where it falls to 0.2.
         refine: forward passes of bisection between each input and its example, which brings the example closer to the
             boundary and to the input; never worse than without.
-        margin: logits by which the wrong class must be ahead of the true one for an example to count.
+        min_margin: logits by which the wrong class must lead the true one for an example to count.
         quantize: 255 for examples that survive being saved as 8-bit images: all elements are multiples of 1/255 of
             the box, and still fool the model. A sample for which there is none comes back with found=False.
         bounds: the box, (low, high); None, or an infinite end, for data without one.
@@ -125,20 +126,20 @@ def find_min_adversarial(
         >>> result.labels.tolist(), round(float(result.distance[0]), 2)  # the boundary is 0.8 / sqrt(2) away
         ([1], 0.57)
     """
-    samples = stream.Samples(inputs, labels, check_bounds(bounds))
+    samples = Samples(inputs, labels, check_bounds(bounds))
     like = samples.like
     low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     chosen = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
-    diagonal = min((high - low) * math.sqrt(like[0].numel()), FARTHEST)
-    settings = checked(
+    diagonal = min((high - low) * math.sqrt(like[0].numel()), MAX_RADIUS)
+    settings = resolve_settings(
         method,
         chosen,
         loss=loss,
         eps_max=eps_max,
         diagonal=diagonal,
         bounds=(low, high),
-        margin=margin,
+        min_margin=min_margin,
         refine=refine,
         quantize=quantize,
         precision=precision,
@@ -157,30 +158,30 @@ def find_min_adversarial(
 
     with eval_mode(model), torch.inference_mode(False):
         probe = like[:8].detach().to(device, dtype, copy=True)
-        twin = optimized_copy(model, probe) if optimize_model else model
-        batch_size = fitting(twin, probe) if batch_size is None else batch_size
+        fast_model = optimized_copy(model, probe) if optimize_model else model
+        batch_size = default_batch_size(fast_model, probe) if batch_size is None else batch_size
         chunk = CHUNK_BYTES // like[0].nbytes
         chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))
-        about = {} if out is None else {**settings.told(), "model": _fingerprint(model)}
+        metadata = {} if out is None else {**settings.as_metadata(), "model": _fingerprint(model)}
         without_gradient = in_one_step = 0
-        with stream.results(out, samples, about) as (rows, flush):
-            done = int((rows["grad_evals"] != stream.PENDING).sum())
+        with open_results(out, samples, metadata) as (rows, flush):
+            done = int((rows["grad_evals"] != PENDING).sum())
             bar = progress_bar(progress, total=len(samples), initial=done, desc="search", unit="sample", leave=False)
             with bar:
                 for start in range(done, len(samples), chunk):
                     part = range(start, min(start + chunk, len(samples)))
                     images, true_labels = samples.read(part, classes)
-                    search = Search(model, twin, images, true_labels, settings, batch_size, start)
-                    _find(search, ffgsm if method == "ffgsm" else Search.run, bar)
+                    search = Search(model, fast_model, images, true_labels, settings, batch_size, start)
+                    _search_all(search, ffgsm if method == "ffgsm" else Search.run, bar)
                     bring_closer(search, refine)
                     if quantize is not None:
-                        search.give_up(put_on_grid(search, quantize))
-                    search.give_up(search.beyond(settings.step.eps_max))
+                        search.mark_not_found(put_on_grid(search, quantize))
+                    search.mark_not_found(search.farther_than(settings.step.eps_max))
                     without_gradient += int((search.table.status == ops.Status.NO_GRADIENT).sum())
                     in_one_step += search.count_in_one_step()
                     _write(rows, part, search)
                     flush()
-                    del search, images, true_labels  # or they would be there beside the next
+                    del search, images, true_labels  # before the next chunk needs the memory
     if without_gradient:
         warnings.warn(
             f"{without_gradient} of {len(samples)} samples were not found for want of a gradient: it is zero or NaN, "
@@ -198,15 +199,15 @@ def find_min_adversarial(
     return AdversarialSet(**rows) if out is None else AdversarialSet.load(out)
 
 
-def _find(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], bar: "tqdm[Any]") -> None:
-    """Search all samples on the cheaper model, and those whose example does not hold on the caller's once more there.
+def _search_all(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], bar: "tqdm[Any]") -> None:
+    """Search all samples on the fast model, and those whose example does not hold on the caller's model again there.
 
-    Batches of another size round differently too, so that a point on the boundary may fall back. A search in reduced
-    precision may also miss what the caller's finds.
+    Batches of another size also round differently, which decides for a point on the boundary. A search in reduced
+    precision may miss what one in the caller's finds.
     """
     run(search, torch.arange(len(search.table.labels), device=search.device), bar)
-    search.cheaply = False
-    again = search.recheck(search.found())
+    search.use_fast_model = False
+    again = search.recheck(search.found_rows())
     if search.settings.precision:
         again = torch.cat([again, (search.table.status != ops.Status.FOUND).nonzero()[:, 0]])
     if len(again):
@@ -214,15 +215,15 @@ def _find(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], ba
         if run is ffgsm:
             ffgsm(search, again, silent)
         else:
-            search.once_more(again, silent)
-        search.give_up(search.recheck(again[search.table.status[again] == ops.Status.FOUND]))
+            search.retry(again, silent)
+        search.mark_not_found(search.recheck(again[search.table.status[again] == ops.Status.FOUND]))
 
 
-def _write(rows: stream.Rows, part: range, search: Search) -> None:
+def _write(rows: Rows, part: range, search: Search) -> None:
     """Put what a chunk has found into the rows `part`, by the names of AdversarialSet."""
     table, count = search.table, len(part)
     found = table.status == ops.Status.FOUND
-    images = torch.where(found.view(search.per_sample), table.images, table.inputs).to(search.given_dtype)
+    images = torch.where(found.view(search.per_sample), table.images, table.inputs).to(search.input_dtype)
     distance = (images.to(table.inputs.dtype) - table.inputs).flatten(1).norm(dim=1)  # as the caller's dtype has them
     # Only pgd has a radius of its own, and an example that was put onto the grid may be beyond it.
     within = distance <= table.eps * (1 + 1e-4)

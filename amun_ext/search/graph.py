@@ -1,4 +1,4 @@
-"""One iteration as one CUDA graph: its hundreds of launches cost the host a single one."""
+"""One iteration of a search as one CUDA graph, whose replay costs the host a single launch."""
 
 import warnings
 from collections.abc import Callable
@@ -8,34 +8,34 @@ import torch
 WARM_UP = 3  # iterations before the capture: libraries choose and set up their kernels in them
 
 
-def repeated(iterate: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What does as `iterate` does, each time it is called: on a GPU by replaying its launches, elsewhere itself.
+def cuda_graphed(iterate: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`iterate`, which on a GPU is captured as a graph and replayed from then on.
 
-    `iterate` must work in place on tensors that stay where they are. Where it cannot be captured, because the model
-    looks at a result from the host, say, it goes on as it is, with a warning.
+    It must work in place on tensors that stay where they are. Where it cannot be captured, for example because the
+    model reads a result on the host, it runs as it is, with a warning.
     """
     if device.type != "cuda":
         return iterate
     graph: torch.cuda.CUDAGraph | None = None
     calls = 0
 
-    def once() -> None:
+    def run() -> None:
         nonlocal graph, calls
         calls += 1
         if calls == WARM_UP + 1:
-            graph = _captured(iterate, device)  # a capture runs nothing
+            graph = _capture(iterate, device)  # which runs nothing
         if graph is not None:
             graph.replay()
         elif calls <= WARM_UP:
-            _beside(iterate, device)
+            _on_side_stream(iterate, device)
         else:
             iterate()
 
-    return once
+    return run
 
 
-def _beside(iterate: Callable[[], None], device: torch.device) -> None:
-    """On a stream of its own, as a capture will."""
+def _on_side_stream(iterate: Callable[[], None], device: torch.device) -> None:
+    """On a stream of its own, as in a capture."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -44,7 +44,7 @@ def _beside(iterate: Callable[[], None], device: torch.device) -> None:
         torch.cuda.current_stream().wait_stream(stream)
 
 
-def _captured(iterate: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
+def _capture(iterate: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
     with torch.cuda.device(device):
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""The searches by name: what each is, and the settings it has unless told otherwise."""
+"""The searches by name: what each is, and its default settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a search is told, checked: the arguments of find_min_adversarial that have no tensors in them."""
+"""The settings of a search: the arguments of find_min_adversarial that have no tensors in them, checked."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from amun_ext import ops
 from amun_ext.search.methods import METHODS, PYTHON, Method, PythonRule
 from amun_ext.validation import check_integer, is_number, require
 
-FARTHEST = 1e18  # a radius, whose square is finite in float32; and a factor between two of them
+MAX_RADIUS = 1e18  # whose square is finite in float32; also of the factor between two radii
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
 
 
@@ -21,7 +21,7 @@ class Settings:
     rule: PythonRule | None  # where step.rule is "external"
     loss: str
     last_loss: str  # of the second half of a search of fixed length
-    margin: float
+    min_margin: float
     eps_init: float  # 0: estimated
     bounds: tuple[float, float]
     precision: torch.dtype | None  # of most of the iterations; None: the caller's
@@ -33,13 +33,13 @@ class Settings:
         """Its length in pgd; 0 where it is estimated."""
         return self.eps_init * self.step.step_fraction
 
-    def told(self) -> dict[str, str]:
-        """What makes a search the one that it is, by name. Not the batch size, which may follow from the machine."""
+    def as_metadata(self) -> dict[str, str]:
+        """What identifies a search, by name; without the batch size, which may depend on the machine."""
         own = {field.name: getattr(self, field.name) for field in fields(self)} | self.step._asdict()
         return {name: str(value) for name, value in own.items() if name != "step"}
 
 
-def checked(
+def resolve_settings(
     method: str | PythonRule,
     chosen: dict[str, Any],
     *,
@@ -47,7 +47,7 @@ def checked(
     eps_max: float | None,
     diagonal: float,
     bounds: tuple[float, float],
-    margin: float,
+    min_margin: float,
     refine: int,
     quantize: int | None,
     precision: str | None,
@@ -64,7 +64,7 @@ def checked(
     require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
     options = _options(name, row, chosen)
     radius = options.get("eps_init")
-    require(radius is None or 1e-20 <= radius <= FARTHEST, "eps_init", f"from 1e-20 to {FARTHEST:g}", radius)
+    require(radius is None or 1e-20 <= radius <= MAX_RADIUS, "eps_init", f"from 1e-20 to {MAX_RADIUS:g}", radius)
     if bounds != (0, 1) and chosen["eps_init"] is None:
         radius = None  # 0.04 is a length in the unit of images
     least = radius or 1e-20
@@ -73,8 +73,8 @@ def checked(
     require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
     eps_max = min(eps_max, max(diagonal, least))  # nothing is farther
     refine = check_integer("refine", refine, 0)
-    _number("margin", margin)
-    require(0 <= margin < math.inf, "margin", "finite and not negative", margin)
+    _number("min_margin", min_margin)
+    require(0 <= min_margin < math.inf, "min_margin", "finite and not negative", min_margin)
     if quantize is not None:
         quantize = check_integer("quantize", quantize, 1)
         require(all(map(math.isfinite, bounds)), "quantize", f"None without a box, bounds = {bounds}", quantize)
@@ -85,7 +85,7 @@ def checked(
         rule=rule,
         loss=loss,
         last_loss=last_loss,
-        margin=float(margin),
+        min_margin=float(min_margin),
         eps_init=radius or 0.0,
         bounds=bounds,
         precision=PRECISIONS[precision],
@@ -112,7 +112,7 @@ def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
             require(1e-6 <= value <= 2, name, "in [1e-6, 2], a part of the radius", value)
     options = row.options | named
     if "eps_growth" in options:
-        options["eps_growth"] = min(options["eps_growth"], FARTHEST)
+        options["eps_growth"] = min(options["eps_growth"], MAX_RADIUS)
     return options | ({"eps_init": None} if options.get("eps_init") == "estimate" else {})
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amun_ext.search.engine import Search
+from amun_ext.search.loop import Search
 
 # How far beyond the example the grid is searched: by these parts of the perturbation, one after the other. The large
 # ones are for perturbations of less than a level, down to what float32 can tell from none.
@@ -16,13 +16,13 @@ BISECTIONS = 4  # between the first of them that will do and the one before
 def refine(search: Search, passes: int) -> None:
     """Bisect the segment from input to example, batch by batch; what is kept has been seen to fool the model."""
     table = search.table
-    for rows in search.batches(search.found()) if passes else ():
+    for rows in search.batches(search.found_rows()) if passes else ():
         x0, x = table.inputs[rows], table.images[rows]
         low, high = torch.zeros_like(table.eps[rows]), torch.ones_like(table.eps[rows])
         for _ in range(passes):
             middle = (low + high) / 2
             candidate = (x0 + middle.view(search.per_sample) * (x - x0)).clamp(*search.bounds)
-            attack = search.look(candidate, table.labels[rows])
+            attack = search.evaluate(candidate, table.labels[rows])
             hit = attack.adversarial
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
             search.replace(rows[hit], candidate[hit], attack.predicted[hit])
@@ -37,7 +37,7 @@ def quantize(search: Search, levels: int) -> Tensor:
     none was found; theirs are left as they are.
     """
     table, left = search.table, []
-    for rows in search.batches(search.found()):
+    for rows in search.batches(search.found_rows()):
         x0, delta, labels = table.inputs[rows], table.images[rows] - table.inputs[rows], table.labels[rows]
 
         def rounded(part: Tensor, x0: Tensor = x0, delta: Tensor = delta) -> Tensor:
@@ -47,20 +47,20 @@ def quantize(search: Search, levels: int) -> Tensor:
         hit, kept = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool)
         for part in STRETCH:
             low, high = torch.where(hit, low, high), torch.where(hit, high, torch.full_like(high, part))
-            hit |= search.look(rounded(high), labels).adversarial
+            hit |= search.evaluate(rounded(high), labels).adversarial
             if hit.all():
                 break
         for step in range(BISECTIONS + 1):
             middle = (low + high) / 2 if step else high
             candidate = rounded(middle)
-            attack = search.look(candidate, labels)
+            attack = search.evaluate(candidate, labels)
             good = attack.adversarial & hit
             low, high = torch.where(good, low, middle), torch.where(good, middle, high)
             closer = good & (~kept | ((candidate - x0).flatten(1).norm(dim=1) <= table.distance[rows]))
             search.replace(rows[closer], candidate[closer], attack.predicted[closer])
             kept |= closer
         left.append(rows[~kept])
-    return torch.cat(left) if left else search.found()
+    return torch.cat(left) if left else search.found_rows()
 
 
 def on_grid(x: Tensor, bounds: tuple[float, float], levels: int) -> Tensor:

@@ -1,24 +1,32 @@
-"""find_min_adversarial with out=: results in a file, a search that goes on after a kill, memory, a full disk."""
+"""find_min_adversarial with out=: results in a file, a search that is resumed, another search, a full disk."""
 
 import dataclasses
 import errno
-import json
 import math
 import os
 import resource
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from search_tools import Linear, Pairs, check_alike, check_guarantees, every_method, may_run_out, plain_ddn
+from search_tools import (
+    CHUNK,
+    COUNT,
+    Linear,
+    Pairs,
+    RowNet,
+    check_alike,
+    check_guarantees,
+    every_method,
+    may_run_out,
+    plain_ddn,
+    problem,
+    rows_done,
+    rows_seen,
+)
 from torch import Tensor, nn
 
 from amun_ext import AdversarialSet, InputError, find_min_adversarial
@@ -27,48 +35,9 @@ from amun_ext.search import find as search_module
 
 pytestmark = may_run_out
 
-COUNT, CHUNK = 72, 16
-
-
-class Rows(nn.Module):
-    """Two layers that look at all elements of an image but the last, which is its row / COUNT and so never moves."""
-
-    def __init__(self, features: int = 12, seen: Path | None = None) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(features - 1, 16, bias=False), nn.Tanh(), nn.Linear(16, 4, bias=False)
-        )  # odd: opposite to an image there is another class
-        self.register_buffer("mean", torch.full((features - 1,), 0.5), persistent=False)
-        self.seen = seen
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        if self.seen is not None:
-            with self.seen.open("a") as file:
-                file.write(" ".join(str(round(float(row) * COUNT)) for row in x[:, -1]) + "\n")
-        logits: Tensor = 8 * self.layers(x[:, :-1] - self.mean)
-        return logits
-
-
-def rows_seen(path: Path) -> set[int]:
-    return {int(row) for row in path.read_text().split()}
-
-
-def problem(**options: object) -> tuple[Rows, Tensor, Tensor]:
-    """A model, COUNT images that it is right about, and their labels: always the same ones."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Rows(**options)
-        images = torch.rand(COUNT, 3, 4)
-    images[:, -1, -1] = torch.arange(COUNT) / COUNT
-    quiet, model.seen = model.seen, None
-    labels = model(images).argmax(1)
-    model.seen = quiet
-    return model, images, labels
-
 
 @pytest.fixture
-def task(monkeypatch) -> tuple[Rows, Tensor, Tensor]:
+def task(monkeypatch) -> tuple[RowNet, Tensor, Tensor]:
     model, images, labels = problem()
     monkeypatch.setattr(search_module, "CHUNK_BATCHES", 1)  # of a file
     monkeypatch.setattr(search_module, "CHUNK_BYTES", CHUNK * images[0].nbytes)  # in memory
@@ -83,11 +52,6 @@ def quick(method) -> dict[str, object]:
 def equal(one: AdversarialSet, other: AdversarialSet) -> bool:
     pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one)]
     return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
-
-
-def rows_done(path: Path) -> int:
-    with safe_open(path, framework="pt") as file:
-        return int((file.get_tensor("grad_evals") >= 0).sum())
 
 
 class Interrupted(BaseException):
@@ -160,7 +124,7 @@ class TestFile:
 
     def test_rows_without_an_example(self, task, tmp_path) -> None:
         model, images, labels = task
-        options = {"method": "ddn", "batch_size": CHUNK, "eps_max": 0.2, "margin": 0.1}
+        options = {"method": "ddn", "batch_size": CHUNK, "eps_max": 0.2, "min_margin": 0.1}
         file = find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
         assert not file.found.all()
         assert equal(find_min_adversarial(model, images, labels, **options), file)
@@ -273,7 +237,7 @@ OTHER_SETTINGS = {
     "eps_max": ("eps_max", {"eps_max": 1.0}),
     "step_fraction": ("step_fraction", {"step_fraction": 0.9}),
     "refine": ("refine", {"refine": 1}),
-    "margin": ("margin", {"margin": 0.1}),
+    "min_margin": ("min_margin", {"min_margin": 0.1}),
     "quantize": ("quantize", {"quantize": 255}),
     "bounds": ("bounds", {"bounds": (0.0, 2.0)}),
     "precision": ("precision", {"precision": "bfloat16"}),
@@ -297,12 +261,9 @@ class TestAnotherSearch:
 
     def refused(self, file: Path, differs: str, *arguments: object, **options: object) -> None:
         before = file.read_bytes()
-        with pytest.raises(
-            InputError, match=rf"out must be a new file or one of this search, got .*other .*'{differs}'"
-        ):
-            find_min_adversarial(
-                *arguments, **{"method": "ddn", "batch_size": CHUNK, "out": file.parent / "set"} | options
-            )
+        options = {"method": "ddn", "batch_size": CHUNK, "out": file.parent / "set"} | options
+        with pytest.raises(InputError, match=rf"out must be .* of this search, got .*other .*'{differs}'"):
+            find_min_adversarial(*arguments, **options)
         assert file.read_bytes() == before
         assert len([*file.parent.iterdir()]) == 1
 
@@ -417,102 +378,6 @@ class TestDisk:
         taken = (tmp_path / "set.partial").stat()
         assert taken.st_blocks * 512 >= taken.st_size
         assert rows_done(tmp_path / "set.partial") == 0
-
-
-def child(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
-    """`function` of this module in a process of its own."""
-    here = Path(__file__).parent
-    command = f"import test_search_stream as t; t.{function.__name__}(*{[str(argument) for argument in arguments]!r})"
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
-    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"  # freed blocks go back to the system, so that they can be counted
-    return subprocess.Popen([sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def search_in_part(folder: str) -> None:
-    """Three chunks and no more: then it says so, and waits to be killed."""
-    torch.set_num_threads(1)
-    search_module.CHUNK_BATCHES = 1
-    model, images, labels = problem()
-    search_module.CHUNK_BYTES = 4 * images[0].nbytes
-    write, left = search_module._write, [3]
-
-    def stopping(*arguments: object) -> None:
-        if left[0] == 0:
-            print("three", flush=True)
-            signal.pause()
-        left[0] -= 1
-        write(*arguments)
-
-    search_module._write = stopping
-    find_min_adversarial(model, images, labels, method=plain_ddn, batch_size=4, out=Path(folder) / "set")
-
-
-@pytest.mark.slow
-def test_a_killed_process(tmp_path, monkeypatch) -> None:
-    model, images, labels = problem(seen=tmp_path / "seen")
-    monkeypatch.setattr(search_module, "CHUNK_BATCHES", 1)
-    monkeypatch.setattr(search_module, "CHUNK_BYTES", 4 * images[0].nbytes)
-    options = {"method": plain_ddn, "batch_size": 4}
-    partial = tmp_path / "set.partial"
-    process = child(search_in_part, tmp_path)
-    try:
-        assert process.stdout.readline() == "three\n"
-        with pytest.raises(InputError, match="no other process"):
-            find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    done = rows_done(partial)
-    assert done == 3 * 4
-    model.seen.unlink()
-    result = find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
-    assert rows_seen(model.seen) == set(range(8)) | set(range(done, COUNT))
-    assert {path.name for path in tmp_path.iterdir()} == {"seen", "set"}
-    check_guarantees(model, images, labels, result)
-    check_alike(find_min_adversarial(model, images, labels, **options), result)
-
-
-def anonymous() -> int:
-    """Bytes of this process that no file stands behind."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
-def measure_memory(folder: str) -> None:
-    torch.set_num_threads(1)
-    pixels = np.memmap(Path(folder) / "pixels", np.float32, "w+", shape=(10_000, 32, 32, 3))
-    images, labels = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.arange(10_000) % 4
-    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 4))
-    find_min_adversarial(model, images[:100], labels[:100], method="deepfool")  # what is loaded at first use
-    before, peak, over = anonymous(), [0], threading.Event()
-
-    def eval_sets() -> None:
-        while not over.wait(0.002):
-            peak[0] = max(peak[0], anonymous())
-
-    watcher = threading.Thread(target=eval_sets, daemon=True)  # ends with a search that fails
-    watcher.start()
-    out = Path(folder) / "set"
-    result = find_min_adversarial(model, images, labels, method="deepfool", steps=1, out=out)
-    over.set()
-    watcher.join()
-    del result
-    loading = anonymous()
-    loaded = AdversarialSet.load(out)
-    total = float(loaded.images.sum())
-    grown = {"search": peak[0] - before, "load": anonymous() - loading}
-    print(json.dumps(grown | {"images": loaded.images.nbytes, "total": total}))
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_data(tmp_path) -> None:
-    """123 MB of images are searched and 123 MB of results are read, at the price of a few chunks."""
-    process = child(measure_memory, tmp_path)
-    answer = json.loads(process.communicate(timeout=300)[0])
-    assert process.returncode == 0
-    assert answer["images"] > 1.2e8
-    assert 0 < answer["search"] < 6e7
-    assert answer["load"] < 1e7
 
 
 class TestChecksOfTheFirstItems:

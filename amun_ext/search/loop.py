@@ -1,4 +1,4 @@
-"""The loop that calls the model: the table of all samples, and the batch of slots that works through it."""
+"""The loop of a search: it calls the model, and moves a batch of slots through the table of all samples."""
 
 import math
 from collections.abc import Callable
@@ -10,40 +10,39 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.models.state import logits_of, placement
-from amun_ext.search.graph import repeated
+from amun_ext.search.graph import cuda_graphed
 from amun_ext.search.methods import Iterate, PythonRule
 from amun_ext.search.settings import Settings
 from amun_ext.validation import require
 
-HOST_CHECK_EVERY = 16  # iterations between two looks at a CUDA queue: a look waits for the device
+HOST_CHECK_EVERY = 16  # iterations between two reads of a CUDA queue: a read waits for the device
 REDUCED_PART = 0.7  # of the steps of a search of fixed length are made in the reduced precision
 
 
 class Search:
-    """The samples of one chunk, from row `first_row` of the whole on: how far each is, and what it found."""
+    """The search of one chunk of samples, whose first is row `first_row` of all."""
 
     def __init__(
         self,
         model: nn.Module,
-        twin: nn.Module,
+        fast_model: nn.Module,
         inputs: Tensor,
         labels: Tensor,
         settings: Settings,
         batch_size: int,
         first_row: int = 0,
     ) -> None:
-        self.model, self.twin, self.settings = model, twin, settings
+        self.model, self.fast_model, self.settings = model, fast_model, settings
         self.batch_size, self.first_row = batch_size, first_row
-        self.config, self.bounds = settings.step, settings.bounds
-        self.loss = settings.loss
-        self.cheaply = True  # on the twin, and in the reduced precision; else on the caller's model as it is
-        self.given_dtype = inputs.dtype
+        self.config, self.bounds, self.loss = settings.step, settings.bounds, settings.loss
+        self.use_fast_model = True  # in the reduced precision, if any; else the caller's model in its own
+        self.input_dtype = inputs.dtype
         self.device, self.model_dtype = placement(model, inputs)
         # Iterates are kept in float32 (float64) also for half models: steps of eps/10 vanish in 8 bits of mantissa.
         x0 = inputs.detach().to(self.device, ops.accumulate_dtype(inputs.dtype), copy=True).contiguous()
         labels = labels.detach().to(self.device, torch.int64, copy=True)
         count = len(x0)
-        self.per_sample = (-1, *[1] * (x0.dim() - 1))  # the shape in which a [N] column meets the images
+        self.per_sample = (-1, *[1] * (x0.dim() - 1))  # the shape of a [N] column beside the images
         self.table = ops.SampleTable(
             inputs=x0,
             labels=labels,
@@ -56,29 +55,29 @@ class Search:
             status=labels.new_zeros(count, dtype=torch.int8),
         )
 
-    # ------------------------------------------------------------------------------------------------- the model's part
+    # ----------------------------------------------------------------------------------------------------- the model
 
     def _logits(self, x: Tensor) -> Tensor:
-        """The model's answer to what the caller will hold: the iterate in the dtype of the inputs."""
-        # Cloned: the batch and the table are safe from a model that changes its input in place.
-        held = x.to(self.given_dtype).to(self.model_dtype).clone()
-        if self.cheaply and self.settings.precision:
+        """The model's logits of the iterates as the caller will get them, in the dtype of the inputs."""
+        # Cloned, because a model may change its input in place.
+        held = x.to(self.input_dtype).to(self.model_dtype).clone()
+        if self.use_fast_model and self.settings.precision:
             with torch.autocast(self.device.type, self.settings.precision):
-                return logits_of(self.twin, held).float()
-        return logits_of(self.twin if self.cheaply else self.model, held)
+                return logits_of(self.fast_model, held).float()
+        return logits_of(self.fast_model if self.use_fast_model else self.model, held)
 
     @torch.no_grad()
-    def look(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:
-        """Whether `x` [B, ...] fool the model."""
-        return ops.attack_loss(self._logits(x), labels, self.loss, self.settings.margin)
+    def evaluate(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:
+        """Do `x` [B, ...] fool the model?"""
+        return ops.attack_loss(self._logits(x), labels, self.loss, self.settings.min_margin)
 
     def gradient(self, x: Tensor, labels: Tensor) -> tuple[ops.AttackLoss, Tensor]:
-        """Whether `x` [B, ...] fool the model, and the gradient [B, ...] of the attacked loss there."""
+        """The same, and the gradient [B, ...] of the attacked loss at `x`."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self._logits(x)
-            attack = ops.attack_loss(logits, labels, self.loss, self.settings.margin)
-            if not logits.requires_grad:  # a constant: no direction, and every sample ends unfound
+            attack = ops.attack_loss(logits, labels, self.loss, self.settings.min_margin)
+            if not logits.requires_grad:  # a constant model: no gradient
                 return attack, torch.zeros_like(x)
             # Of x alone: no weight gradient is computed, and no .grad is written.
             (grad,) = torch.autograd.grad(logits, x, attack.grad_logits, allow_unused=True)
@@ -89,96 +88,96 @@ class Search:
     def run(self, queue: Tensor, bar: "tqdm[Any]") -> None:
         """Search the samples `queue` [Q], each from its row of `table.images`.
 
-        Where a sample ends as soon as it is found, freed slots are refilled until the queue runs dry. Where all make
-        equally many steps they go in waves, whose last look at the model needs no gradient.
+        With "pgd" a sample ends as soon as it is found, and its slot is refilled from the queue. With the other rules
+        all samples make equally many steps, batch by batch; their last evaluation needs no gradient.
         """
         self.table.status[queue] = ops.Status.PENDING
         if self.config.rule == "pgd":
             self._run_queue(queue, bar)
         else:
-            self._run_waves(queue, bar)
+            self._run_batches(queue, bar)
 
     def _run_queue(self, queue: Tensor, bar: "tqdm[Any]") -> None:
-        slots = _Slots(self, queue)
+        slots = ActiveBatch(self, queue)
         slots.fill()
-        advance, iteration, before = repeated(slots.advance, self.device), 0, bar.n
+        advance, iteration, before = cuda_graphed(slots.advance, self.device), 0, bar.n
         while len(slots.batch.x):
             advance()
             iteration += 1
             if self.device.type == "cpu" or iteration % HOST_CHECK_EVERY == 0:
-                bar.update(before + min(int(slots.queue_position), len(queue)) - slots.busy() - bar.n)
-                if self.device.type == "cpu" or not slots.busy():  # a graph knows one size of batch only
+                bar.update(before + min(int(slots.queue_position), len(queue)) - slots.num_active() - bar.n)
+                if self.device.type == "cpu" or not slots.num_active():  # a CUDA graph has one batch size
                     slots.compact()
 
-    def _run_waves(self, queue: Tensor, bar: "tqdm[Any]") -> None:
+    def _run_batches(self, queue: Tensor, bar: "tqdm[Any]") -> None:
         on_cpu, steps = self.device.type == "cpu", self.config.steps
-        reduced_steps = int(REDUCED_PART * steps) if self.cheaply and self.settings.precision else 0
-        slots: _Slots | None = None
-        advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a graph knows one model and one loss
-        for wave in queue.split(self.batch_size):
-            if slots is None or on_cpu:  # on a GPU all waves share the tensors of the first, for the sake of the graph
-                slots = _Slots(self, wave)
+        reduced_steps = int(REDUCED_PART * steps) if self.use_fast_model and self.settings.precision else 0
+        slots: ActiveBatch | None = None
+        advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a CUDA graph has one model and one loss
+        for rows in queue.split(self.batch_size):
+            if slots is None or on_cpu:  # a CUDA graph needs the same tensors each time
+                slots = ActiveBatch(self, rows)
                 advances.clear()
-            slots.refill(wave)
+            slots.restart(rows)
             for step in range(steps + 1):
                 self.loss = self.settings.loss if 2 * step < steps else self.settings.last_loss
                 if reduced_steps:
-                    self.cheaply = step < reduced_steps
+                    self.use_fast_model = step < reduced_steps
                 if step == reduced_steps > 0:
-                    self.recheck(wave[self.table.distance[wave].isfinite()])
+                    self.recheck(rows[self.table.distance[rows].isfinite()])
                 if step == steps:
-                    slots.look()
+                    slots.evaluate()
                 else:
-                    how = self.cheaply, self.loss
-                    if how not in advances:
-                        advances[how] = repeated(slots.advance, self.device)
-                    advances[how]()
+                    key = self.use_fast_model, self.loss
+                    if key not in advances:
+                        advances[key] = cuda_graphed(slots.advance, self.device)
+                    advances[key]()
                 if on_cpu:
                     slots.compact()
                     if not len(slots.batch.x):
                         break
             if reduced_steps:
-                self.cheaply = True
-            bar.update(len(wave))
+                self.use_fast_model = True
+            bar.update(len(rows))
 
     # ----------------------------------------------------------------------------------------------------- afterwards
 
     def batches(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """`rows` [M] by the batch; none of them empty, which many a model cannot take."""
+        """`rows` [M] in batches, none of which is empty."""
         return rows.split(self.batch_size) if len(rows) else ()
 
-    def found(self) -> Tensor:
+    def found_rows(self) -> Tensor:
         rows: Tensor = (self.table.status == ops.Status.FOUND).nonzero()[:, 0]
         return rows
 
     def recheck(self, rows: Tensor) -> Tensor:
-        """Predict the examples of `rows` again in plain batches; those rows [M] whose example is none any more."""
-        table, fallen = self.table, torch.zeros_like(rows, dtype=torch.bool)
+        """Evaluate the examples of `rows` again in plain batches; returns the rows [M] whose example does not hold."""
+        table, lost = self.table, torch.zeros_like(rows, dtype=torch.bool)
         for batch in self.batches(torch.arange(len(rows), device=rows.device)):
-            attack = self.look(table.images[rows[batch]], table.labels[rows[batch]])
+            attack = self.evaluate(table.images[rows[batch]], table.labels[rows[batch]])
             table.found_labels[rows[batch]] = attack.predicted
-            fallen[batch] = ~attack.adversarial
-        table.distance[rows[fallen]] = math.inf
-        return rows[fallen]
+            lost[batch] = ~attack.adversarial
+        table.distance[rows[lost]] = math.inf
+        return rows[lost]
 
-    def once_more(self, rows: Tensor, bar: "tqdm[Any]") -> None:
-        """Search `rows` again: pgd goes on from an example that has fallen, all others begin anew."""
-        anew = rows if self.config.rule != "pgd" else rows[self.table.status[rows] != ops.Status.FOUND]
-        self.table.images[anew], self.table.eps[anew] = self.table.inputs[anew], self.settings.eps_init
-        self.table.distance[anew], self.table.step_count[anew] = math.inf, 0
+    def retry(self, rows: Tensor, bar: "tqdm[Any]") -> None:
+        """Search `rows` again: pgd continues from an example that did not hold, the other rules start over."""
+        restarted = rows if self.config.rule != "pgd" else rows[self.table.status[rows] != ops.Status.FOUND]
+        self.table.images[restarted], self.table.eps[restarted] = self.table.inputs[restarted], self.settings.eps_init
+        self.table.distance[restarted], self.table.step_count[restarted] = math.inf, 0
         self.run(rows, bar)
 
-    def beyond(self, radius: float) -> Tensor:
-        """Rows [M] whose example is farther away, as that of a method without a last radius may be."""
-        rows = self.found()
+    def farther_than(self, radius: float) -> Tensor:
+        """Rows [M] whose example is farther away: not every method has a last radius."""
+        rows = self.found_rows()
         return rows[self.table.distance[rows] > radius * (1 + 1e-4)]
 
     def count_in_one_step(self) -> int:
-        """How many pgd has found by the first step of a radius that was given: it may be too long for them."""
+        """How many samples pgd found by its first step of a given radius, which may be too long for them."""
         given = self.config.rule == "pgd" and self.settings.eps_init > 0
-        return int((self.table.grad_evals[self.found()] == 2).sum()) if given else 0
+        return int((self.table.grad_evals[self.found_rows()] == 2).sum()) if given else 0
 
-    def give_up(self, rows: Tensor) -> None:
+    def mark_not_found(self, rows: Tensor) -> None:
         self.table.status[rows] = ops.Status.EXHAUSTED
 
     def distances(self, rows: Tensor) -> Tensor:
@@ -187,13 +186,13 @@ class Search:
         return distances
 
     def replace(self, rows: Tensor, images: Tensor, labels: Tensor) -> None:
-        """Put other examples into `rows`."""
+        """Replace the examples of `rows`."""
         self.table.images[rows], self.table.found_labels[rows] = images, labels
         self.table.distance[rows] = self.distances(rows)
 
 
-class _Slots:
-    """The batch that the model sees, and the queue that it is filled from."""
+class ActiveBatch:
+    """The batch that the model sees, and the queue that fills it."""
 
     def __init__(self, search: Search, queue: Tensor) -> None:
         size = min(search.batch_size, len(queue))
@@ -204,20 +203,20 @@ class _Slots:
             slot_labels=torch.zeros_like(queue[:size]),
         )
 
-    def refill(self, queue: Tensor) -> None:
-        """Begin with another queue, no longer than the first. All slots must be idle."""
+    def restart(self, queue: Tensor) -> None:
+        """Start another queue, no longer than the first. All slots must be idle."""
         self.queue[: len(queue)] = queue
-        self.queue[len(queue) :] = -1  # no sample: passed over
+        self.queue[len(queue) :] = -1  # no sample: skipped
         self.queue_position.zero_()
         self.fill()
 
     def fill(self) -> None:
-        nobody = (
+        unread = (
             self.batch.sample_index.bool(),
             self.batch.sample_index.clone(),
             self.batch.x.new_zeros(len(self.batch.x)),
         )
-        self._step(*nobody, grad=torch.zeros_like(self.batch.x))
+        self._step(*unread, grad=torch.zeros_like(self.batch.x))
 
     def advance(self) -> None:
         """One evaluation of the model and its gradient, and one step of every slot."""
@@ -225,19 +224,19 @@ class _Slots:
         rule = self.search.settings.rule
         self._step(*attack[:3], grad=grad if rule is None else self._by_rule(rule, attack, grad))
 
-    def look(self) -> None:
-        """One evaluation of the model without a gradient, for those that have made their last step."""
-        attack = self.search.look(self.batch.x, self.batch.slot_labels)
+    def evaluate(self) -> None:
+        """One evaluation of the model without a gradient, after the last step."""
+        attack = self.search.evaluate(self.batch.x, self.batch.slot_labels)
         self._step(*attack[:3], grad=torch.zeros_like(self.batch.x))
 
-    def busy(self) -> int:
+    def num_active(self) -> int:
         return int((self.batch.sample_index >= 0).sum())
 
     def compact(self) -> None:
-        """Drop the idle slots, of which there are some once the queue is dry."""
-        busy = self.batch.sample_index >= 0
-        if not busy.all():
-            self.batch = ops.SlotBatch(*(part[busy] for part in self.batch))
+        """Drop the idle slots, which appear when the queue is empty."""
+        active = self.batch.sample_index >= 0
+        if not active.all():
+            self.batch = ops.SlotBatch(*(part[active] for part in self.batch))
 
     def _step(self, adversarial: Tensor, predicted: Tensor, margin: Tensor, grad: Tensor) -> None:
         search = self.search
@@ -246,15 +245,15 @@ class _Slots:
         ops.search_step_(self.batch, feedback, search.table, self.queue, position, config, search.bounds)
 
     def _by_rule(self, rule: PythonRule, attack: ops.AttackLoss, grad: Tensor) -> Tensor:
-        """The next iterates [B, ...] as a rule in Python wants them."""
-        table, busy = self.search.table, self.batch.sample_index >= 0
-        sample, x = self.batch.sample_index[busy], self.batch.x[busy]
-        adversarial, distance = attack.adversarial[busy], (x - table.inputs[sample]).flatten(1).norm(dim=1)
+        """The next iterates [B, ...] of a rule in Python."""
+        table, active = self.search.table, self.batch.sample_index >= 0
+        sample, x = self.batch.sample_index[active], self.batch.x[active]
+        adversarial, distance = attack.adversarial[active], (x - table.inputs[sample]).flatten(1).norm(dim=1)
         iterate = Iterate(
             x=x,
             inputs=table.inputs[sample],
-            grad=grad[busy],
-            margin=attack.margin[busy],
+            grad=grad[active],
+            margin=attack.margin[active],
             adversarial=adversarial,
             best=torch.where(adversarial, torch.minimum(distance, table.distance[sample]), table.distance[sample]),
             step=table.step_count[sample],
@@ -267,6 +266,6 @@ class _Slots:
         got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
         require(fits, "what method returns", f"the next iterates, of shape {tuple(x.shape)}", got)
         table.eps[sample] = iterate.eps
-        following = self.batch.x.clone()
-        following[busy] = moved.detach().to(following)
-        return following
+        next_x = self.batch.x.clone()
+        next_x[active] = moved.detach().to(next_x)
+        return next_x

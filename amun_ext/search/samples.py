@@ -1,0 +1,87 @@
+"""The samples of a search: tensors, or a Dataset that is read a chunk at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
+
+from amun_ext.data import as_tensors
+from amun_ext.digest import digest, parts
+from amun_ext.validation import InputError, check_images, check_labels, require
+
+
+class Samples:
+    """Inputs and labels, read and checked a chunk at a time; those of tensors, which may be memory maps, at once."""
+
+    def __init__(
+        self, inputs: Tensor | Dataset[Any] | DataLoader[Any], labels: Tensor | None, bounds: tuple[float, float]
+    ) -> None:
+        if isinstance(inputs, DataLoader):
+            inputs = _dataset_of(inputs)
+        if isinstance(inputs, TensorDataset) and labels is None:
+            inputs, labels = as_tensors(inputs, "inputs")
+        self.inputs, self.labels = inputs, labels
+        if isinstance(inputs, Tensor):
+            require(labels is not None, "labels", "a tensor [N] beside a tensor of inputs", "None")
+            self.inputs = inputs.detach()
+            first, rows = (self.inputs, labels), range(0)
+        else:
+            must_be = "a tensor [N, ...], or a Dataset with no labels beside it"
+            require(labels is None, "inputs", must_be, type(inputs).__name__)
+            map_style = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+            require(map_style, "inputs", "a tensor [N, ...] or a map-style dataset", type(inputs).__name__)
+            rows = range(min(len(self), 8))
+            first = as_tensors(inputs, "inputs", rows)
+        self.like = first[0]
+        # As the images have them: 0.3 is another number in float32.
+        low, high = torch.tensor(
+            bounds, dtype=self.like.dtype if self.like.is_floating_point() else None, device="cpu"
+        ).tolist()
+        self.bounds: tuple[float, float] = low, high
+        self._check(*first, rows)
+
+    def __len__(self) -> int:
+        return len(self.inputs)  # type: ignore[arg-type]
+
+    def read(self, rows: range, classes: int | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs [M, ...] and labels [M]. InputError for items of a Dataset that are not what they must be."""
+        if isinstance(self.inputs, Tensor):
+            assert self.labels is not None
+            return self.inputs[rows.start : rows.stop], self.labels[rows.start : rows.stop]
+        inputs, labels = as_tensors(self.inputs, "inputs", rows)
+        if rows.start:
+            expected, got = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (self.like, inputs))
+            require(expected == got, f"inputs[{rows.start}]", f"an image like inputs[0], {expected}", got)
+        self._check(inputs, labels, rows, classes)
+        return inputs, labels
+
+    def _check(self, inputs: Tensor, labels: Tensor | None, rows: range, classes: int | None = None) -> None:
+        assert labels is not None
+        try:
+            for part in parts(inputs):
+                check_images("inputs", part, self.bounds)
+            check_labels("labels", labels, len(inputs), classes)
+        except InputError:
+            if not isinstance(self.inputs, Tensor):  # which item of the Dataset?
+                for row, image, label in zip(rows, inputs.split(1), labels.split(1), strict=True):
+                    check_images(f"inputs[{row}]", image, self.bounds)
+                    check_labels(f"inputs[{row}] label", label, 1, classes)
+            raise
+
+    def fingerprint(self) -> str:
+        """Of all samples of a tensor; of a Dataset, whose items may take long to read, the first ones and how many."""
+        inputs, labels = self.read(range(len(self) if isinstance(self.inputs, Tensor) else min(len(self), 64)))
+        return f"{len(self)} {digest({'inputs': inputs, 'labels': labels})}"
+
+
+def _dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
+    """That whose items a loader gives out, all of them and as they are, be it in another order."""
+    sampler = loader.sampler
+    plain = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    must_be = "a DataLoader of all items of a map-style dataset, with no sampler or collate_fn of its own"
+    got = type(sampler).__name__ if not plain else repr(loader.collate_fn)
+    require(plain and loader.collate_fn is default_collate, "inputs", must_be, got)
+    return loader.dataset

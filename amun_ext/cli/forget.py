@@ -124,7 +124,9 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
         check_no_other(options.out)
     keep_only(place, asked, options.overwrite)
     facts = {**about(options, record), DIGEST: known_by, "request": asked, "date": now(), **tested_on}
-    outcome = deletion.forget(original, measured, request, place=place, facts=facts, progress=not options.quiet)
+    history = ledger.entries(before, ledger.FILE)
+    show = not options.quiet
+    outcome = deletion.forget(original, measured, request, place=place, history=history, facts=facts, progress=show)
     guards.check(outcome, original, options.floor)
     write(outcome, options.out, place, with_images=options.with_images, before=before, sign=sign)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")

@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, aligned, find_duplicates, fingerprint, training_data, without
 from amun_ext.data.images import subset
-from amun_ext.deletion import ledger
+from amun_ext.deletion import drift, ledger
 from amun_ext.deletion.ids import forget_ids, split
 from amun_ext.deletion.keys import keys_of
 from amun_ext.deletion.record import Record
@@ -135,13 +135,15 @@ def forget(
     request: Request,
     *,
     place: Path | None = None,
+    history: Sequence[ledger.Entry] = (),
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Outcome:
     """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
 
     In the workplace `place` it keeps its examples, mask and fine-tuning, from which the same request goes on after a
-    kill. `facts` are further ones for the report. Raises InputError, before any work, as `sets` and `retraining`, and
+    kill. `history` is the ledger of the checkpoint, for remarks on what its requests have done together; `facts` are
+    further ones for the report. Raises InputError, before any work, as `sets` and `retraining`, and
     for too little to train on.
     """
     splits = aligned(splits, request.record.to_metadata())
@@ -162,8 +164,8 @@ def forget(
     fresh, start = not _kept(place, EXAMPLES, MASKS, TUNING), time.perf_counter()
     adversarial = None
     if chosen.search is not None:
-        told = {**chosen.search, "out": examples, "progress": progress}
-        adversarial = find_min_adversarial(original, *asked.forget.tensors, **told)
+        how = {**chosen.search, "out": examples, "progress": progress}
+        adversarial = find_min_adversarial(original, *asked.forget.tensors, **how)
     mask = None if chosen.mask is None else _mask(original, asked.forget, chosen.mask, place, progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `ids_without_example` has them by id
@@ -214,6 +216,14 @@ def forget(
             "versions": versions(),
         },
     )
+    erased = {*splits.absent}
+    earlier = torch.tensor([number for number in asked.before if number not in erased], dtype=torch.int64, device="cpu")
+    relapsed = None
+    if len(earlier):
+        relapsed = drift.relapse(original, models[row], subset(splits.train, earlier), splits.test)
+        report = replace(report, facts={**report.facts, "samples of earlier requests": relapsed})
+    told = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
+    report = replace(report, remarks=[*report.remarks, *told])
     missing = set(ids_without_example)
     done = [number for number in asked.ids.tolist() if number not in missing]
     record = replace(

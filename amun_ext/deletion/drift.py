@@ -1,0 +1,48 @@
+"""What many requests, one after the other, may do to a model: earlier ones come back, and accuracy goes."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from amun_ext.deletion.ledger import Entry
+from amun_ext.metrics.auc import auc
+from amun_ext.metrics.signals import scaled_logit
+from amun_ext.models import predict
+from amun_ext.validation import is_number
+
+BOUND = 2.0  # points of test accuracy since the first request of the ledger
+RETRAIN = "retraining is recommended"
+
+
+def relapse(before: nn.Module, after: nn.Module, earlier: TensorDataset, test: TensorDataset) -> dict[str, float]:
+    """FT AUC of samples that were forgotten by `earlier` requests: what it was, what it is, and the low end of its
+    95 % interval now."""
+
+    def measured(model: nn.Module) -> tuple[float, float]:
+        forgotten, others = (scaled_logit(predict(model, data), data.tensors[1]) for data in (earlier, test))
+        found = auc(forgotten, others)
+        return found.value, found.interval()[0]
+
+    (old, _), (new, low) = measured(before), measured(after)
+    return {"samples": len(earlier), "FT AUC before": old, "FT AUC": new, "low": low}
+
+
+def remarks(relapsed: dict[str, float] | None, history: Sequence[Entry], accuracy: float, original: str) -> list[str]:
+    """That earlier samples look more like members than before this request, beyond what their number lets chance do;
+    and that test accuracy, in percent, has gone since the model before the first request of the ledger."""
+    told = []
+    if relapsed is not None and relapsed["low"] > relapsed["FT AUC before"]:
+        told.append(
+            f"samples of earlier requests look more like members again: their FT AUC is {relapsed['FT AUC']:.1f} "
+            f"and was {relapsed['FT AUC before']:.1f}; {RETRAIN}"
+        )
+    first = history[0].get("results") if history else None
+    row = first.get(original) if isinstance(first, dict) else None
+    start = row.get("TA") if isinstance(row, dict) else None
+    if is_number(start) and start - accuracy > BOUND:
+        told.append(
+            f"test accuracy is {accuracy:.1f} %, and was {start:.1f} % before the first of {len(history) + 1} requests; "
+            f"more than {BOUND:g} points are lost, {RETRAIN}"
+        )
+    return told

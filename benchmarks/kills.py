@@ -61,6 +61,11 @@ CASES = {
         RESULTS,
         f"forget {MODEL} --ids 5 --epochs 1 --out out",
     ),
+    "forget, a later request": Case(
+        "forget --model first/model.safetensors --data data.npz --ids 7,9 --epochs 1 --out out",
+        RESULTS,
+        f"forget {MODEL} --ids 3,5 --epochs 1 --out first",
+    ),
     "search": Case(f"search {MODEL} --count 9 --methods ddn,ffgsm --out out", ("searches.json", "searches.html")),
     "references": Case(f"references {MODEL} --num-models 2 --out out", ()),
     "shadows": Case(f"shadows {MODEL} --ids 3,5,8,9 --num-models 6 --epochs 1 --out out", ()),

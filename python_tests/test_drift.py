@@ -35,7 +35,7 @@ def test_samples_that_come_back_are_told() -> None:
 
 def test_accuracy_is_compared_with_that_before_the_first_request() -> None:
     (told,) = drift.remarks(None, HISTORY, 87.9, ORIGINAL)
-    assert "87.9 %, and was 90.0 % before the first of 3 requests" in told
+    assert "87.9 %, was 90.0 % before the first of 3 requests" in told
     assert drift.remarks(None, HISTORY, 88.0, ORIGINAL) == []
     for broken in ([], [{}], [{"results": 3}], [{"results": {ORIGINAL: []}}], [{"results": {ORIGINAL: {"TA": "x"}}}]):
         assert drift.remarks(None, broken, 10.0, ORIGINAL) == []

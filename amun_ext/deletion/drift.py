@@ -42,7 +42,7 @@ def remarks(relapsed: dict[str, float] | None, history: Sequence[Entry], accurac
     start = row.get("TA") if isinstance(row, dict) else None
     if is_number(start) and start - accuracy > BOUND:
         told.append(
-            f"test accuracy is {accuracy:.1f} %, and was {start:.1f} % before the first of {len(history) + 1} requests; "
+            f"test accuracy is {accuracy:.1f} %, was {start:.1f} % before the first of {len(history) + 1} requests: "
             f"more than {BOUND:g} points are lost, {RETRAIN}"
         )
     return told

@@ -32,7 +32,8 @@ from safetensors.torch import save_file
 
 from amun_ext import cli, files
 from amun_ext.auditing.result import FILES as AUDIT
-from amun_ext.deletion.request import RESULTS, warm_up
+from amun_ext.deletion.request import warm_up
+from amun_ext.deletion.results import RESULTS
 from amun_ext.report import figures, html  # noqa: F401, now, or every child would import what they need
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")

@@ -16,7 +16,7 @@ from kill_tools import ended_at
 from safetensors import safe_open
 
 from amun_ext import cli, data, find_min_adversarial, models, tuning
-from amun_ext.deletion.request import RESULTS
+from amun_ext.deletion.results import RESULTS
 from amun_ext.experiments import demo
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS

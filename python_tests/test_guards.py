@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amun_ext import cli
-from amun_ext.deletion.request import RESULTS
+from amun_ext.deletion.results import RESULTS
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from amun_ext import cli
 from amun_ext.cli.process import Output
 from amun_ext.deletion import Record
-from amun_ext.deletion.request import RESULTS
+from amun_ext.deletion.results import RESULTS
 from amun_ext.progress import progress_bar
 
 TRAIN = "train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1"

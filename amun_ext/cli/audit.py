@@ -43,7 +43,8 @@ from amun_ext.cli.loading import (
 from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits, without
 from amun_ext.deletion import Record
-from amun_ext.deletion.request import RETRAIN_SEED, SECONDS, retraining, sets, warm_up
+from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
+from amun_ext.deletion.results import SECONDS
 from amun_ext.files import file_digest, workplace
 from amun_ext.unlearning.config import MethodConfig
 from amun_ext.validation import require

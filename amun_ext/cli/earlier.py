@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from amun_ext.deletion.request import MODEL, NEW_DIGEST, REPORT, RESULTS
+from amun_ext.deletion.results import MODEL, NEW_DIGEST, REPORT, RESULTS
 from amun_ext.digest import digest
 from amun_ext.files import file_digest
 from amun_ext.reading import stored

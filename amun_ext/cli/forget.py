@@ -36,7 +36,7 @@ from amun_ext.cli.loading import (
 from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion import Request, guards, ledger
-from amun_ext.deletion.request import DIGEST, RESULTS, write
+from amun_ext.deletion.results import DIGEST, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
 from amun_ext.validation import require
@@ -128,7 +128,8 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     show = not options.quiet
     outcome = deletion.forget(original, measured, request, place=place, history=history, facts=facts, progress=show)
     guards.check(outcome, original, options.floor)
-    write(outcome, options.out, place, with_images=options.with_images, before=before, sign=sign)
+    told = {"with_images": options.with_images, "command": options.command}
+    write(outcome, options.out, place, **told, before=before, sign=sign)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
 

@@ -9,7 +9,21 @@ import warnings
 from collections.abc import Sequence
 
 import amun_ext
-from amun_ext.cli import audit, compare, demo, forget, info, ledger, purge, references, search, shadows, train, tune
+from amun_ext.cli import (
+    audit,
+    compare,
+    demo,
+    forget,
+    info,
+    ledger,
+    purge,
+    references,
+    replay,
+    search,
+    shadows,
+    train,
+    tune,
+)
 from amun_ext.cli.arguments import Parser
 from amun_ext.cli.process import Ended, ended_by_signals, outputs
 from amun_ext.deletion.guards import RefusedResultError
@@ -18,13 +32,13 @@ from amun_ext.validation import InputError, printable
 NO_SPACE = 6  # exit status
 
 # In the order of --help.
-COMMANDS = (demo, train, forget, ledger, purge, search, compare, tune, audit, references, shadows, info)
+COMMANDS = (demo, train, forget, replay, ledger, purge, search, compare, tune, audit, references, shadows, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit status, see docs/command-line.md."""
     with outputs() as output:
-        options = parser().parse_args(arguments)
+        options = parsed(sys.argv[1:] if arguments is None else arguments)
         status = _run(options)
         output.flush()
         if output.error is not None and not isinstance(output.error, BrokenPipeError):  # else nobody wants to read on
@@ -62,6 +76,13 @@ def _told(kind: str, reason: str, debug: bool, status: int) -> int:
         traceback.print_exc()
     print(f"amun: {kind}: {printable(reason)}", file=sys.stderr)
     return status
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, and the `command` that they are of."""
+    options = parser().parse_args(arguments)
+    options.command = [*arguments]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from amun_ext.auditing import Answers, Shadows
 from amun_ext.auditing.result import FILES
 from amun_ext.cli.earlier import facts
 from amun_ext.deletion import Record
-from amun_ext.deletion.request import SECONDS
+from amun_ext.deletion.results import SECONDS
 from amun_ext.files import file_digest
 from amun_ext.training import Recipe
 from amun_ext.validation import differences, require

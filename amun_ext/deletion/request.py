@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -19,9 +19,8 @@ from amun_ext.deletion.keys import keys_of
 from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
-from amun_ext.files import atomic_folder, file_digest, to_jsonable, write_text
+from amun_ext.files import to_jsonable
 from amun_ext.info import versions
-from amun_ext.models import save_checkpoint
 from amun_ext.models.reinitialise import Init, check_init, describe_init
 from amun_ext.saliency import load_mask, saliency_mask, save_mask
 from amun_ext.search import find_min_adversarial
@@ -34,9 +33,6 @@ ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
 # What a request keeps while it works, for the same one to go on after a kill. All of it knows what is to be forgotten.
 EXAMPLES, MASKS = "examples.safetensors", "mask-*.safetensors"
-MODEL, REPORT, PAGE = ledger.MODEL, "report.json", "report.html"
-RESULTS = (MODEL, REPORT, PAGE, ledger.FILE)
-DIGEST, NEW_DIGEST, SECONDS = "digest of the model", "digest of the new model", "seconds by digest"  # facts; SHA-256
 TUNING, TRAINING = "fine-tuning.safetensors", "retraining.safetensors"
 
 Mask = dict[str, Tensor]
@@ -282,47 +278,3 @@ def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_dup
     expected = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
     require(include_duplicates or not pairs, "ids", expected, told)
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
-
-
-def write(
-    outcome: Outcome,
-    folder: Path,
-    place: Path,
-    *,
-    with_images: bool = False,
-    before: str = "",
-    sign: Callable[[str], str] | None = None,
-) -> None:
-    """The checkpoint, its report and its ledger, all or none, into `folder`, whose workplace is `place`.
-
-    before: the ledger of the model before. sign: from the new line of it to a signature. Times are in the report and
-    the ledger, so that equal requests give equal models, to the bit.
-    """
-    with atomic_folder(folder, place) as made:
-        save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
-        made_model = file_digest(made / MODEL)
-        facts = {NEW_DIGEST: made_model, SECONDS: {} if outcome.seconds is None else {made_model: outcome.seconds}}
-        report = replace(outcome.report, facts={**outcome.report.facts, **facts})
-        report.to_json(made / REPORT)
-        report.to_html(made / PAGE, with_images=with_images)
-        write_text(made / ledger.FILE, ledger.append(before, _entry(outcome, made_model), sign))
-
-
-def _entry(outcome: Outcome, made_model: str) -> dict[str, object]:
-    """The line of the ledger."""
-    told = outcome.report.to_dict()
-    facts, rows = outcome.report.facts, told["rows"]
-    assert isinstance(rows, dict)
-    request = str(facts["request"])
-    return {
-        ledger.REQUEST: request,
-        ledger.PARENT: facts[DIGEST],
-        ledger.CHILD: made_model,
-        ledger.KEYS: ledger.hashed_keys(outcome.keys, request),
-        "samples": len(outcome.keys),
-        "samples without example": len(outcome.ids_without_example),
-        "unlearning": json.loads(outcome.metadata["unlearning"]),
-        "results": {name: rows[name] for name in rows},
-        "remarks": told["remarks"],
-        **{name: facts[name] for name in ("date", "seed", "training data", "versions")},
-    }

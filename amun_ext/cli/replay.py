@@ -1,0 +1,79 @@
+"""amun replay: do a request again, as its record says, and compare the models."""
+
+import argparse
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from amun_ext import info
+from amun_ext.cli.arguments import Commands, add_command
+from amun_ext.deletion import ledger
+from amun_ext.deletion.results import FORMAT, MODEL
+from amun_ext.files import file_digest
+from amun_ext.reading import parse_json, text_of
+from amun_ext.validation import differences, printable, require
+
+OTHER = 7  # exit status
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "replay",
+        run,
+        "do a request again, as its record says, and compare the models",
+        "example:\n"
+        "  amun replay forgotten/record.json --out again\n\n"
+        "Run it in the folder in which the request was run: paths are taken as they were given. On one machine, with\n"
+        "the same versions, the models are equal to the bit.\n"
+        f"exit status: 0 equal, {OTHER} not; else that of amun forget",
+    )
+    command.add_argument("record", type=Path, help="the record.json of amun forget")
+    command.add_argument("--out", type=Path, required=True, help="a new folder of the results")
+    command.add_argument(
+        "--code",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="your own code that the request runs; none is run that is not named here",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from amun_ext.cli.main import parsed  # which imports this
+
+    path = options.record
+    record = parse_json(str(path), text_of("record", path, "the record.json of amun forget"))
+    ours = isinstance(record, dict) and record.get("format") == FORMAT
+    command: list[str] = record.get("command", []) if ours else []
+    fits = isinstance(command, list) and all(isinstance(each, str) for each in command) and command[:1] == ["forget"]
+    require(fits, "record", "the record.json of amun forget", path)
+    again = parsed(command)
+    code = [each for each in (again.arch, again.data) if each and ":" in each and not Path(each).exists()]
+    unnamed = [printable(each) for each in code if each not in options.code]
+    require(not unnamed, "--code", "given for all code that the request runs", f"nothing for {', '.join(unnamed)}")
+    require(not options.out.exists(), "--out", "a new folder", options.out)
+    same = again.model.is_file() and file_digest(again.model) == record.get(ledger.PARENT)
+    require(same, "record", f"of the model in {printable(str(again.model))}", "of another, or there is none")
+    again.out, again.quiet, again.debug = options.out, options.quiet, options.debug
+    again.overwrite, again.download, again.sign_key = False, False, None
+    status: int = again.run(again)
+    if status not in (0, 3):
+        return status
+    if file_digest(options.out / MODEL) == record.get(ledger.CHILD):
+        print("the models are equal, to the last bit")
+        return 0
+    print(_difference(path.parent / MODEL, options.out / MODEL, record.get(ledger.CHILD)))
+    versions = record.get("versions")
+    others = differences(versions if isinstance(versions, dict) else {}, info.versions())
+    print(printable(f"versions: {others or 'the same'}"))
+    return OTHER
+
+
+def _difference(first: Path, second: Path, digest: object) -> str:
+    """How far the weights are apart, where the first model is the one that the record is of."""
+    if not first.is_file() or file_digest(first) != digest:
+        return f"the models differ; that of the record is not in {first.parent}"
+    one, other = load_file(first), load_file(second)
+    apart = [float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel()]
+    return f"the models differ, by at most {max(apart):.3g} in a weight"

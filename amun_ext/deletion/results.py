@@ -1,0 +1,80 @@
+"""The files of an answered request: checkpoint, report, page, record and ledger."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from amun_ext.deletion import ledger
+from amun_ext.deletion.request import Outcome
+from amun_ext.files import atomic_folder, file_digest, write_json, write_text
+from amun_ext.info import devices
+from amun_ext.models import save_checkpoint
+
+MODEL, REPORT, PAGE, RECORD = ledger.MODEL, "report.json", "report.html", "record.json"
+RESULTS = (MODEL, REPORT, PAGE, RECORD, ledger.FILE)
+DIGEST, NEW_DIGEST, SECONDS = "digest of the model", "digest of the new model", "seconds by digest"  # facts; SHA-256
+FORMAT = "amun_ext.record.1"
+
+
+def write(
+    outcome: Outcome,
+    folder: Path,
+    place: Path,
+    *,
+    with_images: bool = False,
+    command: Sequence[str] = (),
+    before: str = "",
+    sign: Callable[[str], str] | None = None,
+) -> None:
+    """`RESULTS`, all or none, into `folder`, whose workplace is `place`.
+
+    command: the arguments of the command line, for the record. before: the ledger of the model before. sign: from the
+    new line of it to a signature. No time is in the checkpoint, so that equal requests give equal models, to the bit.
+    """
+    with atomic_folder(folder, place) as made:
+        save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
+        made_model = file_digest(made / MODEL)
+        facts = {NEW_DIGEST: made_model, SECONDS: {} if outcome.seconds is None else {made_model: outcome.seconds}}
+        report = replace(outcome.report, facts={**outcome.report.facts, **facts})
+        report.to_json(made / REPORT)
+        report.to_html(made / PAGE, with_images=with_images)
+        write_json(made / RECORD, _record(outcome, made_model, command))
+        write_text(made / ledger.FILE, ledger.append(before, _entry(outcome, made_model), sign))
+
+
+def _record(outcome: Outcome, made_model: str, command: Sequence[str]) -> dict[str, object]:
+    """What it takes to do the request again, and to compare: see `amun replay`."""
+    facts = outcome.report.facts
+    return {
+        "format": FORMAT,
+        "command": [*command],
+        ledger.PARENT: facts[DIGEST],
+        ledger.CHILD: made_model,
+        "seconds": {name: row["seconds"] for name, row in outcome.report.rows.items() if row["seconds"] >= 0},
+        "devices": devices(),
+        "threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        **{name: facts[name] for name in ("date", "seed", "training data", "versions")},
+    }
+
+
+def _entry(outcome: Outcome, made_model: str) -> dict[str, object]:
+    """The line of the ledger."""
+    told = outcome.report.to_dict()
+    facts = outcome.report.facts
+    request = str(facts["request"])
+    return {
+        ledger.REQUEST: request,
+        ledger.PARENT: facts[DIGEST],
+        ledger.CHILD: made_model,
+        ledger.KEYS: ledger.hashed_keys(outcome.keys, request),
+        "samples": len(outcome.keys),
+        "samples without example": len(outcome.ids_without_example),
+        "unlearning": json.loads(outcome.metadata["unlearning"]),
+        "results": told["rows"],
+        "remarks": told["remarks"],
+        **{name: facts[name] for name in ("date", "seed", "training data", "versions")},
+    }

@@ -66,6 +66,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_code_and_models_that_nobody_named_are_refused(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('run').touch()\n\ndef load():\n    return None\n")
+    (tmp_path / "evil:load").touch()  # a file of that name makes no data of it
     record = json.loads((folder / "first/record.json").read_text())
     command = record["command"]
     at = command.index("digits")

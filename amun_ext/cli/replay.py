@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     fits = isinstance(command, list) and all(isinstance(each, str) for each in command) and command[:1] == ["forget"]
     require(fits, "record", "the record.json of amun forget", path)
     again = parsed(command)
-    code = [each for each in (again.arch, again.data) if each and ":" in each and not Path(each).exists()]
+    code = [each for each in (again.arch, again.data) if each and ":" in each and not Path(each).is_dir()]
     unnamed = [printable(each) for each in code if each not in options.code]
     require(not unnamed, "--code", "given for all code that the request runs", f"nothing for {', '.join(unnamed)}")
     require(not options.out.exists(), "--out", "a new folder", options.out)

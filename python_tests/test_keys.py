@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amun_ext import InputError, cli
+from amun_ext import InputError, cli, data, models
 from amun_ext.deletion.keys import keys_of, named_rows, read_groups
 
 KEYS = ("train/a/anna 1.png", "train/a/ünal.png", "", "train/b/7,8.png", "train/b/anna 2.png")
@@ -132,3 +132,57 @@ def test_a_person_is_forgotten_and_a_renamed_file_stays_known(photos: Path, tmp_
     capsys.readouterr()
     for name, status in (("cat/renamed", 0), ("dog/anna-4", 0), ("cat/bob-1", 2), ("cat/anna-0", 2)):
         assert cli.main(["ledger", "show", str(out), "--key", f"train/{name}.png"]) == status
+
+
+def archive(path: Path, **arrays: np.ndarray) -> Path:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    labels = np.arange(12) % 2
+    np.savez(path, train_images=pixels, train_labels=labels, test_images=255 - pixels, test_labels=labels, **arrays)
+    return path
+
+
+def test_an_archive_has_keys_and_its_rows_may_move(tmp_path: Path) -> None:
+    keys = np.array([f"patient {number}" for number in range(12)])
+    path, model, out = archive(tmp_path / "data.npz", train_keys=keys), tmp_path / "net.safetensors", tmp_path / "out"
+    train = ["train", "--data", str(path), "--model", "small-cnn", "--width", "4", "--epochs", "1", "--quiet"]
+    assert cli.main([*train, "--out", str(model)]) == 0
+    with np.load(path) as file:
+        moved = {name: array[::-1] if name.startswith("train") else array for name, array in file.items()}
+    np.savez(path, **moved)
+    request = written(tmp_path / "request.csv", "key\npatient 3\npatient 5\n")
+    command = ["forget", "--data", str(path), "--model", str(model), "--method", "ga", "--epochs", "1", "--quiet"]
+    assert cli.main([*command, "--ids-file", str(request), "--out", str(out)]) == 0
+    assert models.read_metadata(out / "model.safetensors")["forgotten"] == "[3, 5]"
+    assert cli.main(["ledger", "show", str(out), "--key", "patient 5"]) == 0
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [np.arange(11), np.zeros(12, int), np.arange(12.0), np.array(["a"] * 11 + [""]), np.arange(24).reshape(12, 2)],
+)
+def test_keys_of_an_archive_that_are_refused(tmp_path: Path, keys: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"train_keys must be|names must be one text for every training sample"):
+        data.load(archive(tmp_path / "data.npz", train_keys=keys))
+
+
+def test_a_data_set_of_ones_own_has_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(
+        tmp_path / "keyed_data.py",
+        """
+import torch
+from torch.utils.data import TensorDataset
+
+
+class Keyed(TensorDataset):
+    def keys(self):
+        return range(100, 104)
+
+
+def load():
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
+    return Keyed(images, labels), TensorDataset(images, labels)
+""",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert data.load("keyed_data:load").names == ("100", "101", "102", "103")

@@ -30,6 +30,7 @@ from amun_ext.validation import (
 )
 
 CHANNELS = (1, 3, 4)
+KEYS = "train_keys"  # in an .npz file
 MOST_CLASSES = 2**16  # where there are fewer samples: of -1 as uint32 nobody wants so many names
 
 
@@ -118,14 +119,15 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
 
     Images are uint8, or floating point in [0, 1]; [N, H, W], [N, C, H, W], or [N, H, W, C] when the last axis has 1, 3
     or 4 entries and the second has not (if both have, InputError: nobody can tell). Labels are integers [N]; classes
-    are called "0", "1", ... up to the largest training label unless named.
+    are called "0", "1", ... up to the largest training label unless named. An array train_keys [N] of different texts or
+    integers has the keys that requests know the training samples by.
     """
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
     check_file("data", path)
     try:
         _check_unpacked(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file.files}
+            arrays = {name: file[name] for name in [*names, KEYS] if name in file.files}
     except InputError:
         raise
     except Exception as error:  # a damaged archive may raise anything
@@ -147,13 +149,17 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
             require(fits, f"{name}_labels", f"classes in [0, {most})", f"values from {low} to {high}")
         return image_dataset(images, labels, name)
 
-    train, test = part("train"), part("test")
-    return Splits(train, test, classes or _numbered(train))
+    train, test, keys = part("train"), part("test"), arrays.get(KEYS)
+    if keys is not None:
+        fits = keys.ndim == 1 and keys.dtype.kind in "Uiu"
+        require(fits, KEYS, "[N] texts or integers", f"{keys.dtype} {list(keys.shape)}")
+    return Splits(train, test, classes or _numbered(train), None if keys is None else tuple(map(str, keys.tolist())))
 
 
 def load_function(name: str) -> Splits:
     """Call the function that "module:function" names, without arguments. It returns Splits, or a pair (train, test) of
-    map-style datasets of (image tensor, int label); classes are then train.classes, or numbers when it has none."""
+    map-style datasets of (image tensor, int label); classes are then train.classes, or numbers when it has none. The
+    keys that requests know the training samples by are train.keys(), if it has that."""
     value = call_user_function("data set", name)
     if isinstance(value, Splits):
         return value
@@ -162,7 +168,8 @@ def load_function(name: str) -> Splits:
         raise InputError(f"what {name} returns must be Splits or a pair (train, test) of datasets, got {actual}")
     named = {f"{name} train": value[0], f"{name} test": value[1]}
     train, test = (ImageDataset(*as_tensors(data, of), of) for of, data in named.items())
-    return Splits(train, test, tuple(map(str, getattr(value[0], "classes", _numbered(train)))))
+    classes, keys = tuple(map(str, getattr(value[0], "classes", _numbered(train)))), getattr(value[0], "keys", None)
+    return Splits(train, test, classes, tuple(map(str, keys())) if callable(keys) else None)
 
 
 def _numbered(train: ImageDataset) -> tuple[str, ...]:

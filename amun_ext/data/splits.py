@@ -116,6 +116,7 @@ def checked(splits: Splits, name: str) -> Splits:
     names = splits.names
     text = names is None or all(isinstance(each, str) for each in names)
     named = names is None or (text and len(names) == len(set(names)) == len(splits.train))
+    named = named and not any(not each or "\0" in each for each in names or ())
     require(named, f"{name} names", "one text for every training sample, all different", reprlib.repr(names))
     float32 = torch.device("cpu"), torch.float32
     train, test = (moved(data, *float32) for data in (splits.train, splits.test))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PART_BYTES = 2**24
 
@@ -18,6 +18,12 @@ def digest(tensors: Mapping[Any, Tensor], text: str = "") -> str:
         for part in parts(tensor.detach()):
             made.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return made.hexdigest()
+
+
+def architecture(model: nn.Module) -> str:
+    """A hash of its modules and the shapes of its weights."""
+    shapes = {name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
+    return digest(shapes, str(model))
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -226,7 +226,13 @@ class TestCode:
 class TestMethods:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method(self, original: Path, tmp_path: Path, method: str) -> None:
-        assert forget(original, tmp_path / "out", "--ids", "40-60", "--method", method, "--epochs", "1") == 0
+        needed = []
+        if METHODS[method].needs_targets:
+            needed = ["--targets", str(tmp_path / "targets.safetensors")]
+            told_to = ["--model", str(original), "--data", "digits", "--folds", "2", "--out", needed[1]]
+            assert cli.main(["prepare", *told_to]) == 0
+        request = ("--ids", "40-60", "--method", method, "--epochs", "1", *needed)
+        assert forget(original, tmp_path / "out", *request) == 0
         assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
         report, row = told(tmp_path / "out"), METHODS[method]
         title = "retrain" if method == "retrain" else row.title

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from method_tools import needs
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -54,7 +55,8 @@ def same_on_meta(work) -> None:
 class TestMeta:
     @pytest.mark.parametrize("method", METHODS)
     def test_unlearn(self, model, sets, method: str) -> None:
-        same_on_meta(lambda: [*unlearn(model, *sets, method=method, recipe=RECIPE).parameters()])
+        options = {"method": method, "recipe": RECIPE, **needs(method, sets[0])}
+        same_on_meta(lambda: [*unlearn(model, *sets, **options).parameters()])
 
     def test_unlearn_from_items(self, model, sets) -> None:
         forget, retain = sets
@@ -97,7 +99,7 @@ def test_batches_of_one_are_refused_where_batch_norm_has_no_variance(sets, metho
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     before = [each.clone() for each in flat.state_dict().values()]
     with pytest.raises(InputError, match=r"batch_size must be 2 at least: BatchNorm has no variance of one"):
-        unlearn(flat, forget, retain, method=method, recipe=recipe)
+        unlearn(flat, forget, retain, method=method, recipe=recipe, **needs(method, forget))
     assert all(map(torch.equal, before, flat.state_dict().values()))
 
 

@@ -118,6 +118,30 @@ def case() -> Case:
     return Case(model, forget, retain, adversarial)
 
 
+@pytest.mark.parametrize(("weight", "temperature"), [(3.0, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize("with_retain", [True, False])
+def test_distill_by_hand(case: Case, with_retain: bool, weight: float, temperature: float) -> None:
+    """Soft labels are the softmax of the targets; the weight counts beside a retain set only."""
+    targets = torch.tensor([[2.0, -1.0], [0.0, 0.5], [-3.0, 3.0], [1.0, 1.0], [0.2, -0.2]], dtype=torch.float64)
+    powers = np.exp(targets.numpy() / temperature)
+    soft_labels = powers / powers.sum(1, keepdims=True)
+    if with_retain:
+        soft_labels *= weight
+
+    class Soft(ByHand):
+        def residual(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            shifted = np.exp(self.logits(x))
+            return labels.sum(1, keepdims=True) * shifted / shifted.sum(1, keepdims=True) - labels
+
+    hand = Soft(case.model)
+    images, labels = arrays(case.retain)
+    whole = (arrays(case.forget)[0], soft_labels), *[(images, np.eye(2)[labels])] * with_retain
+    for lr in RATES:
+        hand.step(lr, *union(*whole))
+    options = {"targets": targets, "weight": weight, "temperature": temperature}
+    case.check(hand, "distill", with_retain, **options)
+
+
 @pytest.mark.parametrize("with_retain", [True, False])
 class TestByHand:
     """Four epochs with momentum, weight decay and a falling learning rate. There are two classes, so one wrong one."""

@@ -61,7 +61,7 @@ class TestShadows:
             def __getattr__(self, name: str) -> object:
                 return getattr(NOTHING, name)
 
-            def unlearn(self, model: nn.Module, forget: TensorDataset, retain: TensorDataset, seed: int) -> nn.Module:
+            def unlearn(self, model, forget: TensorDataset, retain: TensorDataset, seed: int, **_: object) -> nn.Module:
                 seen.append((forget, retain, seed))
                 return NOTHING.unlearn(model, forget, retain, seed=seed)
 

@@ -28,7 +28,7 @@ from amun_ext.files import workplace
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.tuning import objectives, space, stage, study
 from amun_ext.tuning.result import LEADING
-from amun_ext.unlearning import METHODS
+from amun_ext.unlearning import METHODS, Targets
 from amun_ext.unlearning.config import load_tuned_options, resolve_config
 
 TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=32)
@@ -147,6 +147,7 @@ class TestSpace:
         draw = Noted()
         values = space.drawn(method, draw)
         own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"]}
+        own["distill"] = ["weight"]
         own["amun+salun"] = ["mask", "include_forget"]
         assert list(values) == ["lr", "schedule", *own.get(method, [])]
         assert draw.floats["lr"] == (1e-6, 1e-1, True)
@@ -154,7 +155,8 @@ class TestSpace:
         assert draw.floats.get("mask", (0.1, 0.9, False)) == (0.1, 0.9, False)
         assert draw.floats.get("gamma", (1e-5, 1e-3, True)) == (1e-5, 1e-3, True)
         # and these are options that the method takes
-        chosen = resolve_config(method, default=space.options(values, SHORT))
+        targets = Targets(torch.zeros(1, 2), torch.zeros(1, 16, dtype=torch.uint8), {})
+        chosen = resolve_config(method, default=space.options(values, SHORT), targets=targets)
         assert chosen.recipe == replace(SHORT, lr=1e-6, schedule="step:1")
         assert chosen.mask == values.get("mask")
         assert {name: chosen.options[name] for name in values.keys() & {"include_forget", "gamma"}} == {
@@ -163,7 +165,7 @@ class TestSpace:
 
     def test_tunable(self) -> None:
         assert tuning.tunable() == [name for name in METHODS if name != "retrain"]
-        assert tuning.tunable(with_retain=False) == ["rl", "ga", "bs", "salun", "amun", "amun+salun"]
+        assert tuning.tunable(with_retain=False) == ["rl", "ga", "bs", "salun", "amun", "distill", "amun+salun"]
 
 
 def rows(dataset: TensorDataset) -> set[bytes]:

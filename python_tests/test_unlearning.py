@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from method_tools import needs
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, random_split
 
@@ -185,7 +186,8 @@ class TestEveryMethod:
     def test_leaves_the_model_and_the_random_state(self, model: Recording, method: str) -> None:
         before = {key: value.clone() for key, value in model.state_dict().items()}
         forget, retain, state = labelled(model, 5), labelled(model, 20), torch.get_rng_state()
-        result = unlearn(model, forget, retain, method=method, recipe=Recipe(epochs=1, lr=0.1))
+        recipe = Recipe(epochs=1, lr=0.1)
+        result = unlearn(model, forget, retain, method=method, recipe=recipe, **needs(method, forget))
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert model.training
         assert all(parameter.grad is None for parameter in model.parameters())
@@ -194,9 +196,8 @@ class TestEveryMethod:
 
     def test_seed_decides(self, model: Recording, method: str) -> None:
         forget, retain, recipe = labelled(model, 5), labelled(model, 20), Recipe(epochs=2, lr=0.1, batch_size=8)
-        weights = [
-            unlearn(model, forget, retain, method=method, recipe=recipe, seed=seed).linear.weight for seed in (1, 1, 2)
-        ]
+        options = {"method": method, "recipe": recipe, **needs(method, forget)}
+        weights = [unlearn(model, forget, retain, seed=seed, **options).linear.weight for seed in (1, 1, 2)]
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
 
@@ -406,7 +407,7 @@ class TestDatasets:
     @pytest.mark.parametrize("method", METHODS)
     def test_are_as_good_as_tensors(self, model: Recording, method: str) -> None:
         forget, retain = labelled(model, 6), labelled(model, 15)
-        options = {"method": method, "recipe": self.RECIPE}
+        options = {"method": method, "recipe": self.RECIPE, **needs(method, forget)}
         expected = unlearn(model, forget, retain, **options)
         given = unlearn(model, Items(forget), Items(retain), **options)
         assert torch.equal(given.linear.weight, expected.linear.weight)
@@ -507,7 +508,8 @@ class TestDatasets:
             assert torch.equal(unlearn(model, forget, other, method="ga", recipe=self.RECIPE).linear.weight, expected)
         for method in METHODS:
             for dtype in (torch.float64, torch.bfloat16):
-                result = unlearn(model.to(dtype), forget, retain, method=method, recipe=self.RECIPE)
+                options = {"method": method, "recipe": self.RECIPE, **needs(method, forget)}
+                result = unlearn(model.to(dtype), forget, retain, **options)
                 assert result.linear.weight.dtype == dtype
         model.float()
 
@@ -537,7 +539,8 @@ class TestDatasets:
 
         forget, retain, state = labelled(model, 6), labelled(model, 15), torch.get_rng_state()
         for method in METHODS:
-            unlearn(model, Noisy(forget), Noisy(retain), method=method, recipe=ONE_STEP)
+            options = {"method": method, "recipe": ONE_STEP, **needs(method, forget)}
+            unlearn(model, Noisy(forget), Noisy(retain), **options)
             assert torch.equal(torch.get_rng_state(), state)
 
     def test_a_random_forget_set_is_read_once(self, model: Recording) -> None:
@@ -561,9 +564,10 @@ class TestModels:
 
     def test_one_sample_to_forget(self, model: Recording, method: str) -> None:
         forget, retain = labelled(model, 1), labelled(model, 15)
-        unlearn(model, forget, retain, method=method, recipe=self.RECIPE)
+        options = {"method": method, "recipe": self.RECIPE, **needs(method, forget)}
+        unlearn(model, forget, retain, **options)
         if not METHODS[method].needs_retain:
-            result = unlearn(model, forget, method=method, recipe=self.RECIPE)
+            result = unlearn(model, forget, **options)
             assert not torch.equal(result.linear.weight, model.linear.weight)
 
     def test_logits_that_are_not_contiguous(self, method: str) -> None:
@@ -581,16 +585,18 @@ class TestModels:
             turned.linear.bias.copy_(-0.5 * turned.linear.weight.sum(1))
         straight.load_state_dict(turned.state_dict())
         forget, retain = labelled(straight, 6), labelled(straight, 15)
-        results = [unlearn(each, forget, retain, method=method, recipe=self.RECIPE) for each in (turned, straight)]
+        options = {"method": method, "recipe": self.RECIPE, **needs(method, forget)}
+        results = [unlearn(each, forget, retain, **options) for each in (turned, straight)]
         torch.testing.assert_close(results[0].linear.weight, results[1].linear.weight)
 
     @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
     def test_callers_without_gradients(self, model: Recording, context, method: str) -> None:
         forget, retain = labelled(model, 5), labelled(model, 20)
+        options = {"method": method, "recipe": self.RECIPE, **needs(method, forget)}
         with context():
-            result = unlearn(model, forget, retain, method=method, recipe=self.RECIPE)
+            result = unlearn(model, forget, retain, **options)
             made_here = TensorDataset(forget.tensors[0].clone(), forget.tensors[1].clone())
-            again = unlearn(model, made_here, retain, method=method, recipe=self.RECIPE)
+            again = unlearn(model, made_here, retain, **options)
         assert torch.equal(result.linear.weight, again.linear.weight)
         assert not torch.equal(result.linear.weight, model.linear.weight)
         assert not result.linear.weight.is_inference()
@@ -598,7 +604,7 @@ class TestModels:
 
     def test_a_checkpoint_goes_on_and_knows_its_method(self, model: Recording, tmp_path: Path, method: str) -> None:
         forget, retain, path = labelled(model, 5), labelled(model, 20), tmp_path / "checkpoint"
-        options = {"method": method, "recipe": self.RECIPE}
+        options = {"method": method, "recipe": self.RECIPE, **needs(method, forget)}
         whole = unlearn(model, forget, retain, **options)
 
         def stop(epoch: object) -> None:
@@ -611,6 +617,7 @@ class TestModels:
             "salun": [{"true_label": True}, {"order": "sequential"}, {"mask": 0.3}, {"mask_gradient_only": True}],
             "bs": [{"eps": 0.3}, {"teacher": "per_epoch"}, {"require_wrong": False}, {"bounds": (-1.0, 1.0)}],
             "l1-sparse": [{"gamma": 1e-3}, {"gamma_schedule": "amun"}, {"epochs_without": 1}],
+            "distill": [{"weight": 1.0}, {"temperature": 2.0}, {"targets": torch.eye(5, 3)}],
             "amun": [{"include_forget": False}, {"mask": 0.5}, {"search": "pgd"}],
             "amun+salun": [{"include_forget": False}, {"mask": 0.3}],
         }

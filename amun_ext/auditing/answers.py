@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.data.images import concat, moved
-from amun_ext.digest import digest
+from amun_ext.digest import architecture
 from amun_ext.files import claim_folder, to_jsonable, workplace, write_tensors
 from amun_ext.metrics.signals import SIGNALS
 from amun_ext.models.reinitialise import Init, check_init, describe_init
@@ -158,12 +158,6 @@ def pool(splits: Splits) -> TensorDataset:
     """Training and test set, one behind the other, on the CPU."""
     cpu = torch.device("cpu")
     return concat([moved(data, cpu, data.stored[0].dtype) for data in (splits.train, splits.test)])
-
-
-def architecture(model: nn.Module) -> str:
-    """A hash of its modules and the shapes of its weights."""
-    shapes = {name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
-    return digest(shapes, str(model))
 
 
 def _data(splits: Splits) -> str:

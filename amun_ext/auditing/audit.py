@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.auditing.against import attacks_of_verdict, no_random_draw
-from amun_ext.auditing.answers import Answers, architecture, check_same, pool, signals_from
+from amun_ext.auditing.answers import Answers, check_same, pool, signals_from
 from amun_ext.auditing.attacks import all_scores
 from amun_ext.auditing.flags import flags, no_op
 from amun_ext.auditing.members import harm, look_like_members
@@ -23,6 +23,7 @@ from amun_ext.auditing.verdict import AUDITED, MARGIN, ORIGINAL, RETRAINED
 from amun_ext.data import Splits
 from amun_ext.data.images import stored
 from amun_ext.deletion.ids import split
+from amun_ext.digest import architecture
 from amun_ext.metrics.measures import (
     AUDIT_MEASURES,
     PAIRS,

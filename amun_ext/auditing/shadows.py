@@ -39,6 +39,7 @@ from amun_ext.models import predict
 from amun_ext.models.reinitialise import Init
 from amun_ext.training import Recipe
 from amun_ext.unlearning.config import MethodConfig
+from amun_ext.unlearning.cross_fit import cross_fit
 from amun_ext.unlearning.retrain import train_from_scratch
 from amun_ext.validation import is_integer, require
 
@@ -142,9 +143,11 @@ def cost(splits: Splits, ids: Tensor, unlearning: MethodConfig, recipe: Recipe, 
     """What the shadows will take, in words."""
     check_models(models)
     training, tuning = recipe.epochs, unlearning.recipe.epochs
+    folds = 0 if unlearning.targets is None else unlearning.targets.folds
+    prepared = f", with a cross-fit of {folds} folds (as much as {folds - 1} trainings)," * (folds > 0)
     return (
-        f"{models} shadow models: each is trained on {len(splits.train):,} samples for {training} epochs and then "
-        f"forgets {len(ids):,} of them by {unlearning.method} ({tuning} epochs); together as much as training the "
+        f"{models} shadow models: each is trained on {len(splits.train):,} samples for {training} epochs{prepared} and "
+        f"then forgets {len(ids):,} of them by {unlearning.method} ({tuning} epochs); together as much as training the "
         f"original and this request {models} times"
     )
 
@@ -203,5 +206,9 @@ def _shadow(
     forget = subset(samples, half)
     everything = concat([retain, forget])
     trained = train_from_scratch(model, everything, recipe, seed, init)
-    unlearned = unlearning.unlearn(trained, forget, retain, seed=seed)
+    targets = None
+    if unlearning.targets is not None:  # the whole procedure: what prepares a request has seen the forget set as well
+        logits = cross_fit(model, everything, recipe, folds=unlearning.targets.folds, seed=seed, init=init)
+        targets = logits[len(retain) :]
+    unlearned = unlearning.unlearn(trained, forget, retain, targets=targets, seed=seed)
     return signals_from(predict(unlearned, samples), stored(samples)[1])

@@ -141,6 +141,17 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         action="append",
         help="options that amun tune has chosen; may be given again, for other methods or the other setting",
     )
+    add_targets(command)
+
+
+def add_targets(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FILE",
+        help="out-of-fold logits that amun prepare has written, for the method distill; amun forget removes the rows "
+        "of the forgotten samples from it, whatever the method",
+    )
 
 
 def add_recipe(

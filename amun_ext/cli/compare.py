@@ -29,6 +29,7 @@ from amun_ext.cli.loading import (
     tell,
     unseen,
 )
+from amun_ext.cli.provenance import check_targets
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments import compare
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
     check_integer("seeds", options.seeds, 1)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
+    check_targets(chosen["targets"], original, record, splits)
     ids = ids_to_forget(options, splits, record.gone)
     request = request_of(options.model, ids.tolist())
     check_no_other_request(options, request, "compare.json")

@@ -8,6 +8,8 @@ from functools import partial
 from os.path import realpath
 from pathlib import Path
 
+import torch
+
 from amun_ext import deletion
 from amun_ext.cli.arguments import (
     RESUMES,
@@ -30,15 +32,20 @@ from amun_ext.cli.loading import (
     ids_to_forget,
     load_for,
     rebuilt,
+    record_of,
     tell,
     unseen,
 )
 from amun_ext.cli.method import add_method, chosen_config, settled
+from amun_ext.cli.provenance import check_targets
 from amun_ext.cli.start import add_init, init
+from amun_ext.data import Splits
+from amun_ext.data.images import subset
 from amun_ext.deletion import Request, guards, ledger
-from amun_ext.deletion.results import DIGEST, RESULTS, write
+from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
+from amun_ext.unlearning import load_targets
 from amun_ext.validation import require
 
 
@@ -99,6 +106,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     sign = None if key is None else partial(signature, key)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
+    check_targets(chosen.targets, original, record, splits)
     before = ledger.text_beside(options.model)
     known_by = file_digest(options.model)
     record = replace(record, made_of=(*(record.made_of or ()), known_by))
@@ -118,6 +126,7 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     asked = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
     done = finished(options.out, asked)
     if done is not None:
+        _remove_targets(options, splits)
         print(f"already done: {describe_request(done)} in {options.out}")
         return _status(done["ids not forgotten"])
     if not options.overwrite:
@@ -130,8 +139,16 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
     guards.check(outcome, original, options.floor)
     told = {"with_images": options.with_images, "command": options.command}
     write(outcome, options.out, place, **told, before=before, sign=sign)
+    _remove_targets(options, splits)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
+
+
+def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
+    """Remove the rows of all samples that the new model has forgotten: no later request may use them."""
+    if options.targets is not None:
+        forgotten = torch.tensor(record_of(options.out / MODEL).gone, dtype=torch.int64, device="cpu")
+        load_targets(options.targets).without(subset(splits.train, forgotten)).save(options.targets)
 
 
 def _status(ids_without_example: Sequence[int]) -> int:

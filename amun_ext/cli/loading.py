@@ -22,6 +22,7 @@ from amun_ext.models.checkpoint import check_fits
 from amun_ext.models.state import count_classes
 from amun_ext.reading import check_file
 from amun_ext.report import Result
+from amun_ext.unlearning import Targets, load_targets
 from amun_ext.unlearning.config import load_tuned_options
 from amun_ext.validation import distinct, listed, printable, require
 
@@ -115,7 +116,12 @@ def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
     expected = "files of tuned options for different methods or settings"
     require(len(set(keys)) == len(keys), "--tuned", expected, "two for the same")
     tuned = {key: values for file in files for key, values in file.items()}
-    return {"preset": options.preset, "tuned": tuned if files else None}
+    return {"preset": options.preset, "tuned": tuned if files else None, "targets": targets_of(options)}
+
+
+def targets_of(options: argparse.Namespace) -> Targets | None:
+    """What add_targets asks for."""
+    return None if options.targets is None else load_targets(options.targets)
 
 
 def unseen(options: argparse.Namespace, splits: Splits) -> tuple[ImageDataset, dict[str, str]]:

@@ -16,6 +16,7 @@ from amun_ext.cli import (
     forget,
     info,
     ledger,
+    prepare,
     purge,
     references,
     replay,
@@ -32,7 +33,10 @@ from amun_ext.validation import InputError, printable
 NO_SPACE = 6  # exit status
 
 # In the order of --help.
-COMMANDS = (demo, train, forget, replay, ledger, purge, search, compare, tune, audit, references, shadows, info)
+COMMANDS = (
+    *(demo, train, prepare, forget, replay, ledger, purge),
+    *(search, compare, tune, audit, references, shadows, info),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

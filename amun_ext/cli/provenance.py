@@ -5,13 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from amun_ext.auditing import Answers, Shadows
 from amun_ext.auditing.result import FILES
 from amun_ext.cli.earlier import facts
+from amun_ext.data import Splits, training_data
 from amun_ext.deletion import Record
 from amun_ext.deletion.results import SECONDS
+from amun_ext.digest import architecture
 from amun_ext.files import file_digest
 from amun_ext.training import Recipe
+from amun_ext.unlearning import Targets
 from amun_ext.validation import differences, require
 
 
@@ -54,6 +59,17 @@ def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequen
     theirs = shadows.about["unlearning"]
     assert isinstance(theirs, dict)
     check_method("--shadows", theirs, record)
+
+
+def check_targets(targets: Targets | None, model: nn.Module, record: Record, splits: Splits) -> None:
+    """InputError for targets of other training data, another architecture or another recipe than the checkpoint's."""
+    if targets is None:
+        return
+    require(targets.metadata["data"] == training_data(splits), "--targets", "of the training data in --data", "others")
+    same = targets.metadata["architecture"] == architecture(model)
+    require(same, "--targets", "of the model's architecture", "of another")
+    differ = "" if record.recipe is None else differences(targets.settings()["recipe"], asdict(record.recipe))
+    require(not differ, "--targets", "prepared with the recipe of the checkpoint", f"one with {differ}")
 
 
 def check_method(argument: str, told: Mapping[str, object], record: Record) -> None:

@@ -8,7 +8,7 @@ from amun_ext.auditing.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
 from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
 from amun_ext.cli.method import add_method, chosen_config, settled
-from amun_ext.cli.provenance import check_method
+from amun_ext.cli.provenance import check_method, check_targets
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining
 
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     ids, previously_forgotten = ids_in_question(options, splits, record)
     first = init(options, splits, model, record)
     chosen = settled(chosen, model, record, options, first)
+    check_targets(chosen.targets, model, record, splits)
     training = retraining(model, record, init=first).recipe
     check_method("the flags", chosen.to_dict(), record)
     if not options.quiet:

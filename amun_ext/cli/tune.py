@@ -15,10 +15,22 @@ from amun_ext.cli.arguments import (
     add_ids,
     add_recipe,
     add_tables,
+    add_targets,
     recipe,
 )
 from amun_ext.cli.earlier import check_no_strangers
-from amun_ext.cli.loading import about, check_folder, check_free, check_tables, ids_to_forget, load_for, rebuilt, tell
+from amun_ext.cli.loading import (
+    about,
+    check_folder,
+    check_free,
+    check_tables,
+    ids_to_forget,
+    load_for,
+    rebuilt,
+    targets_of,
+    tell,
+)
+from amun_ext.cli.provenance import check_targets
 from amun_ext.cli.start import add_init, init
 from amun_ext.tuning.tune import JOURNAL, STUDY
 
@@ -57,6 +69,7 @@ def add(commands: Commands) -> None:
     told = "points of held-out accuracy that may be lost (default: %(default)s)"
     command.add_argument("--max-accuracy-drop", type=float, default=tuning.MAX_ACCURACY_DROP, help=told)
     command.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
+    add_targets(command)
     add_tables(command)
     command.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
     add_init(command)
@@ -72,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
     check_tables(options)
     splits = load_for(options)
     original, record = rebuilt(options, splits)
+    targets = targets_of(options)
+    check_targets(targets, original, record, splits)
     ids = ids_to_forget(options, splits, record.gone)
     tuned = tuning.tune(
         original,
@@ -86,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         max_accuracy_drop=options.max_accuracy_drop,
         metadata=record.to_metadata(),
         init=init(options, splits, original, record),
+        targets=targets,
         num_workers=options.workers,
         seed=options.seed,
         facts=about(options, record),

@@ -26,7 +26,7 @@ from amun_ext.metrics.measures import Values
 from amun_ext.progress import progress_bar
 from amun_ext.reading import stored
 from amun_ext.search import AdversarialSet, find_min_adversarial
-from amun_ext.unlearning import METHODS, PRESETS
+from amun_ext.unlearning import METHODS, PRESETS, Targets
 from amun_ext.unlearning.config import MethodConfig, TunedOptions, resolve_config
 from amun_ext.validation import InputError, check_integer, require
 
@@ -60,7 +60,12 @@ class _Job:
 
 
 def resolve_configs(
-    names: Sequence[str], with_retain: bool, *, preset: str | None = None, tuned: TunedOptions | None = None
+    names: Sequence[str],
+    with_retain: bool,
+    *,
+    preset: str | None = None,
+    tuned: TunedOptions | None = None,
+    targets: Targets | None = None,
 ) -> dict[str, MethodConfig | None]:
     """How to run each row, METHOD or METHOD:FORM; None for a method that cannot be run without the retain set.
 
@@ -84,7 +89,7 @@ def resolve_configs(
             return None
         theirs = preset if preset is not None and method in PRESETS[preset] else None
         found = tuned if tuned is not None and (method, with_retain) in tuned else None
-        return resolve_config(method, with_retain, preset=theirs, tuned=found, **FORMS.get(form, {}))
+        return resolve_config(method, with_retain, preset=theirs, tuned=found, targets=targets, **FORMS.get(form, {}))
 
     return {name: settled(method, form) for name, (method, _, form) in split.items() if method != RETRAIN}
 

@@ -42,6 +42,7 @@ SPACE: Mapping[str, tuple[Between | OneOf, Callable[[UnlearningMethod], bool]]] 
     "schedule": (OneOf(("step:1", "step:5", "constant")), lambda method: True),
     "mask": (Between(0.1, 0.9), lambda method: method.fraction is not None),
     "include_forget": (OneOf((True, False)), lambda method: "include_forget" in method.options),
+    "weight": (Between(0.5, 8.0, log=True), lambda method: "weight" in method.options),
     "gamma": (Between(1e-5, 1e-3, log=True), lambda method: "gamma" in method.options),
 }
 

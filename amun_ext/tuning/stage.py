@@ -18,6 +18,7 @@ from amun_ext.evaluation import evaluate
 from amun_ext.metrics.measures import Values
 from amun_ext.search import AdversarialSet
 from amun_ext.tuning.objectives import judged
+from amun_ext.unlearning import Targets
 from amun_ext.unlearning.config import resolve_config
 from amun_ext.validation import InputError, require
 
@@ -44,6 +45,7 @@ class Stage:
     with_retain: bool
     adversarial: AdversarialSet | None
     seed: int
+    targets: Targets | None = None
     rows: Mapping[str, Values] = field(default_factory=dict)
 
     def observe(self, model: nn.Module, seconds: float | None = None) -> Seen:
@@ -57,7 +59,7 @@ class Stage:
 def attempt(stage: Stage, method: str, options: Mapping[str, Any], run: int = 0) -> Seen | str:
     """What these options give; or why they give nothing. Each `run` of the same has a seed of its own."""
     start = time.perf_counter()
-    chosen = resolve_config(method, stage.with_retain, default=options)
+    chosen = resolve_config(method, stage.with_retain, default=options, targets=stage.targets)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has told it once

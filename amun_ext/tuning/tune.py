@@ -28,7 +28,7 @@ from amun_ext.tuning.objectives import OBJECTIVES, floor
 from amun_ext.tuning.result import Trial, Tuning
 from amun_ext.tuning.space import drawn, options
 from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
-from amun_ext.unlearning import METHODS
+from amun_ext.unlearning import METHODS, Targets
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 from amun_ext.validation import check_integer, require
 
@@ -57,6 +57,7 @@ def tune(
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     metadata: Mapping[str, str] | None = None,
     init: Init = None,
+    targets: Targets | None = None,
     num_workers: int = 1,
     seed: int = 0,
     facts: Mapping[str, object] | None = None,
@@ -88,6 +89,7 @@ def tune(
         max_accuracy_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
         metadata: of the checkpoint: what it has forgotten before, and how it was trained.
         init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
+        targets: for methods that need them, see `amun_ext.unlearning.prepare`.
         num_workers: trials at once, each in a process of its own.
         seed: of all randomness.
         facts: what a reader should know.
@@ -124,17 +126,18 @@ def tune(
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
         "retraining": None if anew is None else asdict(anew.recipe),
         "init": None if anew is None else describe_init(init),
+        "targets": None if targets is None else targets.settings(),
         "seed": seed,
         **({"max drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }
-    searches = [resolve_config(method, with_retain).search for method in methods]
+    searches = [resolve_config(method, with_retain, targets=targets).search for method in methods]
     how = next((search for search in searches if search is not None), None)
     with workplace(out, "tune") as place, _begun(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
         if how is not None:
             found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
             adversarial = found.to("cpu")
-        stage = Stage(model, forget, retain, held_out, with_retain, adversarial, seed)
+        stage = Stage(model, forget, retain, held_out, with_retain, adversarial, seed, targets)
         compared = {"original": stage.observe(model).row}
         stage, retrained = replace(stage, rows=compared), None
         if anew is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.files import to_jsonable, write_json
@@ -14,7 +14,7 @@ from amun_ext.models.reinitialise import describe_init
 from amun_ext.reading import parse_json, text_of
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
-from amun_ext.unlearning import METHODS, PRESETS, unlearn
+from amun_ext.unlearning import METHODS, PRESETS, Targets, unlearn
 from amun_ext.validation import InputError, check_integer, require
 
 # Keyword arguments of `unlearn` with their `recipe`, by method and by whether the retain set is used.
@@ -49,6 +49,11 @@ class MethodConfig:
         settings = {name: value for name, value in self.options.items() if name not in own}
         return {"method": self.options["search"], **settings}
 
+    @property
+    def targets(self) -> Targets | None:
+        """The prepared out-of-fold logits; None where the method needs none."""
+        return self.options.get("targets")
+
     def unlearn(
         self,
         model: nn.Module,
@@ -56,10 +61,16 @@ class MethodConfig:
         retain: TensorDataset,
         *,
         adversarial: AdversarialSet | None = None,
+        targets: Tensor | None = None,
         **run: Any,
     ) -> nn.Module:
-        """`unlearn` with these options; `adversarial` takes the place of a search, `run` is passed on."""
+        """`unlearn` with these options; `run` is passed on.
+
+        `adversarial` takes the place of a search, and `targets` [N, classes] that of the prepared ones.
+        """
         options = dict(self.options)
+        if self.targets is not None:
+            options["targets"] = self.targets.of(forget) if targets is None else targets
         if self.search is not None and adversarial is not None:
             settings = ("search", *(name for name in self.search if name != "method"))
             options = {name: value for name, value in options.items() if name not in settings}
@@ -79,7 +90,8 @@ class MethodConfig:
         masked = {} if self.mask is None else {"mask": self.mask, "mask_gradient_only": self.mask_gradient_only}
         retain = "used" if self.with_retain else "not used"
         init = {"init": describe_init(self.options["init"])} if "init" in self.options else {}
-        own = {**self.options, **init, "recipe": asdict(self.recipe)}
+        targets = {} if self.targets is None else {"targets": self.targets.settings()}
+        own = {**self.options, **init, **targets, "recipe": asdict(self.recipe)}
         everything = {"method": self.method, "retain_set": retain, **masked, **own}
         return {name: to_jsonable(value) for name, value in everything.items()}
 
@@ -93,13 +105,14 @@ def resolve_config(
     default: Mapping[str, Any] | None = None,
     fraction: float | None = None,
     recipe: Mapping[str, Any] | None = None,
+    targets: Targets | None = None,
     **options: Any,
 ) -> MethodConfig:
     """The options of a preset, or tuned ones (amun tune), or else `default` and the method's own.
 
     fraction: that of a saliency mask. recipe: single fields, which come before those of the recipe there is;
-    `options` come before all others. InputError for what the method, the preset or the tuned
-    options do not have.
+    `options` come before all others. targets: for the methods that need them, ignored by others. InputError for what
+    the method, the preset or the tuned options do not have.
     """
     require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
     row = METHODS[method]
@@ -122,8 +135,14 @@ def resolve_config(
     require(mask is None or method != "retrain", "mask fraction", "left out: retraining changes all weights", mask)
     gradient_only = chosen.pop("mask_gradient_only", False)
     own = inspect.signature(row.function).parameters
-    defaults = {name: own[name].default for name in row.options if name in own and name != "adversarial"}
+    defaults = {name: own[name].default for name in set(row.options) & set(own) - {"adversarial", "targets"}}
     resolved = {**defaults, **chosen, **options}
+    if row.needs_targets:
+        expected = f"given for method {method} (amun prepare writes them)"
+        require(
+            isinstance(targets, Targets), "targets", expected, "none" if targets is None else type(targets).__name__
+        )
+        resolved["targets"] = targets
     for name, value in resolved.items():
         require(name in row.options, name, f"left out: method {method} has the options {sorted(row.options)}", value)
     resolved["recipe"] = replace(resolved["recipe"], **(recipe or {}))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from amun_ext.search import find_min_adversarial
 from amun_ext.unlearning.amun import amun
 from amun_ext.unlearning.boundary_shrink import boundary_shrink
+from amun_ext.unlearning.distill import distill
 from amun_ext.unlearning.finetune import finetune
 from amun_ext.unlearning.gradient_ascent import gradient_ascent
 from amun_ext.unlearning.l1_sparse import l1_sparse
@@ -23,6 +24,11 @@ class UnlearningMethod:
     description: str
     needs_retain: bool = False
     fraction: float | None = None  # of a saliency mask, for a method that is another one under a mask
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it trains on out-of-fold logits, which `amun_ext.unlearning.prepare` makes before any request."""
+        return "targets" in self.options
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -55,6 +61,9 @@ METHODS: Mapping[str, UnlearningMethod] = {
         random_label, "SalUn", "RL on the half of the weights that matter most for D_F", fraction=0.5
     ),
     "amun": UnlearningMethod(amun, "AMUN", "fine-tuning on D_A, the closest adversarial examples, beside D_F and D_R"),
+    "distill": UnlearningMethod(
+        distill, "Distill", "out-of-fold distillation: fine-tuning on D_F with the logits of models that never saw it"
+    ),
     "amun+salun": UnlearningMethod(
         amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", fraction=0.5
     ),

@@ -1,0 +1,140 @@
+"""Out-of-fold distillation beside AMUN, retraining and doing nothing: python benchmarks/bench_distill.py
+
+The demo's network, data and recipes; every seed has its own original, forget set (a tenth) and cross-fit, and every row
+three models. The learning rates, the weight and the epochs of both methods were chosen on the seeds 100 to 102. U-LiRA
+attacks the whole procedure: every shadow is trained, cross-fitted and made to forget by itself. Cells, targets and
+shadows are kept under build/distill: a stopped benchmark goes on where it was.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import read, write
+from torch import nn
+
+from amun_ext import models
+from amun_ext.auditing import train_shadows
+from amun_ext.auditing.shadows import spread
+from amun_ext.data import Splits, load
+from amun_ext.deletion import Record, forget_ids
+from amun_ext.deletion.request import sets
+from amun_ext.experiments import demo
+from amun_ext.experiments.compare import compare
+from amun_ext.files import to_jsonable
+from amun_ext.training import DataPart, Pass, RunOptions, fit
+from amun_ext.unlearning import Targets, prepare
+from amun_ext.unlearning.config import MethodConfig, resolve_config
+
+FOLDER = Path(__file__).parent.parent / "build/distill"
+COLUMNS = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
+FINE_TUNING = {  # by whether the retain set is used
+    "distill": {True: {"lr": 0.05}, False: {"lr": 0.02}},
+    "amun": {True: {"lr": 0.03, "schedule": "cosine"}, False: {"lr": 0.003, "schedule": "cosine"}},
+}
+NO_OP = resolve_config("ft", recipe={"epochs": 1, "lr": 0.0, "batch_norm": "eval"})
+
+
+def untrained(splits: Splits, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=splits.train.tensors[0].shape[1])
+
+
+def configs(with_retain: bool, targets: Targets) -> dict[str, MethodConfig | None]:
+    def config(method: str, **options: Any) -> MethodConfig:
+        return resolve_config(method, with_retain, recipe=FINE_TUNING[method][with_retain], targets=targets, **options)
+
+    return {"amun:no-forget": config("amun", include_forget=False), "distill": config("distill")}
+
+
+def gaps(splits: Splits, seed: int, repeats: int) -> dict[str, Any]:
+    """The tables of `amun compare` for one request, and the seconds of its cross-fit, if it was made now."""
+    folder = FOLDER / f"seed-{seed}"
+    original = untrained(splits, seed)
+    fit(original, [Pass([DataPart(splits.train)])], demo.TRAINING, RunOptions(seed=seed))
+    path = folder / "targets.safetensors"
+    start, there = time.perf_counter(), path.exists()
+    targets = prepare(original, splits, demo.TRAINING, out=path, seed=seed, progress=True)
+    seconds = None if there else time.perf_counter() - start
+    ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
+    rows = {"with": configs(True, targets), "without": configs(False, targets)}
+    compared = compare(
+        original,
+        splits.test,
+        sets(splits, ids, Record()),
+        rows,
+        resolve_config("retrain", default={"recipe": demo.TRAINING}),
+        seeds=repeats,
+        out=folder,
+        progress=True,
+    )
+    tables = {
+        setting: {
+            line.title: {name: compared.statistics(setting, row)[name].mean for name in COLUMNS}
+            for row, line in lines.items()
+        }
+        for setting, lines in compared.tables.items()
+    }
+    return {"tables": tables, "prepare": seconds}
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation of every measure over the requests."""
+
+    def statistic(values: list[float]) -> dict[str, float]:
+        return {"mean": statistics.mean(values), "deviation": statistics.stdev(values)}
+
+    return {
+        setting: {
+            row: {name: statistic([run["tables"][setting][row][name] for run in runs]) for name in COLUMNS}
+            for row in lines
+        }
+        for setting, lines in runs[0]["tables"].items()
+    }
+
+
+def u_lira(splits: Splits, seed: int, count: int, workers: int) -> dict[str, dict[str, float]]:
+    """U-LiRA's area on shadows of the whole procedure: 50 where nothing is found."""
+    model, ids = untrained(splits, seed), forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
+    targets = prepare(model, splits, demo.TRAINING, out=FOLDER / f"seed-{seed}/targets.safetensors", seed=seed)
+    with_retain, without = (configs(each, targets) for each in (True, False))
+    methods = {
+        "distill, with D_R": with_retain["distill"],
+        "AMUN, with D_R": with_retain["amun:no-forget"],
+        "distill, D_F only": without["distill"],
+        "no-op": NO_OP,
+    }
+    found = {}
+    for name, config in methods.items():
+        assert config is not None
+        out, how = FOLDER / f"shadows-{seed}-{name}", {"models": count, "seed": seed, "num_workers": workers}
+        shadows = train_shadows(model, splits, ids, config, demo.TRAINING, out=out, progress=True, **how)
+        found[name] = spread(shadows)
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2,3")
+    parser.add_argument("--repeats", type=int, default=3, help="models of every row and seed")
+    parser.add_argument("--shadows", type=int, default=0, help="of each method; 0 measures the gaps")
+    parser.add_argument("--workers", type=int, default=2, help="shadows at once")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    splits = load(demo.DATA)
+    result = read("distill") or {}
+    if options.shadows:
+        torch.set_num_threads(options.workers)  # one each
+        result["u_lira"] = u_lira(splits, int(options.seeds.split(",")[0]), options.shadows, options.workers)
+    else:
+        runs = {seed: gaps(splits, seed, options.repeats) for seed in map(int, options.seeds.split(","))}
+        result |= {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
+    write("distill", {name: to_jsonable(value) for name, value in result.items() if name != "machine"})
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,8 @@ _shorten = reprlib.Repr()
 _shorten.maxstring = 80  # digests and names of functions are told whole
 UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of controls, halves of surrogates, separators of lines
 TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # which way text is written
+CYRILLIC, GREEK = "аеорсухіјѕһԁԛԝАВЕКМНОРСТХІЈЅ", "οανΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"  # noqa: RUF001
+LATIN_ALIKE = str.maketrans(CYRILLIC + GREEK, "aeopcyxijshdqwABEKMHOPCTXIJS" + "oavABEZHIKMNOPTYX")  # as Unicode has it
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -68,10 +70,12 @@ def printable(text: str) -> str:
 
 
 def distinct(name: str) -> str:
-    """A name with escapes also where another one could look the same: where it is not in its composed form, or has
-    letters without a width or spaces of another kind."""
+    """A name with escapes also where another one could look the same: where it is not in its composed form, has letters
+    without a width or spaces of another kind, or letters of other scripts that all look Latin."""
     plain = all(each == " " or unicodedata.category(each) not in ("Cf", "Zs") for each in name)
-    return printable(name) if plain and unicodedata.is_normalized("NFC", name) else ascii(name)[1:-1]
+    plain = plain and unicodedata.is_normalized("NFC", name)
+    looks_latin = not name.isascii() and name.translate(LATIN_ALIKE).isascii()
+    return printable(name) if plain and not looks_latin else ascii(name)[1:-1]
 
 
 def check_bounds(bounds: object) -> tuple[float, float]:

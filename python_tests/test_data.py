@@ -286,6 +286,13 @@ class TestFolder:
         with pytest.raises(InputError, match=r"odd.png must be of .*0.png's height and width \(4, 6\), got \(6, 4\)"):
             data.load(tmp_path)
 
+    def test_animation(self, tmp_path):
+        write_folder(tmp_path)
+        frames = [Image.new("L", (6, 4), shade) for shade in (0, 255)]
+        frames[0].save(tmp_path / "train" / "cat" / "moving.gif", save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match=r"moving\.gif must be an image, got an animation"):
+            data.load(tmp_path)
+
     def test_deep_image(self, tmp_path):
         write_folder(tmp_path)
         Image.fromarray(np.full((4, 6), 60_000, np.uint16)).save(tmp_path / "train" / "cat" / "deep.png")

@@ -86,14 +86,14 @@ class TestTestFraction:
         given = "--data photos --resize 8 --test-fraction 0.3 --device cpu"
         small = "--epochs 1 --batch-size 8"
         assert cli.main(f"train --model small-cnn --width 4 {small} {given} --out m.safetensors".split()) == 0
-        forget = f"forget --model m.safetensors --ids 0 --method ft {small} {given}"
-        assert cli.main(f"{forget} --out one".split()) == 0
+        forget = f"forget --data photos --device cpu --method ft {small}"
+        assert cli.main(f"{forget} --model m.safetensors --ids 0 --out one".split()) == 0
         first = data.load("photos", resize=8, test_fraction=0.3).names[0]
         (tmp_path / "photos" / first).unlink()
-        later = f"forget --model one/model.safetensors --ids 1 --method ft {small}"
-        assert cli.main(f"{later} {given} --out two".split()) == 0
+        later = f"{forget} --model one/model.safetensors --ids 1"
+        assert cli.main(f"{later} --resize 8 --test-fraction 0.3 --out two".split()) == 0
         assert models.read_metadata("two/model.safetensors")["forgotten"] == "[0, 1]"
-        capsys.readouterr()
-        assert cli.main(f"{later} {given.replace('0.3', '0.2')} --out x".split()) == 0  # there are no less to train on
-        assert cli.main(f"{later} {given.replace('0.3', '0.5')} --out x2".split()) == 2
-        assert "data must be those that the checkpoint was trained on" in capsys.readouterr().err
+        for flag, known, other in (("--resize", 8, 9), ("--test-fraction", 0.3, 0.2)):
+            capsys.readouterr()
+            assert cli.main(f"{later} {flag} {other} --out x".split()) == 2
+            assert f"{flag} must be {known}, as the model was trained, got {other}" in capsys.readouterr().err

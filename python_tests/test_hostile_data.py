@@ -192,4 +192,19 @@ def test_a_packed_file_that_goes_on_for_ever_is_read_to_a_limit(tmp_path, monkey
 )
 def test_shown(text: str, expected: str) -> None:
     assert printable(text) == expected
-    assert distinct("e\u0301") == r"e\u0301"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("e\u0301", r"e\u0301"),
+        ("c\u0430t", r"c\u0430t"),
+        ("\u0430", r"\u0430"),
+        ("\u043a\u043e\u0442", "\u043a\u043e\u0442"),
+        ("cat", "cat"),
+        ("\u732b", "\u732b"),
+    ],
+)
+def test_names_that_look_alike_are_told_apart(name: str, expected: str) -> None:
+    """Only letters that could all be Latin ones are escaped: not a whole word of another script."""
+    assert distinct(name) == expected

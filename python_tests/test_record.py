@@ -24,6 +24,8 @@ FULL = Record(
     unlearning={"method": "amun", "recipe": asdict(RECIPE), "keep": None, "bounds": [0.0, 1.0]},
     made_of=("ab" * 32, "01" * 32),
     seconds=12.5,
+    resize=64,
+    test_fraction=1e-05,
     others={"format": "pt", "author": "me"},
 )
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -57,6 +59,9 @@ class TestRead:
             ("width", "true", "a whole number"),
             ("width", "٨", "a whole number"),
             ("width", "8\n", "a whole number"),
+            ("resize", "0", "a whole number"),
+            ("test_fraction", "1.0", "a number between 0 and 1"),
+            ("test_fraction", "nan", "a number between 0 and 1"),
             ("width", "9" * 5000, "a whole number"),
             ("seconds", "nan", "a number of seconds, such as 12.5, got 'nan'"),
             ("seconds", "-1", "a number of seconds"),

@@ -68,14 +68,17 @@ def add_data(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--download", action="store_true", help="fetch them if they are not there")
     command.add_argument(
-        "--resize", type=count, metavar="PIXELS", help="scale and crop the images of a folder to squares of this size"
+        "--resize",
+        type=count,
+        metavar="PIXELS",
+        help="scale and crop the images of a folder to squares of this size; later commands take it from the model",
     )
     command.add_argument(
         "--test-fraction",
         type=float,
         metavar="SHARE",
         help="test with this share of a folder that has <class>/*.png without train and test; which images follows "
-        "from their files",
+        "from their files, and later commands take it from the model",
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")

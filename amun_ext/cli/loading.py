@@ -30,16 +30,22 @@ TABLES = "tables"
 LEFT_OUT = "; amun tune has looked at the others"
 
 
-def load_data(options: argparse.Namespace, classes: Sequence[str] = ()) -> Splits:
-    """What add_data asks for."""
+def load_data(options: argparse.Namespace, record: Record | None = None) -> Splits:
+    """What add_data asks for; a folder is resized and divided as it was for the training of the record's model."""
+    record = record or Record()
+    for name in ("resize", "test_fraction") if os.path.isdir(options.data) else ():
+        known, given = getattr(record, name), getattr(options, name)
+        flag = f"--{name.replace('_', '-')}"
+        require(known is None or given in (None, known), flag, f"{known}, as the model was trained", given)
+        setattr(options, name, given if known is None else known)
     how = {"resize": options.resize, "test_fraction": options.test_fraction}
-    return load(options.data, options.data_dir, options.download, classes, **how)
+    return load(options.data, options.data_dir, options.download, classes_of(record.to_metadata()), **how)
 
 
 def load_for(options: argparse.Namespace) -> Splits:
     """--data, in the rows that --model knows them by; it tells of what is left out."""
-    metadata = record_of(options.model).to_metadata()
-    splits = aligned(load_data(options, classes_of(metadata)), metadata)
+    record = record_of(options.model)
+    splits = aligned(load_data(options, record), record.to_metadata())
     if splits.outside:
         told = f"left out, because the model was not trained on it ({len(splits.outside)})"
         print(f"amun: {told}: {printable(listed([*splits.outside]))}", file=sys.stderr)

@@ -33,7 +33,7 @@ from amun_ext.cli.loading import (
     record_of,
     tell,
 )
-from amun_ext.data import ImageDataset, Splits, classes_of
+from amun_ext.data import ImageDataset, Splits
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
@@ -164,7 +164,7 @@ def _loaded(options: argparse.Namespace) -> Splits:
     if options.part == "train":
         with contextlib.suppress(InputError):
             return load_for(options)
-    splits = load_data(options, classes_of(record_of(options.model).to_metadata()))
+    splits = load_data(options, record_of(options.model))
     if options.part == "train":
         print("amun: --data are not what the model was trained on: an id is a row of --data", file=sys.stderr)
     return splits

@@ -70,6 +70,8 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
         options.seed,
         init=None if options.init is None else describe_init(model.state_dict()),
         manifest=manifest_of(splits),
+        resize=options.resize,
+        test_fraction=options.test_fraction,
     )
     metadata = record.to_metadata()
     if options.out.exists() and not options.overwrite:

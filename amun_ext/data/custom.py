@@ -205,6 +205,8 @@ def _read_image(path: Path, resize: int | None) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             mode, deep = image.mode, _is_deep(image)
             require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode} of more bits")
+            still = not getattr(image, "is_animated", False) or image.format == "MPO"  # a camera's, with previews
+            require(still, str(path), "an image", f"an animation or several pages ({image.format})")
             pixels = ImageOps.exif_transpose(image).convert("L" if mode in ("1", "L", "LA") else "RGB")
             if resize is not None:
                 pixels = ImageOps.fit(pixels, (resize, resize), Image.Resampling.BILINEAR)

@@ -70,7 +70,7 @@ def as_float(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         return images
     # By a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently.
-    return images / torch.full((1,), BITS8, device=images.device)
+    return images.float().div_(torch.full((1,), BITS8, device=images.device))
 
 
 def stored(dataset: TensorDataset) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ def _text(name: str, text: str) -> str:
     return text
 
 
-def _width(name: str, text: str) -> int:
+def _whole(name: str, text: str) -> int:
     fits = re.fullmatch("[1-9][0-9]{0,4}", text) is not None
     require(fits, name, "a whole number from 1 to 99999", reprlib.repr(text))
     return int(text)
@@ -37,6 +37,12 @@ def _seed(name: str, text: str) -> int:
 def _seconds(name: str, text: str) -> float:
     fits = re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) is not None
     require(fits, name, "a number of seconds, such as 12.5", reprlib.repr(text))
+    return float(text)
+
+
+def _share(name: str, text: str) -> float:
+    fits = re.fullmatch(r"[0-9](\.[0-9]{1,20})?(e-[0-9]{1,2})?", text) and 0 < float(text) < 1
+    require(bool(fits), name, "a number between 0 and 1", reprlib.repr(text))
     return float(text)
 
 
@@ -92,7 +98,7 @@ class Record:
     """A row for every key: what it is, and how it is read and written. None: the checkpoint does not say."""
 
     arch: str | None = _key(_text)
-    width: int | None = _key(_width)
+    width: int | None = _key(_whole)
     training_data: str | None = _key(_text)  # a fingerprint
     recipe: Recipe | None = _key(_recipe, _dumped)  # noqa: RUF009
     seed: int | None = _key(_seed)
@@ -102,6 +108,8 @@ class Record:
     seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
     init: str | None = _key(_text)  # what training began with, see `amun_ext.models.reinitialise.describe_init`
     manifest: str | None = _key(_packed)  # of the training samples, see `amun_ext.data.manifest`
+    resize: int | None = _key(_whole)  # pixels, of a folder of images; as the next see `amun_ext.data.load`
+    test_fraction: float | None = _key(_share)
     others: Mapping[str, str] = field(default_factory=dict)  # which are not amun's, and stay as they are
 
     @property

@@ -48,3 +48,18 @@ def test_below_the_floor_there_is_no_result(original: Path, tmp_path: Path, caps
 def test_a_floor_is_a_percentage(original: Path, tmp_path: Path, floor: str) -> None:
     with pytest.raises(SystemExit):
         forget(original, tmp_path / "out", "--floor", floor)
+
+
+@pytest.mark.parametrize("method", ["amun", "salun", "ga", "retrain"])
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
+    original: Path, tmp_path: Path, capsys, method: str
+) -> None:
+    command = ["forget", "--data", "digits", "--ids", "3,5", "--model", str(original), "--method", method, "--dry-run"]
+    assert cli.main([*command, "--out", str(tmp_path / "out"), "--epochs", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "would forget 2 samples, ids 3, 5\n" in told
+    assert f"method: {method}\n" in told
+    assert "unlearning would take about" in told
+    assert ("retraining would take about" in told) == (method != "retrain")
+    assert cli.main([each.replace("3,5", "3,99999") for each in command] + ["--out", str(tmp_path / "out")]) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """amun forget: unlearn some samples, and report on it."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from os.path import realpath
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from amun_ext import deletion
 from amun_ext.cli.arguments import (
@@ -41,12 +43,13 @@ from amun_ext.cli.provenance import check_targets
 from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits
 from amun_ext.data.images import subset
-from amun_ext.deletion import Request, guards, ledger
+from amun_ext.deletion import Request, estimate, guards, ledger
+from amun_ext.deletion.request import retraining, sets
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
 from amun_ext.unlearning import load_targets
-from amun_ext.validation import require
+from amun_ext.validation import InputError, listed, printable, require
 
 
 def add(commands: Commands) -> None:
@@ -83,6 +86,9 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--sign-key", type=Path, help="sign the new line of the ledger: an Ed25519 private key in a PEM file"
     )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and how long it would take, and write nothing"
+    )
     add_init(command)
     add_images(command)
     add_overwrite(command)
@@ -91,11 +97,14 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
+    if options.dry_run:
+        return _forget(options, None)
     with workplace(options.out, "forget") as place:
         return _forget(options, place)
 
 
-def _forget(options: argparse.Namespace, place: Path) -> int:
+def _forget(options: argparse.Namespace, place: Path | None) -> int:
+    """place: where to work; None to say what would be done."""
     chosen = chosen_config(options)
     check_free(options.out, *RESULTS)
     check_tables(options)
@@ -131,6 +140,9 @@ def _forget(options: argparse.Namespace, place: Path) -> int:
         return _status(done["ids not forgotten"])
     if not options.overwrite:
         check_no_other(options.out)
+    if place is None:
+        _print_plan(original, measured, request)
+        return 0
     keep_only(place, asked, options.overwrite)
     facts = {**about(options, record), DIGEST: known_by, "request": asked, "date": now(), **tested_on}
     history = ledger.entries(before, ledger.FILE)
@@ -149,6 +161,21 @@ def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
     if options.targets is not None:
         forgotten = torch.tensor(record_of(options.out / MODEL).gone, dtype=torch.int64, device="cpu")
         load_targets(options.targets).without(subset(splits.train, forgotten)).save(options.targets)
+
+
+def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
+    asked = sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates)
+    stages = {"unlearning": request.config}
+    if request.config.method != "retrain":
+        with contextlib.suppress(InputError):  # the checkpoint does not say how it was trained
+            stages["retraining"] = retraining(original, request.record, init=request.init)
+    print(f"would forget {len(asked.ids)} samples, ids {listed([*map(str, asked.ids.tolist())])}")
+    print(f"would retain {len(asked.retain)} samples; {len(asked.before)} are forgotten by earlier requests")
+    for name, value in request.config.to_dict().items():
+        print(printable(f"  {name}: {value}"))
+    for name, config in stages.items():
+        asked_for = "" if name == "unlearning" or request.retrain else " (not asked for: --retrain)"
+        print(f"{name} would take about {estimate.seconds(original, asked, config):.2g} seconds{asked_for}")
 
 
 def _status(ids_without_example: Sequence[int]) -> int:

@@ -119,8 +119,8 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
 
     Images are uint8, or floating point in [0, 1]; [N, H, W], [N, C, H, W], or [N, H, W, C] when the last axis has 1, 3
     or 4 entries and the second has not (if both have, InputError: nobody can tell). Labels are integers [N]; classes
-    are called "0", "1", ... up to the largest training label unless named. An array train_keys [N] of different texts or
-    integers has the keys that requests know the training samples by.
+    are called "0", "1", ... up to the largest training label unless named. An array train_keys [N] of different texts
+    or integers has what requests know the training samples by.
     """
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
     check_file("data", path)

@@ -36,6 +36,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cli.main([*search, "--ids", ids, "--out", str(folder / name)]) == 0
     references = ["references", *DIGITS, *original, "--num-models", "2", "--epochs", "1"]
     assert cli.main([*references, "--out", str(folder / "references")]) == 0
+    prepare = ["prepare", *DIGITS, *original, "--folds", "2", "--epochs", "1"]
+    assert cli.main([*prepare, "--out", str(folder / "targets.safetensors")]) == 0
     (folder / "searched/notes.safetensors").write_text("mine")
     (folder / "b/page.html").write_text("data:image, of mine")
     (folder / "link.safetensors").symlink_to(folder / "original.safetensors")
@@ -59,6 +61,7 @@ TRACES = {
     "references/reference-0001.safetensors",
     "searched/ffgsm.safetensors",
     "searched/searches.html",
+    "targets.safetensors",
 }
 
 

@@ -4,7 +4,7 @@ Each is known by what it says of itself: nothing is taken for a trace because of
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from amun_ext.deletion.record import Record
 from amun_ext.files import is_workplace
-from amun_ext.reading import stored
+from amun_ext.reading import parse_json, stored
 from amun_ext.search.adversarial_set import FORMAT
+from amun_ext.unlearning.cross_fit import FORMAT as TARGETS
 from amun_ext.validation import InputError, is_integer
 
 RESULTS = ("report.json", "audit.json", "compare.json", "searches.json", "tuned.json")
@@ -59,6 +60,18 @@ def _models(paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:
         left = {*record.gone} - {*other.gone}
         if other.training_data == record.training_data and left:
             yield path, f"a model that has not forgotten {len(left)} of them"
+        if _is_cross_fit(other.others, record):
+            yield path, "logits of models that were trained on some of them"
+
+
+def _is_cross_fit(metadata: Mapping[str, str], record: Record) -> bool:
+    """Whether it is of `amun prepare`, with these samples. Their own rows are removed by their requests."""
+    if metadata.get("format") != TARGETS:
+        return False
+    told = parse_json("metadata", metadata.get("metadata", "{}"))
+    ours = isinstance(told, dict) and told.get("data") == record.training_data
+    before = told.get("previously_forgotten") if ours else None
+    return ours and not (isinstance(before, list) and {*map(str, record.gone)} <= {*map(str, before)})
 
 
 def _results(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:

@@ -194,13 +194,6 @@ def _(
     *_: object,
 ) -> None:
     _check_device(*batch, *feedback, *samples, *state, queue, queue_position)
-    for name, images, like in (
-        ("grad", feedback[0], batch[0]),
-        ("inputs", samples[0][:1], batch[0][:1]),
-        ("images", state[0], samples[0]),
-    ):
-        expected, got = tuple(like.shape), tuple(images.shape)
-        torch._check(expected == got, lambda name=name, e=expected, g=got: f"{name} must have shape {e}, got {g}")
 
 
 ROUNDINGS = 16  # as in csrc/amun_math.h
@@ -281,11 +274,6 @@ def _(
     params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], masks: list[Tensor], *_: float | bool
 ) -> None:
     _check_device(*params, *grads, *momentum_buffers, *masks)
-    expected = [tuple(param.shape) for param in params]
-    for name, tensors in {"grads": grads, "momentum_buffers": momentum_buffers, "masks": masks}.items():
-        got = [tuple(tensor.shape) for tensor in tensors]
-        fits = got == expected or (not got and name != "grads")
-        torch._check(fits, lambda name=name, got=got: f"{name} must have the shapes {expected}, got {got}")
 
 
 @torch.no_grad()

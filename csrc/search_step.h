@@ -78,37 +78,14 @@ struct StepDecision {
   StepUpdate<A> update;
 };
 
-// What the decision depends on besides the sums: the sample's row, and what the model says of its iterate.
+// Is the iterate of a slot kept, has the search of its sample ended, and if not, what is the next iterate. Updates all
+// of the sample's row but its image.
 template <typename A>
-struct SampleState {
-  A eps, best;  // best: the distance of the closest example so far
-  int32_t step, grad_evals;
-  bool adversarial;
-  A margin;
-};
-
-template <typename A>
-AMUN_HD SampleState<A> read_state(const SearchStepArgs& args, int64_t slot, int64_t sample) {
-  return {static_cast<const A*>(args.eps)[sample],
-          static_cast<const A*>(args.distance)[sample],
-          args.step_count[sample],
-          args.grad_evals[sample],
-          args.adversarial[slot],
-          static_cast<const A*>(args.margin)[slot]};
-}
-
-template <typename A>
-AMUN_HD void write_state(const SearchStepArgs& args, int64_t sample, const SampleState<A>& state) {
-  static_cast<A*>(args.eps)[sample] = state.eps;
-  static_cast<A*>(args.distance)[sample] = state.best;
-  args.step_count[sample] = state.step;
-  args.grad_evals[sample] = state.grad_evals;
-}
-
-// Is the iterate kept, has the search of its sample ended, and if not, what is the next iterate.
-template <typename A>
-AMUN_HD StepDecision<A> decide_step(const SearchStepArgs& args, SampleState<A>& state, const StepSums<A>& sums) {
-  auto& [eps, best, step, grad_evals, adversarial, margin] = state;
+AMUN_HD StepDecision<A> decide_step(const SearchStepArgs& args, int64_t slot, int64_t sample, const StepSums<A>& sums) {
+  A &eps = static_cast<A*>(args.eps)[sample], &best = static_cast<A*>(args.distance)[sample];
+  int32_t& step = args.step_count[sample];
+  const bool adversarial = args.adversarial[slot];
+  const A margin = static_cast<const A*>(args.margin)[slot];
   const StepParams& params = args.params;
   const A infinity = std::numeric_limits<A>::infinity(), distance = root(sums.dd);
 
@@ -116,13 +93,15 @@ AMUN_HD StepDecision<A> decide_step(const SearchStepArgs& args, SampleState<A>& 
   if (adversarial && distance < best) {
     best = distance;
     decision.keep = true;
+    args.found_labels[sample] = args.predicted[slot];
   }
   const auto ended = [&](Status without_example) {
     decision.status = best < infinity ? Status::found : without_example;
+    args.status[sample] = static_cast<int8_t>(decision.status);
     return decision;
   };
   if (args.rule != Rule::pgd && step >= args.steps) return ended(Status::exhausted);  // that took no gradient
-  ++grad_evals;
+  ++args.grad_evals[sample];
   if (adversarial && (args.rule == Rule::pgd || distance == A(0))) return ended(Status::exhausted);
   if (!is_finite(sums.gg)) return ended(Status::no_gradient);
   if (args.rule == Rule::external) {

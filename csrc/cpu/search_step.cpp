@@ -5,9 +5,6 @@
 namespace amun {
 namespace {
 
-// A slot whose sample is done, or that never had one, is marked so until the queue refills it.
-constexpr int64_t idle = -1;
-
 // `masked`: the rule takes the gradient by `inward`. The others need not pay for its comparisons, a third of a step.
 template <bool masked, typename T>
 AMUN_CLONES void move_row(T* __restrict x, const T* __restrict x0, const T* __restrict grad, int64_t length,
@@ -53,19 +50,12 @@ void step_slot(const SearchStepArgs& args, int64_t slot) {
   const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
   const T* const grad = static_cast<const T*>(args.grad) + slot * length;
   const Bounds<A> inner = inward_bounds<T>(args);
-  SampleState<A> state = read_state<A>(args, slot, sample);
-  const StepDecision<A> decision = decide_step(args, state, sum_row<masked>(x, x0, grad, length, inner));
-  write_state(args, sample, state);
-  if (decision.keep) {
-    std::copy(x, x + length, static_cast<T*>(args.images) + sample * length);
-    args.found_labels[sample] = args.predicted[slot];
-  }
-  if (decision.status == Status::pending) {
+  const StepDecision<A> decision = decide_step(args, slot, sample, sum_row<masked>(x, x0, grad, length, inner));
+  if (decision.keep) std::copy(x, x + length, static_cast<T*>(args.images) + sample * length);
+  if (decision.status == Status::pending)
     move_row<masked>(x, x0, grad, length, decision.update, inner, {A(args.low), A(args.high)});
-    return;
-  }
-  args.status[sample] = static_cast<int8_t>(decision.status);
-  args.sample_index[slot] = idle;
+  else
+    args.sample_index[slot] = -1;  // idle, until the queue refills it
 }
 
 template <typename T>

@@ -83,19 +83,11 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
     }
     store_warp_sums(sums, scratch);
     __syncthreads();
-    if (threadIdx.x == 0) {
-      SampleState<A> state = read_state<A>(args, slot, sample);
-      shared_decision = decide_step(args, state, reduce_warp_sums(scratch));
-      write_state(args, sample, state);
-    }
+    if (threadIdx.x == 0) shared_decision = decide_step(args, slot, sample, reduce_warp_sums(scratch));
     __syncthreads();
 
     const StepDecision<A> decision = shared_decision;
     const bool moves = decision.status == Status::pending;
-    if (threadIdx.x == 0) {
-      if (decision.keep) args.found_labels[sample] = args.predicted[slot];
-      if (!moves) args.status[sample] = static_cast<int8_t>(decision.status);
-    }
     // Backwards, from the part that is there already: what was read last is the likeliest to be in the cache still.
     for (; decision.keep || moves; read(begin -= part)) {
 #pragma unroll

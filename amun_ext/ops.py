@@ -332,14 +332,14 @@ def _(logits: Tensor, labels: Tensor, order: int, margin: float, temperature: fl
 
 
 def _check_device(first: Tensor, *others: Tensor) -> None:
-    """A tensor without values among others brings a call here, where nothing is computed."""
+    """A meta tensor among others brings the call to a fake kernel, where nothing would be computed."""
     devices = {str(each.device) for each in others} - {str(first.device)}
-    told = f"all tensors must be on the device of the first, {first.device}, got {', '.join(sorted(devices))}"
-    torch._check(not devices, lambda: told)
+    message = f"all tensors must be on the device of the first, {first.device}, got {', '.join(sorted(devices))}"
+    torch._check(not devices, lambda: message)
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Without gaps or overlap: then, and only then, an empty twin has the same strides."""
+    """Without gaps or overlap: exactly then an empty tensor like it has the same strides."""
     return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 

@@ -31,14 +31,14 @@ class MaskedSGD(torch.optim.Optimizer):
     Args:
         params: as for every optimiser; with masks, `model.named_parameters()`, or groups of such pairs. A group may
             have its own lr, momentum, dampening, weight_decay, nesterov, maximize and masks.
-        lr: not negative; a tensor of one element is read anew at every step.
+        lr: not negative; a tensor of one element is read again at every step.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
         masks: from the name of every parameter to a bool tensor of its shape; None updates all. They are no part of the
             state dict; a copy and a pickle of the optimiser have them.
         mask_gradient_only: the mask stops the gradient and nothing else.
         momentum_dtype: torch.float32 keeps the momentum of half-precision parameters in float32; None, in their own.
 
-    Between two steps a model may be moved, cast or laid out anew: masks and momentum follow.
+    Between two steps a model may be moved, cast or laid out in another order: masks and momentum follow.
 
     Raises:
         InputError: a mask that is missing, that no parameter has the name of or that does not fit it; parameters

@@ -38,7 +38,7 @@ struct SearchStepArgs {
   int64_t* found_labels;    // [N]
   void* eps;                // A [N]     0: to be estimated from the first gradient
   void* distance;           // A [N]     of the closest example so far, else infinite
-  int32_t* step_count;      // [N]       steps made, by pgd at this radius
+  int32_t* step_count;      // [N]       steps so far, by pgd at this radius
   int32_t* grad_evals;      // [N]
   int8_t* status;           // [N]       a Status
   const int64_t* queue;     // [Q]  the samples to search, in order

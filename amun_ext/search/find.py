@@ -60,7 +60,7 @@ def find_min_adversarial(
 
     Methods, with what each counts as `steps`:
 
-    - "pgd", the paper's Algorithm 1: `steps` (50) steps of length step_fraction * eps (0.1) are made inside the ball of
+    - "pgd", the paper's Algorithm 1: `steps` (50) steps of length step_fraction * eps (0.1) inside the ball of
       radius eps (at first the paper's 0.04 in the box (0, 1), else estimated) and the box; the search ends at the first
       misclassified point. If none was met, eps grows by eps_growth (2) and the ascent goes on from where it is. A freed
       place of the batch is refilled at once. Distances below 0.004 want eps_init="estimate".
@@ -73,9 +73,8 @@ def find_min_adversarial(
 
     The iterations run on a faster copy of the model (no weight gradients, BatchNorm folded), equal up to rounding.
     Every example is checked on the model itself, in plain batches; a sample whose example does not hold there is
-    searched again on the model itself. The model runs in eval mode, under the caller's autocast
-    if any, and is left as it was: training flags, buffers, gradients and the random state. Not for two threads with
-    one model.
+    searched again on the model itself. The model runs in eval mode, under the caller's autocast if any, and is left as
+    it was: training flags, buffers, gradients and the random state. Not for two threads with one model.
 
     Args:
         model: maps [N, ...] to logits [N, K]. Normalisation belongs inside: distances are in the units of `inputs`.

@@ -14,7 +14,7 @@ BISECTIONS = 4  # between the first of them that will do and the one before
 
 @torch.no_grad()
 def refine(search: Search, passes: int) -> None:
-    """Bisect the segment from input to example, batch by batch; what is kept has been seen to fool the model."""
+    """Bisect the segment from input to example, batch by batch; every example that is kept has been evaluated."""
     table = search.table
     for rows in search.batches(search.found_rows()) if passes else ():
         x0, x = table.inputs[rows], table.images[rows]

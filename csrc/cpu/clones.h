@@ -4,7 +4,7 @@
 
 #include <cstdlib>  // defines __GLIBC__, whose loader does the choosing
 
-#if defined(AMUN_CLONES)  // told by whoever builds
+#if defined(AMUN_CLONES)  // given by the build
 #elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 12
 #define AMUN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
 #else

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(attack_loss_threads) attack_loss_kernel(const 
   Values kept[held];
 #pragma unroll
   for (int k = 0; k < held; ++k) kept[k] = read(k * lanes + lane);
-  // Of every pack of the lane. What `body` makes of one is kept; those of a longer row are read anew.
+  // Of every pack of the lane. What `body` makes of one is kept; those of a longer row are read again.
   const auto each = [&](auto&& body) {
 #pragma unroll
     for (int k = 0; k < held; ++k) body(k * lanes + lane, kept[k], false);
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(attack_loss_threads) attack_loss_kernel(const 
   });
   const A share = A(1) / lane_sum(others, lanes);
   const bool climbs = has_direction(own, rival);
-  each([&](int i, Values& values, bool anew) {
-    if (anew) weigh(i, values);
+  each([&](int i, Values& values, bool reread) {
+    if (reread) weigh(i, values);
     Pack<T> part;
 #pragma unroll
     for (int j = 0; j < width; ++j)

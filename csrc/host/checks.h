@@ -27,7 +27,7 @@ inline std::string text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return out + "]";
 }
 
-// The name of an argument that is an entry of a list, put together only where an error has to be told.
+// The name of an argument that is an entry of a list, put together only for an error.
 struct Entry {
   const char* list;
   size_t index;

@@ -19,9 +19,9 @@ from torch.utils.data import TensorDataset
 from zoo import FOLDER
 
 from amun_ext import models, unlearn
-from amun_ext.auditing import Answers, train_references
-from amun_ext.auditing.answers import pool, signals_from
+from amun_ext.auditing import ModelSignals, train_references
 from amun_ext.auditing.attacks import Signals, all_scores
+from amun_ext.auditing.model_signals import concat_splits, signals_from
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
@@ -63,7 +63,7 @@ CASES = {
 }
 
 
-def areas(signals: Signals, references: Answers, groups: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def areas(signals: Signals, references: ModelSignals, groups: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Attack -> FT, FR, RT AUC."""
     return {
         name: {
@@ -74,7 +74,7 @@ def areas(signals: Signals, references: Answers, groups: dict[str, Tensor]) -> d
     }
 
 
-def run(case: Case, references: Answers, splits: Splits, seed: int) -> dict[str, Any]:
+def run(case: Case, references: ModelSignals, splits: Splits, seed: int) -> dict[str, Any]:
     """Model -> number of references -> attack -> areas."""
     torch.manual_seed(seed)
     channels = splits.train.tensors[0].shape[1]
@@ -92,10 +92,10 @@ def run(case: Case, references: Answers, splits: Splits, seed: int) -> dict[str,
         "retrained": unlearn(original, forget, retain, method="retrain", recipe=case.training, seed=again),
         "AMUN": unlearn(original, forget, retain, include_forget=False, recipe=demo.FINE_TUNING, seed=seed),
     }
-    images, labels = pool(splits).tensors
+    images, labels = concat_splits(splits).tensors
     signals = {name: signals_from(predict(model, images), labels) for name, model in made.items()}
 
-    def first(count: int) -> Answers:
+    def first(count: int) -> ModelSignals:
         rows = {name: values[:count] for name, values in references.signals.items()}
         return replace(references, membership=references.membership[:count], signals=rows)
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import AdversarialSet, find_min_adversarial
-from amun_ext.auditing import Answers, load_references, train_references
-from amun_ext.auditing.answers import pool, signals_from
+from amun_ext.auditing import ModelSignals, load_references, train_references
 from amun_ext.auditing.attacks import all_scores
+from amun_ext.auditing.model_signals import concat_splits, signals_from
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.metrics.measures import Observation as Audited
@@ -60,7 +60,7 @@ def references(like: nn.Module, splits: Splits, recipe: Recipe, out: Path, model
     train_references(like, splits, recipe, out=out, models=models, num_workers=workers)
 
 
-def finished(folder: Path) -> Answers:
+def finished(folder: Path) -> ModelSignals:
     """Of the references those that are done, in whole pairs."""
     done = len([*folder.glob("reference-*.safetensors")])
     return load_references(folder, done - done % 2)
@@ -90,12 +90,12 @@ def answered(
     forget, retain = split(splits.train, ids)
     start = time.perf_counter()
     model = unlearn(original, forget, **{"retain": retain, **given})
-    return predict(model, pool(splits).tensors[0], 4096), time.perf_counter() - start
+    return predict(model, concat_splits(splits).tensors[0], 4096), time.perf_counter() - start
 
 
-def measured(logits: Tensor, splits: Splits, ids: Tensor, answers: Answers) -> dict[str, Any]:
+def measured(logits: Tensor, splits: Splits, ids: Tensor, answers: ModelSignals) -> dict[str, Any]:
     """Accuracies, and what attacks find."""
-    _, labels = pool(splits).tensors
+    _, labels = concat_splits(splits).tensors
     kept = torch.ones(len(splits.train), dtype=torch.bool)
     kept[ids] = False
     train, total = len(splits.train), len(labels)
@@ -168,7 +168,7 @@ def main() -> None:
                 share, middle = search.found.float().mean(), search.distance[search.found].median()
                 print(f"{passed():6.0f} s  {name} searched: {share:.2%} found, median L2 {middle:.3f}", flush=True)
                 jobs |= {(name, row): (ids, work) for row, work in works(splits, ids, search, training).items()}
-            everything = pool(splits).tensors[0]
+            everything = concat_splits(splits).tensors[0]
             logits = {name: {"original": predict(original, everything, 4096)} for name in requests}
             seconds: dict[str, float] = {}
             with process_pool(partial(answered, given.data, small), original, workers) as made:

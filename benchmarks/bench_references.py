@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from amun_ext import models
 from amun_ext.auditing import train_references
-from amun_ext.auditing.answers import halves, pool, signals_from
+from amun_ext.auditing.model_signals import concat_splits, draw_membership, signals_from
 from amun_ext.auditing.references import SEED
 from amun_ext.data import Splits, load
 from amun_ext.experiments import demo
@@ -148,10 +148,10 @@ def works(
     like: nn.Module, splits: Splits, recipe: Recipe, numbers: range, folder: str
 ) -> dict[str, Callable[[], Signals]]:
     """Way -> what the models of these numbers keep. `folder` has the references of the numbers before."""
-    everything = pool(splits)
+    everything = concat_splits(splits)
     images, labels = everything.tensors
     everything = TensorDataset(images.to(next(like.parameters()).dtype), labels)
-    members = halves(len(everything), numbers.stop)[numbers.start :]
+    members = draw_membership(len(everything), numbers.stop)[numbers.start :]
     given = like, everything, members, [SEED + number for number in numbers], recipe
 
     def references(workers: int) -> Signals:
@@ -183,8 +183,8 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
     channels = splits.train.tensors[0].shape[1]
     like = models.build(case.model, num_classes=len(splits.classes), in_channels=channels, width=case.width)
     check(like, splits, case.recipe)
-    samples, total = len(pool(splits)), case.models * rounds
-    members = halves(samples, total)
+    samples, total = len(concat_splits(splits)), case.models * rounds
+    members = draw_membership(samples, total)
     taken: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds):
@@ -192,10 +192,10 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
             ways = list(works(like, splits, case.recipe, numbers, folder).items())
             for name, work in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
                 signals, wall, cpu = measured(work)
-                row = taken.setdefault(name, {"wall": [], "cpu": [], "held out": []})
+                row = taken.setdefault(name, {"wall": [], "cpu": [], "held_out": []})
                 row["wall"].append(wall / case.models)
                 row["cpu"].append(cpu / case.models)
-                row["held out"] += sure(signals["log-odds"], members[numbers.start : numbers.stop])
+                row["held_out"] += sure(signals["log-odds"], members[numbers.start : numbers.stop])
                 print(f"{name}: {wall / case.models:.2f} s a model, {cpu / case.models:.2f} of CPU", flush=True)
     return {"samples": samples // 2, "epochs": case.recipe.epochs, "models": total, "rows": summary(taken)}
 
@@ -211,8 +211,8 @@ def summary(taken: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
             "models an hour": {"best": 3600 / min(row["wall"]), "median": 3600 / statistics.median(row["wall"])},
             "times plain": min(base["wall"]) / min(row["wall"]),
             "cpu": {"best": min(row["cpu"]), "median": statistics.median(row["cpu"])},
-            "held out": spread(row["held out"]),
-            "difference": spread([a - b for a, b in zip(row["held out"], base["held out"], strict=True)]),
+            "held_out": spread(row["held_out"]),
+            "difference": spread([a - b for a, b in zip(row["held_out"], base["held_out"], strict=True)]),
             "each": row,
         }
         for name, row in taken.items()

@@ -16,8 +16,8 @@ from common import write
 from zoo import FOLDER
 
 from amun_ext import models
-from amun_ext.auditing import Answers, Shadows, train_references, train_shadows
-from amun_ext.auditing.shadows import spread
+from amun_ext.auditing import ModelSignals, Shadows, train_references, train_shadows
+from amun_ext.auditing.shadows import auc_over_shadows
 from amun_ext.data import Splits
 from amun_ext.deletion import forget_ids
 from amun_ext.experiments import demo
@@ -32,7 +32,7 @@ def methods(case: Case) -> dict[str, MethodConfig]:
     }
 
 
-def others(shadows: Shadows, references: Answers) -> dict[str, dict[str, float]]:
+def others(shadows: Shadows, references: ModelSignals) -> dict[str, dict[str, float]]:
     """What attacks that do not know the method find in the same models."""
     odds, forgot = shadows.signals["log-odds"], shadows.membership
     prior = references.signals["log-odds"][:, shadows.rows].double().sigmoid()
@@ -79,7 +79,7 @@ def run(name: str, case: Case, given: argparse.Namespace) -> dict[str, Any]:
             num_workers=given.workers,
             progress=True,
         )
-        told = spread(shadows)
+        told = auc_over_shadows(shadows)
         found[method] = {**others(shadows, references), f"U-LiRA, {given.models - 2} shadows": told}
     return {"ids": len(ids), "areas": found}
 

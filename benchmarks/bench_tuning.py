@@ -43,7 +43,7 @@ COLUMNS = ("UA", "RA", "TA", "FT AUC", "gap")
 def chosen(result: tuning.Tuning, method: str, way: str) -> MethodConfig | None:
     column, may_be_lost = CHOICES[way]
     least = result.original.row["TA"] - may_be_lost
-    rows = [(trial.seen.row, trial.parameters) for trial in result.trials[method] if trial.seen is not None]
+    rows = [(trial.result.row, trial.parameters) for trial in result.trials[method] if trial.result is not None]
     fit = [(row[column], parameters) for row, parameters in rows if row["TA"] >= least]
     if not fit:
         return None
@@ -64,7 +64,7 @@ def run(seed: int, trials: int) -> dict[str, Any]:
     result, took = timed(lambda: tuning.tune(original, splits, ids, METHODS, out=folder, **how))
 
     forget, retain = split(splits.train, ids)
-    _, test = tuning.halves(splits.test, seed)
+    _, test = tuning.split_test_set(splits.test, seed)
     adversarial = find_min_adversarial(original, *forget.tensors, method=demo.SEARCH)
     retraining = resolve_config("retrain", default={"recipe": demo.TRAINING})
 

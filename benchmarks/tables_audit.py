@@ -78,7 +78,7 @@ def references(result: dict[str, Any]) -> str:
                 f"{row['models an hour']['best']:.0f} ({row['models an hour']['median']:.0f})",
                 f"{row['times plain']:.2f}x",
                 f"{row['cpu']['best']:.1f} ({row['cpu']['median']:.1f})",
-                error(row["held out"]),
+                error(row["held_out"]),
                 "" if way == "plain loop" else error(row["difference"]),
             ]
             for way, row in table["rows"].items()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from amun_ext.tuning import stage
+from amun_ext.tuning import context
 
 ROOT = Path(__file__).parents[1]
 HANG = 300  # seconds after which a test gives up waiting; nothing takes so long
@@ -67,9 +67,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def begun(given: stage.Stage, folder: Path, model: nn.Module, name: str, *job: object) -> stage.Seen | str:
+def begun(
+    given: context.TrialContext, folder: Path, model: nn.Module, name: str, *job: object
+) -> context.TrialResult | str:
     """The work of a worker, which says that it has begun; "killed" comes to no end."""
     (folder / name).touch()
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    return stage.make(given, model, *job)
+    return context.run_trial(given, model, *job)

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, cli, data, models
 from amun_ext.auditing import audit, train_references
-from amun_ext.auditing.members import harm, look_like_members
+from amun_ext.auditing.members import find_suspected_members, harm
 from amun_ext.data import Splits
 from amun_ext.metrics.measures import Observation, attack_auc, divergence, gap_of, share, tpr_at, tug_of_war
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
@@ -86,25 +86,25 @@ class TestMeasures:
 class TestSamples:
     def test_those_beyond_99_percent_of_the_test_set(self) -> None:
         scores = {"forget": [98.0, 98.5, 200.0, -1.0], "retain": [0.0], "test": list(range(100))}
-        made = look_like_members(
+        made = find_suspected_members(
             seen([True] * 4, [True], [True] * 100, scores), torch.tensor([7, 8, 9, 10]), "confidence"
         )
         assert [(each.id, each.above) for each in made.samples] == [(9, 100), (8, 99)]
-        assert (made.threshold, made.by_chance) == (98.0, 4 * 2 / 101)
+        assert (made.threshold, made.expected_by_chance) == (98.0, 4 * 2 / 101)
 
     def test_those_are_found_that_the_true_positive_rate_counts(self) -> None:
         forget, test = torch.randn(80).tolist(), torch.randn(450).tolist()
         model = seen([True] * 80, [True], [True] * 450, {"forget": forget, "retain": [0.0], "test": test})
-        found = look_like_members(model, torch.arange(80), "confidence")
+        found = find_suspected_members(model, torch.arange(80), "confidence")
         assert 100 * len(found.samples) / 80 == pytest.approx(tpr_at(model.scores, 1.0).value)
 
     def test_samples_lost_and_gained(self) -> None:
         before, after = seen([True], [True, True, False], [False]), seen([True], [False, True, True], [False])
         assert harm(after, before) == {
-            "retain samples lost": 1,
-            "retain samples gained": 1,
-            "test samples lost": 0,
-            "test samples gained": 0,
+            "retain_samples_lost": 1,
+            "retain_samples_gained": 1,
+            "test_samples_lost": 0,
+            "test_samples_gained": 0,
         }
         assert harm(after, None) == {}
 
@@ -160,7 +160,7 @@ class TestAudit:
         assert any(flag.startswith("no-op") for flag in found.flags)
         assert found.rows["audited"]["FR AUC"].low < 50 < found.rows["audited"]["FR AUC"].high
         assert found.rows["audited"]["FT AUC"].value == pytest.approx(found.rows["audited"]["RT AUC"].value, abs=6)
-        assert len(found.members.samples) > found.members.by_chance
+        assert len(found.members.samples) > found.members.expected_by_chance
         assert found.rows["original"]["gap"].value == found.rows["audited"]["gap"].value > 5
 
     def test_a_retrained_model(self, original, retrained, references, splits, ids) -> None:
@@ -227,7 +227,7 @@ class TestAudit:
     def test_few_ids_cannot_tell_and_say_how_many_could(self, retrained, original, splits, ids) -> None:
         found = audit(retrained, splits, ids[:6], original=original, retrained=original)
         assert found.verdict.answer == "cannot tell"
-        could = found.verdict.enough_ids
+        could = found.verdict.required_ids
         assert could > 6
         told = "No number of ids" if could > 600 else f"With {could:,.0f} ids rather than 6"
         assert told in " ".join(found.to_text().split())
@@ -325,7 +325,7 @@ class TestCommand:
         told = json.loads((out / "audit.json").read_text())
         assert set(told["rows"]) == {"original", "audited", "retrained"}
         assert len(told["facts"]["ids"]) == told["sizes"]["forget"] == 120
-        assert (told["facts"]["references"], told["facts"]["shadows"], told["facts"]["retrained models"]) == (2, 6, 2)
+        assert (told["facts"]["references"], told["facts"]["shadows"], told["facts"]["retrained_models"]) == (2, 6, 2)
         assert told["rows"]["audited"]["speed-up"]["value"] > 0
         assert "U-LiRA" in told["attacks"]
         assert sorted(path.name for path in out.iterdir()) == [

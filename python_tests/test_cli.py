@@ -91,9 +91,9 @@ class TestForget:
         report = json.loads((tmp_path / "out/report.json").read_text())
         assert list(report["rows"]) == ["no-op (original)", "AMUN", "retrain"]
         assert report["sizes"]["forget"] == 23
-        assert report["facts"]["fine-tuned on"] == "D_R + D_A"
+        assert report["facts"]["fine_tuned_on"] == "D_R + D_A"
         assert report["facts"]["ids"] == [3, 17, *range(40, 61)]
-        assert report["facts"]["ids not forgotten"] == []
+        assert report["facts"]["ids_without_example"] == []
         assert "retrain" in capsys.readouterr().out
         assert "data:image" not in (tmp_path / "out/report.html").read_text()
         before, after = (safe_open(path, "pt") for path in (original, tmp_path / "out/model.safetensors"))
@@ -130,14 +130,14 @@ class TestForget:
         monkeypatch.setattr("amun_ext.deletion.request.find_min_adversarial", partly)
         assert forget(original, tmp_path / "out", "--ids", "30,20,10", "--epochs", "1") == 3
         assert "not forgotten, for want of an adversarial example: ids 20" in capsys.readouterr().err
-        assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids not forgotten"] == [20]
+        assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids_without_example"] == [20]
         assert models_forgotten(tmp_path / "out/model.safetensors") == [10, 30]
 
     def test_without_the_retain_set_and_with_the_forget_set(self, original: Path, tmp_path: Path) -> None:
         flags = ("--without-retain", "--with-forget", "--epochs", "1")
         assert forget(original, tmp_path / "out", "--ids", "1,2,3", *flags) == 0
         report = json.loads((tmp_path / "out/report.json").read_text())
-        assert report["facts"]["fine-tuned on"] == "D_F + D_A"
+        assert report["facts"]["fine_tuned_on"] == "D_F + D_A"
         assert report["baseline"] is None
 
     def test_a_foreign_checkpoint_and_the_users_own_functions(self, original: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ class TestMethods:
         assert report["rows"][title]["seconds"] > 0
         facts = report["facts"]
         assert (facts["method"], facts["recipe"]["epochs"]) == (method, 1)
-        assert facts["options from"] == ("the checkpoint" if method == "retrain" else "defaults")
+        assert facts["options_source"] == ("the checkpoint" if method == "retrain" else "defaults")
         assert facts.get("mask") == row.fraction
         assert (report["search"] is not None) == ("amun" in method)
         assert models_forgotten(tmp_path / "out/model.safetensors") == [*range(40, 61)]
@@ -259,7 +259,7 @@ class TestMethods:
         preset = ("--method", "salun", "--preset", "unlearn-saliency-2023", "--epochs", "1", "--no-augment")
         assert forget(original, tmp_path / "out", "--ids", "40-60", *preset) == 0
         facts = told(tmp_path / "out")["facts"]
-        assert facts["options from"] == "preset unlearn-saliency-2023"
+        assert facts["options_source"] == "preset unlearn-saliency-2023"
         assert (facts["mask"], facts["mask_gradient_only"]) == (0.5, True)
         assert (facts["true_label"], facts["order"]) == (True, "sequential")
         recipe = PRESETS["unlearn-saliency-2023"]["salun"]["recipe"]
@@ -268,9 +268,9 @@ class TestMethods:
     def test_a_preset_has_the_last_word_on_the_forget_set_but_for_the_flag(self, original, tmp_path) -> None:
         flags = ("--ids", "40-60", "--preset", "amun-paper", "--search", "ddn", "--epochs", "1", "--no-augment")
         assert forget(original, tmp_path / "a", *flags) == 0
-        assert told(tmp_path / "a")["facts"]["fine-tuned on"] == "D_R + D_F + D_A"
+        assert told(tmp_path / "a")["facts"]["fine_tuned_on"] == "D_R + D_F + D_A"
         assert forget(original, tmp_path / "b", *flags, "--no-with-forget") == 0
-        assert told(tmp_path / "b")["facts"]["fine-tuned on"] == "D_R + D_A"
+        assert told(tmp_path / "b")["facts"]["fine_tuned_on"] == "D_R + D_A"
 
     def test_options_from_a_file_by_method_and_retain_set(self, original: Path, tmp_path: Path, capsys) -> None:
         choices = {
@@ -284,11 +284,11 @@ class TestMethods:
         first, second = (told(tmp_path / name)["facts"] for name in ("with", "without"))
         assert (first["recipe"]["lr"], first.get("mask"), first["retain_set"]) == (1e-4, None, "used")
         assert (second["recipe"]["lr"], second["mask"], second["retain_set"]) == (1e-5, 0.25, "not used")
-        assert second["options from"] == "tuned"
+        assert second["options_source"] == "tuned"
         test = data.load("digits").test
-        half = tuning.halves(test, 3)[1]
+        half = tuning.split_test_set(test, 3)[1]
         assert told(tmp_path / "without")["sizes"]["test"] == len(half)
-        assert second["tested on"] == f"{len(half)} of {len(test)} test samples; amun tune has looked at the others"
+        assert second["tested_on"] == f"{len(half)} of {len(test)} test samples; amun tune has looked at the others"
         assert forget(original, tmp_path / "none", *flags, "--method", "rl") == 2
         assert "method must be one of ['ga'], which have tuned options with" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from amun_ext import InputError, cli, data, evaluate, find_min_adversarial, mode
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN
 from amun_ext.experiments import compare
-from amun_ext.experiments.comparison import NEEDS, NO_BETTER, NOOP, NOTHING, TOO_MUCH, Cell, Comparison, Line
+from amun_ext.experiments.comparison import NEEDS, NO_BETTER, NOOP, NOTHING, TOO_MUCH, Comparison, RunResult, TableRow
 from amun_ext.models import accuracy, predict
 from amun_ext.report import html
 from amun_ext.training import Recipe
@@ -83,7 +83,7 @@ class TestTable:
                 assert (line["remarks"] == [NEEDS]) == missing
                 if not missing and name != NOOP:
                     assert line["seconds"]["mean"] > 0
-                    assert line["options from"] == ("the checkpoint" if name == RETRAIN else "tuned")
+                    assert line["options_source"] == ("the checkpoint" if name == RETRAIN else "tuned")
         assert told["sizes"] == {"forget": 60, "retain": 1137, "test": 600}
         assert told["ids"] == forget_ids(1197, fraction=0.05).tolist()
         assert {path.name for path in full.iterdir()} == {"cells", "compare.json", "compare.html"}
@@ -169,7 +169,8 @@ class TestTable:
         preset = ("--preset", "unlearn-saliency", "--methods", "ga,amun", "--settings", "with", "--seeds", 1)
         assert run(original, tmp_path / "out", *preset) == 0
         table = written(tmp_path / "out")["tables"]["with"]
-        assert (table["ga"]["options from"], table["amun"]["options from"]) == ("preset unlearn-saliency", "defaults")
+        assert table["ga"]["options_source"] == "preset unlearn-saliency"
+        assert table["amun"]["options_source"] == "defaults"
         assert table["ga"]["options"]["recipe"]["lr"] == 1e-5
 
     def test_files_for_both_settings_and_the_test_images_that_tuning_has_not_seen(self, original, tmp_path) -> None:
@@ -182,8 +183,8 @@ class TestTable:
         lrs = {setting: table["ga"]["options"]["recipe"]["lr"] for setting, table in seen["tables"].items()}
         assert lrs == {"with": 0.02, "without": 0.03}
         assert seen["sizes"]["test"] == 300
-        assert seen["facts"]["tested on"] == "300 of 600 test samples; amun tune has looked at the others"
-        _, rest = tuning.halves(data.load("digits").test, 7)
+        assert seen["facts"]["tested_on"] == "300 of 600 test samples; amun tune has looked at the others"
+        _, rest = tuning.split_test_set(data.load("digits").test, 7)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         models.load_checkpoint(original, model)
         assert seen["tables"]["with"][NOOP]["TA"]["mean"] == accuracy(predict(model, rest.tensors[0]), rest.tensors[1])
@@ -419,17 +420,19 @@ def render(of: Comparison) -> str:
     return html.render(of.document())
 
 
-def row(ua: float, auc: float = 60.0, error: float = 2.0, ra: float = 100.0, ta: float = 90.0) -> Cell:
-    return Cell({"UA": ua, "forget error": 100 - ua, "RA": ra, "TA": ta, "FT AUC": auc, "FT SE": error, "seconds": 1.0})
+def row(ua: float, auc: float = 60.0, error: float = 2.0, ra: float = 100.0, ta: float = 90.0) -> RunResult:
+    return RunResult(
+        {"UA": ua, "forget error": 100 - ua, "RA": ra, "TA": ta, "FT AUC": auc, "FT SE": error, "seconds": 1.0}
+    )
 
 
-def comparison(*cells: Cell, retrain: Cell | None = None, noop: Cell | None = None) -> Comparison:
+def comparison(*cells: RunResult, retrain: RunResult | None = None, noop: RunResult | None = None) -> Comparison:
     """One method, "ga", beside a no-op at UA 100, FT AUC 60 and retraining at UA 90, FT AUC 50, with 100 samples."""
     always = {
-        RETRAIN: Line("Retrain", resolve_config("retrain"), {0: retrain or row(90.0, 50.0)}),
-        NOOP: Line("no-op (original)", None, {0: noop or row(100.0)}),
+        RETRAIN: TableRow("Retrain", resolve_config("retrain"), {0: retrain or row(90.0, 50.0)}),
+        NOOP: TableRow("no-op (original)", None, {0: noop or row(100.0)}),
     }
-    lines = always | {"ga": Line("GA", resolve_config("ga"), dict(enumerate(cells)))}
+    lines = always | {"ga": TableRow("GA", resolve_config("ga"), dict(enumerate(cells)))}
     return Comparison({"with": lines}, {"forget": 100, "retain": 900, "test": 300}, len(cells), [1], {})
 
 
@@ -451,8 +454,8 @@ class TestRemarks:
             ([row(90.0, 46.1)], []),
             ([row(90.0, 45.0, error=3.0)], []),
             ([row(70.0, 30.0)], [NO_BETTER, TOO_MUCH]),
-            ([row(95.0, 55.0), Cell({}, "the loss is nan")], ["1 of 2 failed"]),
-            ([Cell({}, "the loss is nan")], ["1 of 1 failed"]),
+            ([row(95.0, 55.0), RunResult({}, "the loss is nan")], ["1 of 2 failed"]),
+            ([RunResult({}, "the loss is nan")], ["1 of 1 failed"]),
         ],
     )
     def test_by_hand(self, cells, remarks) -> None:
@@ -463,7 +466,7 @@ class TestRemarks:
         assert seen.remarks("with", RETRAIN) == seen.remarks("with", NOOP) == []
 
     def test_a_retraining_that_failed_leaves_the_gap_out(self) -> None:
-        seen = comparison(row(95.0, 55.0), retrain=Cell({}, "the loss is nan"))
+        seen = comparison(row(95.0, 55.0), retrain=RunResult({}, "the loss is nan"))
         assert math.isnan(seen.statistics("with", "ga")["gap"].mean)
         assert seen.remarks("with", "ga") == []
         assert seen.remarks("with", RETRAIN) == ["1 of 1 failed"]

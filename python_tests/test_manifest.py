@@ -297,7 +297,7 @@ class TestCommandLine:
         assert (report["sizes"]["retain"], report["facts"]["ids"]) == (15, [7])
         assert run("audit --model two/model.safetensors --original o.safetensors --retrain --out audit")[0] == 0
         found = json.loads(Path("audit/audit.json").read_text())
-        assert (found["facts"]["ids"], found["facts"]["ids forgotten before"]) == ([7], [3, 5])
+        assert (found["facts"]["ids"], found["facts"]["previously_forgotten_ids"]) == ([7], [3, 5])
         assert found["sizes"]["retain"] == 15
         for line, message in {
             f"forget {later} --ids 3 {forget} --out x": "ids must be not forgotten by an earlier request, got [3]",

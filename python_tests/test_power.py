@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from amun_ext.auditing.power import EXCESS, excess, judged
+from amun_ext.auditing.power import EXCESS, excess, overall_verdict
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict
 from amun_ext.metrics.measures import Observation
 
@@ -40,7 +40,7 @@ def seen(scores: dict[str, np.ndarray]) -> Observation:
 
 
 def verdict(audited: Observation, original: Observation | None, *retrained: Observation, no_op: str = "") -> Verdict:
-    return judged(audited, original, retrained, {}, "", margin=5.0, no_op=no_op)[0]
+    return overall_verdict(audited, original, retrained, {}, "", margin=5.0, no_op=no_op)[0]
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.05, 0.15, 0.3, 1.0, 3.0])
@@ -84,7 +84,7 @@ def test_reasons() -> None:
         found = verdict(*given)
         assert found.answer == CANNOT_TELL
         assert told in found.reason
-        assert math.isnan(found.enough_ids)  # more ids would not decide it
+        assert math.isnan(found.required_ids)  # more ids would not decide it
     assert verdict(retrained, original, retrained, no_op="it is the same").reason.endswith(", but it is the same")
     assert verdict(original, original, retrained).answer == NOT_FORGOTTEN
 

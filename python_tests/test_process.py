@@ -172,7 +172,7 @@ class TestAgain:
         out = tmp_path / "out"
         assert cli.main(forget(original, out, "--ids", "5,6")) == 0
         told = json.loads((out / "report.json").read_text())
-        told["facts"] |= {"ids not forgotten": missing, "date": "\x1b[31m\nnow"}
+        told["facts"] |= {"ids_without_example": missing, "date": "\x1b[31m\nnow"}
         (out / "report.json").write_text(json.dumps(told))
         capsys.readouterr()
         assert cli.main(forget(original, out, "--ids", "5,6")) == 2
@@ -217,10 +217,10 @@ class TestAgain:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["date"])
         sha256 = subprocess.run(["sha256sum", original, one], capture_output=True, text=True, check=True).stdout
         assert [line.split()[0] for line in sha256.splitlines()] == [
-            told["digest of the model"],
-            told["digest of the new model"],
+            told["model_digest"],
+            told["new_model_digest"],
         ]
-        assert seconds(one, Record()) == told["seconds by digest"][told["digest of the new model"]] > 0
+        assert seconds(one, Record()) == told["seconds_by_digest"][told["new_model_digest"]] > 0
         with safe_open(one, "pt") as file:
             assert "seconds" not in file.metadata()
         assert seconds(original, Record()) is None

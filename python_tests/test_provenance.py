@@ -18,7 +18,7 @@ RECORD = Record(recipe=RECIPE, unlearning={"method": "ft"})
 
 
 def made(**about: object) -> SimpleNamespace:
-    told = {"recipe": asdict(RECIPE), "forgotten before": [], "unlearning": {"method": "ft"}}
+    told = {"recipe": asdict(RECIPE), "previously_forgotten": [], "unlearning": {"method": "ft"}}
     return SimpleNamespace(about=told | about)
 
 
@@ -34,7 +34,7 @@ def test_differences() -> None:
     ("about", "message"),
     [
         ({"recipe": asdict(Recipe(epochs=3, lr=0.2))}, "got one with lr 0.2 instead of 0.1"),
-        ({"forgotten before": [3]}, r"of the same ids forgotten before, got \[3\] instead of \[\]"),
+        ({"previously_forgotten": [3]}, r"of the same ids forgotten before, got \[3\] instead of \[\]"),
         ({"unlearning": {"method": "rl"}}, "with its options, got with method 'rl' instead of 'ft'"),
     ],
 )

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, data, models
 from amun_ext.auditing import references as module
-from amun_ext.auditing.answers import check_same, halves, signals_from
+from amun_ext.auditing.model_signals import check_same, draw_membership, signals_from
 from amun_ext.auditing.references import load_references, train_references
 from amun_ext.data import Splits
 from amun_ext.metrics import log_odds
@@ -42,16 +42,16 @@ def train(model, splits, tmp_path):
 class TestHalves:
     @pytest.mark.parametrize("samples", [4, 81, 1000])
     def test_every_sample_is_in_half_of_the_models(self, samples: int) -> None:
-        made = halves(samples, 8)
+        made = draw_membership(samples, 8)
         assert made.shape == (8, samples)
         assert (made.sum(0) == 4).all()
         assert ((made.sum(1) - samples / 2).abs() <= 0.5).all()
         assert (made[::2] ^ made[1::2]).all()
 
     def test_more_models_leave_the_former_ones_as_they_are(self) -> None:
-        assert torch.equal(halves(100, 8, seed=3)[:4], halves(100, 4, seed=3))
-        assert not torch.equal(halves(100, 4, seed=3), halves(100, 4, seed=4))
-        assert len(halves(100, 8).unique(dim=0)) == 8
+        assert torch.equal(draw_membership(100, 8, seed=3)[:4], draw_membership(100, 4, seed=3))
+        assert not torch.equal(draw_membership(100, 4, seed=3), draw_membership(100, 4, seed=4))
+        assert len(draw_membership(100, 8).unique(dim=0)) == 8
 
 
 class TestTraining:
@@ -66,7 +66,7 @@ class TestTraining:
         monkeypatch.setattr(module, "train_from_scratch", spy)
         made = train()
         images, labels = (torch.cat(pair) for pair in zip(splits.train.tensors, splits.test.tensors, strict=True))
-        assert torch.equal(made.membership, halves(81, 4))
+        assert torch.equal(made.membership, draw_membership(81, 4))
         for row, ((inside, *_), fresh) in enumerate(trained):
             assert torch.equal(inside.tensors[0], images[made.membership[row]])
             told = log_odds(predict(fresh, images), labels).float()

@@ -147,7 +147,7 @@ class TestCommand:
         assert search(checkpoints, tmp_path / "out", "--ids", "30,20,10,40") == 3
         assert "amun: no adversarial example by ffgsm: ids 20\n" in capsys.readouterr().err
         told = written(tmp_path / "out")["methods"]
-        assert (told["ddn"]["ids without example"], told["ffgsm"]["ids without example"]) == ([], [20])
+        assert (told["ddn"]["ids_without_example"], told["ffgsm"]["ids_without_example"]) == ([], [20])
         assert (told["ffgsm"]["n"], told["ffgsm"]["found"]) == (4, 3)
         assert told["ffgsm"]["p95"] is None
         assert told["ffgsm"]["median"] is not None

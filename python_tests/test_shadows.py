@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from amun_ext import InputError, data, models
 from amun_ext.auditing import Shadows, audit, load_shadows, train_shadows
 from amun_ext.auditing import shadows as module
-from amun_ext.auditing.shadows import cost, spread
+from amun_ext.auditing.shadows import auc_over_shadows, cost
 from amun_ext.data import Splits
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning.config import resolve_config
@@ -126,11 +126,11 @@ class TestAttack:
     def test_who_forgets_nothing_is_found_and_who_retrains_is_not(self, train, model, splits, ids, tmp_path) -> None:
         """Retraining draws both kinds from one distribution: the area is 50, up to what 120 samples let one see."""
         kept = train(recipe=TRAINING, models=8, out=tmp_path / "ft")
-        assert spread(kept)["mean"] > 75
+        assert auc_over_shadows(kept)["mean"] > 75
         anew = train(
             recipe=SHORT, models=8, out=tmp_path / "anew", unlearning=resolve_config("retrain", recipe=vars(TRAINING))
         )
-        assert spread(anew)["mean"] == pytest.approx(50, abs=8)
+        assert auc_over_shadows(anew)["mean"] == pytest.approx(50, abs=8)
 
         original = fitted(model, splits.train)
         found = audit(original, splits, ids, shadows=kept, random_forget_set=True)
@@ -151,7 +151,7 @@ class TestAttack:
         )
         assert unsure.verdict.answer == "cannot tell"
         wide = (found.verdict.interval[1] - found.verdict.interval[0]) / 2
-        assert unsure.verdict.enough_ids == pytest.approx(60 * wide**2, abs=1)  # as many test samples are asked of
+        assert unsure.verdict.required_ids == pytest.approx(60 * wide**2, abs=1)  # as many test samples are asked of
 
     def test_the_worse_answer_counts(self, train, model, splits, ids, tmp_path) -> None:
         """A model is like the retrained one that it is, by confidence; an attack that sees nothing cannot clear it."""
@@ -172,10 +172,10 @@ class TestAttack:
 
     def test_spread_of_made_up_answers(self) -> None:
         """Shadows that answer +1 or -1 more for what they forgot, and those that answer at random."""
-        forgot = module.halves(400, 16)
+        forgot = module.draw_membership(400, 16)
         noise = torch.randn(16, 400, dtype=torch.float64)
         told = {
-            sign: spread(Shadows(forgot, {"log-odds": noise + sign * 3.0 * forgot}, {"rows": [], "ids": 0}))
+            sign: auc_over_shadows(Shadows(forgot, {"log-odds": noise + sign * 3.0 * forgot}, {"rows": [], "ids": 0}))
             for sign in (-1, 0, 1)
         }
         # of normals three deviations apart 98.3, less what means of seven lose

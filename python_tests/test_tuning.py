@@ -26,8 +26,8 @@ from amun_ext import InputError, cli, data, models, parallel, tuning
 from amun_ext.data import Splits, find_duplicates
 from amun_ext.files import workplace
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
-from amun_ext.tuning import objectives, space, stage, study
-from amun_ext.tuning.result import LEADING
+from amun_ext.tuning import context, objectives, space, study
+from amun_ext.tuning.result import FINALISTS
 from amun_ext.unlearning import METHODS, Targets
 from amun_ext.unlearning.config import load_tuned_options, resolve_config
 
@@ -75,7 +75,7 @@ def told(result: tuning.Tuning) -> dict[str, list[tuple]]:
                 trial.number,
                 dict(trial.parameters),
                 trial.failure,
-                *(run and (run.row, run.log_odds) for run in (trial.seen, trial.again)),
+                *(run and (run.row, run.log_odds) for run in (trial.result, trial.rerun)),
             )
             for trial in trials
         ]
@@ -109,14 +109,14 @@ class TestObjectives:
         log_odds = {"forget": np.array([1.0, 2.0]), "test": np.array([1.0, 9.0]), "retain": np.array([5.0])}
         original = {"UA": 100.0, "RA": 100.0, "TA": 84.0, "FT AUC": 60.0}
         retrained = {"UA": 84.0, "RA": 100.0, "TA": 82.0, "FT AUC": 51.0}
-        row = objectives.judged(report, log_odds, original, retrained)
+        row = objectives.objective_row(report, log_odds, original, retrained)
         assert row == {
             **{"UA": 90.0, "RA": 98.0, "TA": 80.0, "FT AUC": 55.0, "KS": 50.0},
             "expected gap": (6 + 2 + 4 + 5) / 4,
             "gap": (6 + 2 + 2 + 4) / 4,
         }
-        assert "gap" not in objectives.judged(report, log_odds, original, None)
-        alone = objectives.judged(report, log_odds, None, None)
+        assert "gap" not in objectives.objective_row(report, log_odds, original, None)
+        alone = objectives.objective_row(report, log_odds, None, None)
         assert alone["expected gap"] == (10 + 0 + 0 + 5) / 4
 
     def test_floor(self) -> None:
@@ -174,13 +174,13 @@ def rows(dataset: TensorDataset) -> set[bytes]:
 
 class TestSets:
     def test_halves(self, splits) -> None:
-        first, second = tuning.halves(splits.test, 1)
+        first, second = tuning.split_test_set(splits.test, 1)
         assert (len(first), len(second)) == (80, 80)
         assert rows(first) | rows(second) == rows(splits.test)
-        assert torch.equal(first.tensors[0], tuning.halves(splits.test, 1)[0].tensors[0])
-        assert not torch.equal(first.tensors[0], tuning.halves(splits.test, 2)[0].tensors[0])
+        assert torch.equal(first.tensors[0], tuning.split_test_set(splits.test, 1)[0].tensors[0])
+        assert not torch.equal(first.tensors[0], tuning.split_test_set(splits.test, 2)[0].tensors[0])
         with pytest.raises(InputError, match="test must be of four samples"):
-            tuning.halves(TensorDataset(*splits.test[:3]), 0)
+            tuning.split_test_set(TensorDataset(*splits.test[:3]), 0)
 
     def test_stand_in(self) -> None:
         images = torch.rand(12, 4)
@@ -188,7 +188,7 @@ class TestSets:
         retain = TensorDataset(images, torch.arange(12))
         with_copy = 0
         for seed in range(20):
-            forget, rest, drawn = stage.stand_in(retain, 5, seed)
+            forget, rest, drawn = context.proxy_forget_set(retain, 5, seed)
             assert forget.tensors[1].tolist() == drawn.tolist()
             assert not find_duplicates(forget, rest)
             one = len({3, 7} & set(drawn.tolist())) == 1
@@ -197,21 +197,21 @@ class TestSets:
             assert len(rest) == 7 - one
             assert torch.equal(rest.tensors[0], images[rest.tensors[1]])
         assert 0 < with_copy < 20
-        assert len(stage.stand_in(retain, 9, 0)[0]) == 6  # half of all
+        assert len(context.proxy_forget_set(retain, 9, 0)[0]) == 6  # half of all
         with pytest.raises(InputError, match="four samples at least"):
-            stage.stand_in(TensorDataset(images[:3], torch.arange(3)), 1, 0)
+            context.proxy_forget_set(TensorDataset(images[:3], torch.arange(3)), 1, 0)
         same = TensorDataset(torch.zeros(6, 4), torch.arange(6))
         with pytest.raises(InputError, match="copies of 3 samples"):
-            stage.stand_in(same, 3, 0)
+            context.proxy_forget_set(same, 3, 0)
 
     def test_neither_the_request_nor_what_was_forgotten_is_looked_at(self, tune, splits, monkeypatch) -> None:
         seen = []
 
-        def attempt(given: stage.Stage, *_: object) -> str:
+        def attempt(given: context.TrialContext, *_: object) -> str:
             seen.append(given)
             return "not tried"
 
-        monkeypatch.setattr(stage, "attempt", attempt)
+        monkeypatch.setattr(context, "attempt", attempt)
         result = tune(trials=1, objective="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
         (given,) = seen
         gone = rows(TensorDataset(*splits.train[:20])) | rows(TensorDataset(*splits.train[150:153]))
@@ -220,7 +220,7 @@ class TestSets:
             assert not rows(dataset) & gone
         assert not rows(given.forget) & rows(given.retain)
         assert torch.equal(given.forget.tensors[0], splits.train.tensors[0][torch.tensor(result.ids)])
-        assert rows(given.held_out) == rows(tuning.halves(splits.test, 0)[0])
+        assert rows(given.held_out) == rows(tuning.split_test_set(splits.test, 0)[0])
 
 
 class TestTune:
@@ -231,15 +231,17 @@ class TestTune:
         names = {"UA", "RA", "TA", "FT AUC", "KS", "expected gap", "gap"}
         for method, trials in result.trials.items():
             assert [trial.number for trial in trials] == [0, 1, 2, 3]
-            assert all(trial.seen.row.keys() == names and trial.seen.seconds > 0 for trial in trials)
-            gaps = [trial.seen.row["gap"] for trial in trials]
-            leading = [trials[number] for number in np.argsort(gaps, kind="stable")[:3]]
-            assert [trial for trial in trials if trial.again] == sorted(leading, key=lambda trial: trial.number)
-            assert all(trial.row["gap"] == (trial.seen.row["gap"] + trial.again.row["gap"]) / 2 for trial in leading)
-            assert result.best(method) is min(leading, key=lambda trial: trial.row["gap"])
-            kept = [trial for trial in trials if trial.seen.row["TA"] >= result.original.row["TA"] - 5]
+            assert all(trial.result.row.keys() == names and trial.result.seconds > 0 for trial in trials)
+            gaps = [trial.result.row["gap"] for trial in trials]
+            finalists = [trials[number] for number in np.argsort(gaps, kind="stable")[:3]]
+            assert [trial for trial in trials if trial.rerun] == sorted(finalists, key=lambda trial: trial.number)
+            assert all(
+                trial.row["gap"] == (trial.result.row["gap"] + trial.rerun.row["gap"]) / 2 for trial in finalists
+            )
+            assert result.best(method) is min(finalists, key=lambda trial: trial.row["gap"])
+            kept = [trial for trial in trials if trial.result.row["TA"] >= result.original.row["TA"] - 5]
             assert result.best(method, "held-out") is min(
-                kept, key=lambda trial: trial.seen.row["expected gap"], default=None
+                kept, key=lambda trial: trial.result.row["expected gap"], default=None
             )
         assert result.retrained.row["gap"] == 0
         tuning.write(result, tmp_path / "out")
@@ -252,8 +254,8 @@ class TestTune:
         }
         record = json.loads((tmp_path / "out/trials.json").read_text())
         assert record["best"]["retrain"]["salun"] == best.number
-        assert record["trials"]["salun"][best.number]["gap"] == best.seen.row["gap"]
-        assert record["stand-in"] == result.ids
+        assert record["trials"]["salun"][best.number]["gap"] == best.result.row["gap"]
+        assert record["proxy_ids"] == result.ids
         assert not {*result.ids} & {*range(20)}
         page = (tmp_path / "out/tuning.html").read_text()
         Page(page)
@@ -270,15 +272,17 @@ class TestTune:
 
     def test_a_trial_is_what_unlearn_does(self, tune, original, splits) -> None:
         result = tune(["l1-sparse"], trials=2)
-        held_out, _ = tuning.halves(splits.test, 0)
+        held_out, _ = tuning.split_test_set(splits.test, 0)
         trial = result.trials["l1-sparse"][1]
         gone = {*range(20), *result.ids}
         left = torch.tensor([number for number in range(200) if number not in gone])
         forget, retain = (TensorDataset(*splits.train[index]) for index in (torch.tensor(result.ids), left))
         options = space.options(trial.parameters, SHORT)
         model = resolve_config("l1-sparse", default=options).unlearn(original, forget, retain, seed=0)
-        given = stage.Stage(original, forget, retain, held_out, True, None, 0, {"original": result.original.row})
-        assert given.observe(model).row == trial.seen.row
+        given = context.TrialContext(
+            original, forget, retain, held_out, True, None, 0, {"original": result.original.row}
+        )
+        assert given.observe(model).row == trial.result.row
 
     def test_without_the_retain_set(self, tune, tmp_path) -> None:
         result = tune(["ga"], with_retain=False, trials=2)
@@ -323,21 +327,21 @@ class TestTune:
 class TestGoingOn:
     @pytest.mark.parametrize("at", [0, 11, 14])
     def test_as_if_it_had_not_been_stopped(self, tune, tmp_path, monkeypatch, at: int) -> None:
-        trials, attempts = 13, 13 + LEADING
+        trials, attempts = 13, 13 + FINALISTS
         whole = told(tune(["amun"], trials=trials, out=tmp_path / "whole"))
         made = []
 
-        def stops(*arguments) -> stage.Seen | str:
+        def stops(*arguments) -> context.TrialResult | str:
             if len(made) == at:
                 raise KeyboardInterrupt
             made.append(arguments)
             return attempt(*arguments)
 
-        attempt = stage.attempt
-        monkeypatch.setattr(stage, "attempt", stops)
+        attempt = context.attempt
+        monkeypatch.setattr(context, "attempt", stops)
         with pytest.raises(KeyboardInterrupt):
             tune(["amun"], trials=trials)
-        monkeypatch.setattr(stage, "attempt", lambda *arguments: made.append(arguments) or attempt(*arguments))
+        monkeypatch.setattr(context, "attempt", lambda *arguments: made.append(arguments) or attempt(*arguments))
         assert told(tune(["amun"], trials=trials)) == whole
         assert len(made) == attempts  # none twice
         assert told(tune(["amun"], trials=trials)) == whole
@@ -356,7 +360,7 @@ class TestGoingOn:
 
     def test_every_cut_of_the_journal(self, tune, tmp_path, monkeypatch) -> None:
         """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""
-        monkeypatch.setattr(stage, "attempt", lambda given, method, options, _: repr(sorted(options.items())))
+        monkeypatch.setattr(context, "attempt", lambda given, method, options, _: repr(sorted(options.items())))
         first = told(tune(trials=3))["ft"]
         journal = tmp_path / "out/journal.log"
         whole, ends = journal.read_bytes(), set()
@@ -384,11 +388,11 @@ class TestGoingOn:
     CHANGES = {  # noqa: RUF012
         "methods": {"methods": ["rl"]},
         "objective": {"objective": "retrain"},
-        "with retain": {"methods": ["rl"], "with_retain": False},
+        "with_retain": {"methods": ["rl"], "with_retain": False},
         "recipe": {"recipe": replace(SHORT, epochs=2)},
-        "max drop": {"max_accuracy_drop": 3.0},
+        "max_accuracy_drop": {"max_accuracy_drop": 3.0},
         "seed": {"seed": 1},
-        "forgotten before": {"metadata": {**METADATA, "forgotten": "[30]"}},
+        "previously_forgotten": {"metadata": {**METADATA, "forgotten": "[30]"}},
     }
 
     @pytest.mark.parametrize("name", CHANGES)
@@ -404,7 +408,7 @@ class TestGoingOn:
         told = {"recipe": SHORT, "metadata": METADATA, "out": tmp_path / "out", "trials": 1}
         with pytest.raises(InputError, match="with model"):
             tuning.tune(another, splits, IDS, ["ft"], **told)
-        with pytest.raises(InputError, match="with test data"):
+        with pytest.raises(InputError, match="with test_data"):
             tuning.tune(original, less, IDS, ["ft"], **told)
         with pytest.raises(InputError, match="with ids"):
             tuning.tune(original, splits, IDS + 1, ["ft"], **told)
@@ -429,7 +433,7 @@ class TestWorkers:
     def test_what_becomes_of_them_is_told(self, original, splits, tmp_path) -> None:
         """An error of theirs is raised here, and one that is killed is not waited for."""
         forget, rest = TensorDataset(*splits.train[:20]), TensorDataset(*splits.train[20:])
-        given = stage.Stage(original, forget, rest, splits.test, True, None, 0)
+        given = context.TrialContext(original, forget, rest, splits.test, True, None, 0)
         wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
         with parallel.process_pool(partial(begun, given, tmp_path), original, 2) as attempts:
             with pytest.raises(InputError, match="gamma must be"):
@@ -448,10 +452,10 @@ class TestWorkers:
             "from functools import partial\n"
             "from kill_tools import begun\n"
             "from amun_ext import parallel\n"
-            "from amun_ext.tuning import stage\n"
+            "from amun_ext.tuning import context\n"
             "forget, rest = (TensorDataset(torch.rand(9, 1, 8, 8), torch.arange(9)) for _ in range(2))\n"
             "model = build('small-cnn', num_classes=9, in_channels=1)\n"
-            "given = stage.Stage(torch.nn.Identity(), forget, rest, rest, True, None, 0)\n"
+            "given = context.TrialContext(torch.nn.Identity(), forget, rest, rest, True, None, 0)\n"
             "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}, 0\n"
             f"work = partial(begun, given, pathlib.Path({str(tmp_path)!r}))\n"
             "with parallel.process_pool(work, model, 2) as attempts:\n"
@@ -488,7 +492,7 @@ class TestTrials:
         result = tune(["ft", "ga"], trials=3)
         for trials in result.trials.values():
             assert len(trials) == 3
-            assert all(trial.seen is None for trial in trials)
+            assert all(trial.result is None for trial in trials)
         assert "the loss is nan; lower lr (now" in result.trials["ft"][0].failure
         assert result.tuned_options() == {}
         assert result.counted()["ft"] == "3 trials, of which 3 diverged and 0 lost too much accuracy"
@@ -501,7 +505,7 @@ class TestTrials:
         assert "lower lr" in record["trials"]["ft"][2]["failure"]
 
     def test_logits_that_are_not_finite_are_a_failure(self, original, splits, monkeypatch) -> None:
-        given = stage.Stage(
+        given = context.TrialContext(
             original, TensorDataset(*splits.train[:9]), TensorDataset(*splits.train[9:]), splits.test, True, None, 0
         )
 
@@ -511,14 +515,14 @@ class TestTrials:
             return model
 
         monkeypatch.setattr("amun_ext.unlearning.config.unlearn", broken)
-        outcome = stage.attempt(given, "ft", {"recipe": SHORT})
+        outcome = context.attempt(given, "ft", {"recipe": SHORT})
         assert isinstance(outcome, str)
         assert "not finite" in outcome
 
     def test_what_loses_too_much_accuracy_is_never_chosen(self) -> None:
         def trial(number: int, accuracy: float, expected: float, real: float) -> tuning.Trial:
             row = {"TA": accuracy, "expected gap": expected, "gap": real}
-            return tuning.Trial("ft", number, {"lr": 0.1, "schedule": "constant"}, stage.Seen(row, {}), None)
+            return tuning.Trial("ft", number, {"lr": 0.1, "schedule": "constant"}, context.TrialResult(row, {}), None)
 
         failed = tuning.Trial("ft", 4, {"lr": 0.1, "schedule": "constant"}, None, "it diverged")
         trials = [
@@ -527,7 +531,7 @@ class TestTrials:
             trial(2, 90.0, 2.0, 7.0),
             trial(3, 70.0, 0.0, 6.0),
         ]
-        original = stage.Seen({"TA": 80.0, "expected gap": 5.0, "gap": 5.0}, {})
+        original = context.TrialResult({"TA": 80.0, "expected gap": 5.0, "gap": 5.0}, {})
         made = {"original": original, "retrained": None, "with_retain": True, "recipe": SHORT, "ids": [], "facts": {}}
         result = tuning.Tuning({"ft": [failed, *trials]}, objective="held-out", max_accuracy_drop=5.0, **made)
         assert result.best("ft") is trials[1]  # the first of equal ones
@@ -535,7 +539,7 @@ class TestTrials:
         assert [result.feasible(each) for each in [failed, *trials]] == [False, False, True, True, False]
         assert [result.feasible(each, "retrain") for each in [failed, *trials]] == [False, True, True, True, True]
         assert result.counted()["ft"] == "5 trials, of which 1 diverged and 2 lost too much accuracy"
-        no_better = replace(result, original=stage.Seen({"TA": 80.0, "expected gap": 2.0, "gap": 5.0}, {}))
+        no_better = replace(result, original=context.TrialResult({"TA": 80.0, "expected gap": 2.0, "gap": 5.0}, {}))
         told = "the best is no better than doing nothing (expected gap 2.00, and 2.00 without any unlearning)"
         assert told in no_better.counted()["ft"]
         assert replace(result, max_accuracy_drop=10.0).best("ft") is trials[3]
@@ -544,12 +548,17 @@ class TestTrials:
     def test_the_best_of_two_runs_is_chosen_among_those_that_lead(self) -> None:
         def trial(number: int, first: float, again: float | str | None) -> tuning.Trial:
             seen, more = (
-                stage.Seen({"TA": 80.0, "gap": run}, {}) if isinstance(run, float) else run for run in (first, again)
+                context.TrialResult({"TA": 80.0, "gap": run}, {}) if isinstance(run, float) else run
+                for run in (first, again)
             )
             return tuning.Trial("ft", number, {"lr": 0.1, "schedule": "constant"}, seen, None, more)
 
         def best(*trials: tuning.Trial, objective: str = "retrain") -> int | None:
-            made = {"original": stage.Seen({"TA": 80.0, "gap": 5.0}, {}), "retrained": None, "with_retain": True}
+            made = {
+                "original": context.TrialResult({"TA": 80.0, "gap": 5.0}, {}),
+                "retrained": None,
+                "with_retain": True,
+            }
             result = tuning.Tuning(
                 {"ft": trials}, objective=objective, max_accuracy_drop=5.0, recipe=SHORT, ids=[], facts={}, **made
             )
@@ -575,10 +584,10 @@ class TestTrials:
             kept = study.finished(study.opened(storage, "rl"))
         floor = result.original.row["TA"] - 5
         assert [trial.constraints["accuracy"] for trial in kept if trial.constraints] == pytest.approx(
-            [floor - trial.seen.row["TA"] for trial in result.trials["rl"] if trial.seen]
+            [floor - trial.result.row["TA"] for trial in result.trials["rl"] if trial.result]
         )
         assert [trial.value for trial in kept] == [
-            trial.seen and trial.seen.row["expected gap"] for trial in result.trials["rl"]
+            trial.result and trial.result.row["expected gap"] for trial in result.trials["rl"]
         ]
 
     def test_no_trial_keeps_the_accuracy(self, tune, monkeypatch, tmp_path) -> None:
@@ -673,7 +682,7 @@ class TestCommand:
         about = json.loads((out / "tuned.json").read_text())["metadata"]
         assert (about["objective"], about["seed"]) == ("held-out", 0)  # amun compare measures on the other half
         assert about["data"] == "data.npz"
-        assert "80 of 160 test samples" in about["held out"]
+        assert "80 of 160 test samples" in about["held_out"]
         told = [
             *arguments(checkpoint, tmp_path / "forgotten")[1:9],
             "--method",

@@ -12,8 +12,8 @@ from amun_ext.auditing.verdict import (
     NOT_FORGOTTEN,
     OVER_FORGOTTEN,
     Verdict,
-    enough,
     judge,
+    required_ids,
     worst,
 )
 from amun_ext.metrics.auc import AucDifference, auc_difference
@@ -33,7 +33,7 @@ def test_its_tests_are_at_95_percent(freedom: float) -> None:
 def test_so_few_ids_say_nothing() -> None:
     """Their variance is hardly known, and may be 0 by chance."""
     seen = judge("FT AUC", AucDifference(0.0, 0.0, 0.0), "50", ids=9)
-    assert (seen.answer, seen.enough_ids) == (CANNOT_TELL, 10)
+    assert (seen.answer, seen.required_ids) == (CANNOT_TELL, 10)
     assert judge("FT AUC", AucDifference(0.0, 0.0, 0.0), "50", ids=10).answer == FORGOTTEN
 
 
@@ -82,7 +82,7 @@ def test_the_margin_is_the_callers() -> None:
 def test_nothing_to_compare_with() -> None:
     verdict = judge("FT AUC", None, "there are no references", ids=100)
     assert (verdict.answer, verdict.reason) == (CANNOT_TELL, "there are no references")
-    assert all(map(math.isnan, (verdict.difference, *verdict.interval, verdict.enough_ids)))
+    assert all(map(math.isnan, (verdict.difference, *verdict.interval, verdict.required_ids)))
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -4.0, 6.0, -9.0])
@@ -91,14 +91,14 @@ def test_so_many_ids_decide_and_one_less_does_not(value: float, test_variance: f
     def answer(ids: int) -> str:
         return judge("FT AUC", AucDifference(value, 900.0 / ids, test_variance), "50", ids=ids).answer
 
-    count = enough(AucDifference(value, 90.0, test_variance), 10)
+    count = required_ids(AucDifference(value, 90.0, test_variance), 10)
     assert answer(int(count)) != CANNOT_TELL
     assert answer(int(count) - 1) == CANNOT_TELL
 
 
 def test_too_few_test_samples_for_any_number_of_ids() -> None:
-    assert enough(AucDifference(4.0, 90.0, 1.0), 10) == math.inf
-    assert enough(AucDifference(5.0, 90.0, 0.0), 10) == math.inf
+    assert required_ids(AucDifference(4.0, 90.0, 1.0), 10) == math.inf
+    assert required_ids(AucDifference(5.0, 90.0, 0.0), 10) == math.inf
 
 
 def test_a_model_has_forgotten_where_all_attacks_say_so() -> None:

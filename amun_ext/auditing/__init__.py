@@ -1,7 +1,7 @@
 """How well was it forgotten? Attacks, measures with intervals, and a verdict by a stated rule (paper section 3)."""
 
-from amun_ext.auditing.answers import Answers
 from amun_ext.auditing.audit import audit
+from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.references import load_references, train_references
 from amun_ext.auditing.result import Audit
 from amun_ext.auditing.shadows import Shadows, load_shadows, train_shadows
@@ -9,8 +9,8 @@ from amun_ext.auditing.verdict import MARGIN, Verdict
 
 __all__ = [
     "MARGIN",
-    "Answers",
     "Audit",
+    "ModelSignals",
     "Shadows",
     "Verdict",
     "audit",

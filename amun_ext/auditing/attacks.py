@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amun_ext.auditing import references, shadows
-from amun_ext.auditing.answers import Answers
+from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.shadows import Shadows
 from amun_ext.metrics.lira import lira
 from amun_ext.metrics.rmia import PRESETS, rmia
@@ -36,22 +36,22 @@ def _softmax(signals: Signals) -> Tensor:
     return signals["log-odds"].double().sigmoid()  # in float64, where that of confident samples does not round to one
 
 
-def _rmia(signals: Signals, models: Answers, groups: Groups) -> Scores:
+def _rmia(signals: Signals, models: ModelSignals, groups: Groups) -> Scores:
     target, reference = _softmax(signals), _softmax(models.signals)
     return rmia(target, reference, models.membership, **PRESETS["robust"].arguments, groups=groups).log_ratio
 
 
-def _rmia_offline(signals: Signals, models: Answers, groups: Groups) -> Scores:
+def _rmia_offline(signals: Signals, models: ModelSignals, groups: Groups) -> Scores:
     target, reference = _softmax(signals), _softmax(models.signals)
     return rmia(target, reference, models.membership, mode="offline", a=0.3).log_ratio
 
 
-def _rmia_as_published(signals: Signals, models: Answers, groups: Groups) -> Scores:
+def _rmia_as_published(signals: Signals, models: ModelSignals, groups: Groups) -> Scores:
     target, reference = signals["sm-taylor"], models.signals["sm-taylor"]
     return rmia(target, reference, models.membership, **PRESETS["amun"].arguments, groups=groups).score
 
 
-def _lira(signals: Signals, models: Answers, groups: Groups) -> Scores:
+def _lira(signals: Signals, models: ModelSignals, groups: Groups) -> Scores:
     return lira(signals["log-odds"], models.signals["log-odds"], models.membership)
 
 
@@ -97,7 +97,7 @@ ATTACKS = (
 )
 
 
-def all_scores(signals: Signals, models: Mapping[str, Answers], groups: Groups) -> dict[str, Scores]:
+def all_scores(signals: Signals, models: Mapping[str, ModelSignals], groups: Groups) -> dict[str, Scores]:
     """By the name of the attack, for those whose models are there; `models` by their kind."""
     made = {}
     for attack in ATTACKS:

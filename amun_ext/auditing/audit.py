@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.auditing.against import attacks_of_verdict, no_random_draw
-from amun_ext.auditing.answers import Answers, check_same, pool, signals_from
 from amun_ext.auditing.attacks import all_scores
+from amun_ext.auditing.baseline import attacks_of_verdict, why_not_random
 from amun_ext.auditing.flags import flags, no_op
-from amun_ext.auditing.members import harm, look_like_members
-from amun_ext.auditing.power import judged
+from amun_ext.auditing.members import find_suspected_members, harm
+from amun_ext.auditing.model_signals import ModelSignals, check_same, concat_splits, signals_from
+from amun_ext.auditing.power import overall_verdict
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.auditing.result import PICTURES, Audit
 from amun_ext.auditing.shadows import KIND as SHADOWS
-from amun_ext.auditing.shadows import Shadows, check_shadows, spread
+from amun_ext.auditing.shadows import Shadows, auc_over_shadows, check_shadows
 from amun_ext.auditing.verdict import AUDITED, MARGIN, ORIGINAL, RETRAINED
 from amun_ext.data import Splits
 from amun_ext.data.images import stored
@@ -47,7 +47,7 @@ def audit(
     *,
     original: nn.Module | None = None,
     retrained: nn.Module | Sequence[nn.Module] | None = None,
-    references: Answers | None = None,
+    references: ModelSignals | None = None,
     shadows: Shadows | None = None,
     previously_forgotten: Sequence[int] = (),
     random_forget_set: bool = False,
@@ -102,29 +102,35 @@ def audit(
         'cannot tell'
     """
     anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
-    answers = check(model, splits, ids, original, anew, references, shadows, previously_forgotten, equivalence_margin)
+    others = check(model, splits, ids, original, anew, references, shadows, previously_forgotten, equivalence_margin)
     gone = torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
     given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
     models = [(name, each) for name, each in given if each is not None]
     names, known = list(dict(models)), dict(seconds or {})
     require(set(known) <= set(names), "seconds", f"of models among {names}", list(known))
     rows = _rows(len(splits.train), len(splits.test), ids, gone)
-    everything = pool(splits)
+    everything = concat_splits(splits)
     kinds: dict[str, list[Observation]] = {name: [] for name in names}
     for name, each in models:
-        kinds[name].append(_see(each, everything, rows, answers, known.get(name, math.nan)))
-    seen, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
-    audited = seen[AUDITED]
-    objection = no_random_draw(splits, ids, random_forget_set)
-    verdict, verdicts = judged(
-        audited, seen.get(ORIGINAL), baselines, answers, objection, margin=equivalence_margin, no_op=no_op(seen)
+        kinds[name].append(_see(each, everything, rows, others, known.get(name, math.nan)))
+    observations, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
+    audited = observations[AUDITED]
+    objection = why_not_random(splits, ids, random_forget_set)
+    verdict, verdicts = overall_verdict(
+        audited,
+        observations.get(ORIGINAL),
+        baselines,
+        others,
+        objection,
+        margin=equivalence_margin,
+        no_op=no_op(observations),
     )
-    asked = attacks_of_verdict(audited, baselines, answers)
-    members = look_like_members(audited, ids, asked[-1])  # U-LiRA, which asks of each by itself, where it can be made
+    attacks = attacks_of_verdict(audited, baselines, others)
+    members = find_suspected_members(audited, ids, attacks[-1])  # U-LiRA where there are shadows: it is per sample
     return Audit(
         verdict=verdict,
         verdicts=verdicts,
-        flags=[*remarks, *flags(seen)],
+        flags=[*remarks, *flags(observations)],
         rows={
             name: measure(of, [] if name == RETRAINED else baselines, AUDIT_MEASURES, detailed=True)
             for name, of in kinds.items()
@@ -134,9 +140,9 @@ def audit(
             for attack in audited.attacks
         },
         members=members,
-        harm=harm(audited, seen.get(RETRAINED) or seen.get(ORIGINAL)),
-        runs={} if shadows is None else spread(shadows),
-        seen=seen,
+        harm=harm(audited, observations.get(RETRAINED) or observations.get(ORIGINAL)),
+        runs={} if shadows is None else auc_over_shadows(shadows),
+        observations=observations,
         pictures=[splits.train[each.id][0].cpu().float().numpy() for each in members.samples[:PICTURES]],
         classes=splits.classes,
         sizes={name: len(audited.labels[name]) for name in SETS},
@@ -150,11 +156,11 @@ def check(
     ids: Tensor,
     original: nn.Module | None = None,
     retrained: Sequence[nn.Module] = (),
-    references: Answers | None = None,
+    references: ModelSignals | None = None,
     shadows: Shadows | None = None,
     previously_forgotten: Sequence[int] = (),
     equivalence_margin: float = MARGIN,
-) -> dict[str, Answers]:
+) -> dict[str, ModelSignals]:
     """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
     require(isinstance(splits, Splits), "splits", "a data.Splits", type(splits).__name__)
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
@@ -168,19 +174,19 @@ def check(
             require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
             assert each is not None
             require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
-    answers: dict[str, Answers] = {}
-    for kind, told, expected in ((REFERENCES, references, Answers), (SHADOWS, shadows, Shadows)):
+    others: dict[str, ModelSignals] = {}
+    for kind, told, expected in ((REFERENCES, references, ModelSignals), (SHADOWS, shadows, Shadows)):
         if told is not None:
             fits = isinstance(told, expected) and isinstance(told, Shadows) == (kind == SHADOWS)
             require(fits, kind, f"what load_{kind} gives", type(told).__name__)
             check_same(kind, told, model, splits)
-            answers[kind] = told
+            others[kind] = told
     if shadows is not None:
         check_shadows(shadows, ids)
     split(
         splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")
     )  # refuses ids that are none, and all of them
-    return answers
+    return others
 
 
 def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
@@ -194,11 +200,11 @@ def _see(
     model: nn.Module,
     everything: TensorDataset,
     rows: Mapping[str, Tensor],
-    answers: Mapping[str, Answers],
+    others: Mapping[str, ModelSignals],
     seconds: float,
 ) -> Observation:
     logits, labels = predict(model, everything), stored(everything)[1]
-    scores = all_scores(signals_from(logits, labels), answers, rows)
+    scores = all_scores(signals_from(logits, labels), others, rows)
     by_set = {name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()}
     return Observation(
         logits={name: logits[at] for name, at in rows.items()},

@@ -61,7 +61,7 @@ def document(audit: Audit) -> parts.Document:
             _measures(audit),
             parts.Glossary(explained),
             parts.Heading("Attacks"),
-            parts.Key([mark for name, mark in MODELS.items() if name in audit.seen]),
+            parts.Key([mark for name, mark in MODELS.items() if name in audit.observations]),
             parts.Figures(
                 [
                     parts.Figure(each, partial(_roc, audit, each), label=f"ROC curve of {each}")
@@ -71,8 +71,8 @@ def document(audit: Audit) -> parts.Document:
             ),
             _attacks(audit),
             *confidence(
-                {name: seen.attacks["confidence"] for name, seen in audit.seen.items()},
-                {name: name for name in audit.seen},
+                {name: observed.attacks["confidence"] for name, observed in audit.observations.items()},
+                {name: name for name in audit.observations},
                 audit.sizes,
                 "Thin curves are normals of the same mean and deviation.",
             ),
@@ -86,13 +86,12 @@ def reason(audit: Audit) -> str:
     """Of the verdict, a sentence or two."""
     verdict = audit.verdict
     said = f"{verdict.reason[0].upper()}{verdict.reason[1:]}."
-    if verdict.answer != CANNOT_TELL or math.isnan(verdict.enough_ids):
+    if verdict.answer != CANNOT_TELL or math.isnan(verdict.required_ids):
         return said
-    if verdict.enough_ids > audit.sizes["forget"] + audit.sizes["retain"]:
+    if verdict.required_ids > audit.sizes["forget"] + audit.sizes["retain"]:
         return f"{said} No number of ids that the training set has would decide it."
-    return (
-        f"{said} With {verdict.enough_ids:,.0f} ids rather than {audit.sizes['forget']:,} this difference would decide."
-    )
+    ids = f"{verdict.required_ids:,.0f} ids rather than {audit.sizes['forget']:,}"
+    return f"{said} With {ids} this difference would decide."
 
 
 def sentences(audit: Audit) -> list[str]:
@@ -103,7 +102,7 @@ def sentences(audit: Audit) -> list[str]:
     told += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in others.items()]
     told.append(
         f"To {members.attack} {len(members.samples)} of {audit.sizes['forget']} forget samples look more like members "
-        f"than 99 % of the test samples do; {members.by_chance:.1f} would by chance."
+        f"than 99 % of the test samples do; {members.expected_by_chance:.1f} would by chance."
     )
     if audit.runs:
         told.append(
@@ -111,7 +110,7 @@ def sentences(audit: Audit) -> list[str]:
             f"{audit.runs['deviation']:.1f}, mean and deviation over runs and samples."
         )
     if audit.harm:
-        lost, gained = audit.harm["retain samples lost"], audit.harm["retain samples gained"]
+        lost, gained = audit.harm["retain_samples_lost"], audit.harm["retain_samples_gained"]
         told.append(
             f"Of {audit.sizes['retain']} retained samples {lost:.0f} are wrong that the model it is compared with has "
             f"right, {gained:.0f} the other way round."
@@ -172,8 +171,8 @@ def _roc(audit: Audit, attack: str) -> str:
     def draw(axes: Any) -> None:
         axes.plot([LEAST, 100], [LEAST, 100], color=INK, linewidth=0.8, linestyle=(0, (1.2, 1.6)))
         for name, mark in MODELS.items():
-            if name in audit.seen:
-                scores = audit.seen[name].attacks[attack]
+            if name in audit.observations:
+                scores = audit.observations[name].attacks[attack]
                 curve = roc(scores["forget"], scores["test"])
                 false, true = (np.maximum(side, LEAST / 2) for side in (curve.fpr, curve.tpr))
                 axes.step(false, true, where="post", linewidth=1.8, **line(mark))

@@ -13,7 +13,7 @@ FPR = 1.0  # percent of the test samples that would be called members as well
 
 
 @dataclass(frozen=True)
-class Unlike:
+class SuspectedMember:
     """A forget sample beyond the threshold."""
 
     id: int
@@ -26,9 +26,9 @@ class Unlike:
 @dataclass(frozen=True)
 class Members:
     attack: str  # to which they look so
-    samples: list[Unlike]  # the most member-like first
+    samples: list[SuspectedMember]  # the most member-like first
     threshold: float  # the score that they exceed
-    by_chance: float  # how many there would be, on average, of samples like those of the test set
+    expected_by_chance: float  # how many there would be, on average, of samples like those of the test set
 
 
 def above_test(forget: NDArray[np.float64], test: NDArray[np.float64]) -> int:
@@ -40,7 +40,7 @@ def _threshold(ordered: NDArray[np.float64]) -> float:
     return float(ordered[-1 - int(FPR * len(ordered) / 100)])
 
 
-def look_like_members(seen: Observation, ids: Tensor, attack: str) -> Members:
+def find_suspected_members(seen: Observation, ids: Tensor, attack: str) -> Members:
     """The forget samples that `attack` calls members where it does FPR percent of the test samples, at most."""
     forget, test = seen.attacks[attack]["forget"], np.sort(seen.attacks[attack]["test"])
     allowed = int(FPR * len(test) / 100)
@@ -48,7 +48,7 @@ def look_like_members(seen: Observation, ids: Tensor, attack: str) -> Members:
     probability = seen.logits["forget"].double().softmax(1).gather(1, seen.labels["forget"][:, None])[:, 0].numpy()
     below = 100.0 * np.searchsorted(test, forget, side="left") / len(test)
     found = [
-        Unlike(
+        SuspectedMember(
             int(ids[row]),
             float(forget[row]),
             float(below[row]),
@@ -68,6 +68,6 @@ def harm(seen: Observation, baseline: Observation | None) -> Mapping[str, float]
     told = {}
     for name in ("retain", "test"):
         ours, theirs = seen.right(name), baseline.right(name)
-        told[f"{name} samples lost"] = int((theirs & ~ours).sum())
-        told[f"{name} samples gained"] = int((ours & ~theirs).sum())
+        told[f"{name}_samples_lost"] = int((theirs & ~ours).sum())
+        told[f"{name}_samples_gained"] = int((ours & ~theirs).sum())
     return told

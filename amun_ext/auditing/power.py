@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from amun_ext.auditing.against import attacks_of_verdict, compared
-from amun_ext.auditing.answers import Answers
+from amun_ext.auditing.baseline import attacks_of_verdict, difference_to_baseline
 from amun_ext.auditing.members import FPR, above_test
+from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
 from amun_ext.metrics.measures import Observation
 
@@ -20,11 +20,11 @@ EXCESS = 0.01  # p-value below which more forget samples look like members than 
 UNUSUAL = 0.05  # the same of a retrained model, from which on the samples are taken for atypical
 
 
-def judged(
+def overall_verdict(
     audited: Observation,
     original: Observation | None,
     baselines: Sequence[Observation],
-    answers: Mapping[str, Answers],
+    others: Mapping[str, ModelSignals],
     objection: str,
     *,
     margin: float,
@@ -36,10 +36,10 @@ def judged(
     """
     ids = len(audited.labels["forget"])
     passed, answered = [], {}
-    for attack in attacks_of_verdict(audited, baselines, answers):
+    for attack in attacks_of_verdict(audited, baselines, others):
 
         def verdict(model: Observation, attack: str = attack) -> Verdict:
-            return judge(*compared(attack, model, baselines, answers, objection), ids=ids, margin=margin)
+            return judge(*difference_to_baseline(attack, model, baselines, others, objection), ids=ids, margin=margin)
 
         found = verdict(audited)
         if found.answer == FORGOTTEN and (told := excess(audited, baselines, attack)):
@@ -47,7 +47,7 @@ def judged(
         passed.append(found.answer == FORGOTTEN)
         doubt = no_op or shows_nothing(None if original is None else verdict(original))
         if passed[-1] and doubt:
-            found = replace(found, answer=CANNOT_TELL, reason=f"{found.reason}, but {doubt}", enough_ids=math.nan)
+            found = replace(found, answer=CANNOT_TELL, reason=f"{found.reason}, but {doubt}", required_ids=math.nan)
         answered[attack] = found
     shown = [found for found in answered.values() if found.answer == FORGOTTEN]
     return (shown[0] if all(passed) and shown else worst(list(answered.values()))), answered
@@ -81,15 +81,15 @@ def excess(audited: Observation, baselines: Sequence[Observation], attack: str) 
     ids, count = len(forget), above_test(forget, test)
     allowed = int(FPR * len(test) / 100)
 
-    def by_chance(found: int) -> float:
+    def expected_by_chance(found: int) -> float:
         """How probable so many, or more, are."""
         return float(betabinom.sf(found - 1, ids, allowed + 1, len(test) - allowed))
 
-    p = by_chance(count)
+    p = expected_by_chance(count)
     if baselines:
         theirs = [above_test(each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in baselines]
         usual = math.ceil(sum(theirs) / len(theirs))
-        if by_chance(usual) < UNUSUAL:
+        if expected_by_chance(usual) < UNUSUAL:
             p = max(p, float(hypergeom.sf(count - 1, 2 * ids, count + usual, ids)))
     if p > EXCESS * (1 - 1e-9):  # one in a hundred, rounded, is not less
         return ""

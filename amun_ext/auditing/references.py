@@ -11,16 +11,16 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.auditing.answers import (
-    Answers,
+from amun_ext.auditing.model_signals import (
+    ModelSignals,
     Signals,
     Start,
     check_settings,
     collect,
-    halves,
-    identity,
+    concat_splits,
+    draw_membership,
     load,
-    pool,
+    set_identity,
     signals_from,
 )
 from amun_ext.data import Splits
@@ -46,7 +46,7 @@ def train_references(
     seed: int = 0,
     num_workers: int = 1,
     progress: bool = False,
-) -> Answers:
+) -> ModelSignals:
     """Train `models` networks like `model`, from fresh weights, each on a random half of `splits` (paper, section 5).
 
     Of each the true-class log-odds and the SM-Taylor-softmax of every sample are kept, those of the training set first
@@ -67,14 +67,14 @@ def train_references(
         InputError: an argument is not what it must be; `out` is of other references; a file there is damaged.
     """
     models, seed, num_workers = check_settings(models, seed, num_workers)
-    everything = pool(splits)
+    everything = concat_splits(splits)
     require(len(everything) >= 4, "splits", "of four samples at least", len(everything))
-    membership = halves(len(everything), models, seed)
+    membership = draw_membership(len(everything), models, seed)
     membership[:, list(splits.absent)] = False
     return collect(
         KIND,
         out,
-        identity(model, splits, recipe, seed, init),
+        set_identity(model, splits, recipe, seed, init),
         partial(_trained, everything, recipe),
         (model, init),
         membership,
@@ -84,7 +84,7 @@ def train_references(
     )
 
 
-def load_references(folder: str | os.PathLike[str], models: int | None = None) -> Answers:
+def load_references(folder: str | os.PathLike[str], models: int | None = None) -> ModelSignals:
     """What `train_references` has put there: all, or the first `models`.
 
     InputError where there are none, fewer than asked for, or an odd number, and for damaged files.

@@ -33,7 +33,7 @@ class Audit(Result):
     members: Members  # forget samples that still look like members
     harm: Mapping[str, float]  # what happened to retained samples
     runs: Mapping[str, float]  # U-LiRA's FT AUC against other runs of the method; none without shadows
-    seen: Mapping[str, Observation]
+    observations: Mapping[str, Observation]
     pictures: Sequence[NDArray[np.float32]]  # [C, H, W], of the first of `members`, PICTURES at most
     classes: Sequence[str]
     sizes: Mapping[str, int]

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.auditing.answers import (
-    Answers,
+from amun_ext.auditing.model_signals import (
+    ModelSignals,
     Signals,
     Start,
     check_settings,
     collect,
-    halves,
-    identity,
+    concat_splits,
+    draw_membership,
     load,
-    pool,
+    set_identity,
     signals_from,
 )
 from amun_ext.data import Splits, find_duplicates
@@ -49,7 +49,7 @@ LEAST = 6  # shadows: without one and its pair, two that forgot a sample and two
 
 
 @dataclass(frozen=True, eq=False)
-class Shadows(Answers):
+class Shadows(ModelSignals):
     """`membership` [M, n] says which shadow forgot which sample; the others never saw it."""
 
     @property
@@ -106,21 +106,21 @@ def train_shadows(
     check_models(models)
     previously_forgotten = sorted({*previously_forgotten, *splits.absent})
     retain, rows = _sets(splits, ids, previously_forgotten, seed)
-    everything = pool(splits)
+    everything = concat_splits(splits)
     samples = subset(everything, rows)
     made = collect(
         KIND,
         out,
         {
-            **identity(model, splits, recipe, seed, init),
+            **set_identity(model, splits, recipe, seed, init),
             "unlearning": unlearning.to_dict(),
             "ids": len(ids),
             "rows": rows.tolist(),
-            "forgotten before": previously_forgotten,
+            "previously_forgotten": previously_forgotten,
         },
         partial(_shadow, retain, samples, recipe, unlearning),
         (model, init),
-        halves(len(rows), models, seed),
+        draw_membership(len(rows), models, seed),
         first_seed=seed + SEED,
         num_workers=num_workers,
         progress=progress,
@@ -132,7 +132,7 @@ def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> S
     """What `train_shadows` has put there: all, or the first `models`. InputError as `load_references`."""
     shadows = Shadows(**vars(load(KIND, folder, models)))
     rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
-    told = [shadows.about.get(name) for name in ("ids", "unlearning", "forgotten before")]
+    told = [shadows.about.get(name) for name in ("ids", "unlearning", "previously_forgotten")]
     whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_integer, rows))
     whole = whole and all(map(isinstance, told, (int, dict, list)))
     require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, whose {KIND}.json lacks something")
@@ -162,7 +162,7 @@ def check_shadows(shadows: Shadows, ids: Tensor) -> None:
     require(same, KIND, "of the ids that are audited", "those of another request")
 
 
-def spread(shadows: Shadows) -> dict[str, float]:
+def auc_over_shadows(shadows: Shadows) -> dict[str, float]:
     """U-LiRA's area, percent, against every shadow in the place of the audited model: mean and standard deviation.
 
     A shadow is attacked with all others but its pair, whose half is the rest of its own. Each has forgotten another

@@ -27,7 +27,7 @@ class Verdict:
     difference: float  # of FT AUC from the baseline's, points; NaN without a valid baseline
     interval: tuple[float, float]  # of the difference, 90 %
     margin: float
-    enough_ids: float  # forget samples at which the same difference would decide; infinite where none would; NaN
+    required_ids: float  # forget samples at which the same difference would decide; infinite where none would; NaN
 
 
 def judge(area: str, difference: AucDifference | None, against: str, *, ids: int, margin: float = MARGIN) -> Verdict:
@@ -40,7 +40,7 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
     told = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
     if math.isnan(wide) or ids < LEAST_IDS:
         few = f"{area} differs from {against} by {value:+.1f} points, of so few samples that no interval can be trusted"
-        could = nan if math.isnan(wide) else max(enough(difference, ids, margin), LEAST_IDS)
+        could = nan if math.isnan(wide) else max(required_ids(difference, ids, margin), LEAST_IDS)
         return Verdict(CANNOT_TELL, few, value, (low, high), margin, could)
     if -margin < low and high < margin:
         answer, reason = FORGOTTEN, f"{told}: less than {margin:g}"
@@ -53,17 +53,17 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
         )
     else:
         answer, reason = CANNOT_TELL, f"{told}: it may be more or less than {margin:g}"
-    return Verdict(answer, reason, value, (low, high), margin, enough(difference, ids, margin))
+    return Verdict(answer, reason, value, (low, high), margin, required_ids(difference, ids, margin))
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """What attacks say together: a model has forgotten where all of them say so (which needs no correction for their
     number), and has not where one of them says so."""
     order = NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL, FORGOTTEN
-    return min(verdicts, key=lambda each: (order.index(each.answer), -each.enough_ids))
+    return min(verdicts, key=lambda each: (order.index(each.answer), -each.required_ids))
 
 
-def enough(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
+def required_ids(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
     """Forget samples from which on the same difference would decide: the interval then ends before the margin."""
     left = (
         (abs(abs(difference.value) - margin) / _quantile(difference)) ** 2

@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
         facts={
             **about(options, record),
             "request": request,
-            **({} if options.fraction is None else {"forget set": f"drawn by seed {options.seed}"}),
+            **({} if options.fraction is None else {"forget_set": f"drawn by seed {options.seed}"}),
             **tested_on,
         },
         progress=not options.quiet,

@@ -31,7 +31,7 @@ def facts(folder: Path, name: str = "report.json") -> dict[str, Any]:
 def finished(folder: Path, request: str) -> dict[str, Any] | None:
     """The facts of this very request, where all of its results are in the folder, as they were written."""
     told = facts(folder)
-    missing = told.get("ids not forgotten")
+    missing = told.get("ids_without_example")
     whole = isinstance(missing, list) and all(map(is_integer, missing))
     whole = whole and told.get("request") == request and all((folder / name).is_file() for name in RESULTS)
     return told if whole and file_digest(folder / MODEL) == told.get(NEW_DIGEST) else None

@@ -137,7 +137,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     if done is not None:
         _remove_targets(options, splits)
         print(f"already done: {describe_request(done)} in {options.out}")
-        return _status(done["ids not forgotten"])
+        return _status(done["ids_without_example"])
     if not options.overwrite:
         check_no_other(options.out)
     if place is None:

@@ -135,9 +135,9 @@ def unseen(options: argparse.Namespace, splits: Splits) -> tuple[ImageDataset, d
     files = [load_tuned_options(path)[1] for path in options.tuned or ()]
     seeds: set[int] = {metadata["seed"] for metadata in files if "seed" in metadata}
     require(len(seeds) <= 1, "--tuned", "files of one seed, which have held out the same test samples", sorted(seeds))
-    test = tuning.halves(splits.test, seeds.pop())[1] if seeds else splits.test
+    test = tuning.split_test_set(splits.test, seeds.pop())[1] if seeds else splits.test
     told = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))
-    return test, {"tested on": told}
+    return test, {"tested_on": told}
 
 
 def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, Record]:
@@ -173,8 +173,8 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
 def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
     """Facts of a page, with no more of where things are on this machine than their names."""
     told = {"model": options.model.name, "arch": record.arch, "data": Path(options.data).name}
-    known = {} if record.training_data is None else {"training data": record.training_data}
-    sized = {"resized to": options.resize, "test fraction": options.test_fraction}
+    known = {} if record.training_data is None else {"training_data": record.training_data}
+    sized = {"resize": options.resize, "test_fraction": options.test_fraction}
     return {
         **told,
         **known,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from amun_ext.auditing import Answers, Shadows
+from amun_ext.auditing import ModelSignals, Shadows
 from amun_ext.auditing.result import FILES
 from amun_ext.cli.earlier import facts
 from amun_ext.data import Splits, training_data
@@ -53,7 +53,7 @@ def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequen
     """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
     other = _other_recipe(shadows, record)
     require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
-    theirs, others = shadows.about["forgotten before"], sorted(previously_forgotten)
+    theirs, others = shadows.about["previously_forgotten"], sorted(previously_forgotten)
     actual = f"{reprlib.repr(theirs)} instead of {reprlib.repr(others)}"
     require(theirs == others, "--shadows", "of the same ids forgotten before", actual)
     theirs = shadows.about["unlearning"]
@@ -80,7 +80,7 @@ def check_method(argument: str, told: Mapping[str, object], record: Record) -> N
         require(not differ, argument, expected, f"with {differ}")
 
 
-def remarks(record: Record, ids: Sequence[int], references: Answers | None) -> list[str]:
+def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None) -> list[str]:
     """What a reader should know of an audit that is none of what was asked for, perhaps."""
     told = []
     others = set(ids) - set(record.gone)
@@ -106,7 +106,7 @@ def _plain(value: object) -> object:
     return asdict(value) if isinstance(value, Recipe) else value
 
 
-def _other_recipe(made: Answers, record: Record) -> str:
+def _other_recipe(made: ModelSignals, record: Record) -> str:
     """What is other in the recipe than that of the checkpoint, where this tells one."""
     theirs = made.about["recipe"]
     assert isinstance(theirs, Mapping)

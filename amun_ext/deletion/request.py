@@ -203,9 +203,9 @@ def forget(
         classes=splits.classes,
         facts={
             "ids": asked.ids.tolist(),
-            "ids not forgotten": ids_without_example,
-            "ids forgotten before": asked.before,
-            "training data": asked.training_data,
+            "ids_without_example": ids_without_example,
+            "previously_forgotten_ids": asked.before,
+            "training_data": asked.training_data,
             **(facts or {}),
             **_told(chosen),
             "seed": request.seed,
@@ -243,11 +243,11 @@ def warm_up() -> None:
 def _told(chosen: MethodConfig) -> dict[str, object]:
     """The facts about a config."""
     sets = {"D_R": chosen.with_retain, "D_F": chosen.options.get("include_forget"), "D_A": True}
-    trained_on = {"fine-tuned on": " + ".join(name for name, used in sets.items() if used)}
+    trained_on = {"fine_tuned_on": " + ".join(name for name, used in sets.items() if used)}
     return {
         **chosen.to_dict(),
         **(trained_on if chosen.search is not None else {}),
-        "options from": chosen.source,
+        "options_source": chosen.source,
     }
 
 

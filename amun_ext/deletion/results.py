@@ -15,7 +15,7 @@ from amun_ext.models import save_checkpoint
 
 MODEL, REPORT, PAGE, RECORD = ledger.MODEL, "report.json", "report.html", "record.json"
 RESULTS = (MODEL, REPORT, PAGE, RECORD, ledger.FILE)
-DIGEST, NEW_DIGEST, SECONDS = "digest of the model", "digest of the new model", "seconds by digest"  # facts; SHA-256
+DIGEST, NEW_DIGEST, SECONDS = "model_digest", "new_model_digest", "seconds_by_digest"  # facts; SHA-256
 FORMAT = "amun_ext.record.1"
 
 
@@ -57,7 +57,7 @@ def _record(outcome: Outcome, made_model: str, command: Sequence[str]) -> dict[s
         "devices": devices(),
         "threads": torch.get_num_threads(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        **{name: facts[name] for name in ("date", "seed", "training data", "versions")},
+        **{name: facts[name] for name in ("date", "seed", "training_data", "versions")},
     }
 
 
@@ -72,9 +72,9 @@ def _entry(outcome: Outcome, made_model: str) -> dict[str, object]:
         ledger.CHILD: made_model,
         ledger.KEYS: ledger.hashed_keys(outcome.keys, request),
         "samples": len(outcome.keys),
-        "samples without example": len(outcome.ids_without_example),
+        "samples_without_example": len(outcome.ids_without_example),
         "unlearning": json.loads(outcome.metadata["unlearning"]),
         "results": told["rows"],
         "remarks": told["remarks"],
-        **{name: facts[name] for name in ("date", "seed", "training data", "versions")},
+        **{name: facts[name] for name in ("date", "seed", "training_data", "versions")},
     }

@@ -90,7 +90,7 @@ def _results(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[
 
 def _is_about(read: dict[str, Any], record: Record) -> bool:
     facts = read.get("facts")
-    if not isinstance(facts, dict) or facts.get("training data") != record.training_data:
+    if not isinstance(facts, dict) or facts.get("training_data") != record.training_data:
         return False
     ids = read.get("ids", facts.get("ids"))
     return isinstance(ids, list) and any(is_integer(each) and each in record.gone for each in ids)

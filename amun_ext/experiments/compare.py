@@ -19,7 +19,7 @@ from amun_ext.data import fingerprint
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
 from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
-from amun_ext.experiments.comparison import NOOP, Cell, Comparison, Line
+from amun_ext.experiments.comparison import NOOP, Comparison, RunResult, TableRow
 from amun_ext.files import atomic_folder, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.metrics.measures import Values
@@ -38,7 +38,7 @@ DEFAULT = ("ft", "rl", "ga", "bs", "l1-sparse", "salun", "amun", "amun:no-forget
 
 
 @dataclass(frozen=True, eq=False)
-class _Ground:
+class SharedInputs:
     """What all cells have in common. `identity` is what a file has of it."""
 
     original: nn.Module
@@ -120,25 +120,25 @@ def compare(
         jobs.append(_Job(None, RETRAIN, seed, retraining))
         jobs += [_Job(setting, name, seed, chosen) for setting, name, chosen in settings if chosen is not None]
     no_link(cells := out / "cells")
-    done: dict[tuple[str | None, str], dict[int, Cell]] = {}
+    done: dict[tuple[str | None, str], dict[int, RunResult]] = {}
     warm_up()
     with (
         workplace(out, "compare") as place,  # near copies of what is to be forgotten, which go when all are done
         progress_bar(progress, jobs, "compare", unit="model") as bar,
     ):
-        ground = _Ground(original, test, asked, cells, place, _identity(original, test, asked))
+        shared = SharedInputs(original, test, asked, cells, place, _identity(original, test, asked))
         for job in bar:
             bar.set_postfix_str(f"{job.name}, seed {job.seed}")
-            done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, ground)
+            done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, shared)
 
-    def line(setting: str, name: str, chosen: MethodConfig | None) -> Line:
+    def line(setting: str, name: str, chosen: MethodConfig | None) -> TableRow:
         title = _title(name, chosen)
         same = [title == _title(*each) for each in rows[setting].items()].count(True) > 1
-        return Line(f"{title} ({name})" if same else title, chosen, done.get((setting, name), {}))
+        return TableRow(f"{title} ({name})" if same else title, chosen, done.get((setting, name), {}))
 
     always = {
-        RETRAIN: Line(METHODS[RETRAIN].title, retraining, done[None, RETRAIN]),
-        NOOP: Line(ORIGINAL, None, done[None, NOOP]),
+        RETRAIN: TableRow(METHODS[RETRAIN].title, retraining, done[None, RETRAIN]),
+        NOOP: TableRow(ORIGINAL, None, done[None, NOOP]),
     }
     sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
     return Comparison(
@@ -170,62 +170,62 @@ def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str
     }
 
 
-def _cell(job: _Job, ground: _Ground) -> Cell:
+def _cell(job: _Job, shared: SharedInputs) -> RunResult:
     """From the folder, or made and put there."""
     told = None if job.config is None else job.config.to_dict()
-    identity = to_jsonable({**ground.identity, "config": told, "seed": job.seed})
+    identity = to_jsonable({**shared.identity, "config": told, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
-    path = _path(ground.cells, ".".join(part for part in parts if part is not None), identity)
+    path = _path(shared.cells, ".".join(part for part in parts if part is not None), identity)
     kept = _read(path, identity)
     if kept is not None:
         row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
-        return Cell(row, kept["failed"], kept["left out"])
-    made = _made(job, ground)
-    told = {"identity": identity, "row": to_jsonable(made.row), "failed": made.failed, "left out": made.left_out}
-    write_json(path, told, scratch=ground.place)
+        return RunResult(row, kept["failed"], kept["left_out"])
+    made = _made(job, shared)
+    told = {"identity": identity, "row": to_jsonable(made.row), "failed": made.failed, "left_out": made.left_out}
+    write_json(path, told, scratch=shared.place)
     return made
 
 
-def _made(job: _Job, ground: _Ground) -> Cell:
-    asked = ground.asked
+def _made(job: _Job, shared: SharedInputs) -> RunResult:
+    asked = shared.asked
     if job.config is None:
-        return Cell(_seen(ground.original, math.nan, ground))
+        return RunResult(_seen(shared.original, math.nan, shared))
     adversarial, seconds, left_out = None, 0.0, 0
     if job.config.search is not None:
-        adversarial, seconds = _examples(job.config.search, ground)
+        adversarial, seconds = _examples(job.config.search, shared)
         left_out = int((~adversarial.found).sum())
     seed = job.seed + RETRAIN_SEED if job.name == RETRAIN else job.seed
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the table has a remark
-            model = job.config.unlearn(ground.original, asked.forget, asked.retain, adversarial=adversarial, seed=seed)
+            model = job.config.unlearn(shared.original, asked.forget, asked.retain, adversarial=adversarial, seed=seed)
     except FloatingPointError as error:
-        return Cell({}, str(error), left_out)
+        return RunResult({}, str(error), left_out)
     seconds += time.perf_counter() - start
     try:
-        return Cell(_seen(model, seconds, ground), left_out=left_out)
+        return RunResult(_seen(model, seconds, shared), left_out=left_out)
     except InputError as error:  # of the model: the original could be measured on the same data
-        return Cell({}, str(error), left_out)
+        return RunResult({}, str(error), left_out)
 
 
-def _seen(model: nn.Module, seconds: float, ground: _Ground) -> Values:
+def _seen(model: nn.Module, seconds: float, shared: SharedInputs) -> Values:
     report = evaluate(
-        {NOOP: model}, forget=ground.asked.forget, retain=ground.asked.retain, test=ground.test, baseline=None
+        {NOOP: model}, forget=shared.asked.forget, retain=shared.asked.retain, test=shared.test, baseline=None
     )
     return report.rows[NOOP] | {"seconds": seconds}
 
 
-def _examples(search: Mapping[str, Any], ground: _Ground) -> tuple[AdversarialSet, float]:
+def _examples(search: Mapping[str, Any], shared: SharedInputs) -> tuple[AdversarialSet, float]:
     """The adversarial examples of the forget set, and the seconds of their search, which all cells of it share."""
-    identity = to_jsonable({**ground.identity, "search": search})
-    about = _path(ground.place, "examples", identity)
+    identity = to_jsonable({**shared.identity, "search": search})
+    about = _path(shared.place, "examples", identity)
     file = about.with_suffix(".safetensors")
     kept = _read(about, identity)
     if kept is not None and file.exists():
         return AdversarialSet.load(file), kept["seconds"]
     start = time.perf_counter()
-    found = find_min_adversarial(ground.original, *ground.asked.forget.tensors, **search)
+    found = find_min_adversarial(shared.original, *shared.asked.forget.tensors, **search)
     seconds = time.perf_counter() - start
     found.save(file)
     write_json(about, {"identity": identity, "seconds": seconds})

@@ -15,7 +15,7 @@ from amun_ext.report.tables import Column, Row, Table, number, spread, value, wo
 from amun_ext.unlearning import METHODS
 
 if TYPE_CHECKING:
-    from amun_ext.experiments.comparison import Comparison, Line, Statistic
+    from amun_ext.experiments.comparison import Comparison, Statistic, TableRow
 
 CAVEAT = (
     "One checkpoint is given: the seeds differ in what the methods draw and in the first weights of retraining, not in "
@@ -126,7 +126,7 @@ def _made(comparison: Comparison) -> dict[str, object]:
     return {**comparison.facts, retrain.title: _options(retrain), **how}
 
 
-def _options(line: Line) -> str:
+def _options(line: TableRow) -> str:
     assert line.config is not None
     told = line.config.to_dict()
     recipe = told.pop("recipe")

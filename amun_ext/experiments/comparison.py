@@ -39,7 +39,7 @@ class Statistic:
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunResult:
     """What the model of one seed showed, by column, or why there is none."""
 
     row: Values
@@ -48,12 +48,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row of a table. `config` is None for the no-op, and where the method cannot be run in this setting."""
 
     title: str
     config: MethodConfig | None
-    cells: Mapping[int, Cell]  # by seed
+    cells: Mapping[int, RunResult]  # by seed
 
     @property
     def rows(self) -> list[Values]:
@@ -67,7 +67,7 @@ class Line:
 class Comparison(Result):
     """What `compare` saw."""
 
-    tables: Mapping[str, Mapping[str, Line]]  # setting -> row -> line: retrain, no-op, and the methods
+    tables: Mapping[str, Mapping[str, TableRow]]  # setting -> row -> line: retrain, no-op, and the methods
     sizes: Mapping[str, int]  # forget, retain, test -> number of samples
     seeds: int
     ids: Sequence[int]  # of the forget set
@@ -130,11 +130,11 @@ class Comparison(Result):
         return {
             "title": line.title,
             "options": None if line.config is None else line.config.to_dict(),
-            "options from": None if line.config is None else line.config.source,
+            "options_source": None if line.config is None else line.config.source,
             **{key: {"mean": of.mean, "deviation": of.deviation, "n": of.n} for key, of in seen.items()},
             "remarks": self.remarks(setting, name),
             "cells": {
-                seed: {"row": cell.row, "failed": cell.failed or None, "left out": cell.left_out}
+                seed: {"row": cell.row, "failed": cell.failed or None, "left_out": cell.left_out}
                 for seed, cell in line.cells.items()
             },
         }
@@ -155,5 +155,5 @@ def _statistic(values: Sequence[float]) -> Statistic:
     return Statistic(mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
 
 
-def _left_out(line: Line) -> int:
+def _left_out(line: TableRow) -> int:
     return max((cell.left_out for cell in line.cells.values()), default=0)

@@ -96,7 +96,7 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
             "seed": seed,
             "training": asdict(TRAINING),
             "search": SEARCH,
-            "seconds to train the original": round(training_seconds, 1),
+            "original_training_seconds": round(training_seconds, 1),
             "fine-tuning": asdict(FINE_TUNING),
             "versions": versions(),
         },

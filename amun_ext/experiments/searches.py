@@ -49,7 +49,7 @@ class Common:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class SearchRun:
     """One method on some of the samples."""
 
     rows: Tensor  # [M] which of them
@@ -74,7 +74,7 @@ class Searches(Result):
     labels: Tensor  # [N]
     ids: Tensor  # [N] numbers of the samples in their data set
     counted: Tensor  # [N] bool, False for those misclassified as they are, which are in no statistics
-    runs: Mapping[str, Run]  # method -> what its own settings gave, for all samples
+    runs: Mapping[str, SearchRun]  # method -> what its own settings gave, for all samples
     curves: Mapping[str, Sequence[Point]]  # method -> by gradients; one of them is that of its own settings
     common: Common
     classes: Sequence[str]  # names, or none
@@ -128,14 +128,14 @@ class Searches(Result):
         """Everything but the images, as plain JSON values; `columns` explains the numbers of a method."""
         rows, missing = self.rows, self.missing
         methods = {
-            method: {"settings": self.settings(method), **rows[method], "ids without example": missing.get(method, [])}
+            method: {"settings": self.settings(method), **rows[method], "ids_without_example": missing.get(method, [])}
             for method in self.runs
         }
         curves = {method: [asdict(point) for point in points] for method, points in self.curves.items()}
         compared = None
         if self.pair is not None:
             percent, both = self.closer(*self.pair)
-            compared = {"methods": self.pair, "both found": both, "percent second closer": percent}
+            compared = {"methods": self.pair, "both_found": both, "percent_second_closer": percent}
         made = {
             "samples": len(self.ids),
             "misclassified": self.ids[~self.counted].tolist(),
@@ -183,7 +183,7 @@ def compare(
     plan += [(method, steps) for method in methods if curves for steps in _curve_steps(method)]
     if out is not None:
         no_link(Path(out) / "curves")
-    runs: dict[tuple[str, int | None], Run] = {}
+    runs: dict[tuple[str, int | None], SearchRun] = {}
     with (
         contextlib.nullcontext() if out is None else workplace(out, "search"),
         # Nothing of the bar is to be seen while the first search may still refuse what it is given.
@@ -263,7 +263,7 @@ def _file(method: str, steps: int | None) -> str:
     return f"{method}.safetensors" if steps is None else f"curves/{method}-{steps}.safetensors"
 
 
-def _search(model: nn.Module, images: Tensor, labels: Tensor, rows: Tensor, how: dict[str, Any]) -> Run:
+def _search(model: nn.Module, images: Tensor, labels: Tensor, rows: Tensor, how: dict[str, Any]) -> SearchRun:
     if len(rows) < len(images):
         images, labels = images[rows], labels[rows]
     path: Path | None = how["out"]
@@ -273,7 +273,7 @@ def _search(model: nn.Module, images: Tensor, labels: Tensor, rows: Tensor, how:
     seconds = time.perf_counter() - start
     if not fresh:
         require(_belongs(result, images, labels), "out", "a folder for searches of these samples", f"others in {path}")
-    return Run(rows, result, seconds if fresh else math.nan)
+    return SearchRun(rows, result, seconds if fresh else math.nan)
 
 
 def _belongs(result: AdversarialSet, images: Tensor, labels: Tensor) -> bool:
@@ -288,12 +288,12 @@ def _belongs(result: AdversarialSet, images: Tensor, labels: Tensor) -> bool:
     return bool((close | ~result.found).all())
 
 
-def _distances(run: Run, counted: Tensor) -> NDArray[np.float64]:
+def _distances(run: SearchRun, counted: Tensor) -> NDArray[np.float64]:
     distances: NDArray[np.float64] = run.result.distance.cpu()[counted[run.rows]].double().numpy()
     return distances
 
 
-def _gradients(run: Run, counted: Tensor) -> float:
+def _gradients(run: SearchRun, counted: Tensor) -> float:
     return float(run.result.grad_evals.cpu()[counted[run.rows]].double().mean())
 
 
@@ -302,7 +302,7 @@ def _quantile(distances: NDArray[np.float64], part: float) -> float:
     return float(np.quantile(distances, part, method="inverted_cdf")) if len(distances) else math.nan
 
 
-def _statistics(run: Run, counted: Tensor) -> dict[str, float]:
+def _statistics(run: SearchRun, counted: Tensor) -> dict[str, float]:
     distances = _distances(run, counted)
     found = distances[np.isfinite(distances)]
     return {
@@ -316,7 +316,7 @@ def _statistics(run: Run, counted: Tensor) -> dict[str, float]:
     }
 
 
-def _point(method: str, steps: int | None, run: Run, counted: Tensor, some: Tensor) -> Point:
+def _point(method: str, steps: int | None, run: SearchRun, counted: Tensor, some: Tensor) -> Point:
     """Of the rows `some` [S], as all points of the curves."""
     counted = torch.zeros_like(counted).index_fill(0, some, True) & counted
     median = _quantile(_distances(run, counted), 0.5)

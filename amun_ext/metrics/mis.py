@@ -16,7 +16,7 @@ from amun_ext.metrics.auc import roc
 from amun_ext.metrics.signals import log_odds
 from amun_ext.validation import check_integer, check_labels, require
 
-Answers = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]
+Predictions = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]
 
 
 def entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +58,9 @@ FEATURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
 )
 
 
-def mis(retain: Answers, test: Answers, forget: Answers, *, feature: str = "confidence", seed: int = 0) -> float:
+def mis(
+    retain: Predictions, test: Predictions, forget: Predictions, *, feature: str = "confidence", seed: int = 0
+) -> float:
     """Percent of the forget set that a support vector machine calls non-members, as published (paper section 3.2).
 
     Each set is the logits [N, K] of one model and the labels [N]. The machine is scikit-learn's, C 3, gamma "auto", a
@@ -74,13 +76,13 @@ def mis(retain: Answers, test: Answers, forget: Answers, *, feature: str = "conf
     seed = check_integer("seed", seed, 0)
     _check(retain, test, forget)
     count = min(len(retain[0]), len(test[0]))
-    retain, test = (_drawn(answers, count, seed) for answers in (retain, test))
+    retain, test = (_drawn(predictions, count, seed) for predictions in (retain, test))
     known = np.concatenate([_features(feature, retain), _features(feature, test)])
     machine = SVC(C=3, gamma="auto", kernel="rbf").fit(known, np.repeat([1, 0], count))
     return 100.0 * float(np.mean(machine.predict(_features(feature, forget)) == 0))
 
 
-def mis_threshold(retain: Answers, test: Answers, forget: Answers) -> float:
+def mis_threshold(retain: Predictions, test: Predictions, forget: Predictions) -> float:
     """Percent of the forget set below the log-odds that best separate retain from test samples, by balanced accuracy.
 
     What the machine of `mis` is after, done well: one threshold, on a feature that does not saturate. It needs no draw,
@@ -94,15 +96,15 @@ def mis_threshold(retain: Answers, test: Answers, forget: Answers) -> float:
     return 100.0 if best == 0 else 100.0 * float(np.mean(asked < curve.threshold[best]))
 
 
-def _drawn(answers: Answers, count: int, seed: int) -> Answers:
-    logits, labels = (part.cpu() for part in answers)
+def _drawn(predictions: Predictions, count: int, seed: int) -> Predictions:
+    logits, labels = (part.cpu() for part in predictions)
     if count == len(logits):
         return logits, labels
     rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
     return logits[rows], labels[rows]
 
 
-def _check(retain: Answers, test: Answers, forget: Answers) -> None:
+def _check(retain: Predictions, test: Predictions, forget: Predictions) -> None:
     classes = retain[0].shape[-1]
     for name, (logits, labels) in (("retain", retain), ("test", test), ("forget", forget)):
         shaped = logits.dim() == 2 and len(logits) > 0 and classes == logits.shape[1] >= 2
@@ -112,7 +114,7 @@ def _check(retain: Answers, test: Answers, forget: Answers) -> None:
         require(broken == 0, name, "finite logits", f"{broken} of {logits.numel()} not finite")
 
 
-def _features(name: str, answers: Answers) -> NDArray[np.float64]:
-    logits, labels = (part.detach().cpu() for part in answers)
+def _features(name: str, predictions: Predictions) -> NDArray[np.float64]:
+    logits, labels = (part.detach().cpu() for part in predictions)
     values: NDArray[np.float64] = FEATURES[name](logits, labels).numpy()
     return values.reshape(len(values), -1)  # [N, 1] or [N, K]

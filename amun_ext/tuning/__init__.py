@@ -1,8 +1,8 @@
 """Which options to unlearn with: a search over them, on a set that stands in for the request"s."""
 
+from amun_ext.tuning.context import split_test_set
 from amun_ext.tuning.objectives import OBJECTIVES
 from amun_ext.tuning.result import Trial, Tuning, write
-from amun_ext.tuning.stage import halves
 from amun_ext.tuning.tune import MAX_ACCURACY_DROP, RECIPE, tunable, tune
 
-__all__ = ["MAX_ACCURACY_DROP", "OBJECTIVES", "RECIPE", "Trial", "Tuning", "halves", "tunable", "tune", "write"]
+__all__ = ["MAX_ACCURACY_DROP", "OBJECTIVES", "RECIPE", "Trial", "Tuning", "split_test_set", "tunable", "tune", "write"]

@@ -10,9 +10,9 @@ from amun_ext.metrics.measures import Values
 from amun_ext.report import parts
 from amun_ext.report.figures import COLOURS, INK, MARKERS, SERIES, SETS, line, svg
 from amun_ext.report.tables import Cell, Column, Row, Table, number, value, word
+from amun_ext.tuning.context import QUANTILES, TrialResult
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES
 from amun_ext.tuning.space import SPACE, OneOf, Parameters
-from amun_ext.tuning.stage import QUANTILES, Seen
 
 if TYPE_CHECKING:
     from amun_ext.tuning.result import Trial, Tuning
@@ -112,10 +112,10 @@ def _shown(of: object) -> Cell:
 
 def _method(tuning: Tuning, method: str) -> list[parts.Block]:
     best = tuning.best(method)
-    found = [trial for trial in tuning.trials[method] if trial.seen is not None]
+    found = [trial for trial in tuning.trials[method] if trial.result is not None]
     models = {
         "before": tuning.original,
-        "as chosen": None if best is None else best.seen,
+        "as chosen": None if best is None else best.result,
         "retrained": tuning.retrained,
     }
     shown = {title: seen for title, seen in models.items() if seen is not None}
@@ -148,10 +148,10 @@ def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None) 
 
     def draw(axes: Any) -> None:
         for trial in found:
-            assert trial.seen is not None
+            assert trial.result is not None
             colour = COLOURS[colours[trial.parameters["schedule"]]][0]
             face = colour if tuning.feasible(trial) else "none"
-            at = trial.parameters["lr"], trial.seen.row[column]
+            at = trial.parameters["lr"], trial.result.row[column]
             axes.plot(*at, marker="o", markersize=5, color=colour, markerfacecolor=face, clip_on=False)
             if trial is best:
                 axes.plot(*at, marker="o", markersize=11, color=colour, markerfacecolor="none", clip_on=False)
@@ -162,7 +162,7 @@ def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None) 
     return svg(f"{method} rates", draw, SIZE)
 
 
-def _confidence(salt: str, seen: Seen, ends: tuple[float, float]) -> str:
+def _confidence(salt: str, seen: TrialResult, ends: tuple[float, float]) -> str:
     def draw(axes: Any) -> None:
         for name in ("test", "forget"):
             axes.plot(seen.log_odds[name], 100.0 * QUANTILES, linewidth=2.0, markevery=10, **line(SETS[name]))

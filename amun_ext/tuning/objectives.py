@@ -52,7 +52,7 @@ def expected(original: Values) -> Values:
     return {"UA": original["TA"], "RA": original["RA"], "TA": original["TA"], "FT AUC": COIN}
 
 
-def judged(
+def objective_row(
     row: Mapping[str, float],
     log_odds: Mapping[str, NDArray[np.float64]],
     original: Values | None,

@@ -10,45 +10,45 @@ from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json
 from amun_ext.metrics.measures import Values
 from amun_ext.report import Document, Result
 from amun_ext.training import Recipe
+from amun_ext.tuning.context import TrialResult
 from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
 from amun_ext.tuning.space import Parameters, options
-from amun_ext.tuning.stage import Seen
 from amun_ext.unlearning.config import save_tuned_options
 
-LEADING = 3  # trials of a method that are made a second time: one run of many can be good by luck
+FINALISTS = 3  # trials of a method that are made a second time: one run of many can be good by luck
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of options, and what came of it: `seen`, or the reason of its `failure`; and `again`, where it led."""
+    """A set of options and its `result`, or the reason of its `failure`; of a finalist the `rerun` as well."""
 
     method: str
     number: int
     parameters: Parameters
-    seen: Seen | None
+    result: TrialResult | None
     failure: str | None
-    again: Seen | str | None = None  # likewise, of a second run with another seed
+    rerun: TrialResult | str | None = None  # likewise, of a second run with another seed
 
     @property
     def row(self) -> Values | None:
         """The mean of the runs; None where one failed."""
-        rows = [run.row if isinstance(run, Seen) else None for run in (self.seen, self.again or self.seen)]
+        rows = [run.row if isinstance(run, TrialResult) else None for run in (self.result, self.rerun or self.result)]
         first, second = rows
         return None if first is None or second is None else {name: (first[name] + second[name]) / 2 for name in first}
 
 
 @dataclass(frozen=True, eq=False)
 class Tuning(Result):
-    """What `tune` did. The numbers are those of the set that stands in for the request's, not of the request's own."""
+    """The result of `tune`. Its numbers are those of the proxy forget set, not of the request's own."""
 
     trials: Mapping[str, Sequence[Trial]]  # method -> by number
-    original: Seen
-    retrained: Seen | None
+    original: TrialResult
+    retrained: TrialResult | None
     objective: str
     with_retain: bool
     max_accuracy_drop: float
     recipe: Recipe
-    ids: Sequence[int]  # of the samples that stand in for the request's, in the training set
+    ids: Sequence[int]  # of the proxy forget set, in the training set
     facts: Mapping[str, object]
 
     @property
@@ -58,25 +58,25 @@ class Tuning(Result):
 
     def feasible(self, trial: Trial, objective: str | None = None) -> bool:
         """Whether the trial came to an end, and keeps the accuracy that the objective asks for."""
-        return self._keeps(None if trial.seen is None else trial.seen.row, objective)
+        return self._keeps(None if trial.result is None else trial.result.row, objective)
 
-    def leading(self, method: str, objective: str | None = None) -> list[Trial]:
-        """The feasible trials that an objective prefers, the best first, by their first runs; `LEADING` at most."""
+    def finalists(self, method: str, objective: str | None = None) -> list[Trial]:
+        """The feasible trials that an objective prefers, the best first, by their first runs; `FINALISTS` at most."""
         column = OBJECTIVES[objective or self.objective].column
         fit = [trial for trial in self.trials[method] if self.feasible(trial, objective)]
-        return sorted(fit, key=lambda trial: trial.seen.row[column] if trial.seen else math.inf)[:LEADING]
+        return sorted(fit, key=lambda trial: trial.result.row[column] if trial.result else math.inf)[:FINALISTS]
 
     def best(self, method: str, objective: str | None = None) -> Trial | None:
         """The feasible trial that an objective prefers, the first of equal ones; None where none is feasible.
 
         By the objective of the search: of the leading ones, by the mean of their runs. By another: by the first run.
         """
-        leading = self.leading(method, objective)
+        finalists = self.finalists(method, objective)
         if objective in (None, self.objective):
             column = OBJECTIVES[self.objective].column
-            leading = [trial for trial in leading if self._keeps(trial.row, objective)]
-            leading.sort(key=lambda trial: trial.row[column] if trial.row else math.inf)
-        return next(iter(leading), None)
+            finalists = [trial for trial in finalists if self._keeps(trial.row, objective)]
+            finalists.sort(key=lambda trial: trial.row[column] if trial.row else math.inf)
+        return next(iter(finalists), None)
 
     def _keeps(self, row: Values | None, objective: str | None) -> bool:
         return row is not None and row["TA"] >= floor(
@@ -96,9 +96,9 @@ class Tuning(Result):
         """Method -> a sentence about its trials."""
         told = {}
         for method, trials in self.trials.items():
-            failed = sum(trial.seen is None for trial in trials)
+            failed = sum(trial.result is None for trial in trials)
             lost = sum(not self.feasible(trial) for trial in trials) - failed
-            twice = sum(trial.again is not None for trial in trials)
+            twice = sum(trial.rerun is not None for trial in trials)
             told[method] = (
                 f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
                 + f"; {twice} that led were made again with another seed" * (twice > 0)
@@ -136,14 +136,14 @@ class Tuning(Result):
             "columns": {name: about for name, (about, _) in COLUMNS.items() if name in self.original.row},
             "recipe": asdict(self.recipe),
             "facts": self.facts,
-            "stand-in": self.ids,
+            "proxy_ids": self.ids,
         }
         return {key: to_jsonable(value) for key, value in made.items()}
 
     def _record(self, trial: Trial) -> dict[str, object]:
-        seen: dict[str, object] = {} if trial.seen is None else {**trial.seen.row, "seconds": trial.seen.seconds}
-        if trial.again is not None:
-            seen["again"] = trial.again.row if isinstance(trial.again, Seen) else trial.again
+        seen: dict[str, object] = {} if trial.result is None else {**trial.result.row, "seconds": trial.result.seconds}
+        if trial.rerun is not None:
+            seen["rerun"] = trial.rerun.row if isinstance(trial.rerun, TrialResult) else trial.rerun
         return {
             "number": trial.number,
             **trial.parameters,
@@ -155,7 +155,7 @@ class Tuning(Result):
 
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
     """tuned.json with the options chosen by `tuning.objective`, trials.json and tuning.html into `folder`."""
-    about = {"objective": tuning.objective, "measured on": "a set that stands in for the request's", **tuning.facts}
+    about = {"objective": tuning.objective, "measured_on": "a set that stands in for the request's", **tuning.facts}
     with workplace(folder, "tune") as place, atomic_folder(folder, place) as made:
         save_tuned_options(
             made / "tuned.json", tuning.tuned_options(), {key: to_jsonable(value) for key, value in about.items()}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amun_ext.tuning.context import TrialResult
 from amun_ext.tuning.space import Parameters
-from amun_ext.tuning.stage import Seen
 from amun_ext.validation import InputError, require
 
 if TYPE_CHECKING:  # it takes a second to import, and may be absent
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # it takes a second to import, and may be absent
 
 # Of a trial in the journal, beside Optuna's own. A finished one has a row or a failure.
 ROW, LOG_ODDS, SECONDS, FAILURE, ACCURACY = "row", "log odds", "seconds", "failure", "accuracy"
-AGAIN = "again {}"  # of a study: what the second run of a trial gave, by its number
+RERUN = "rerun {}"  # of a study: what the second run of a trial gave, by its number
 
 
 def check_optuna() -> None:
@@ -58,7 +58,7 @@ def opened(storage: "optuna.storages.BaseStorage", name: str) -> "optuna.Study":
     return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
 
 
-def asked(
+def pending_trials(
     study: "optuna.Study", count: int, seed: int, draw: "Callable[[optuna.Trial], Parameters]", *, parallel: bool
 ) -> Iterator["optuna.Trial"]:
     """First the trials that a kill has stopped, then new ones, until there are `count` in all.
@@ -93,7 +93,7 @@ def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
-def tell(trial: "optuna.Trial", outcome: Seen | str, column: str, floor: float) -> None:
+def tell(trial: "optuna.Trial", outcome: TrialResult | str, column: str, floor: float) -> None:
     """`column` of the row is to be small; the trial is out of the question where the accuracy is below `floor`."""
     import optuna
 
@@ -107,30 +107,30 @@ def tell(trial: "optuna.Trial", outcome: Seen | str, column: str, floor: float) 
     trial.study.tell(trial, outcome.row[column])
 
 
-def outcome(trial: "optuna.trial.FrozenTrial") -> Seen | str:
+def outcome(trial: "optuna.trial.FrozenTrial") -> TrialResult | str:
     """Of a trial that `tell` has told."""
     return _outcome(trial.user_attrs)
 
 
-def tell_again(study: "optuna.Study", number: int, outcome: Seen | str) -> None:
+def record_rerun(study: "optuna.Study", number: int, outcome: TrialResult | str) -> None:
     """The outcome of a trial's second run, of which the sampler knows nothing."""
-    study.set_user_attr(AGAIN.format(number), _told(outcome))
+    study.set_user_attr(RERUN.format(number), _told(outcome))
 
 
-def outcome_again(study: "optuna.Study", number: int) -> Seen | str | None:
+def rerun_outcome(study: "optuna.Study", number: int) -> TrialResult | str | None:
     """Of a trial's second run; None where there was none."""
-    told = study.user_attrs.get(AGAIN.format(number))
+    told = study.user_attrs.get(RERUN.format(number))
     return None if told is None else _outcome(told)
 
 
-def _told(outcome: Seen | str) -> dict[str, Any]:
+def _told(outcome: TrialResult | str) -> dict[str, Any]:
     if isinstance(outcome, str):
         return {FAILURE: outcome}
     return {ROW: outcome.row, LOG_ODDS: outcome.log_odds, SECONDS: outcome.seconds}
 
 
-def _outcome(told: Mapping[str, Any]) -> Seen | str:
-    return told[FAILURE] if FAILURE in told else Seen(told[ROW], told[LOG_ODDS], told[SECONDS])
+def _outcome(told: Mapping[str, Any]) -> TrialResult | str:
+    return told[FAILURE] if FAILURE in told else TrialResult(told[ROW], told[LOG_ODDS], told[SECONDS])
 
 
 def _sampler(seed: int, number: int, parallel: bool) -> "optuna.samplers.BaseSampler":

@@ -24,10 +24,10 @@ from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.tuning import study
+from amun_ext.tuning.context import TrialContext, TrialResult, proxy_forget_set, run_trial, split_test_set
 from amun_ext.tuning.objectives import OBJECTIVES, floor
 from amun_ext.tuning.result import Trial, Tuning
 from amun_ext.tuning.space import drawn, options
-from amun_ext.tuning.stage import Seen, Stage, halves, make, stand_in
 from amun_ext.unlearning import METHODS, Targets
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 from amun_ext.validation import check_integer, require
@@ -67,8 +67,8 @@ def tune(
 
     Nothing is unlearned for good, and the request's own samples are not looked at. A random set of as many others
     stands in for them (or half of the others, where that is fewer): each trial makes a copy of the model unlearn that
-    set, and is judged by it. Held-out data are a random half of the test set; the other half (see `halves`) is left to
-    measure on what was chosen: the best of many trials looks better on the first half than it is. The three best of a
+    set, and is judged by it. Held-out data are a random half of the test set; the other half (`split_test_set`) is for
+    measuring what was chosen: the best of many trials looks better on the first half than it is. The three best of a
     method are made again with another seed, and that with the best mean is chosen: a rate at the edge of what training
     bears can give anything.
 
@@ -110,25 +110,25 @@ def tune(
     )
     require(0 <= max_accuracy_drop <= 100, "max_accuracy_drop", "points of accuracy, from 0 to 100", max_accuracy_drop)
     splits = aligned(splits, record.to_metadata())
-    asked = sets(splits, ids, record, include_duplicates=True)
-    forget, retain, rows = stand_in(asked.retain, len(asked.ids), seed)
-    held_out, _ = halves(splits.test, seed)
+    request_sets = sets(splits, ids, record, include_duplicates=True)
+    forget, retain, rows = proxy_forget_set(request_sets.retain, len(request_sets.ids), seed)
+    held_out, _ = split_test_set(splits.test, seed)
     anew = retraining(model, record, init=init) if objective == "retrain" else None
     identity = {
         "model": digest(model.state_dict()),
-        "training data": asked.training_data,
-        "test data": fingerprint(splits.test),
-        "ids": asked.ids.tolist(),
-        "forgotten before": asked.before,
+        "training_data": request_sets.training_data,
+        "test_data": fingerprint(splits.test),
+        "ids": request_sets.ids.tolist(),
+        "previously_forgotten": request_sets.before,
         "methods": methods,
         "objective": objective,
-        "with retain": with_retain,
+        "with_retain": with_retain,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
         "retraining": None if anew is None else asdict(anew.recipe),
         "init": None if anew is None else describe_init(init),
         "targets": None if targets is None else targets.settings(),
         "seed": seed,
-        **({"max drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
+        **({"max_accuracy_drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }
     searches = [resolve_config(method, with_retain, targets=targets).search for method in methods]
     how = next((search for search in searches if search is not None), None)
@@ -137,19 +137,19 @@ def tune(
         if how is not None:
             found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
             adversarial = found.to("cpu")
-        stage = Stage(model, forget, retain, held_out, with_retain, adversarial, seed, targets)
-        compared = {"original": stage.observe(model).row}
-        stage, retrained = replace(stage, rows=compared), None
+        context = TrialContext(model, forget, retain, held_out, with_retain, adversarial, seed, targets)
+        compared = {"original": context.observe(model).row}
+        context, retrained = replace(context, rows=compared), None
         if anew is not None:
-            alike = _retrained(stage, anew, out, place, progress)
-            retrained = stage.observe(alike)
-            stage = replace(stage, rows={**compared, "retrained": retrained.row})
-            retrained = stage.observe(alike)
-        gone = {*asked.ids.tolist(), *asked.before}
+            alike = _retrained(context, anew, out, place, progress)
+            retrained = context.observe(alike)
+            context = replace(context, rows={**compared, "retrained": retrained.row})
+            retrained = context.observe(alike)
+        gone = {*request_sets.ids.tolist(), *request_sets.before}
         kept = [number for number in range(len(splits.train)) if number not in gone]
         nothing = Tuning(
             trials={},
-            original=stage.observe(model),
+            original=context.observe(model),
             retrained=retrained,
             objective=objective,
             with_retain=with_retain,
@@ -158,23 +158,23 @@ def tune(
             ids=[kept[row] for row in rows.tolist()],
             facts={
                 **(facts or {}),
-                "to be forgotten": len(asked.ids),
-                "stand-in": f"{len(forget)} other training samples, drawn by the seed",
+                "ids_to_forget": len(request_sets.ids),
+                "proxy_forget_set": f"{len(forget)} other training samples, drawn by the seed",
                 "retained": len(retain),
-                "held out": f"{len(held_out)} of {len(splits.test)} test samples, drawn by the seed; "
+                "held_out": f"{len(held_out)} of {len(splits.test)} test samples, drawn by the seed; "
                 "measure on the others",
-                "with the retain set": with_retain,
-                "accuracy that may be lost": max_accuracy_drop,
+                "with_retain": with_retain,
+                "max_accuracy_drop": max_accuracy_drop,
                 "seed": seed,
                 "versions": versions(),
             },
         )
-        with process_pool(partial(make, replace(stage, original=nn.Identity())), model, num_workers) as attempts:
+        with process_pool(partial(run_trial, replace(context, original=nn.Identity())), model, num_workers) as attempts:
             studies = {method: study.opened(storage, method) for method in methods}
             least = floor(objective, compared["original"], max_accuracy_drop)
             for method, each in studies.items():
                 draw = partial(drawn, method)
-                asking = study.asked(each, trials, seed, draw, parallel=num_workers > 1)
+                asking = study.pending_trials(each, trials, seed, draw, parallel=num_workers > 1)
                 jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in asking)
                 before = study.finished(each)
                 with progress_bar(progress, total=trials, initial=len(before), desc=method, unit="trial") as bar:
@@ -182,12 +182,12 @@ def tune(
                         study.tell(trial, outcome, OBJECTIVES[objective].column, least)
                         bar.update()
             once = replace(nothing, trials=_trials(studies))
-            leading = [once.leading(method) for method in methods]
-            again = [trial for led in leading if len(led) > 1 for trial in led if trial.again is None]
-            more = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in again)
-            with progress_bar(progress and bool(again), total=len(again), desc="the best again", unit="trial") as bar:
+            finalists = [once.finalists(method) for method in methods]
+            rerun = [trial for led in finalists if len(led) > 1 for trial in led if trial.rerun is None]
+            more = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in rerun)
+            with progress_bar(progress and bool(rerun), total=len(rerun), desc="the best again", unit="trial") as bar:
                 for led, outcome in attempts(more):
-                    study.tell_again(studies[led.method], led.number, outcome)
+                    study.record_rerun(studies[led.method], led.number, outcome)
                     bar.update()
         return replace(nothing, trials=_trials(studies))
 
@@ -217,18 +217,18 @@ def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[
         yield storage
 
 
-def _retrained(stage: Stage, anew: MethodConfig, out: Path, place: Path, progress: bool) -> nn.Module:
+def _retrained(context: TrialContext, anew: MethodConfig, out: Path, place: Path, progress: bool) -> nn.Module:
     """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
     path, made = out / RETRAINED, place / RETRAINED
     if path.exists():
-        model = copy.deepcopy(stage.original)
+        model = copy.deepcopy(context.original)
         load_checkpoint(path, model)
         return model
     model = anew.unlearn(
-        stage.original,
-        stage.forget,
-        stage.retain,
-        seed=stage.seed + RETRAIN_SEED,  # as a request does it
+        context.original,
+        context.forget,
+        context.retain,
+        seed=context.seed + RETRAIN_SEED,  # as a request does it
         checkpoint=place / RETRAINING,
         progress=progress,
     )
@@ -240,12 +240,12 @@ def _retrained(stage: Stage, anew: MethodConfig, out: Path, place: Path, progres
 def _trials(studies: "Mapping[str, optuna.Study]") -> dict[str, list[Trial]]:
     """Those that are finished, by method."""
     return {
-        method: [_trial(method, trial, study.outcome_again(each, trial.number)) for trial in study.finished(each)]
+        method: [_trial(method, trial, study.rerun_outcome(each, trial.number)) for trial in study.finished(each)]
         for method, each in studies.items()
     }
 
 
-def _trial(method: str, frozen: "optuna.trial.FrozenTrial", again: Seen | str | None) -> Trial:
+def _trial(method: str, frozen: "optuna.trial.FrozenTrial", rerun: TrialResult | str | None) -> Trial:
     outcome = study.outcome(frozen)
     seen, failure = (None, outcome) if isinstance(outcome, str) else (outcome, None)
-    return Trial(method, frozen.number, frozen.params, seen, failure, again)
+    return Trial(method, frozen.number, frozen.params, seen, failure, rerun)

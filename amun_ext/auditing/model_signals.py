@@ -23,14 +23,14 @@ from amun_ext.reading import parse_json, text_of
 from amun_ext.training import Recipe
 from amun_ext.validation import InputError, check_integer, require
 
-KEPT = ("log-odds", "sm-taylor")  # of every sample and model
+KEPT_SIGNALS = ("log-odds", "sm-taylor")  # of every sample and model
 Signals = dict[str, Tensor]  # name in KEPT -> [N] float32
 Start = tuple[nn.Module, Init]  # the model under audit, and where the first weights of others like it come from
 Work = Callable[[Start, Tensor, int], Signals]
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ModelSignals:
     """What M models say of N samples, and which samples are in the half of which model."""
 
     membership: Tensor  # [M, N] bool
@@ -41,7 +41,7 @@ class Answers:
         return len(self.membership)
 
 
-def halves(samples: int, models: int, seed: int = 0) -> Tensor:
+def draw_membership(samples: int, models: int, seed: int = 0) -> Tensor:
     """Which sample is in the half of which model, [M, N] bool: of models 2i and 2i + 1 in one, and not in the other.
 
     So every sample is in exactly half of the models, and more models leave the former ones as they are.
@@ -57,7 +57,7 @@ def halves(samples: int, models: int, seed: int = 0) -> Tensor:
 
 def signals_from(logits: Tensor, labels: Tensor) -> Signals:
     """What is kept of logits [N, K]."""
-    return {name: SIGNALS[name](logits, labels).float() for name in KEPT}
+    return {name: SIGNALS[name](logits, labels).float() for name in KEPT_SIGNALS}
 
 
 def check_settings(models: int, seed: int, num_workers: int) -> tuple[int, int, int]:
@@ -78,7 +78,7 @@ def collect(
     first_seed: int,
     num_workers: int,
     progress: bool,
-) -> Answers:
+) -> ModelSignals:
     """Call `work` with the start, a row of `membership` [M, N] and a seed for every model that is not in the folder.
 
     A model's file is there when it is done, so that the same call goes on where a former one was stopped; with more
@@ -105,7 +105,7 @@ def collect(
     return load(kind, folder, models)
 
 
-def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -> Answers:
+def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -> ModelSignals:
     """What `collect` has put there: all, or the first `models`.
 
     InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
@@ -127,14 +127,14 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     actual = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
     require(complete, kind, f"complete pairs of models (amun {kind} goes on where it was)", actual)
     rows = [_read(kind, path, total) for path in expected]
-    return Answers(
+    return ModelSignals(
         membership=torch.stack([row["membership"] for row in rows]),
-        signals={name: torch.stack([row[name] for row in rows]) for name in KEPT},
+        signals={name: torch.stack([row[name] for row in rows]) for name in KEPT_SIGNALS},
         about={**about, "models": models},
     )
 
 
-def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: Init) -> dict[str, object]:
+def set_identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: Init) -> dict[str, object]:
     """What a set of models is of. InputError for first weights that cannot be had."""
     check_init(model, init)
     return {
@@ -146,15 +146,15 @@ def identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: 
     }
 
 
-def check_same(kind: str, answers: Answers, model: nn.Module, splits: Splits) -> None:
+def check_same(kind: str, others: ModelSignals, model: nn.Module, splits: Splits) -> None:
     """InputError for models of another architecture than the model's, or of other samples."""
-    same = answers.about["data"] == _data(splits)
+    same = others.about["data"] == _data(splits)
     require(same, kind, "trained on these training and test samples, in this order", "others")
-    same = answers.about["architecture"] == architecture(model)
+    same = others.about["architecture"] == architecture(model)
     require(same, kind, "of the model's architecture", "another")
 
 
-def pool(splits: Splits) -> TensorDataset:
+def concat_splits(splits: Splits) -> TensorDataset:
     """Training and test set, one behind the other, on the CPU."""
     cpu = torch.device("cpu")
     return concat([moved(data, cpu, data.stored[0].dtype) for data in (splits.train, splits.test)])
@@ -173,7 +173,7 @@ def _path(kind: str, folder: Path, number: int) -> Path:
 
 
 def _read(kind: str, path: Path, samples: int) -> dict[str, Tensor]:
-    wanted = {"membership": torch.bool} | dict.fromkeys(KEPT, torch.float32)
+    wanted = {"membership": torch.bool} | dict.fromkeys(KEPT_SIGNALS, torch.float32)
     try:
         row = load_file(path)
         fits = {name: (tensor.dtype, tensor.shape) for name, tensor in row.items()} == {

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amun_ext.auditing.answers import Answers
 from amun_ext.auditing.attacks import U_LIRA
+from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.data import Splits
@@ -18,7 +18,7 @@ LEAST_EXPECTED = 5.0  # ids of a class
 UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
 
 
-def no_random_draw(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
+def why_not_random(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
     """Why 50 is not what FT AUC should be; empty where it is."""
     from scipy.stats import chisquare  # here, because it takes a second to import
 
@@ -38,17 +38,21 @@ def no_random_draw(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
 
 
 def attacks_of_verdict(
-    audited: Observation, baselines: Sequence[Observation], answers: Mapping[str, Answers]
+    audited: Observation, baselines: Sequence[Observation], others: Mapping[str, ModelSignals]
 ) -> list[str]:
     """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
-    of_shadows = [U_LIRA] if SHADOWS in answers else []
-    if of_shadows and not baselines and REFERENCES not in answers:
+    of_shadows = [U_LIRA] if SHADOWS in others else []
+    if of_shadows and not baselines and REFERENCES not in others:
         return of_shadows
     return [next(iter(audited.attacks)), *of_shadows]
 
 
-def compared(
-    attack: str, audited: Observation, baselines: Sequence[Observation], answers: Mapping[str, Answers], objection: str
+def difference_to_baseline(
+    attack: str,
+    audited: Observation,
+    baselines: Sequence[Observation],
+    others: Mapping[str, ModelSignals],
+    objection: str,
 ) -> tuple[str, AucDifference | None, str]:
     """The name of the area that is judged, its difference, and from what; or why there is nothing to compare with."""
     area = "FT AUC" if audited.attacks[attack] is audited.scores else f"FT AUC of {attack}"
@@ -57,7 +61,7 @@ def compared(
         mean = summarize_runs([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
         several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
         return area, _of(attack, auc_difference(ours, *theirs)), f"{several} {mean:.1f}"
-    if not answers:
+    if not others:
         return (
             area,
             None,

@@ -17,7 +17,7 @@ from amun_ext.deletion.ids import some_ids, split
 from amun_ext.evaluation import evaluate
 from amun_ext.metrics.measures import Values
 from amun_ext.search import AdversarialSet
-from amun_ext.tuning.objectives import judged
+from amun_ext.tuning.objectives import objective_row
 from amun_ext.unlearning import Targets
 from amun_ext.unlearning.config import resolve_config
 from amun_ext.validation import InputError, require
@@ -26,7 +26,7 @@ QUANTILES = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrialResult:
     """What a model does on the sets."""
 
     row: Values  # by the names of COLUMNS
@@ -35,7 +35,7 @@ class Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class TrialContext:
     """`rows` are all that a trial is compared with: those of the original and, where there is one, of the retrained."""
 
     original: nn.Module
@@ -48,45 +48,51 @@ class Stage:
     targets: Targets | None = None
     rows: Mapping[str, Values] = field(default_factory=dict)
 
-    def observe(self, model: nn.Module, seconds: float | None = None) -> Seen:
+    def observe(self, model: nn.Module, seconds: float | None = None) -> TrialResult:
         report = evaluate({"": model}, forget=self.forget, retain=self.retain, test=self.held_out, baseline=None)
         log_odds = report.scores[""]
-        row = judged(report.rows[""], log_odds, self.rows.get("original"), self.rows.get("retrained"))
+        row = objective_row(report.rows[""], log_odds, self.rows.get("original"), self.rows.get("retrained"))
         shown = {name: np.quantile(log_odds[name], QUANTILES).tolist() for name in ("forget", "test")}
-        return Seen(row, shown, seconds)
+        return TrialResult(row, shown, seconds)
 
 
-def attempt(stage: Stage, method: str, options: Mapping[str, Any], run: int = 0) -> Seen | str:
+def attempt(context: TrialContext, method: str, options: Mapping[str, Any], run: int = 0) -> TrialResult | str:
     """What these options give; or why they give nothing. Each `run` of the same has a seed of its own."""
     start = time.perf_counter()
-    chosen = resolve_config(method, stage.with_retain, default=options, targets=stage.targets)
+    config = resolve_config(method, context.with_retain, default=options, targets=context.targets)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has told it once
-            model = chosen.unlearn(
-                stage.original, stage.forget, stage.retain, adversarial=stage.adversarial, seed=stage.seed + run
+            model = config.unlearn(
+                context.original,
+                context.forget,
+                context.retain,
+                adversarial=context.adversarial,
+                seed=context.seed + run,
             )
     except FloatingPointError as error:
         return str(error)
     seconds = time.perf_counter() - start
     try:
-        return stage.observe(model, seconds)
+        return context.observe(model, seconds)
     except InputError as error:  # the same sets with the original were none: this model's logits are not finite
         return str(error)
 
 
-def make(stage: Stage, original: nn.Module, method: str, options: Mapping[str, Any], run: int) -> Seen | str:
+def run_trial(
+    context: TrialContext, original: nn.Module, method: str, options: Mapping[str, Any], run: int
+) -> TrialResult | str:
     """`attempt`, with the model given by itself: it travels to other processes otherwise than the sets do."""
-    return attempt(replace(stage, original=original), method, options, run)
+    return attempt(replace(context, original=original), method, options, run)
 
 
-def halves(test: Data, seed: int) -> tuple[Data, Data]:
+def split_test_set(test: Data, seed: int) -> tuple[Data, Data]:
     """A random half of the test set, held out to choose options with, and the other, to measure on what was chosen."""
     require(len(test) >= 4, "test", "of four samples at least, to be split in two", len(test))
     return split(test, some_ids(len(test), count=len(test) // 2, seed=seed))
 
 
-def stand_in(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDataset, TensorDataset, Tensor]:
+def proxy_forget_set(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDataset, TensorDataset, Tensor]:
     """A random set to forget in place of the request, out of what the request retains; what is left; the rows drawn.
 
     As many samples as the request's `count`, or half of all where that is less. Copies of what is drawn are in neither.

@@ -1,0 +1,30 @@
+"""The guide on deletion requests, run as it is printed: its code and its commands, in their order."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from amun_ext import cli
+
+PAGE = Path(__file__).parents[1] / "docs/guides/requests.md"
+
+
+@pytest.mark.slow
+def test_every_step_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    steps = re.findall(r"```python\n([\s\S]*?)```|^ {4}amun (.+)$", PAGE.read_text(), flags=re.M)
+    assert len(steps) >= 11
+    for code, command in steps:
+        if code:
+            exec(compile(code, str(PAGE), "exec"), names)
+        else:
+            assert cli.main([*shlex.split(command), "--quiet"]) == 0, capsys.readouterr().err
+    removed = {Path(each["file"]).as_posix() for each in json.loads(Path("purged.json").read_text())["removed"]}
+    assert removed >= {"original.safetensors", "first/model.safetensors", "again/model.safetensors"}
+    assert (tmp_path / "second/model.safetensors").exists()
+    assert cli.main(["ledger", "verify", "second"]) == 0

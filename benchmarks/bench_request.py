@@ -1,7 +1,8 @@
 """What a deletion request costs beside its training: seconds before the first step, and the memory at its peak.
 
 `amun forget` of 100 images, on the 60,000 of Fashion-MNIST (the Debian package dataset-fashion-mnist) and on a folder
-of 3,400 drawn images of 128x128. Each command runs in a process of its own; importing the package is not counted.
+of 3,400 drawn images of 128x128. Each command runs in a process of its own; importing the package is not counted. Rows
+of other commits stay in the result: to measure one of them, run this file with PYTHONPATH at a checkout of it.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import peak_memory_mib, read, write
+from common import machine, peak_memory_mib, read, write
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -82,7 +83,6 @@ def request(data: str, place: Path, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--name", default="now", help="of this column of the table")
     parser.add_argument("--command", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -99,7 +99,7 @@ def main() -> None:
             if data == "folder":
                 draw_folder(folder)
             row = request(str(folder) if data == "folder" else data, Path(place), options.repeats)
-        result[data] = result.get(data, {}) | {options.name: row}
+        result[data] = result.get(data, {}) | {machine()["commit"]: row}
         print(data, row, flush=True)
     write("request", result)
 

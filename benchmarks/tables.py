@@ -28,6 +28,7 @@ PAGES = {
         "forget": ("forget", tables_unlearning.forget),
         "tuning": ("tuning", tables_unlearning.tuning),
         "unlearn": ("unlearn", tables_unlearning.unlearn),
+        "request": ("request", tables_unlearning.request),
         "masked_sgd": ("masked_sgd", tables_unlearning.masked_sgd),
     },
     DOCS / "benchmarks/audit.md": {

@@ -97,6 +97,16 @@ def masked_sgd(result: dict[str, Any]) -> str:
     return f"{markdown(header, rows)}\n\n{note}"
 
 
+def request(result: dict[str, Any]) -> str:
+    columns = {"wall": "wall, s", "cpu": "CPU, s", "train MiB": "train, MiB", "forget MiB": "forget, MiB"}
+    rows = [
+        [f"{data}, {commit}", *(f"{row[key]:.1f}" if key in ("wall", "cpu") else f"{row[key]:.0f}" for key in columns)]
+        for data in ("fashion-mnist", "folder")
+        for commit, row in result[data].items()
+    ]
+    return f"{markdown(['data, commit', *columns.values()], rows)}\n\n{measured_on(result)}."
+
+
 def compare(result: dict[str, Any]) -> str:
     """The methods beside retraining and the no-op, in both settings."""
     columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from amun_ext.data.images import stored
 from amun_ext.deletion.ledger import Entry
 from amun_ext.metrics.auc import auc
 from amun_ext.metrics.signals import scaled_logit
@@ -20,7 +21,7 @@ def relapse(before: nn.Module, after: nn.Module, earlier: TensorDataset, test: T
     95 % interval now."""
 
     def measured(model: nn.Module) -> tuple[float, float]:
-        forgotten, others = (scaled_logit(predict(model, data), data.tensors[1]) for data in (earlier, test))
+        forgotten, others = (scaled_logit(predict(model, data), stored(data)[1]) for data in (earlier, test))
         found = auc(forgotten, others)
         return found.value, found.interval()[0]
 

@@ -98,9 +98,9 @@ def masked_sgd(result: dict[str, Any]) -> str:
 
 
 def request(result: dict[str, Any]) -> str:
-    columns = {"wall": "wall, s", "cpu": "CPU, s", "train MiB": "train, MiB", "forget MiB": "forget, MiB"}
+    columns = {"cpu": "CPU, s", "train MiB": "train, MiB", "forget MiB": "forget, MiB"}
     rows = [
-        [f"{data}, {commit}", *(f"{row[key]:.1f}" if key in ("wall", "cpu") else f"{row[key]:.0f}" for key in columns)]
+        [f"{data}, {commit}", *(f"{row[key]:.1f}" if key == "cpu" else f"{row[key]:.0f}" for key in columns)]
         for data in ("fashion-mnist", "folder")
         for commit, row in result[data].items()
     ]

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from amun_ext import cli, data, digest
+from amun_ext import cli, data
 from amun_ext.data.images import ImageDataset, as_float, concat, row_hashes, stored, subset
 from amun_ext.validation import InputError
 
@@ -55,7 +55,7 @@ class LargestFloat(TorchDispatchMode):
 
 def test_commands_read_batches_and_give_what_they_give_for_floats(tmp_path: Path, monkeypatch) -> None:
     """`predict` has the largest batches, 512 images."""
-    monkeypatch.setattr(digest, "PART_BYTES", 2**14)
+    monkeypatch.setattr("amun_ext.data.images.HASHED_BYTES", 2**14)
     largest = {}
     for kind in ("uint8", "float32"):
         (tmp_path / kind).mkdir()

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.digest import digest, parts
+from amun_ext.digest import digest
 from amun_ext.validation import check_images, check_labels
 
 BITS8 = 255.0
 HASH_BYTES = 16
+HASHED_BYTES = 2**22  # of images at once, which are in float32 for a moment
 Data = TypeVar("Data", bound=TensorDataset)
 
 
@@ -122,7 +123,7 @@ def hashes_of(dataset: TensorDataset) -> NDArray[np.void]:
 def row_hashes(images: Tensor) -> NDArray[np.void]:
     """A hash of each image [N, ...]: the same for equal values of any type, and for grey as one channel or as three."""
     found = []
-    for part in parts(images.detach()):
+    for part in images.detach().split(max(1, HASHED_BYTES // images[:1].nbytes)):
         pixels = (as_float(part.cpu()).float() + 0.0).contiguous()  # -0.0 becomes 0.0
         lengths = [pixels[0].numel()] * len(pixels)
         if pixels.dim() == 4 and pixels.shape[1] == 3:

@@ -31,7 +31,7 @@ from amun_ext.auditing.model_signals import concat_splits, signals_from
 from amun_ext.data import Splits, load
 from amun_ext.deletion import forget_ids, split
 from amun_ext.metrics.measures import Observation as Audited
-from amun_ext.metrics.measures import accuracy, attack_auc, tpr_at
+from amun_ext.metrics.measures import attack_auc, set_accuracy, tpr_at
 from amun_ext.models import build, predict
 from amun_ext.parallel import process_pool
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
@@ -107,7 +107,7 @@ def measured(logits: Tensor, splits: Splits, ids: Tensor, answers: ModelSignals)
         attacks={name: {of: scores[name][at.numpy()] for of, at in rows.items()} for name in ATTACKS},
     )
     result: dict[str, Any] = {
-        name: accuracy(seen, part).value for name, part in (("UA", "forget"), ("RA", "retain"), ("TA", "test"))
+        name: set_accuracy(seen, part).value for name, part in (("UA", "forget"), ("RA", "retain"), ("TA", "test"))
     }
     for name, of in seen.attacks.items():
         areas = {f"{sets} AUC": asdict(attack_auc(of, sets)) for sets in ("FT", "FR", "RT")}

@@ -72,7 +72,9 @@ def run(name: str, case: Case, fraction: float) -> dict[str, Any]:
     original = folder / "original.safetensors"
     if not original.exists():
         amun("train", "--data", case.data, *case.training.split(), "--out", original)
-    request = ("--model", original, "--data", case.data, "--fraction", fraction)
+    targets = folder / "targets.safetensors"
+    amun("prepare", "--model", original, "--data", case.data, "--out", targets)
+    request = ("--model", original, "--data", case.data, "--fraction", fraction, "--targets", targets)
     tuned = []
     for setting, flags in SETTINGS.items():
         out = folder / f"tuned-{fraction}-{setting}"

@@ -241,6 +241,10 @@ class TestCommands:
         request = (*request, "--targets", targets)
         assert self.amun("compare", digits_checkpoint, *request, "--seeds", 1, "--epochs", 1) == 0
         assert "Distill" in capsys.readouterr().out
+        pytest.importorskip("optuna")
+        short = ("--trials", 1, "--epochs", 1, "--out", tmp_path / "tuned")
+        assert self.amun("tune", digits_checkpoint, *request[:4], "--targets", targets, *short) == 0
+        assert (tmp_path / "tuned/tuned.json").exists()
 
     def test_of_other_training_data_or_another_recipe_are_refused(
         self, digits_checkpoint: Path, targets: Path, tmp_path: Path, capsys

@@ -25,6 +25,7 @@ PAGES = {
     DOCS / "benchmarks/unlearning.md": {
         "demo": ("demo", tables_unlearning.demo),
         "compare": ("compare", tables_unlearning.compare),
+        "distill": ("distill", tables_unlearning.distill),
         "forget": ("forget", tables_unlearning.forget),
         "tuning": ("tuning", tables_unlearning.tuning),
         "unlearn": ("unlearn", tables_unlearning.unlearn),

@@ -127,6 +127,21 @@ def compare(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"Mean ± standard deviation over seeds. {measured_on(result)}."])
 
 
+def distill(result: dict[str, Any]) -> str:
+    """Out-of-fold distillation and AMUN beside retraining and the no-op, and what U-LiRA finds in them."""
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
+    settings = {"with": "With D_R:", "without": "D_F only:"}
+    parts = []
+    for setting, title in settings.items():
+        rows = [[row, *(spread(line[key]) for key in columns)] for row, line in result["tables"][setting].items()]
+        parts += [title, markdown(["method", *columns], rows)]
+    if "u_lira" in result:
+        rows = [[name, spread(area), str(area["runs"])] for name, area in result["u_lira"].items()]
+        parts += ["U-LiRA:", markdown(["method", "AUC", "shadows"], rows)]
+    note = f"{len(result['runs'])} requests, {result['repeats']} models of each row; mean ± standard deviation over the"
+    return "\n\n".join([*parts, f"{note} requests, of U-LiRA over the shadows. {measured_on(result)}."])
+
+
 def tuning(result: dict[str, Any]) -> str:
     """Gap to retraining on the real request, by what chose the options."""
     gaps, seeds = result["gap"], range(result["seeds"])

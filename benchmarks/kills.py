@@ -67,6 +67,12 @@ CASES = {
         RESULTS,
         f"forget {MODEL} --ids 3,5 --epochs 1 --out first",
     ),
+    "prepare": Case(f"prepare {MODEL} --folds 2 --out out/targets.safetensors", ("targets.safetensors",)),
+    "forget by distillation": Case(
+        f"forget {MODEL} --ids 3,5 --method distill --targets targets.safetensors --epochs 1 --out out",
+        RESULTS,
+        f"prepare {MODEL} --folds 2 --out targets.safetensors",
+    ),
     "search": Case(f"search {MODEL} --count 9 --methods ddn,ffgsm --out out", ("searches.json", "searches.html")),
     "references": Case(f"references {MODEL} --num-models 2 --out out", ()),
     "shadows": Case(f"shadows {MODEL} --ids 3,5,8,9 --num-models 6 --epochs 1 --out out", ()),

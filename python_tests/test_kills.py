@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-COMMANDS = ["train", "forget", "forget --overwrite", "search", "references", "shadows", "compare", "tune", "audit"]
+COMMANDS = ["train", "forget", "forget --overwrite", "prepare", "forget by distillation", "search", "references"]
+COMMANDS += ["shadows", "compare", "tune", "audit"]
 
 
 @pytest.mark.slow

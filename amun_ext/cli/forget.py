@@ -48,7 +48,7 @@ from amun_ext.deletion.request import retraining, sets
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
-from amun_ext.unlearning import load_targets
+from amun_ext.unlearning.cross_fit import remove_targets
 from amun_ext.validation import InputError, listed, printable, require
 
 
@@ -160,7 +160,7 @@ def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
     """Remove the rows of all samples that the new model has forgotten: no later request may use them."""
     if options.targets is not None:
         forgotten = torch.tensor(record_of(options.out / MODEL).gone, dtype=torch.int64, device="cpu")
-        load_targets(options.targets).without(subset(splits.train, forgotten)).save(options.targets)
+        remove_targets(options.targets, subset(splits.train, forgotten))
 
 
 def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:

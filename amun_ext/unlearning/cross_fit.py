@@ -103,6 +103,13 @@ def load_targets(path: str | os.PathLike[str]) -> Targets:
     return targets
 
 
+def remove_targets(path: str | os.PathLike[str], samples: TensorDataset) -> None:
+    """Take the rows of these samples out of the file, for good."""
+    path = Path(path)
+    with workplace(path.parent, f"remove-{path.name}") as place:
+        load_targets(path).without(samples).save(path, place)
+
+
 def prepare(
     model: nn.Module,
     splits: Splits,
@@ -168,12 +175,12 @@ def prepare(
         "seed": seed,
         "previously_forgotten": sorted(removed),
     }
-    if out.exists() and not overwrite:
-        there = load_targets(out)
-        differ = differences(there.metadata, metadata)
-        require(not differ, "out", "a new file or one of this cross-fit", f"{out}, of one with {differ}")
-        return there
     with workplace(out.parent, f"prepare-{out.name}") as place:
+        if out.exists() and not overwrite:
+            there = load_targets(out)
+            differ = differences(there.metadata, metadata)
+            require(not differ, "out", "a new file or one of this cross-fit", f"{out}, of one with {differ}")
+            return there
         keep_only(place, json.dumps(metadata), overwrite)
         paths = [place / f"fold-{number}.safetensors" for number in range(folds)]
         jobs = ((number, (number, seed + SEED + number)) for number in range(folds) if not paths[number].exists())

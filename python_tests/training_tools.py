@@ -1,4 +1,4 @@
-"""Trainings that are killed in the middle: what test_training resumes, and the process that is killed."""
+"""Small networks and sets for tests of the training, and trainings that are killed in the middle (test_resume)."""
 
 import os
 import signal
@@ -13,20 +13,86 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
+# Python 3.12 and later warn where a process with threads makes another, as DataLoader does
+FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
 KILLED_AT = 18  # forwards in training: in the third of four epochs of seven
 
 
-class Noisy(Dataset):
-    """Items that a transform draws anew each time."""
+def linear_net() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+
+def part(count: int = 20, **options: bool) -> DataPart:
+    """For `linear_net`."""
+    return DataPart(TensorDataset(torch.rand(count, 1, 3, 4), torch.randint(0, 3, (count,))), **options)
+
+
+def conv_net(norm: bool = True, dropout: float = 0.0) -> nn.Sequential:
+    layers = [nn.BatchNorm2d(4)] if norm else []
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), *layers, nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * 36, 3)
+    )
+
+
+def pictures(count: int = 20, shift: float = 0.0) -> TensorDataset:
+    """For `conv_net`."""
+    return TensorDataset(torch.rand(count, 2, 8, 8) + shift, torch.randint(0, 3, (count,)))
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(one: nn.Module, other: nn.Module | dict[str, Tensor]) -> bool:
+    """Bit by bit; `other` may be a former `state`."""
+    ours, theirs = one.state_dict(), other.state_dict() if isinstance(other, nn.Module) else other
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def positive(model: nn.Module) -> dict[str, Tensor]:
+    """A mask: the weights above zero."""
+    return {name: weight > 0 for name, weight in model.named_parameters()}
+
+
+def inputs_of(model: nn.Module) -> list[Tensor]:
+    """To which each batch is added that the model is called with from now on."""
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    return seen
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Items(Dataset):
+    """A dataset that is read item by item; `changed` has other items for some of them."""
+
+    def __init__(self, data: TensorDataset, changed: dict[int, object] | None = None) -> None:
+        self.data, self.changed = data, changed or {}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> object:
+        image, label = self.data[index]
+        return self.changed.get(index, (image, int(label)))
+
+
+class Noisy(Items):
+    """Items that a transform draws anew each time."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index] + 0.1 * torch.rand(self.images.shape[1:]), int(self.labels[index])
+        image, label = super().__getitem__(index)
+        return image + 0.1 * torch.rand(image.shape), label
+
+
+class Brighter(TensorDataset):
+    """Tensors whose items are others."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = super().__getitem__(index)
+        return image + 5, label
 
 
 class Net(nn.Sequential):
@@ -69,7 +135,8 @@ class Training:
             net = Net(at)
         mask = {name: torch.rand(each.shape, generator=random) < 0.5 for name, each in net.named_parameters()}
         kept = TensorDataset(images[:20], labels[:20])
-        others = (Noisy if self.noisy else TensorDataset)(images[20:], labels[20:])
+        others = TensorDataset(images[20:], labels[20:])
+        others = Noisy(others) if self.noisy else others
         drawn = DataPart(others, labels=lambda epoch: (labels[20:] + epoch) % 3)
         settings = {
             "seed": 6,

@@ -39,7 +39,7 @@ FAULTS = [
     Fault("forget set kept", "deletion/ids.py", "    kept[ids] = False\n", "", "deletion"),
     Fault("rows not left out", "unlearning/amun.py", "(images[rows], labels[rows])", "(images, labels)", "unlearning"),
     Fault("swallowed check", "unlearning/amun.py", "require(wrong,", "require(True,", "unlearning_refused"),
-    Fault("swallowed error", "parallel.py", "end.send(error)", "end.send(None)", "tuning::TestWorkers"),
+    Fault("swallowed error", "parallel.py", "end.send(error)", "end.send(None)", "tuning_resume::TestWorkers"),
     Fault("sign", "metrics/lira.py", "/ 2 - np.log(spread)", "/ 2 + np.log(spread)", "lira"),
     Fault("off by one", "metrics/lira.py", "of.sum(axis=0) - 1", "of.sum(axis=0)", "lira"),
     Fault("ties count whole", "metrics/auc.py", "np.cumsum(outs) - outs / 2", "np.cumsum(outs)", "roc"),

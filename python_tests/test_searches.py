@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_report import Page
+from page_tools import Page
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -40,9 +40,9 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     return paths
 
 
-def search(checkpoints, out: Path, *more: str, of: str = "digits") -> int:
+def search(checkpoints, out: Path, more: str = "", of: str = "digits") -> int:
     arguments = ["--model", str(checkpoints[of]), "--data", of, "--out", str(out)]
-    return cli.main(["search", *arguments, "--methods", "ddn,ffgsm", "--no-curves", *more])
+    return cli.main(["search", *arguments, "--methods", "ddn,ffgsm", "--no-curves", *more.split()])
 
 
 def written(out: Path) -> dict:
@@ -51,9 +51,8 @@ def written(out: Path) -> dict:
 
 class TestCommand:
     def test_writes_examples_numbers_and_a_page(self, checkpoints, any_data, tmp_path, capsys) -> None:
-        methods = ("--methods", ",".join(METHODS), "--curves", "--count", "12")
-        assert search(checkpoints, tmp_path / "out", *methods, of=any_data) == 0
-        out = tmp_path / "out"
+        out, methods = tmp_path / "out", ",".join(METHODS)
+        assert search(checkpoints, out, f"--methods {methods} --curves --count 12", any_data) == 0
         files = {path.name for path in out.iterdir()}
         assert files == {*(f"{name}.safetensors" for name in METHODS), "curves", "searches.json", "searches.html"}
         told, printed = written(out), capsys.readouterr().out
@@ -80,21 +79,16 @@ class TestCommand:
         assert told["facts"]["versions"]["torch"] == torch.__version__
         assert str(tmp_path) not in (out / "searches.json").read_text() + (out / "searches.html").read_text()
         page = Page((out / "searches.html").read_text())
-        tags = [tag for tag, _ in page.tags]
-        assert not page.open
-        assert not {"script", "link", "iframe", "object", "image"} & {*tags}
-        pictures = [attributes["aria-label"] for tag, attributes in page.tags if tag == "figure" and attributes]
         titles = ["Distances", "Median distance against gradients", "ddn against pgd, sample by sample"]
-        assert pictures == titles
-        assert tags.count("img") == searches_document.EXAMPLES * (1 + 2 * len(METHODS))
+        assert page.figures == titles
+        assert page.count("img") == searches_document.EXAMPLES * (1 + 2 * len(METHODS))
 
     def test_goes_on_after_what_is_there(self, checkpoints, tmp_path) -> None:
-        rows = ("--ids", "7,3,11")
-        assert search(checkpoints, tmp_path / "out", *rows, "--methods", "ddn") == 0
+        assert search(checkpoints, tmp_path / "out", "--ids 7,3,11 --methods ddn") == 0
         before = (tmp_path / "out/ddn.safetensors").stat().st_mtime_ns
         first = written(tmp_path / "out")
         assert first["pair"] is None
-        assert search(checkpoints, tmp_path / "out", *rows) == 0
+        assert search(checkpoints, tmp_path / "out", "--ids 7,3,11") == 0
         assert (tmp_path / "out/ddn.safetensors").stat().st_mtime_ns == before
         told = written(tmp_path / "out")
         assert told["ids"] == [7, 3, 11]
@@ -110,27 +104,21 @@ class TestCommand:
 
         with monkeypatch.context() as patched:
             patched.setattr("amun_ext.experiments.searches.find_min_adversarial", stopped)
-            assert search(checkpoints, tmp_path / "out", "--count", "4") == 130
+            assert search(checkpoints, tmp_path / "out", "--count 4") == 130
         assert "stopped; the same command goes on where it was" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["ddn.safetensors"]
-        assert search(checkpoints, tmp_path / "out", "--count", "4") == 0
+        assert search(checkpoints, tmp_path / "out", "--count 4") == 0
         assert written(tmp_path / "out")["methods"]["ddn"]["seconds"] is None
 
-    @pytest.mark.parametrize(
-        "other", [["--refine", "3"], ["--seed", "1"], ["--ids", "0-68,70"], ["--part", "test"], ["--quantize", "255"]]
-    )
+    @pytest.mark.parametrize("other", ["--refine 3", "--seed 1", "--ids 0-68,70", "--part test", "--quantize 255"])
     def test_other_searches_in_the_folder_are_refused(self, checkpoints, tmp_path, capsys, other) -> None:
-        first = ["--ids", "0-69"] if other[0] == "--ids" else ["--count", "70"]
-        ways = ["--methods", "ffgsm"]
-        assert search(checkpoints, tmp_path / "out", *ways, *first) in (0, 3)
+        first, second = ("--ids 0-69", "") if "--ids" in other else ("--count 70", "--count 70")
+        assert search(checkpoints, tmp_path / "out", f"--methods ffgsm {first}") in (0, 3)
         before = (tmp_path / "out/searches.json").read_text()
         capsys.readouterr()
-        rows = [] if other[0] == "--ids" else first
-        assert search(checkpoints, tmp_path / "out", *ways, *rows, *other) == 2
-        assert re.search(
-            r"amun: error: (out must be .*ffgsm\.safetensors|--out must be where no other)",
-            told := capsys.readouterr().err,
-        ), told
+        assert search(checkpoints, tmp_path / "out", f"--methods ffgsm {second} {other}") == 2
+        told = capsys.readouterr().err
+        assert re.search(r"amun: error: (out must be .*ffgsm\.safetensors|--out must be where no other)", told), told
         assert (tmp_path / "out/searches.json").read_text() == before
 
     def test_samples_without_an_example_are_told_by_id_and_status(
@@ -144,7 +132,7 @@ class TestCommand:
 
         monkeypatch.setattr("amun_ext.experiments.searches.find_min_adversarial", partly)
         monkeypatch.setattr("amun_ext.experiments.searches.predict", lambda *_: torch.eye(10)[digits(30, 20, 10, 40)])
-        assert search(checkpoints, tmp_path / "out", "--ids", "30,20,10,40") == 3
+        assert search(checkpoints, tmp_path / "out", "--ids 30,20,10,40") == 3
         assert "amun: no adversarial example by ffgsm: ids 20\n" in capsys.readouterr().err
         told = written(tmp_path / "out")["methods"]
         assert (told["ddn"]["ids_without_example"], told["ffgsm"]["ids_without_example"]) == ([], [20])
@@ -156,47 +144,42 @@ class TestCommand:
         images, labels = (part[:20].numpy() for part in data.load("digits").test.tensors)
         sets = dict.fromkeys(("train_images", "test_images"), images)
         np.savez(tmp_path / "mine.npz", **sets, train_labels=labels, test_labels=labels)
-        fractions = ["--data", str(tmp_path / "mine.npz"), "--part", "test", "--fraction", "0.5", "--refine", "2"]
-        more = ["--precision", "bfloat16", "--min-margin", "0.1", "--quantize", "255"]
-        assert search(checkpoints, tmp_path / "out", *fractions, *more) in (0, 3)
+        mine = f"--data {tmp_path / 'mine.npz'} --part test"
+        more = "--fraction 0.5 --refine 2 --precision bfloat16 --min-margin 0.1 --quantize 255"
+        assert search(checkpoints, tmp_path / "out", f"{mine} {more}") in (0, 3)
         told = written(tmp_path / "out")
         assert (told["samples"], told["facts"]["data"], told["facts"]["part"]) == (10, "mine.npz", "test")
-        settings = told["methods"]["ddn"]["settings"]
-        assert [settings[name] for name in ("refine", "quantize", "min_margin", "precision")] == [
-            2,
-            255,
-            0.1,
-            "bfloat16",
-        ]
+        wanted = {"refine": 2, "quantize": 255, "min_margin": 0.1, "precision": "bfloat16"}
+        assert wanted.items() <= told["methods"]["ddn"]["settings"].items()
         assert str(tmp_path) not in (tmp_path / "out/searches.json").read_text()
         # All there are, where there are fewer than the default number.
-        assert search(checkpoints, tmp_path / "all", *fractions[:2], "--methods", "ffgsm") in (0, 3)
+        assert search(checkpoints, tmp_path / "all", f"{mine} --methods ffgsm") in (0, 3)
         assert sorted(written(tmp_path / "all")["ids"]) == [*range(20)]
-        assert search(checkpoints, tmp_path / "all-ids", *fractions[:2], "--ids", "0-19") in (0, 3)
+        assert search(checkpoints, tmp_path / "all-ids", f"{mine} --ids 0-19") in (0, 3)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--methods", "ddn,newton"], "methods must be some of pgd, .*, got 'newton'"),
-            (["--methods", ""], "methods must be some of"),
-            (["--methods", "ddn,ddn"], "methods must be different"),
-            (["--part", "valid"], "--part must be train or test, got valid"),
-            (["--count", "0"], "count must be a whole number from 1"),
-            (["--count", "99999"], "count must be at most the 1197 samples"),
-            (["--ids", "5,99999"], r"ids in \[0, 1197\), got 99999"),
-            (["--ids", "5,5"], "repeated"),
-            (["--ids-file", "absent.txt"], r"absent\.txt"),
-            (["--fraction", "2"], "fraction must be"),
-            (["--refine", "-1"], "refine must be"),
-            (["--quantize", "0"], "quantize must be"),
-            (["--min-margin", "-1"], "min_margin must be"),
-            (["--precision", "half"], "precision must be"),
-            (["--width", "8"], "a checkpoint of this architecture"),
-            (["--data", "no/such/folder"], "data set must be one of"),
+            ("--methods ddn,newton", "methods must be some of pgd, .*, got 'newton'"),
+            ("--methods=", "methods must be some of"),
+            ("--methods ddn,ddn", "methods must be different"),
+            ("--part valid", "--part must be train or test, got valid"),
+            ("--count 0", "count must be a whole number from 1"),
+            ("--count 99999", "count must be at most the 1197 samples"),
+            ("--ids 5,99999", r"ids in \[0, 1197\), got 99999"),
+            ("--ids 5,5", "repeated"),
+            ("--ids-file absent.txt", r"absent\.txt"),
+            ("--fraction 2", "fraction must be"),
+            ("--refine -1", "refine must be"),
+            ("--quantize 0", "quantize must be"),
+            ("--min-margin -1", "min_margin must be"),
+            ("--precision half", "precision must be"),
+            ("--width 8", "a checkpoint of this architecture"),
+            ("--data no/such/folder", "data set must be one of"),
         ],
     )
     def test_bad_input_is_one_line_status_2_and_no_file(self, checkpoints, tmp_path, capsys, arguments, message):
-        assert search(checkpoints, tmp_path / "out", *arguments) == 2
+        assert search(checkpoints, tmp_path / "out", arguments) == 2
         printed = capsys.readouterr().err
         assert printed.startswith("amun: error: ")
         assert printed.count("\n") == 1
@@ -264,11 +247,8 @@ class TestCompare:
     def test_pictures_of_any_number_of_methods(self, methods) -> None:
         seen = searches.compare(Linear(), IMAGES[:2], LABELS[:2], methods, curves=False)
         page = html.render(seen.document())
-        assert not Page(page).open
-        assert page.count("<figure role=") == (2 if len(methods) == 1 else 3)
+        assert len(Page(page).figures) == (2 if len(methods) == 1 else 3)
         assert page == html.render(seen.document())
-        svgs = " ".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
-        assert not re.findall(r"(?:fill|stroke): (?!none|currentColor|var\(|#ffffff; opacity: 0)[^;\"]+", svgs)
 
     @pytest.mark.filterwarnings("ignore:.* were not found for want of a gradient")
     def test_nothing_found_and_nothing_to_find(self) -> None:
@@ -278,7 +258,7 @@ class TestCompare:
         assert wrong.rows["ddn"]["n"] == 0
         for seen in (lost, wrong):
             page = html.render(seen.document())
-            assert not Page(page).open
+            Page(page)
             assert "<svg" not in page
             assert json.loads(json.dumps(seen.to_dict(), allow_nan=False))["methods"]["ddn"]["median"] is None
 
@@ -288,7 +268,7 @@ class TestCompare:
         seen = searches.compare(Linear(), IMAGES, LABELS, ["ddn"], classes=[hostile, "b"], facts=facts, curves=False)
         page = html.render(seen.document())
         assert hostile not in page
-        assert "script" not in {tag for tag, _ in Page(page).tags}
+        Page(page)
 
     def test_refuses_unknown_methods(self) -> None:
         with pytest.raises(InputError, match="methods must be some of"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_report import Page
+from page_tools import Page
 
 from amun_ext import InputError
 from amun_ext.report import html, parts

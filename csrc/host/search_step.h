@@ -74,7 +74,7 @@ void search_step(std::vector<Tensor> batch, std::vector<Tensor> feedback, std::v
 
   std::vector<Span> spans;
   spans.reserve(18);
-  const auto images = [&](auto& place, const char* name, const Tensor& tensor, int64_t rows) {
+  const auto take_images = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t rows) {
     bool same = tensor.dim() == x.dim() && tensor.size(0) == rows;
     for (int64_t i = 1; same && i < x.dim(); ++i) same = tensor.size(i) == x.size(i);
     STD_TORCH_CHECK(same, name, " must have ", rows, " rows of the images' shape, got ", text(tensor.sizes()),
@@ -83,30 +83,30 @@ void search_step(std::vector<Tensor> batch, std::vector<Tensor> feedback, std::v
     check_device(name, tensor, x);
     STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
     place = tensor.mutable_data_ptr();
-    spans.push_back(span(name, tensor, !std::is_const_v<std::remove_pointer_t<std::decay_t<decltype(place)>>>));
+    spans.push_back(span(name, tensor, !std::is_const_v<E>));
   };
-  const auto rows = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t rows) {
+  const auto take_column = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t rows) {
     place = column<E>(name, tensor, rows, x);
     spans.push_back(span(name, tensor, !std::is_const_v<E>));
   };
-  images(args.x, "x", x, args.batch_size);
-  rows(args.sample_index, "sample_index", batch[1], args.batch_size);
-  rows(args.slot_labels, "slot_labels", batch[2], args.batch_size);
-  images(args.grad, "grad", grad, args.batch_size);
-  rows(args.adversarial, "adversarial", feedback[1], args.batch_size);
-  rows(args.predicted, "predicted", feedback[2], args.batch_size);
-  rows(args.margin, "margin", feedback[3], args.batch_size);
-  images(args.inputs, "inputs", inputs, args.num_samples);
-  rows(args.labels, "labels", samples[1], args.num_samples);
-  images(args.images, "images", state[0], args.num_samples);
-  rows(args.found_labels, "found_labels", state[1], args.num_samples);
-  rows(args.eps, "eps", state[2], args.num_samples);
-  rows(args.distance, "distance", state[3], args.num_samples);
-  rows(args.step_count, "step_count", state[4], args.num_samples);
-  rows(args.grad_evals, "grad_evals", state[5], args.num_samples);
-  rows(args.status, "status", state[6], args.num_samples);
-  rows(args.queue, "queue", queue, args.queue_length);
-  rows(args.queue_position, "queue_position", queue_position, 1);
+  take_images(args.x, "x", x, args.batch_size);
+  take_column(args.sample_index, "sample_index", batch[1], args.batch_size);
+  take_column(args.slot_labels, "slot_labels", batch[2], args.batch_size);
+  take_images(args.grad, "grad", grad, args.batch_size);
+  take_column(args.adversarial, "adversarial", feedback[1], args.batch_size);
+  take_column(args.predicted, "predicted", feedback[2], args.batch_size);
+  take_column(args.margin, "margin", feedback[3], args.batch_size);
+  take_images(args.inputs, "inputs", inputs, args.num_samples);
+  take_column(args.labels, "labels", samples[1], args.num_samples);
+  take_images(args.images, "images", state[0], args.num_samples);
+  take_column(args.found_labels, "found_labels", state[1], args.num_samples);
+  take_column(args.eps, "eps", state[2], args.num_samples);
+  take_column(args.distance, "distance", state[3], args.num_samples);
+  take_column(args.step_count, "step_count", state[4], args.num_samples);
+  take_column(args.grad_evals, "grad_evals", state[5], args.num_samples);
+  take_column(args.status, "status", state[6], args.num_samples);
+  take_column(args.queue, "queue", queue, args.queue_length);
+  take_column(args.queue_position, "queue_position", queue_position, 1);
   must_not_alias(std::move(spans));
 
   STD_TORCH_CHECK(steps >= 1 && steps <= std::numeric_limits<int32_t>::max(), "steps must be in [1, 2^31), got ",

@@ -100,10 +100,10 @@ def u_lira(splits: Splits, seed: int, count: int, workers: int) -> dict[str, dic
     targets = prepare(model, splits, demo.TRAINING, out=FOLDER / f"seed-{seed}/targets.safetensors", seed=seed)
     with_retain, without = (configs(each, targets) for each in (True, False))
     methods = {
-        "distill, with D_R": with_retain["distill"],
-        "AMUN, with D_R": with_retain["amun:no-forget"],
-        "distill, D_F only": without["distill"],
         "no-op": NO_OP,
+        "AMUN, with D_R": with_retain["amun:no-forget"],
+        "distill, with D_R": with_retain["distill"],
+        "distill, D_F only": without["distill"],
     }
     found = {}
     for name, config in methods.items():

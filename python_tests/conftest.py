@@ -23,6 +23,7 @@ import torch
 from emulator import emulated
 from hypothesis import settings
 from search_tools import Task, trained_net
+from training_tools import SMALL_TRAINING
 
 from amun_ext import cli
 
@@ -111,6 +112,13 @@ def digits_checkpoint(once) -> Path:
     told = "train --data digits --model small-cnn --width 8 --epochs 3 --lr 0.1 --schedule cosine --batch-size 64"
     name = "model.safetensors"
     return once("digits", lambda folder: cli.main([*told.split(), "--out", str(folder / name)])) / name
+
+
+@pytest.fixture(scope="session")
+def original(once) -> Path:
+    """A checkpoint after one epoch, where what it has learned does not matter."""
+    name = "model.safetensors"
+    return once("original", lambda folder: cli.main([*SMALL_TRAINING.split(), "--out", str(folder / name)])) / name
 
 
 @pytest.fixture(scope="session")

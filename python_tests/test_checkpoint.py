@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from training_tools import equal
 
 from amun_ext import models
 from amun_ext.validation import InputError
@@ -16,11 +17,6 @@ def small(seed, num_classes=3):
     model = models.build("small-cnn", num_classes=num_classes, in_channels=1, width=2)
     model(torch.rand(4, 1, 8, 8))  # batch-norm buffers that are not the initial ones
     return model
-
-
-def same(one, two):
-    one, two = one.state_dict(), two.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 class Tied(nn.Module):
@@ -35,9 +31,9 @@ def test_round_trip(tmp_path):
     model, other = small(1), small(2)
     metadata = {"architecture": "small-cnn", "forgotten": "3,17"}
     models.save_checkpoint(tmp_path / "new" / "a.safetensors", model, metadata)
-    assert not same(model, other)
+    assert not equal(model, other)
     assert models.load_checkpoint(tmp_path / "new" / "a.safetensors", other) == metadata
-    assert same(model, other)
+    assert equal(model, other)
     assert models.read_metadata(tmp_path / "new" / "a.safetensors") == metadata
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.safetensors"]
 
@@ -47,7 +43,7 @@ def test_tied_and_strided_weights(tmp_path):
     model.encode.weight.data = torch.rand(4, 4).t()
     models.save_checkpoint(tmp_path / "a.safetensors", model, {})
     models.load_checkpoint(tmp_path / "a.safetensors", other)
-    assert same(model, other)
+    assert equal(model, other)
     assert other.decode.weight is other.encode.weight
 
 
@@ -58,7 +54,7 @@ def test_pickled_state_dicts(tmp_path, suffix, key):
     state = model.state_dict()
     torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / f"a.{suffix}")
     assert models.load_checkpoint(tmp_path / f"a.{suffix}", other) == {}
-    assert same(model, other)
+    assert equal(model, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -68,7 +64,7 @@ def test_floating_point_is_cast_and_integers_are_exact(tmp_path, dtype):
     models.save_checkpoint(tmp_path / "a.safetensors", model, {})
     models.load_checkpoint(tmp_path / "a.safetensors", other)
     assert other[0].weight.dtype == torch.float32
-    assert same(copy.deepcopy(model).float(), other)
+    assert equal(copy.deepcopy(model).float(), other)
     assert other[1].num_batches_tracked == 2**24 + 1
 
 
@@ -86,17 +82,17 @@ def test_load_keeps_flags_and_mode(tmp_path):
 def change(state, kind):
     if kind == "missing":
         del state["0.weight"], state["1.bias"]
-    elif kind == "unexpected":
-        state |= {f"extra{number}": torch.zeros(1) for number in range(5)}
-    elif kind == "shape":
-        state["11.weight"] = state["11.weight"][:, :1].clone()
-    elif kind == "integer weight":
-        state["0.weight"] = state["0.weight"].long()
-    elif kind == "float counter":
-        state["1.num_batches_tracked"] = state["1.num_batches_tracked"].float()
-    elif kind == "nan":
-        state["1.running_var"][0] = float("nan")
-    return state
+        return state
+    return (
+        state
+        | {
+            "unexpected": {f"extra{number}": torch.zeros(1) for number in range(5)},
+            "shape": {"11.weight": state["11.weight"][:, :1].clone()},
+            "integer weight": {"0.weight": state["0.weight"].long()},
+            "float counter": {"1.num_batches_tracked": state["1.num_batches_tracked"].float()},
+            "nan": {"1.running_var": torch.full_like(state["1.running_var"], torch.nan)},
+        }[kind]
+    )
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -121,7 +117,7 @@ def test_refused_and_model_untouched(tmp_path, suffix, kind, message):
         save_file(dict(state), path)
     with pytest.raises(InputError, match=message):
         models.load_checkpoint(path, model)
-    assert same(model, before)
+    assert equal(model, before)
 
 
 def test_other_architecture_is_one_message(tmp_path):
@@ -173,17 +169,16 @@ def test_other_contents(tmp_path, content, message):
 
 
 def test_paths(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.pt, which does not exist"):
-        models.load_checkpoint(tmp_path / "absent.pt", small(1))
     (tmp_path / "a.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a .safetensors, .pt or .pth file, got .*a.bin"):
-        models.load_checkpoint(tmp_path / "a.bin", small(1))
-    with pytest.raises(InputError, match=r"ends in .safetensors"):
-        models.save_checkpoint(tmp_path / "a.pt", small(1), {})
-    with pytest.raises(InputError, match=r"a .safetensors file, got .*a.pt"):
-        models.read_metadata(tmp_path / "a.pt")
-    with pytest.raises(InputError, match="which does not exist"):
-        models.read_metadata(tmp_path / "absent.safetensors")
+    for message, call, name, *more in (
+        (r"absent\.pt, which does not exist", models.load_checkpoint, "absent.pt", small(1)),
+        (r"a .safetensors, .pt or .pth file, got .*a.bin", models.load_checkpoint, "a.bin", small(1)),
+        (r"ends in .safetensors", models.save_checkpoint, "a.pt", small(1), {}),
+        (r"a .safetensors file, got .*a.pt", models.read_metadata, "a.pt"),
+        ("which does not exist", models.read_metadata, "absent.safetensors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call(tmp_path / name, *more)
 
 
 def test_save_refuses_nan_and_wrong_metadata(tmp_path):
@@ -217,7 +212,7 @@ def test_names_of_data_parallel_are_taken(tmp_path):
     model = nn.Sequential(nn.Linear(2, 3))
     torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, path := tmp_path / "p.pt")
     models.load_checkpoint(path, other := nn.Sequential(nn.Linear(2, 3)))
-    assert same(model, other)
+    assert equal(model, other)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
@@ -228,4 +223,4 @@ def test_tensors_without_plain_values_leave_the_model_as_it_was(tmp_path, kind):
     torch.save({"0.bias": torch.ones(3), "0.weight": odd}, path := tmp_path / "p.pt")
     with pytest.raises(InputError):
         models.load_checkpoint(path, model)
-    assert same(model, before)
+    assert equal(model, before)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from method_tools import needs
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
+from training_tools import Items
 
 from amun_ext import evaluate, find_min_adversarial, saliency_mask, unlearn
 from amun_ext.deletion import forget_ids, split
@@ -16,18 +17,6 @@ from amun_ext.unlearning.ablations import ABLATIONS, ablation_set
 from amun_ext.validation import InputError
 
 RECIPE = Recipe(epochs=1, lr=0.01, batch_size=8, augment=True)
-
-
-class Items(Dataset):
-    def __init__(self, data: TensorDataset) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        image, label = self.data[row]
-        return image, int(label)
 
 
 @pytest.fixture

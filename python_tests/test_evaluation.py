@@ -1,11 +1,12 @@
 """Accuracy and membership inference against closed forms and brute force."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -47,19 +48,17 @@ class TestPredict:
         assert not logits.requires_grad
         torch.testing.assert_close(logits, model.eval().features(images).detach())
 
-    @pytest.mark.parametrize("fails", [False, True])
-    def test_leaves_the_modes_and_buffers_of_every_module(self, fails):
+    def test_leaves_the_modes_and_buffers_of_every_module(self):
+        """Also when it fails."""
         model = Recorder().train()
         model.features[1].eval()  # a frozen layer
         modes = [module.training for module in model.modules()]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        if fails:
-            with pytest.raises(RuntimeError):
-                predict(model, torch.rand(4, 7))
-        else:
-            predict(model, torch.rand(4, 6))
-        assert [module.training for module in model.modules()] == modes
-        assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+        for width, outcome in ((6, contextlib.nullcontext()), (7, pytest.raises(RuntimeError))):
+            with outcome:
+                predict(model, torch.rand(4, width))
+            assert [module.training for module in model.modules()] == modes
+            assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
     def test_is_float32_whatever_the_model_computes_in(self):
         assert predict(Returns(lambda x: x.flatten(1).double()), torch.rand(2, 3)).dtype == torch.float32
@@ -74,11 +73,9 @@ class TestPredict:
             (lambda x: x.log(), "got 12 of 12 not finite"),
         ],
     )
-    def test_refuses_what_are_no_logits(self, answer, message):
+    def test_refuses_what_are_no_logits_and_no_images(self, answer, message):
         with pytest.raises(InputError, match=message):
             predict(Returns(answer), torch.zeros(4, 3))
-
-    def test_refuses_no_images(self):
         with pytest.raises(InputError, match="images must be"):
             predict(Recorder(), torch.rand(0, 6))
 
@@ -140,18 +137,10 @@ class TestAuc:
         measured = auc(members, nonmembers)
         assert (measured.value, measured.standard_error) == pytest.approx(brute_force(members, nonmembers))
 
-    @settings(deadline=None)  # time is the machine's, not the code's
     @given(scores, scores)
     def test_is_so_with_ties_and_infinities(self, members, nonmembers):
         measured = auc(members, nonmembers)
         assert (measured.value, measured.standard_error) == pytest.approx(brute_force(members, nonmembers))
-
-    @settings(deadline=None)  # time is the machine's, not the code's
-    @given(scores, scores)
-    def test_has_the_other_side_as_its_complement(self, members, nonmembers):
-        one, other = auc(members, nonmembers), auc(nonmembers, members)
-        assert one.value + other.value == pytest.approx(100)
-        assert one.standard_error == pytest.approx(other.standard_error)
 
     @pytest.mark.parametrize(
         ("members", "nonmembers", "value", "error"),

@@ -9,14 +9,6 @@ from amun_ext import cli
 from amun_ext.deletion.results import RESULTS
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("original") / "model.safetensors"
-    flags = "train --data digits --model small-cnn --width 4 --epochs 1 --quiet --out"
-    assert cli.main([*flags.split(), str(path)]) == 0
-    return path
-
-
 def forget(original: Path, out: Path, *options: str) -> int:
     command = ["forget", "--data", "digits", "--ids", "3,5", "--epochs", "1", "--quiet", "--method", "ga"]
     return cli.main([*command, "--model", str(original), "--out", str(out), *options])

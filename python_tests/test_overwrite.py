@@ -6,15 +6,6 @@ import pytest
 
 from amun_ext import cli, find_min_adversarial
 
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("original") / "model.safetensors"
-    flags = "--data digits --model small-cnn --width 4 --epochs 1 --out"
-    assert cli.main(["train", *flags.split(), str(path)]) == 0
-    return path
-
-
 COMMANDS = {
     "audit": ("audit", "audit.json"),
     "compare": ("compare --methods ga --seeds 1 --settings without --epochs 1", "compare.json"),

@@ -12,21 +12,13 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from training_tools import SMALL_TRAINING
 
 from amun_ext import cli
 from amun_ext.cli.process import Output
 from amun_ext.deletion import Record
 from amun_ext.deletion.results import RESULTS
 from amun_ext.progress import progress_bar
-
-TRAIN = "train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("original") / "model.safetensors"
-    assert cli.main([*TRAIN.split(), "--out", str(path)]) == 0
-    return path
 
 
 def forget(original: Path, out: Path, *more: str) -> list[str]:
@@ -40,14 +32,17 @@ def facts(out: Path) -> dict:
 class TestSignals:
     @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
     def test_they_end_in_order(self, original, tmp_path, capsys, monkeypatch, number, name) -> None:
-        before = signal.getsignal(number)
-        with monkeypatch.context() as patch:
-            patch.setattr("amun_ext.unlearning.config.unlearn", lambda *_, **__: signal.raise_signal(number))
-            assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 128 + number
+        before = signal.signal(number, signal.SIG_DFL)  # also where it was ignored, as under nohup
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("amun_ext.unlearning.config.unlearn", lambda *_, **__: signal.raise_signal(number))
+                assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 128 + number
+            assert signal.getsignal(number) == signal.SIG_DFL
+        finally:
+            signal.signal(number, before)
         last = capsys.readouterr().err.splitlines()[-1]
         assert last == f"amun: ended by {name}; the same command goes on where it was"
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
-        assert signal.getsignal(number) == before
         assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 0
 
     def test_one_that_is_ignored_stays_so(self, original, tmp_path, monkeypatch) -> None:
@@ -167,16 +162,16 @@ class TestAgain:
         assert facts(out)["ids"] == [5]
         assert {path.name for path in out.iterdir()} == {*RESULTS}
 
-    @pytest.mark.parametrize("missing", [None, 5, "\x1b[31m3", [3.5], [True]])
-    def test_what_a_report_says_is_not_believed(self, missing: object, original, tmp_path, capsys) -> None:
+    def test_what_a_report_says_is_not_believed(self, original, tmp_path, capsys) -> None:
         out = tmp_path / "out"
         assert cli.main(forget(original, out, "--ids", "5,6")) == 0
         told = json.loads((out / "report.json").read_text())
-        told["facts"] |= {"ids_without_example": missing, "date": "\x1b[31m\nnow"}
-        (out / "report.json").write_text(json.dumps(told))
-        capsys.readouterr()
-        assert cli.main(forget(original, out, "--ids", "5,6")) == 2
-        assert r"where there is the request of \x1b[31m\nnow to forget 5, 6" in capsys.readouterr().err
+        for missing in (None, 5, "\x1b[31m3", [3.5], [True]):
+            told["facts"] |= {"ids_without_example": missing, "date": "\x1b[31m\nnow"}
+            (out / "report.json").write_text(json.dumps(told))
+            capsys.readouterr()
+            assert cli.main(forget(original, out, "--ids", "5,6")) == 2
+            assert r"where there is the request of \x1b[31m\nnow to forget 5, 6" in capsys.readouterr().err
 
     def test_one_that_is_not_whole_is_none(self, original, tmp_path, capsys) -> None:
         out = tmp_path / "out"
@@ -192,16 +187,16 @@ class TestAgain:
     def test_train(self, original, tmp_path, capsys) -> None:
         out = tmp_path / "model.safetensors"
         out.write_bytes(first := original.read_bytes())
-        assert cli.main([*TRAIN.split(), "--out", str(out)]) == 0
+        assert cli.main([*SMALL_TRAINING.split(), "--out", str(out)]) == 0
         assert capsys.readouterr().out == f"already done: this training's model is in {out}\n"
-        other = [*TRAIN.split(), "--seed", "1", "--out", str(out)]
+        other = [*SMALL_TRAINING.split(), "--seed", "1", "--out", str(out)]
         assert cli.main(other) == 2
         assert f"got {out}, a model with other seed\n" in capsys.readouterr().err
         assert out.read_bytes() == first
         assert cli.main([*other, "--overwrite"]) == 0
         assert out.read_bytes() != first
         (tmp_path / "notes.safetensors").write_text("no checkpoint")
-        assert cli.main([*TRAIN.split(), "--out", str(tmp_path / "notes.safetensors")]) == 2
+        assert cli.main([*SMALL_TRAINING.split(), "--out", str(tmp_path / "notes.safetensors")]) == 2
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "notes.safetensors"]
 
     def test_equal_requests_give_equal_files(self, original, tmp_path) -> None:

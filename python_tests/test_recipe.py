@@ -1,5 +1,6 @@
 """AdamW and warm-up: as a loop in plain torch has them, under masks, after a stop, and in files."""
 
+import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR, StepLR
 from torch.utils.data import TensorDataset
-from training_tools import Training
+from training_tools import Training, equal, state
 
 from amun_ext import InputError, cli, models, unlearn
 from amun_ext.data.vision import import_torchvision
-from amun_ext.training import DataPart, Epoch, Pass, Recipe, RunOptions, fit
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning.config import load_tuned_options, save_tuned_options
 
 ADAMW = Recipe(6, 0.01, "cosine", batch_size=20, weight_decay=0.1, optimizer="adamw", warmup_epochs=2)
@@ -26,12 +27,6 @@ def net() -> nn.Module:
 @pytest.fixture
 def data() -> TensorDataset:
     return TensorDataset(torch.rand(20, 1, 4, 4), torch.arange(20) % 3)
-
-
-def alike(model: nn.Module) -> nn.Module:
-    other = net()
-    other.load_state_dict(model.state_dict())
-    return other
 
 
 class TestWarmUp:
@@ -73,17 +68,14 @@ class TestAdamW:
     def test_is_a_loop_in_plain_torch(self, data: TensorDataset) -> None:
         """Step by step: the weights after every epoch of one step."""
         model, seen = net(), []
-        expected = alike(model)
+        expected = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(expected.parameters(), 0.01, (0.8, 0.999), weight_decay=0.1)
         schedule = SequentialLR(
             optimizer, [LinearLR(optimizer, 0.5, total_iters=1), CosineAnnealingLR(optimizer, 4)], [2]
         )
         recipe = replace(ADAMW, momentum=0.8)
 
-        def keep(_: Epoch) -> None:
-            seen.append({name: value.clone() for name, value in model.state_dict().items()})
-
-        fit(model, [Pass([DataPart(data)])], recipe, RunOptions(on_epoch=keep))
+        fit(model, [Pass([DataPart(data)])], recipe, RunOptions(on_epoch=lambda _: seen.append(state(model))))
         for after in seen:
             optimizer.zero_grad()
             nn.functional.cross_entropy(expected(data.tensors[0]), data.tensors[1]).backward()
@@ -116,7 +108,7 @@ class TestAdamW:
             training.run(tmp_path / "c", stop)
         made, expected = training.run(tmp_path / "c"), training.run(None)
         assert made.forwards < expected.forwards
-        assert all(torch.equal(value, made.state_dict()[name]) for name, value in expected.state_dict().items())
+        assert equal(made, expected)
 
 
 class TestMask:
@@ -130,7 +122,7 @@ class TestMask:
     @pytest.mark.parametrize("precision", [None, "float16"])
     def test_frozen_weights_keep_every_bit(self, data: TensorDataset, masks: dict, precision: str | None) -> None:
         model = net()
-        before = {name: each.clone() for name, each in model.state_dict().items()}
+        before = state(model)
         fit(model, [Pass([DataPart(data)])], replace(ADAMW, precision=precision), RunOptions(mask=masks))
         for name, value in model.state_dict().items():
             assert torch.equal(value[~masks[name]], before[name][~masks[name]])
@@ -138,7 +130,7 @@ class TestMask:
 
     def test_the_rest_moves_as_if_the_others_had_no_gradient(self, data: TensorDataset, masks: dict) -> None:
         model = net()
-        expected, before = alike(model), alike(model)
+        expected, before = copy.deepcopy(model), copy.deepcopy(model)
         fit(model, [Pass([DataPart(data)])], replace(ADAMW, epochs=3, schedule="constant"), RunOptions(mask=masks))
         optimizer = torch.optim.AdamW(expected.parameters(), weight_decay=0.1)
         for lr in (0.005, 0.01, 0.01):
@@ -153,7 +145,7 @@ class TestMask:
 
     def test_of_the_gradient_only_leaves_weight_decay(self, data: TensorDataset, masks: dict) -> None:
         model = net()
-        before = {name: each.clone() for name, each in model.state_dict().items()}
+        before = state(model)
         recipe = Recipe(1, 0.01, batch_size=20, optimizer="adamw", weight_decay=0.1)
         fit(model, [Pass([DataPart(data)])], recipe, RunOptions(mask=masks, mask_gradient_only=True))
         for name, value in model.state_dict().items():
@@ -177,13 +169,6 @@ class TestMask:
 
 
 class TestRecipe:
-    @pytest.mark.parametrize(
-        "change", [{"optimizer": "adam"}, {"optimizer": None}, {"warmup_epochs": -1}, {"warmup_epochs": 6}]
-    )
-    def test_bad_settings(self, change: dict) -> None:
-        with pytest.raises(InputError, match=f"^{next(iter(change))} must be"):
-            replace(ADAMW, **change)
-
     def test_files_have_it(self, tmp_path: Path) -> None:
         save_tuned_options(tmp_path / "c.json", {("ft", True): {"recipe": ADAMW}}, {})
         assert load_tuned_options(tmp_path / "c.json")[0]["ft", True]["recipe"] == ADAMW

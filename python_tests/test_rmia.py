@@ -6,8 +6,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from pairs import pairs
 from scipy.stats import trim_mean
 
 from amun_ext import InputError
@@ -55,26 +56,19 @@ def same(one, other):
 
 
 class TestScore:
-    @settings(deadline=None)
-    @given(st.lists(lattice, min_size=1, max_size=25), gammas, st.booleans())
-    def test_is_the_share_of_pairs_with_ties_zeros_and_signs(self, ratios, gamma, strict):
-        result = of_ratios(ratios, gamma=gamma, strict=strict)
-        same(result.ratio, ratios)
-        same(result.score, pairwise(np.array(ratios), gamma, strict))
-
-    @settings(deadline=None)
-    @given(st.lists(anything, min_size=1, max_size=25), st.floats(1e-10, 1e10), st.booleans())
-    def test_is_so_for_any_numbers(self, ratios, gamma, strict):
-        same(of_ratios(ratios, gamma=gamma, strict=strict).score, pairwise(np.array(ratios), gamma, strict))
-
-    @settings(deadline=None)
-    @given(st.lists(lattice, min_size=2, max_size=12), st.data(), gammas, st.booleans())
-    def test_is_so_for_any_population(self, ratios, data, gamma, strict):
-        rows = data.draw(st.lists(st.integers(0, len(ratios) - 1), min_size=1, unique=True))
+    @given(
+        st.lists(lattice, min_size=1, max_size=25) | st.lists(anything, min_size=1, max_size=25),
+        st.data(),
+        gammas | st.floats(1e-10, 1e10),
+        st.booleans(),
+    )
+    def test_is_the_share_of_pairs(self, ratios, data, gamma, strict):
+        """With ties, zeros and signs, for any numbers and any population."""
+        rows = data.draw(st.none() | st.lists(st.integers(0, len(ratios) - 1), min_size=1, unique=True))
         result = of_ratios(ratios, gamma=gamma, strict=strict, population=rows)
+        same(result.ratio, ratios)
         same(result.score, pairwise(np.array(ratios), gamma, strict, rows))
 
-    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.floats(0.01, 100), st.integers(-3, 3)), min_size=1, max_size=15),
         st.sampled_from([1.0, 2.0, 3.0, 1.1, 1.7, 0.9]),
@@ -136,8 +130,7 @@ class TestPrior:
         result = rmia([0.6, 0.9], [[0.2, 0.4], [0.4, 0.5]], [[True, False], [False, False]])
         assert result.ratio.tolist() == pytest.approx([0.6 / 0.3, 0.9 / 0.45])
 
-    @pytest.mark.parametrize("trim", [0.0, 0.1, 0.2, 0.3, 0.49])
-    @pytest.mark.parametrize("count", [2, 5, 10])
+    @pytest.mark.parametrize(("trim", "count"), pairs([0.0, 0.1, 0.2, 0.3, 0.49], [2, 5, 10]))
     def test_trimmed_is_scipys(self, trim, count):
         random = generator()
         target, reference = random.random(9), random.random((count, 9))
@@ -181,9 +174,7 @@ class TestAugmented:
         same(result.score, pairwise(result.ratio, 2.0))
         assert result.diagnostics.augmentations == 3
 
-    @pytest.mark.parametrize("times", [1, 2, 3, 4])
-    @pytest.mark.parametrize("strict", [True, False])
-    @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+    @pytest.mark.parametrize(("times", "strict", "gamma"), pairs([1, 2, 3, 4], [True, False], [0.5, 1.0, 2.0]))
     def test_a_vote_is_of_more_than_half(self, monkeypatch, times, strict, gamma):
         monkeypatch.setitem(rmia.__globals__, "PAIRS_AT_ONCE", 50)  # several tiles, the last not full
         ratios = generator().normal(0.5, 1, (times, 23)).round(1)
@@ -203,13 +194,11 @@ class TestAugmented:
         ratios = generator().normal(0.5, 1, (1, 30)).round(1)
         same(of_ratios(ratios, aggregate="vote").score, of_ratios(ratios[0]).score)
 
-    def test_no_geometric_mean_of_what_is_not_positive(self):
+    def test_no_geometric_mean_of_what_is_not_positive_or_infinite(self):
         ratios = [[1.0, -1.0, 0.0], [1.0, 1.0, 1.0]]
         with pytest.raises(InputError, match=r"positive, finite ratios .* got 2 of 3 samples with others"):
             of_ratios(ratios)
         assert np.isnan(of_ratios(ratios, aggregate="vote").ratio).tolist() == [False, True, False]
-
-    def test_nor_of_what_is_infinite(self):
         reference = np.array([[[0.0, 1.0], [0.0, 1.0]]])
         with pytest.raises(InputError, match="got 1 of 2 samples with others"):
             rmia([[0.5, 0.5]], reference, np.eye(2, dtype=bool))
@@ -253,21 +242,12 @@ class TestGroups:
         assert abs(area.value - 50) < LUCK * area.standard_error
         assert rmia(**arguments).diagnostics.groups["test"].outs == (16, 16)
 
-    @pytest.mark.parametrize(
-        ("rows", "message"),
-        [
-            ([0, 9], r"in \[0, 4\)"),
-            ([], "at least one"),
-            ([0.5], "at least one"),
-            ([1, 1], "that differ"),
-            ([True], "at least one"),
-        ],
-    )
-    def test_rows_must_be_rows(self, rows, message):
-        with pytest.raises(InputError, match=rf"groups\['forget'\] must be .*{message}"):
-            of_ratios([1.0, 2.0, 3.0, 4.0], groups={"forget": rows})
-        with pytest.raises(InputError, match=rf"population must be .*{message}"):
-            of_ratios([1.0, 2.0, 3.0, 4.0], population=rows)
+    def test_rows_must_be_rows(self):
+        for rows in ([0, 9], [], [0.5], [1, 1], [True]):
+            with pytest.raises(InputError, match=r"groups\['forget'\] must be"):
+                of_ratios([1.0, 2.0, 3.0, 4.0], groups={"forget": rows})
+            with pytest.raises(InputError, match="population must be"):
+                of_ratios([1.0, 2.0, 3.0, 4.0], population=rows)
 
 
 def test_diagnostics_count_what_is_no_probability():
@@ -305,10 +285,7 @@ GOOD = {"target": [0.5, 0.6], "reference": [[0.5, 0.6], [0.4, 0.3]], "membership
         ({"reference": np.ones((0, 2))}, "M >= 1"),
         ({"membership": [[1, 0], [0, 1]]}, "membership must be bool, got int64"),
         ({"membership": [[True, False]]}, r"membership must be of shape \(2, 2\), got \(1, 2\)"),
-        (
-            {"reference": [[0.5, 0.6]], "membership": [[True, False]]},
-            "reference must be of at least 2 models in online",
-        ),
+        ({"reference": [[0.5, 0.6]], "membership": [[True, False]]}, "reference must be of at least 2 models"),
         ({"mode": "offline", "membership": [[True, False], [True, True]]}, "got 1 of 2 samples with fewer"),
         ({"mode": "both"}, "mode must be one of"),
         ({"gamma": 0}, "gamma must be positive and finite, got 0"),

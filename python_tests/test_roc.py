@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from scipy.stats import binom, norm
@@ -27,7 +27,6 @@ scores = st.lists(values, min_size=1, max_size=12)
 
 
 class TestRoc:
-    @settings(deadline=None)
     @given(scores, scores)
     def test_a_point_is_the_shares_from_its_threshold_on(self, members, nonmembers):
         curve = roc(members, nonmembers)
@@ -39,7 +38,6 @@ class TestRoc:
             assert fpr == pytest.approx(100 * np.mean(np.array(nonmembers) >= threshold))
         assert trapezoids(curve.fpr, curve.tpr) / 100 == pytest.approx(auc(members, nonmembers).value)
 
-    @settings(deadline=None)
     @given(scores, scores, st.integers(0, 999).map(lambda tenths: tenths / 10 + 0.003))  # no share of up to 12 samples
     def test_the_rate_is_the_best_of_all_thresholds(self, members, nonmembers, level):
         [answer] = tpr_at_fpr(members, nonmembers, [level])
@@ -150,7 +148,6 @@ pairs = st.lists(st.tuples(values, values), min_size=2, max_size=8)
 
 
 class TestDifference:
-    @settings(deadline=None)
     @given(pairs, pairs)
     def test_is_delongs(self, members, nonmembers):
         one, other = (([of[i] for of in members], [of[i] for of in nonmembers]) for i in (0, 1))
@@ -191,9 +188,7 @@ class TestDifference:
         assert math.isnan(auc_difference(([1.0], [0.0, 2.0]), ([0.5], [0.0, 2.0])).standard_error)
 
     def test_refuses_other_samples(self):
-        with pytest.raises(
-            InputError, match=r"others must be scores of the same samples, \(2, 1\) of them, got \[\(1, 2\)\]"
-        ):
+        with pytest.raises(InputError, match=r"others must be scores of the same samples, \(2, 1\) of them"):
             auc_difference(([1.0, 2.0], [0.0]), ([1.0], [2.0, 0.0]))
         with pytest.raises(InputError, match=r"others\[1\] must be free of NaN"):
             auc_difference(([1.0], [0.0]), ([1.0], [math.nan]))

@@ -15,6 +15,7 @@ from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 # Python 3.12 and later warn where a process with threads makes another, as DataLoader does
 FORKS = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+SMALL_TRAINING = "train --data digits --model small-cnn --width 4 --epochs 1 --lr 0.1"
 KILLED_AT = 18  # forwards in training: in the third of four epochs of seven
 
 

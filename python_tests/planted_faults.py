@@ -37,7 +37,7 @@ FAULTS = [
     Fault("off by one", "saliency.py", "len(scores) - count + 1", "len(scores) - count", "saliency"),
     Fault("sign: absolute too early", "saliency.py", 'score == "sum_abs"', "score", "saliency"),
     Fault("forget set kept", "deletion/ids.py", "    kept[ids] = False\n", "", "deletion"),
-    Fault("rows not left out", "unlearning/amun.py", "(images[rows], labels[rows])", "(images, labels)", "unlearning"),
+    Fault("rows not left out", "unlearning/amun.py", "subset(forget, rows)", "forget", "unlearning"),
     Fault("swallowed check", "unlearning/amun.py", "require(wrong,", "require(True,", "unlearning_refused"),
     Fault("swallowed error", "parallel.py", "end.send(error)", "end.send(None)", "tuning_resume::TestWorkers"),
     Fault("sign", "metrics/lira.py", "/ 2 - np.log(spread)", "/ 2 + np.log(spread)", "lira"),

@@ -101,11 +101,6 @@ class TestLogOdds:
             expected.append(row[label] - others.max() - np.log(np.exp(others - others.max()).sum()))
         np.testing.assert_allclose(log_odds(logits, labels).numpy(), np.array(expected, float), rtol=1e-12, atol=1e-12)
 
-    def test_is_the_log_odds_of_the_probability_where_that_does_not_saturate(self):
-        logits, labels = torch.randn(32, 5, dtype=torch.float64), torch.randint(5, (32,))
-        p = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-        torch.testing.assert_close(log_odds(logits, labels), (p / (1 - p)).log())
-
     def test_stays_finite_and_exact_where_the_softmax_is_one_or_zero(self):
         logits = torch.tensor([[3e38, -3e38], [500.0, 0.0]])
         assert log_odds(logits, torch.tensor([0, 1])).tolist() == [2 * float(logits[0, 0]), -500.0]
@@ -132,13 +127,8 @@ scores = st.lists(st.sampled_from([-math.inf, -1.5, 0.0, 1e-300, 2.0, 1e300, mat
 
 
 class TestAuc:
-    def test_is_the_share_of_pairs_and_delongs_error(self):
-        members, nonmembers = np.random.normal(1, 2, 60).round(1), np.random.normal(0, 1, 80).round(1)
-        measured = auc(members, nonmembers)
-        assert (measured.value, measured.standard_error) == pytest.approx(brute_force(members, nonmembers))
-
     @given(scores, scores)
-    def test_is_so_with_ties_and_infinities(self, members, nonmembers):
+    def test_is_the_share_of_pairs_and_delongs_error(self, members, nonmembers):
         measured = auc(members, nonmembers)
         assert (measured.value, measured.standard_error) == pytest.approx(brute_force(members, nonmembers))
 

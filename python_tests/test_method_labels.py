@@ -142,22 +142,6 @@ class TestRandomLabels:
         stream = torch.randint(1, 5, (200,), generator=torch.Generator().manual_seed(0))
         assert ((drawn[:, 0] % 5) == stream).float().mean() < 0.5
 
-    @pytest.mark.parametrize("order", ["mixed", "sequential"])
-    def test_order(self, steps: Steps, order: str) -> None:
-        model = line(3, 4)
-        forget, retain = samples(model, 10), samples(model, 22)
-        recipe = Recipe(epochs=2, lr=0.01, batch_size=8)
-        unlearn(model, forget, retain, method="rl", order=order, recipe=recipe)
-        is_forget = [(x[:, None] == forget.tensors[0]).all(2).any(1) for x, _ in steps]
-        if order == "sequential":
-            assert [len(x) for x, _ in steps] == [8, 2, 8, 8, 6] * 2
-            assert [bool(each.all()) for each in is_forget] == [True, True, False, False, False] * 2
-            assert not any(each.any() for each in is_forget[2:5])
-        else:
-            assert [len(x) for x, _ in steps] == [8, 8, 8, 8] * 2
-            assert any(each.any() and not each.all() for each in is_forget)
-            assert [int(torch.cat(is_forget[some]).sum()) for some in (slice(4), slice(4, 8))] == [10, 10]
-
 
 class TestBoundaryShrink:
     RECIPE = Recipe(epochs=2, lr=1.0, batch_size=64, momentum=0.9, weight_decay=0.05)

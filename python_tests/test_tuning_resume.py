@@ -101,7 +101,7 @@ class TestGoingOn:
         tune(out, trials=1)
         less = Splits(splits().train, TensorDataset(*splits().test[:100]), splits().classes)
         for name, change in {**self.CHANGES, "model": {"model": untrained()}, "test_data": {"splits": less}}.items():
-            with pytest.raises(InputError, match=f"out must be a new folder or one of this study.*{name}"):
+            with pytest.raises(InputError, match=f"out must be a new folder or one of this study.* with .*{name}"):
                 tune(out, trials=1, **change)
         (out / "study.json").write_text("[1]")
         with pytest.raises(InputError, match=r"study\.json"):

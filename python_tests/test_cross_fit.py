@@ -158,6 +158,8 @@ class TestTargets:
             replace(whole, logits=whole.logits.double()),
             replace(whole, hashes=whole.hashes[1:]),
             replace(whole, metadata={}),
+            replace(whole, metadata={**whole.metadata, "folds": "three"}),
+            replace(whole, metadata={**whole.metadata, "recipe": None}),
         ):
             damaged.save(path)
             with pytest.raises(InputError, match=r"^targets must be a file that amun prepare has written"):
@@ -173,6 +175,11 @@ class TestTargets:
 def test_a_method_that_needs_targets_is_not_run_without() -> None:
     with pytest.raises(InputError, match=r"^targets must be given for method distill \(amun prepare"):
         resolve_config("distill")
+
+
+def test_options_are_in_the_order_of_the_method() -> None:
+    """A checkpoint keeps them: equal requests give equal files."""
+    assert list(resolve_config("bs").options) == ["eps", "teacher", "require_wrong", "bounds", "recipe"]
 
 
 def test_every_shadow_has_a_cross_fit_of_its_own(prepared, model, splits, tmp_path, monkeypatch) -> None:

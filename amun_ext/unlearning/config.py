@@ -135,7 +135,8 @@ def resolve_config(
     require(mask is None or method != "retrain", "mask fraction", "left out: retraining changes all weights", mask)
     gradient_only = chosen.pop("mask_gradient_only", False)
     own = inspect.signature(row.function).parameters
-    defaults = {name: own[name].default for name in set(row.options) & set(own) - {"adversarial", "targets"}}
+    names = [name for name in row.options if name in own and name not in ("adversarial", "targets")]
+    defaults = {name: own[name].default for name in names}
     resolved = {**defaults, **chosen, **options}
     if row.needs_targets:
         expected = f"given for method {method} (amun prepare writes them)"

@@ -29,7 +29,7 @@ from amun_ext.progress import progress_bar
 from amun_ext.reading import check_file, parse_json
 from amun_ext.training import Recipe
 from amun_ext.unlearning.retrain import train_from_scratch
-from amun_ext.validation import InputError, check_integer, differences, require
+from amun_ext.validation import InputError, check_integer, differences, is_integer, require
 
 FORMAT = "amun_ext.targets.1"
 SEED = 4000  # added to the seed, so that no model begins with the weights of one that an audit judges with
@@ -96,9 +96,9 @@ def load_targets(path: str | os.PathLike[str]) -> Targets:
     logits, hashes = targets.logits, targets.hashes
     fits = logits.dim() == 2 and logits.dtype == torch.float32 and hashes.dtype == torch.uint8
     fits = fits and hashes.shape == (len(logits), HASH_BYTES) and bool(logits.isfinite().all())
-    fits = (
-        fits and isinstance(targets.metadata, dict) and targets.metadata.keys() >= {"data", "architecture", *SETTINGS}
-    )
+    known = targets.metadata
+    fits = fits and isinstance(known, dict) and known.keys() >= {"data", "architecture", *SETTINGS}
+    fits = fits and is_integer(known["folds"]) and isinstance(known["recipe"], dict)
     require(fits, "targets", EXPECTED, f"{path}, with other contents")
     return targets
 

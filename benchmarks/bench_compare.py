@@ -3,7 +3,7 @@
 The command line does it all: amun train makes the original, amun tune chooses each method's options by the gap to a
 model retrained without other samples than the request's (as the paper does), amun compare sets the methods beside each
 other, measured on test images that the tuning has not seen. Each step is kept under build/compare: a killed benchmark
-goes on where it was.
+can be resumed by the same command.
 """
 
 import argparse

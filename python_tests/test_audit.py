@@ -342,7 +342,7 @@ class TestCommand:
             "--retrained-model must be trained without": ("audit", *after, "--retrained-model", model),
             "margin must be": ("audit", *after, "--retrain", "--equivalence-margin", 60),
             "shadows must be of the ids": ("audit", *after, *kept, "--retrain", *some[:2]),
-            "would write over what is audited": ("audit", "--model", out / "retrained.safetensors", "--retrain"),
+            "would overwrite the model": ("audit", "--model", out / "retrained.safetensors", "--retrain"),
             "the flags must be of the method that made the model": of_forgotten,
         }.items():
             place = out if "write over" in message else tmp_path / "c"

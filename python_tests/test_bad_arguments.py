@@ -113,7 +113,7 @@ def test_models_without_other_ids_are_not_replaced(original, tmp_path, capsys) -
     models.save_checkpoint(path, small_cnn(10, 1, 2), {"forgotten": "[4]"})
     before = path.read_bytes()
     assert amun("audit", original, tmp_path, "--ids", "3-9", "--retrain") == 2
-    assert f"--out must be where no other retrained models are, got {path}" in one_line(capsys)
+    assert f"--out must be a folder without other retrained models, got {path}" in one_line(capsys)
     assert path.read_bytes() == before
 
 

@@ -136,7 +136,7 @@ def test_the_model_that_is_to_forget_is_not_written_over(original, tmp_path, cap
     own = tmp_path / "model.safetensors"
     own.write_bytes(before := original.read_bytes())
     assert forget(own, tmp_path, "--ids", "3") == 2
-    assert "--out must be another folder: the result would be written over" in capsys.readouterr().err
+    assert "--out must be another folder" in capsys.readouterr().err
     assert own.read_bytes() == before
 
 

@@ -114,7 +114,7 @@ class TestForget:
 
         monkeypatch.setattr("amun_ext.deletion.request.find_min_adversarial", partly)
         assert forget(original, tmp_path / "out", "--ids", "30,20,10", "--epochs", "1") == 3
-        assert "not forgotten, for want of an adversarial example: ids 20" in capsys.readouterr().err
+        assert "no adversarial example was found: ids 20" in capsys.readouterr().err
         assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids_without_example"] == [20]
         assert models_forgotten(tmp_path / "out/model.safetensors") == [10, 30]
 

@@ -228,7 +228,7 @@ class TestCells:
 
         monkeypatch.setattr("amun_ext.unlearning.config.unlearn", stop)
         assert run(original, tmp_path) == 130
-        assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+        assert "stopped; run the same command again to resume" in capsys.readouterr().err
         assert [name.partition(".")[0] for name in times(tmp_path)] == [NOOP]
 
     @pytest.mark.parametrize(

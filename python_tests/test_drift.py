@@ -24,8 +24,8 @@ def data(*inputs: float) -> TensorDataset:
 def test_samples_that_come_back_are_told() -> None:
     earlier, test = data(*[0.9] * 60), data(*[0.1] * 60)
     back = drift.relapse(model(0.0), model(1.0), earlier, test)
-    assert (back["samples"], back["FT AUC before"], back["FT AUC"]) == (60, 50.0, 100.0)
-    assert back["low"] > 90
+    assert (back["samples"], back["ft_auc_before"], back["ft_auc"]) == (60, 50.0, 100.0)
+    assert back["ft_auc_low"] > 90
     (told,) = drift.remarks(back, [], 90.0, ORIGINAL)
     assert "their FT AUC is 100.0 and was 50.0; retraining is recommended" in told
     assert drift.remarks(drift.relapse(model(1.0), model(0.0), earlier, test), [], 90.0, ORIGINAL) == []

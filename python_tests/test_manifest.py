@@ -323,10 +323,10 @@ class TestCommandLine:
         assert run(f"{search} no --ids 3") == (2, GONE_ID)
         assert run(f"{search} all")[0] in (0, 3)
         assert len(AdversarialSet.load("all/ddn.safetensors").images) == 16
-        assert not [line for told in err for line in told.splitlines() if "an id is a row" in line]
+        assert not [line for told in err for line in told.splitlines() if "ids are rows" in line]
         (photos / "train/bob/0.png").unlink()
         assert run(f"{search} other --ids 3")[0] in (0, 3)
-        assert "amun: --data are not what the model was trained on: an id is a row of --data" in err[-1].splitlines()
+        assert "amun: the model was not trained on --data: ids are rows of --data" in err[-1].splitlines()
 
     def test_what_is_new_is_told(self, run, err, photos: Path) -> None:
         picture(np.random.default_rng(1), 0).save(photos / "train/anna/00.png")

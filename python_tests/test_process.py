@@ -41,7 +41,7 @@ class TestSignals:
         finally:
             signal.signal(number, before)
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last == f"amun: ended by {name}; the same command goes on where it was"
+        assert last == f"amun: ended by {name}; run the same command again to resume"
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
         assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 0
 
@@ -65,7 +65,7 @@ class TestSignals:
         (os.killpg if to != "the command" else os.kill)(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 143, errors
-        assert errors.splitlines()[-1] == "amun: ended by SIGTERM; the same command goes on where it was"
+        assert errors.splitlines()[-1] == "amun: ended by SIGTERM; run the same command again to resume"
         assert "Traceback" not in errors
 
 
@@ -80,7 +80,7 @@ def test_an_interrupt_during_the_imports_ends_without_a_word(tmp_path: Path) -> 
 class TestOutput:
     @pytest.mark.parametrize(
         ("redirection", "status", "told"),
-        [(">/dev/full", 0, "not all could be printed: [Errno 28]"), ("2>&-", 0, ""), ("<&- >&- 2>&-", 0, "")],
+        [(">/dev/full", 0, "could not be printed: [Errno 28]"), ("2>&-", 0, ""), ("<&- >&- 2>&-", 0, "")],
     )
     def test_results_are_kept(self, original, tmp_path, redirection, status, told) -> None:
         command = forget(original, tmp_path / "out", "--ids", "5,6")

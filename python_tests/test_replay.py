@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, original: Path) -> Path:
 def test_it_gives_the_same_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = folder / "first/record.json"
     assert cli.main(["replay", str(record), "--quiet", "--out", str(tmp_path / "again")]) == 0
-    assert capsys.readouterr().out.endswith("the models are equal, to the last bit\n")
+    assert capsys.readouterr().out.endswith("the models are bit-equal\n")
     told = json.loads(record.read_text())
     assert told["child"] == file_digest(folder / "first/model.safetensors")
     assert told["command"][0] == "forget"

@@ -105,7 +105,7 @@ class TestCommand:
         with monkeypatch.context() as patched:
             patched.setattr("amun_ext.experiments.searches.find_min_adversarial", stopped)
             assert search(checkpoints, tmp_path / "out", "--count 4") == 130
-        assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+        assert "stopped; run the same command again to resume" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["ddn.safetensors"]
         assert search(checkpoints, tmp_path / "out", "--count 4") == 0
         assert written(tmp_path / "out")["methods"]["ddn"]["seconds"] is None

@@ -83,7 +83,7 @@ class TestCommand:
         assert len(children) == 2
         wait_for(lambda: not any(alive(child) for child in children))
         if end == INTERRUPT:
-            assert stopped.stderr.splitlines()[-1] == "amun: stopped; the same command goes on where it was"
+            assert stopped.stderr.splitlines()[-1] == "amun: stopped; run the same command again to resume"
             assert "Traceback" not in stopped.stderr
         before = finished(out)
         assert len(before) == 3

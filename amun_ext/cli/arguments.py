@@ -24,11 +24,11 @@ DATA_HELP = (
     "train_labels, test_images, test_labels; or your own module:function"
 )
 
-RESUMES = "the same command goes on where it was"
+RESUMES = "run the same command again to resume"
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no empty path, which would be the current folder, and says in one printable line what is wrong."""
+    """Refuses an empty path, which would be the current folder, and reports an error in one printable line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -45,9 +45,9 @@ def add_command(
     run: Callable[[argparse.Namespace], int | None],
     help: str,  # noqa: A002
     epilog: str = "",
-    stopped: str = "nothing half-written was left",
+    stopped: str = "no file is half-written",
 ) -> argparse.ArgumentParser:
-    """A command of the table; `stopped` is what a Ctrl-C is answered with."""
+    """Add a command. `stopped` is the message after Ctrl-C."""
     command = commands.add_parser(
         name,
         help=help,
@@ -55,34 +55,34 @@ def add_command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--quiet", action="store_true", help="no progress: the result alone, or what went wrong")
+    command.add_argument("--quiet", action="store_true", help="print no progress, only the result or the error")
     command.set_defaults(run=run, stopped=stopped)
-    command.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
+    command.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return command
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", required=True, help=DATA_HELP)
     command.add_argument(
-        "--data-dir", type=Path, help="where fashion-mnist and cifar10 keep their files (default: ./data)"
+        "--data-dir", type=Path, help="folder with the files of fashion-mnist or cifar10 (default: ./data)"
     )
-    command.add_argument("--download", action="store_true", help="fetch them if they are not there")
+    command.add_argument("--download", action="store_true", help="download these files if they are missing")
     command.add_argument(
         "--resize",
         type=count,
         metavar="PIXELS",
-        help="scale and crop the images of a folder to squares of this size; later commands take it from the model",
+        help="scale and crop the images of a folder to squares of this size; later commands read it from the model",
     )
     command.add_argument(
         "--test-fraction",
         type=float,
         metavar="SHARE",
-        help="test with this share of a folder that has <class>/*.png without train and test; which images follows "
-        "from their files, and later commands take it from the model",
+        help="hold out this share as the test set, for a folder of <class>/*.png without train and test; the split "
+        "depends only on the contents of the files, and later commands read it from the model",
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    command.add_argument("--device", type=device, default=default, help="(default: %(default)s)")
-    command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
+    command.add_argument("--device", type=device, default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
+    command.add_argument("--seed", type=seed, default=0, help="random seed (default: %(default)s)")
 
 
 def add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -91,10 +91,10 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--arch",
-        help="its architecture, where the checkpoint does not say (not written by amun train), or your own "
-        "module:function, which is only run where it is named",
+        help="architecture, if the checkpoint does not name it, or your own module:function, which is run only if you "
+        "give it here",
     )
-    command.add_argument("--width", type=int, help="of --arch")
+    command.add_argument("--width", type=int, help="channels of the first layer of --arch")
 
 
 def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._MutuallyExclusiveGroup:
@@ -103,16 +103,16 @@ def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._Mutua
     which.add_argument(
         "--ids-file",
         type=Path,
-        help=".txt with one id a line, .json, or .csv with a column id, key (a file's path in the folder of images, of "
-        "other data row N), sha256 (of a file) or group",
+        help=".txt with one id per line, .json with a list of ids, or .csv with a column id, key (path of the image in "
+        "its folder; row N for other data), sha256 (of the image file) or group",
     )
     command.add_argument(
         "--groups",
         type=Path,
-        help=".csv with columns key and group, such as the person of each image, for a column group",
+        help=".csv with columns key and group, such as the person in an image; needed if --ids-file has a column group",
     )
-    which.add_argument("--fraction", type=float, help="a random share, drawn by --seed")
-    which.add_argument("--class", dest="of_class", metavar="CLASS", help="all of a class, by its name or number")
+    which.add_argument("--fraction", type=float, help="random share of the training set, drawn by --seed")
+    which.add_argument("--class", dest="of_class", metavar="CLASS", help="all samples of a class, by name or number")
     return which
 
 
@@ -120,7 +120,7 @@ def add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--with-images",
         action="store_true",
-        help="show some of the forgotten images in the page; unless told so no page of this command has any",
+        help="show some of the forgotten images in the HTML page (default: none)",
     )
 
 
@@ -128,21 +128,26 @@ def add_overwrite(command: argparse.ArgumentParser) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace the result of another request or training")
 
 
+def add_workers(command: argparse.ArgumentParser, what: str) -> None:
+    text = f"{what} in parallel, one process each (default: %(default)s)"
+    command.add_argument("--workers", type=int, default=1, help=text)
+
+
 def add_tables(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--tables", action="store_true", help="write every table as .csv and .tex, too, into the folder tables of --out"
+        "--tables", action="store_true", help="also write every table as .csv and .tex into the folder tables in --out"
     )
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
     group = command.add_mutually_exclusive_group()
-    group.add_argument("--preset", choices=PRESETS, help="options that others have published")
+    group.add_argument("--preset", choices=PRESETS, help="options from a publication")
     group.add_argument(
         "--tuned",
         type=Path,
         metavar="FILE",
         action="append",
-        help="options that amun tune has chosen; may be given again, for other methods or the other setting",
+        help="options chosen by amun tune; repeat it for files of other methods or of the other setting",
     )
     add_targets(command)
 
@@ -152,53 +157,59 @@ def add_targets(command: argparse.ArgumentParser) -> None:
         "--targets",
         type=Path,
         metavar="FILE",
-        help="out-of-fold logits that amun prepare has written, for the method distill; amun forget removes the rows "
-        "of the forgotten samples from it, whatever the method",
+        help="out-of-fold logits from amun prepare, for the method distill; with any method amun forget removes the "
+        "rows of the forgotten samples from this file",
     )
 
 
 def add_recipe(
     command: argparse.ArgumentParser, title: str, default: Recipe | None = None, *, searched: bool = False
 ) -> None:
-    """Nothing is there unless it was given: `recipe` fills in the rest. `searched`: without what amun tune chooses."""
+    """Options left out stay None, see `recipe`. `searched`: leave out the options that amun tune chooses."""
 
-    def told(name: str) -> str:
+    def default_of(name: str) -> str:
         return "" if default is None else f" (default: {getattr(default, name)})"
 
     group = command.add_argument_group(title)
-    group.add_argument("--epochs", type=int, help=f"how often to go through the data{told('epochs')}")
+    group.add_argument("--epochs", type=int, help=f"passes over the data{default_of('epochs')}")
     if searched:
         command.set_defaults(lr=None, schedule=None)
     else:
-        group.add_argument("--lr", type=float, help=f"learning rate{told('lr')}")
-        group.add_argument("--schedule", help=f"constant, cosine or step:N, a tenth every N epochs{told('schedule')}")
-    told_of = f"first ones, in which the learning rate rises linearly{told('warmup_epochs')}"
-    group.add_argument("--warmup-epochs", type=int, help=told_of)
-    group.add_argument("--optimizer", choices=OPTIMIZERS, help=f"sgd with momentum, or adamw{told('optimizer')}")
-    group.add_argument("--momentum", type=float, help=f"of sgd; the first beta of adamw{told('momentum')}")
-    group.add_argument("--weight-decay", type=float, help=f"for adamw often 0.05 or more{told('weight_decay')}")
-    group.add_argument("--batch-size", type=int, help=f"samples of a step{told('batch_size')}")
+        group.add_argument("--lr", type=float, help=f"learning rate{default_of('lr')}")
+        group.add_argument(
+            "--schedule", help=f"constant, cosine or step:N (a tenth every N epochs){default_of('schedule')}"
+        )
+    warmup = f"first epochs, in which the learning rate rises linearly{default_of('warmup_epochs')}"
+    group.add_argument("--warmup-epochs", type=int, help=warmup)
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help=f"sgd with momentum, or adamw{default_of('optimizer')}")
+    group.add_argument("--momentum", type=float, help=f"momentum of sgd, first beta of adamw{default_of('momentum')}")
+    group.add_argument("--weight-decay", type=float, help=f"for adamw often 0.05 or more{default_of('weight_decay')}")
+    group.add_argument("--batch-size", type=int, help=f"samples per step{default_of('batch_size')}")
     group.add_argument(
-        "--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip of true images"
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="random crop and horizontal flip, not of adversarial examples",
     )
     group.add_argument(
         "--batch-norm",
         choices=BATCH_NORM,
-        help="train: batch statistics; frozen: the running ones, as they are; eval: these, and no dropout either"
-        + told("batch_norm"),
+        help="train: batch statistics; frozen: running statistics, not updated; eval: the same, and no dropout"
+        + default_of("batch_norm"),
     )
     group.add_argument(
         "--precision",
         choices=tuple(PRECISIONS)[1:],
-        help="of autocast, for mixed precision (default: the model's own)",
+        help="dtype of autocast, for mixed precision (default: no autocast)",
     )
     group.add_argument(
-        "--channels-last", action=argparse.BooleanOptionalAction, help="of images in memory: faster for many networks"
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="channels-last memory format of images, which makes many networks faster",
     )
     group.add_argument(
         "--accumulation-steps",
         type=int,
-        help=f"pieces that a batch is computed in, to need less memory{told('accumulation_steps')}",
+        help=f"micro-batches per step, which saves memory{default_of('accumulation_steps')}",
     )
 
 
@@ -212,28 +223,28 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def path(text: str) -> Path:
-    """The type of what is a Path."""
+    """The argument type for Path."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
     return Path(text)
 
 
 def integer(text: str) -> int:
-    """The type of what is an int: digits alone, where Python takes 1_0 and those of other scripts as well."""
+    """The argument type for int: ASCII digits only, where Python takes 1_0 and digits of other scripts as well."""
     if not re.fullmatch("[+-]?[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"must be a whole number, got {reprlib.repr(text)}")
     return int(text)
 
 
 def count(text: str) -> int:
-    """The type of a number that is left out for none."""
+    """The argument type for a count from 1 on."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {reprlib.repr(text)}")
     return int(text)
 
 
 def percent(text: str) -> float:
-    """The type of a number from 0 to 100."""
+    """The argument type for a percentage."""
     value = float(text) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,20})?", text) else math.nan
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 100, got {reprlib.repr(text)}")
@@ -248,7 +259,7 @@ def device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"must be one that torch has here, got {name!r}: {reason}") from error
+        raise argparse.ArgumentTypeError(f"must be available in this torch, got {name!r}: {reason}") from error
 
 
 def seed(text: str) -> int:

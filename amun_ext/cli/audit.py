@@ -64,10 +64,11 @@ def add(commands: Commands) -> None:
         "--retrain --out audit\n"
         "  amun audit --model forgotten/model.safetensors --data fashion-mnist-mini --fraction 0.1 "
         "--references references --out audit\n\n"
-        "writes audit.json, audit.md and audit.html into the folder --out, with --retrain the models, too.\n"
-        "FT AUC is compared with that of models that were retrained without the ids, or, where --references or\n"
-        "--shadows are given and the ids are a random draw, with 50.\n"
-        '"forgotten" needs --original: the audit must see that the model before was trained on the ids.\n'
+        "Writes audit.json, audit.md and audit.html into the folder --out, and with --retrain the retrained models.\n"
+        "The verdict compares FT AUC with that of models retrained without the ids. Without such models it compares\n"
+        "with 50, if the ids are a random draw and --references or --shadows are given. Otherwise the verdict is\n"
+        '"cannot tell". The verdict "forgotten" needs --original: the audit must detect that the original was trained\n'
+        "on the ids.\n"
         "exit status: 0 done, 1 failed, 2 bad input; with --fail-unless forgotten also\n"
         + ", ".join(f"{code} {answer}" for answer, code in EXIT_STATUS.items()),
         RESUMES,
@@ -76,14 +77,14 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_ids(command, required=False)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    command.add_argument("--original", type=Path, help="checkpoint of the model before, of the same architecture")
+    command.add_argument("--original", type=Path, help="checkpoint of the model before unlearning")
     anew = command.add_mutually_exclusive_group()
     anew.add_argument(
         "--retrained-model",
         type=Path,
         nargs="+",
         default=[],
-        help="checkpoints of models that were trained without the ids",
+        help="checkpoints of models trained without the ids",
     )
     anew.add_argument(
         "--retrain",
@@ -92,25 +93,25 @@ def add(commands: Commands) -> None:
         const=1,
         default=0,
         metavar="N",
-        help="train one, as the checkpoint says that it was trained, or N with different seeds, whose spread the "
-        "verdict then holds",
+        help="train a model without the ids by the recipe in the checkpoint, or N models with different seeds, so that "
+        "the verdict includes the variation between training runs",
     )
     add_init(command)
-    command.add_argument("--references", type=Path, help="a folder that amun references has written")
-    command.add_argument("--shadows", type=Path, help="a folder that amun shadows has written")
+    command.add_argument("--references", type=Path, help="folder written by amun references")
+    command.add_argument("--shadows", type=Path, help="folder written by amun shadows")
     command.add_argument(
         "--random-forget-set",
         action="store_true",
-        help="the ids are a random draw of the training set (--fraction is one)",
+        help="state that the ids are a random draw from the training set (implied by --fraction)",
     )
     command.add_argument(
         "--equivalence-margin",
         type=float,
         default=auditing.MARGIN,
-        help="points of FT AUC that are none (default: %(default)s)",
+        help="FT AUC differences below this many points count as equal (default: %(default)s)",
     )
     command.add_argument(
-        "--fail-unless", choices=["forgotten"], help="end with another status than 0 where the verdict is another"
+        "--fail-unless", choices=["forgotten"], help="exit with a status other than 0 for any other verdict"
     )
     add_images(command)
     add_overwrite(command)
@@ -130,7 +131,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     check_tables(options)
     for path in (options.model, options.original):
         own = path is not None and realpath(path) in map(realpath, made)
-        require(not own, "--out", "another folder: --retrain would write over what is audited", path)
+        require(not own, "--out", "another folder: --retrain would overwrite the model", path)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
     ids, previously_forgotten = ids_in_question(options, splits, record)
@@ -146,7 +147,12 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     gone = [*ids.tolist(), *previously_forgotten]
     for path in made:  # of an earlier run for the same ids, or none
         others = path.exists() and sorted(record_of(path).gone) != sorted(gone)
-        require(not others, "--out", "where no other retrained models are", f"{path}, which is not one without the ids")
+        require(
+            not others,
+            "--out",
+            "a folder without other retrained models",
+            f"{path}, trained on the ids",
+        )
     remarks = provenance.check_retrained(options.retrained_model, [told for _, told in retrained], gone)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]

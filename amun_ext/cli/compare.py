@@ -43,15 +43,15 @@ def add(commands: Commands) -> None:
         commands,
         "compare",
         run,
-        "unlearn the same samples with several methods and seeds, retrain, and set all of them beside each other",
+        "unlearn the same samples with several methods and seeds, and compare the models with retraining",
         "examples:\n"
         "  amun compare --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --out compared\n"
         "  amun compare --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --methods ft,amun,salun "
         "--settings with --tuned tuned.json --out compared\n\n"
-        "writes compare.json and compare.html into the folder --out, and each result into its folder cells when it is\n"
-        "there: a command that was stopped goes on where it was, and a later one takes from there what is the same.\n"
-        "Rows for retraining and for the model as it is are always there. A method that --preset or --tuned has not\n"
-        "got has its own options. --seed draws a --fraction; the seeds from 0 on are those of methods and retraining.",
+        "Writes compare.json and compare.html into the folder --out, and the result of each method and seed into its\n"
+        "folder cells. Run the same command again to resume; a later command reuses equal results. The table always\n"
+        "has rows for retraining and for the original model. A method that is not in --preset or --tuned runs with\n"
+        "its default options. --seed only draws the --fraction; methods and retraining run with the seeds 0, 1, ...",
         RESUMES,
     )
     add_data(command)
@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument(
-        "--include-duplicates", action="store_true", help="forget equal images under other ids as well"
+        "--include-duplicates", action="store_true", help="also forget identical images under other ids"
     )
     command.add_argument(
         "--methods",
@@ -67,7 +67,7 @@ def add(commands: Commands) -> None:
         help=f"some of {', '.join(UNLEARNING)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
         "%(default)s)",
     )
-    command.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
+    command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     command.add_argument(
         "--settings",
         choices=("both", *SETTINGS),
@@ -78,7 +78,7 @@ def add(commands: Commands) -> None:
     add_init(command)
     add_overwrite(command)
     add_tables(command)
-    add_recipe(command, "retraining (default: as the checkpoint says that it was trained)")
+    add_recipe(command, "retraining (default: the recipe in the checkpoint)")
 
 
 def run(options: argparse.Namespace) -> None:

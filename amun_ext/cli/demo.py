@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--out", type=Path, default=Path("amun-demo"), help="folder of the results (default: %(default)s)"
     )
-    command.add_argument("--seed", type=seed, default=0, help="of everything (default: %(default)s)")
+    command.add_argument("--seed", type=seed, default=0, help="random seed (default: %(default)s)")
     add_images(command)
     add_tables(command)
 

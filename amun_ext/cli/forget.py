@@ -57,15 +57,15 @@ def add(commands: Commands) -> None:
         commands,
         "forget",
         run,
-        "unlearn some training samples, with AMUN unless told otherwise, and report on it",
+        "unlearn some training samples, by default with AMUN, and report how well they were forgotten",
         "examples:\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"
-        "writes model.safetensors, report.json and report.html into the folder --out; its model can forget more.\n"
-        "A command that was stopped leaves what it has there, and goes on with it when called again; one that is done\n"
-        "does nothing then. The result of another request is not overwritten unless told so.\n"
-        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are told);\n"
-        "and without any result 4 the model is unchanged, 5 its test accuracy is below --floor",
+        "Writes model.safetensors, report.json and report.html into the folder --out. A later request starts from\n"
+        "that model. Run the same command again to resume; if the request is done, this does nothing. The result of\n"
+        "another request is replaced only with --overwrite.\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are printed);\n"
+        "without a result: 4 the model is unchanged, 5 its test accuracy is below --floor",
         RESUMES,
     )
     add_data(command)
@@ -73,21 +73,21 @@ def add(commands: Commands) -> None:
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument(
-        "--include-duplicates", action="store_true", help="forget equal images under other ids as well"
+        "--include-duplicates", action="store_true", help="also forget identical images under other ids"
     )
     add_method(command)
-    command.add_argument("--retrain", action="store_true", help="also retrain from scratch, to compare with")
+    command.add_argument("--retrain", action="store_true", help="also retrain from scratch, for comparison")
     command.add_argument(
         "--floor",
         type=percent,
         metavar="PERCENT",
-        help="write no result where the new model has less test accuracy than this",
+        help="write no result if the test accuracy of the new model is lower than this",
     )
     command.add_argument(
-        "--sign-key", type=Path, help="sign the new line of the ledger: an Ed25519 private key in a PEM file"
+        "--sign-key", type=Path, help="Ed25519 private key in a PEM file, to sign the new line of the ledger"
     )
     command.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and how long it would take, and write nothing"
+        "--dry-run", action="store_true", help="print what would be done and how long it would take; write nothing"
     )
     add_init(command)
     add_images(command)
@@ -104,12 +104,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _forget(options: argparse.Namespace, place: Path | None) -> int:
-    """place: where to work; None to say what would be done."""
+    """place: the workplace; None for a dry run."""
     chosen = chosen_config(options)
     check_free(options.out, *RESULTS)
     check_tables(options)
     own = realpath(options.model) == realpath(options.out / "model.safetensors")
-    expected = "another folder: the result would be written over the model that is to forget"
+    expected = "another folder: the result would overwrite --model"
     require(not own, "--out", expected, options.out)
     key = None if options.sign_key is None else private_key(options.sign_key)
     sign = None if key is None else partial(signature, key)
@@ -174,12 +174,12 @@ def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
     for name, value in request.config.to_dict().items():
         print(printable(f"  {name}: {value}"))
     for name, config in stages.items():
-        asked_for = "" if name == "unlearning" or request.retrain else " (not asked for: --retrain)"
+        asked_for = "" if name == "unlearning" or request.retrain else " (only with --retrain)"
         print(f"{name} would take about {estimate.seconds(original, asked, config):.2g} seconds{asked_for}")
 
 
 def _status(ids_without_example: Sequence[int]) -> int:
     if ids_without_example:
         shown = ", ".join(map(str, ids_without_example))
-        print(f"amun: not forgotten, for want of an adversarial example: ids {shown}", file=sys.stderr)
+        print(f"amun: not forgotten, because no adversarial example was found: ids {shown}", file=sys.stderr)
     return 3 if ids_without_example else 0

@@ -7,7 +7,7 @@ from amun_ext.cli.arguments import Commands, add_command
 
 
 def add(commands: Commands) -> None:
-    add_command(commands, "info", run, "print versions, ops available per device, and build flags")
+    add_command(commands, "info", run, "print versions, available ops per device, and build flags")
 
 
 def run(_: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""amun ledger: the requests that led to a model, and whether their record is whole."""
+"""amun ledger: the requests that led to a model, and whether their record is valid."""
 
 import argparse
 import math
@@ -21,18 +21,19 @@ def add(commands: Commands) -> None:
         commands,
         "ledger",
         run,
-        "show the requests that led to a model, or verify that nothing was changed, moved or taken out",
+        "show the requests that led to a model, or verify that no entry was changed, moved or removed",
         "examples:\n"
         "  amun ledger verify forgotten\n"
         "  amun ledger show forgotten --key train/anna/7.png\n\n"
-        f"reads {ledger.FILE} in a folder that amun forget has written. Each line has the hash of the line before it\n"
-        "and of the models before and after; the last one is of the model in the folder. Keys of samples are hashed:\n"
-        "--key finds the requests for one whose key is known, the path of its file or, of other data, row N.\n"
-        "exit status: 0 whole, 2 not",
+        f"Reads {ledger.FILE} in a folder written by amun forget. Each line has the hash of the previous line and of\n"
+        "the models before and after the request; the last line belongs to the model in the folder. Keys of samples\n"
+        "are hashed: --key finds the requests for a sample by its key, which is the path of its image file, or row N\n"
+        "for other data.\n"
+        "exit status: 0 valid, 2 not valid",
     )
     command.add_argument("action", choices=("show", "verify"))
-    command.add_argument("folder", type=Path, help="with the model and its ledger")
-    command.add_argument("--public-key", type=Path, help="PEM file: every line must be signed by its owner")
+    command.add_argument("folder", type=Path, help="folder with the model and its ledger")
+    command.add_argument("--public-key", type=Path, help="PEM file: require that its owner has signed every line")
     command.add_argument("--key", help="show only the requests for this sample")
 
 
@@ -42,14 +43,17 @@ def run(options: argparse.Namespace) -> None:
         key = signature.public_key(options.public_key)
         others = [str(entry[ledger.NUMBER]) for entry in found if not signature.is_signed(key, *ledger.unsigned(entry))]
         require(
-            not others, "--public-key", "of the signer of every line", f"another's, or no signature: {listed(others)}"
+            not others,
+            "--public-key",
+            "the key that signed every line",
+            f"another one for lines {listed(others)}",
         )
     if options.action == "verify":
-        print(f"whole: {len(found)} request{'s' * (len(found) != 1)}, the last of the model in {options.folder}")
+        print(f"valid: {len(found)} request{'s' * (len(found) != 1)}, the last one for the model in {options.folder}")
         return
     if options.key is not None:
         found = ledger.having(found, options.key)
-        require(bool(found), "--key", "of a sample that a request in the ledger was for", printable(repr(options.key)))
+        require(bool(found), "--key", "of a sample in a request of the ledger", printable(repr(options.key)))
     print(text.render(Document("Ledger", [_table(found)])))
 
 
@@ -76,5 +80,5 @@ def _row(entry: ledger.Entry) -> Row:
 
 
 def _object(of: object) -> Mapping[str, Any]:
-    """What somebody else may have written in the place of an object is none."""
+    """The object, or an empty one: the ledger may have been edited."""
     return of if isinstance(of, dict) else {}

@@ -1,4 +1,4 @@
-"""main: reads the arguments, runs one command, and says in one line what went wrong."""
+"""main: parse the arguments, run one command, and report an error in one line."""
 
 import argparse
 import errno
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(options)
         output.flush()
         if output.error is not None and not isinstance(output.error, BrokenPipeError):  # else nobody wants to read on
-            print(f"amun: not all could be printed: {output.error}", file=sys.stderr)
+            print(f"amun: some output could not be printed: {output.error}", file=sys.stderr)
             return status if hasattr(options, "out") else status or 1  # files have the results
         return status
 
@@ -57,15 +57,15 @@ def _run(options: argparse.Namespace) -> int:
         with ended_by_signals():
             return options.run(options) or 0
     except InputError as error:
-        return _told("error", str(error), options.debug, 2)
+        return _report("error", str(error), options.debug, 2)
     except RefusedResultError as error:
-        return _told("refused", str(error), options.debug, error.status)
+        return _report("refused", str(error), options.debug, error.status)
     except (OSError, FloatingPointError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _told("failed", str(error), options.debug, NO_SPACE if full else 1)
+        return _report("failed", str(error), options.debug, NO_SPACE if full else 1)
     except (Exception, SystemExit) as error:  # a model or data of the user's may raise anything
         reason = next(iter(str(error).splitlines()), "")
-        return _told("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
+        return _report("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
     except KeyboardInterrupt:
         print(f"amun: stopped; {options.stopped}", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -74,8 +74,8 @@ def _run(options: argparse.Namespace) -> int:
         return 128 + ended.signal
 
 
-def _told(kind: str, reason: str, debug: bool, status: int) -> int:
-    """One line about the exception at hand."""
+def _report(kind: str, reason: str, debug: bool, status: int) -> int:
+    """Print the current exception in one line."""
     if debug:
         traceback.print_exc()
     print(f"amun: {kind}: {printable(reason)}", file=sys.stderr)

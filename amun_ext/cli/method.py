@@ -1,4 +1,4 @@
-"""Which method is to unlearn, and with what options."""
+"""The unlearning method and its options, from the command line."""
 
 import argparse
 
@@ -16,26 +16,26 @@ from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 
 def add_method(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--method", choices=METHODS, default="amun", help="(default: %(default)s)")
+    command.add_argument("--method", choices=METHODS, default="amun", help="unlearning method (default: %(default)s)")
     command.add_argument(
-        "--without-retain", action="store_true", help="fine-tune without the rest of the data (which is still measured)"
+        "--without-retain", action="store_true", help="fine-tune without the retain set, which is still measured"
     )
     add_settings(command)
     command.add_argument(
         "--mask-fraction",
         type=float,
         metavar="RATIO",
-        help="change only this fraction of the weights, by a saliency mask",
+        help="update only this fraction of the weights, chosen by a saliency mask",
     )
     command.add_argument(
         "--with-forget",
         dest="include_forget",
         action=argparse.BooleanOptionalAction,
-        help="fine-tune on the forget samples too (D_F), the main form of AMUN's paper (default: no)",
+        help="also fine-tune on the forget samples (D_F), as in the main form of AMUN's paper (default: no)",
     )
-    command.add_argument("--search", choices=SEARCHES, help="of the adversarial examples (default: ddn)")
+    command.add_argument("--search", choices=SEARCHES, help="adversarial search (default: ddn)")
     title = (
-        "fine-tuning; the learning rate decides most, see the report (presets, files and other methods have their own)"
+        "fine-tuning (the learning rate matters most; presets, tuned options and other methods have their own defaults)"
     )
     add_recipe(command, title, demo.FINE_TUNING)
 

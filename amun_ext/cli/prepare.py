@@ -1,4 +1,4 @@
-"""amun prepare: out-of-fold targets, for requests to distill."""
+"""amun prepare: out-of-fold targets for the method distill."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,7 @@ from amun_ext.cli.arguments import (
     add_data,
     add_overwrite,
     add_recipe,
+    add_workers,
     recipe,
 )
 from amun_ext.cli.loading import check_folder, check_free, load_for, rebuilt
@@ -25,23 +26,23 @@ def add(commands: Commands) -> None:
         commands,
         "prepare",
         run,
-        "cross-fit models on the training set, for requests by out-of-fold distillation",
+        "compute out-of-fold logits of the training set, for requests by out-of-fold distillation",
         "example:\n"
         "  amun prepare --model original.safetensors --data fashion-mnist-mini --workers 2 --out targets.safetensors\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17 --method distill "
         "--targets targets.safetensors --out forgotten\n\n"
-        "Each model is trained on all folds but one, and its logits of that one are kept; the models are not. The\n"
-        "cost is that of training the original --folds - 1 times, once for all requests.",
+        "Each model is trained on all folds but one; its logits of that fold are kept, the model is not. This costs\n"
+        "as much as training the original --folds - 1 times, once for all requests.",
         RESUMES,
     )
     add_data(command)
     add_checkpoint(command)
     command.add_argument("--out", type=Path, required=True, help="file of the targets (.safetensors)")
-    command.add_argument("--folds", type=int, default=5, help="2 at least (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
+    command.add_argument("--folds", type=int, default=5, help="number of folds, at least 2 (default: %(default)s)")
+    add_workers(command, "models to train")
     add_init(command)
     add_overwrite(command)
-    add_recipe(command, "training (default: as the checkpoint says that it was trained)")
+    add_recipe(command, "training (default: the recipe in the checkpoint)")
 
 
 def run(options: argparse.Namespace) -> None:

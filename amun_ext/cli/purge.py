@@ -1,4 +1,4 @@
-"""amun purge: what is left of samples that a model has forgotten, and its removal."""
+"""amun purge: find and remove the traces of samples that a model has forgotten."""
 
 import argparse
 from pathlib import Path
@@ -15,8 +15,8 @@ from amun_ext.report.tables import Column, Row, Table, word
 from amun_ext.validation import printable, require
 
 LEFT = (
-    "Not listed: the images themselves, copies in other formats, the tables of a comparison or an audit, and what "
-    "backups and the disk keep of removed files."
+    "Not listed: the images themselves, copies in other formats, the tables of a comparison or an audit, and "
+    "remains of removed files in backups or on the disk."
 )
 
 
@@ -25,17 +25,19 @@ def add(commands: Commands) -> None:
         commands,
         "purge",
         run,
-        "list what amun has left of the samples that a model has forgotten, and remove it when told so",
+        "list files of amun with traces of the samples that a model has forgotten, and remove them with --yes",
         "examples:\n"
         "  amun purge --model forgotten/model.safetensors .\n"
         "  amun purge --model forgotten/model.safetensors . --yes --receipt purged.json\n\n"
-        "lists older models, unfinished work, adversarial examples, answers of reference and shadow models, and pages\n"
-        "with images; nothing is taken for one of these because of its name alone. Without --yes nothing is removed.",
+        "Lists older models, unfinished work, adversarial examples, outputs of reference and shadow models, and pages\n"
+        "with images. Files are recognised by their content, not by their names. Without --yes nothing is removed.",
     )
-    command.add_argument("--model", type=Path, required=True, help="the checkpoint that has forgotten the samples")
-    command.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="where to look, and in all below")
-    command.add_argument("--yes", action="store_true", help="remove what is listed")
-    command.add_argument("--receipt", type=Path, help="with --yes: write there, as JSON, what was removed")
+    command.add_argument("--model", type=Path, required=True, help="checkpoint that has forgotten the samples")
+    command.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="folder to search, with its subfolders"
+    )
+    command.add_argument("--yes", action="store_true", help="remove the listed files")
+    command.add_argument("--receipt", type=Path, help="JSON file to write, with --yes, with the list of removed files")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     require(options.yes == (options.receipt is not None), "--receipt", expected, options.receipt or "none")
     if options.receipt is not None:
         no_link(options.receipt)
-        require(not options.receipt.exists(), "--receipt", "a new file", f"{options.receipt}, which is there")
+        require(not options.receipt.exists(), "--receipt", "a new file", f"{options.receipt}, which exists")
     for folder in options.folders:
         require(folder.is_dir(), "FOLDER", "a folder", folder)
     record = record_of(options.model)

@@ -1,4 +1,4 @@
-"""amun replay: do a request again, as its record says, and compare the models."""
+"""amun replay: repeat a request from its record, and compare the models."""
 
 import argparse
 from pathlib import Path
@@ -21,21 +21,21 @@ def add(commands: Commands) -> None:
         commands,
         "replay",
         run,
-        "do a request again, as its record says, and compare the models",
+        "repeat a request from its record, and compare the models",
         "example:\n"
         "  amun replay forgotten/record.json --out again\n\n"
-        "Run it in the folder in which the request was run: paths are taken as they were given. On one machine, with\n"
-        "the same versions, the models are equal to the bit.\n"
-        f"exit status: 0 equal, {OTHER} not; else that of amun forget",
+        "Run it in the folder where the request was run: relative paths are kept. On the same machine with the same\n"
+        "versions the models are bit-equal.\n"
+        f"exit status: 0 equal, {OTHER} not equal; otherwise that of amun forget",
     )
-    command.add_argument("record", type=Path, help="the record.json of amun forget")
+    command.add_argument("record", type=Path, help="record.json of amun forget")
     command.add_argument("--out", type=Path, required=True, help="a new folder of the results")
     command.add_argument(
         "--code",
         action="append",
         default=[],
         metavar="MODULE:FUNCTION",
-        help="your own code that the request runs; none is run that is not named here",
+        help="your own code that the request uses; no other code is run",
     )
 
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     again = parsed(command)
     code = [each for each in (again.arch, again.data) if each and ":" in each and not Path(each).is_dir()]
     unnamed = [printable(each) for each in code if each not in options.code]
-    require(not unnamed, "--code", "given for all code that the request runs", f"nothing for {', '.join(unnamed)}")
+    require(not unnamed, "--code", "given for all code that the request uses", f"nothing for {', '.join(unnamed)}")
     require(not options.out.exists(), "--out", "a new folder", options.out)
     same = again.model.is_file() and file_digest(again.model) == record.get(ledger.PARENT)
     require(same, "record", f"of the model in {printable(str(again.model))}", "of another, or there is none")
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if status not in (0, 3):
         return status
     if file_digest(options.out / MODEL) == record.get(ledger.CHILD):
-        print("the models are equal, to the last bit")
+        print("the models are bit-equal")
         return 0
     print(_difference(path.parent / MODEL, options.out / MODEL, record.get(ledger.CHILD)))
     versions = record.get("versions")
@@ -71,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _difference(first: Path, second: Path, digest: object) -> str:
-    """How far the weights are apart, where the first model is the one that the record is of."""
+    """The largest difference of a weight, if the first model is the one of the record."""
     if not first.is_file() or file_digest(first) != digest:
-        return f"the models differ; that of the record is not in {first.parent}"
+        return f"the models differ; the model of the record is not in {first.parent}"
     one, other = load_file(first), load_file(second)
     apart = [float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel()]
     return f"the models differ, by at most {max(apart):.3g} in a weight"

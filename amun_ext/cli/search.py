@@ -49,27 +49,31 @@ def add(commands: Commands) -> None:
         commands,
         "search",
         run,
-        "search the closest adversarial examples of some samples with several methods, and compare these",
+        "find the closest adversarial examples of some samples with several methods, and compare the methods",
         "examples:\n"
         "  amun search --model original.safetensors --data fashion-mnist-mini --methods pgd,ddn,deepfool,ffgsm "
         "--out searches\n"
         "  amun search --model net.pt --arch my_net:build --data my_data:load --part test --count 1000 --no-curves "
         "--out searches\n\n"
-        "writes METHOD.safetensors (amun_ext.AdversarialSet.load reads it), searches.json and searches.html into the\n"
-        "folder --out, and what the curves are made of into its folder curves; with the same arguments a command that\n"
-        "was stopped goes on where it was, and searches nothing twice\n"
-        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples have no example (their ids are told)",
+        "Writes METHOD.safetensors (for amun_ext.AdversarialSet.load), searches.json and searches.html into the\n"
+        "folder --out, and the searches of the curves into its folder curves. Run the same command again to resume.\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 some samples have no example (their ids are printed)",
         RESUMES,
     )
     add_data(command)
     add_checkpoint(command)
-    command.add_argument("--part", default="train", metavar="train|test", help="of the data (default: %(default)s)")
+    command.add_argument(
+        "--part", default="train", metavar="train|test", help="set to search in (default: %(default)s)"
+    )
     add_ids(command, required=False).add_argument(
-        "--count", type=int, help="so many at random, drawn by --seed (default: 200, or all)"
+        "--count", type=int, help="number of random samples, drawn by --seed (default: 200, or all)"
     )
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument(
-        "--png", type=Path, metavar="DIR", help="write METHOD-ID.png of each: the image, its example, their difference"
+        "--png",
+        type=Path,
+        metavar="DIR",
+        help="write METHOD-ID.png of each image, its example, and their difference",
     )
     add_overwrite(command)
     add_tables(command)
@@ -81,21 +85,27 @@ def add_searches(command: argparse.ArgumentParser) -> None:
     chosen = ",".join(searches.DEFAULT)
     group.add_argument("--methods", default=chosen, help=f"some of {', '.join(METHODS)} (default: %(default)s)")
     group.add_argument(
-        "--refine", type=int, default=0, help="forward passes that bring each example closer (default: %(default)s)"
+        "--refine",
+        type=int,
+        default=0,
+        help="forward passes that bring each example closer (default: %(default)s)",
     )
     group.add_argument(
-        "--quantize", type=int, metavar="LEVELS", help="255: examples that survive being saved as 8-bit images"
+        "--quantize",
+        type=int,
+        metavar="LEVELS",
+        help="255: examples stay adversarial when saved as 8-bit images",
     )
     group.add_argument(
         "--min-margin", type=float, default=0.0, help="logits by which the wrong class must lead (default: %(default)s)"
     )
-    group.add_argument("--precision", help="bfloat16: most of the iterations in it (default: that of the model)")
+    group.add_argument("--precision", help="bfloat16: run most iterations in it (default: the dtype of the model)")
     group.add_argument(
         "--curves",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=f"search up to {searches.CURVE_SAMPLES} of the samples with other numbers of steps as well, for the "
-        "picture of distance against gradients; with 200 samples this doubles the time (default: on)",
+        help=f"also search up to {searches.CURVE_SAMPLES} samples with other numbers of steps, for the plot of "
+        "distance against gradients; with 200 samples this doubles the time (default: on)",
     )
 
 
@@ -166,7 +176,7 @@ def _loaded(options: argparse.Namespace) -> Splits:
             return load_for(options)
     splits = load_data(options, record_of(options.model))
     if options.part == "train":
-        print("amun: --data are not what the model was trained on: an id is a row of --data", file=sys.stderr)
+        print("amun: the model was not trained on --data: ids are rows of --data", file=sys.stderr)
     return splits
 
 

@@ -1,11 +1,11 @@
-"""amun shadows: models for an audit to attack every sample by itself with."""
+"""amun shadows: shadow models, for the per-sample attack of an audit."""
 
 import argparse
 from pathlib import Path
 
 from amun_ext import auditing
 from amun_ext.auditing.shadows import cost
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_workers
 from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
 from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.provenance import check_method, check_targets
@@ -22,18 +22,18 @@ def add(commands: Commands) -> None:
         "example:\n"
         "  amun shadows --model forgotten/model.safetensors --data fashion-mnist-mini --num-models 16 --workers 2 "
         "--out shadows\n\n"
-        "takes the flags of amun forget, which must be those of the request under audit. Each shadow is trained as\n"
-        "the checkpoint says, on the retain set and half of the ids and of as many test samples, and then forgets\n"
-        "that half: the cost of training and of the request, --num-models times. With the same arguments a command\n"
-        "that was stopped goes on where it was, and with more --num-models it adds some.",
+        "Give the flags of the amun forget request under audit. Each shadow is trained by the recipe in the\n"
+        "checkpoint, on the retain set and on half of the ids and as many test samples, and then unlearns that half.\n"
+        "The cost is that of training and of the request, --num-models times. Run the same command again to resume,\n"
+        "or with a larger --num-models to add shadows.",
         RESUMES,
     )
     add_data(command)
     add_checkpoint(command)
     add_ids(command, required=False)
     command.add_argument("--out", type=Path, required=True, help="folder of the shadows")
-    command.add_argument("--num-models", type=int, default=16, help="an even number, 6 at least (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=1, help="models at once, a process each (default: %(default)s)")
+    command.add_argument("--num-models", type=int, default=16, help="even, at least 6 (default: %(default)s)")
+    add_workers(command, "models to train")
     add_method(command)
     add_init(command)
 

@@ -17,13 +17,13 @@ def add_init(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--init",
         type=Path,
-        help="checkpoint of the weights that training began with, to retrain a model that was fine-tuned (default: "
-        "new ones by the seed, those of your own module:function by calling it again; frozen ones stay)",
+        help="checkpoint with the weights that training started from, for a model that was fine-tuned (default: new "
+        "random weights by the seed; your own module:function is called again; frozen weights stay)",
     )
 
 
 def init(options: argparse.Namespace, splits: Splits, model: nn.Module, record: Record) -> Init:
-    """That of --init, or the user's function where it has built the model; None for an architecture of our own."""
+    """The weights of --init, or the user's own function that builds the model; None for a built-in architecture."""
     if options.init is not None:
         start = copy.deepcopy(model)
         models.load_checkpoint(options.init, start)

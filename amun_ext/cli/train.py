@@ -29,16 +29,16 @@ def add(commands: Commands) -> None:
         commands,
         "train",
         run,
-        "train a classifier and keep its checkpoint",
+        "train a classifier and write its checkpoint",
         "example:\n  amun train --data fashion-mnist-mini --model small-cnn --epochs 60 --lr 0.05 --schedule cosine "
         "--out original.safetensors\n\n"
-        "A training that was stopped goes on from its last epoch when called again; one that is done does nothing.",
+        "Run the same command again to resume from the last epoch; if the training is done, this does nothing.",
         RESUMES,
     )
     add_data(command)
     command.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
-    command.add_argument("--width", type=int, help="channels of the first layer (default: the architecture's own)")
-    command.add_argument("--init", type=Path, help="checkpoint of weights to begin with (default: drawn by the seed)")
+    command.add_argument("--width", type=int, help="channels of the first layer (default: that of the architecture)")
+    command.add_argument("--init", type=Path, help="checkpoint with the initial weights (default: random, by --seed)")
     command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     add_overwrite(command)
     add_recipe(command, "training", demo.TRAINING)

@@ -1,4 +1,4 @@
-"""amun tune: options to unlearn with."""
+"""amun tune: tune the options of unlearning methods."""
 
 import argparse
 import sys
@@ -16,6 +16,7 @@ from amun_ext.cli.arguments import (
     add_recipe,
     add_tables,
     add_targets,
+    add_workers,
     recipe,
 )
 from amun_ext.cli.earlier import check_no_strangers
@@ -40,15 +41,15 @@ def add(commands: Commands) -> None:
         commands,
         "tune",
         run,
-        "search the options to unlearn with, on other training samples that stand in for those to be forgotten",
+        "tune the options of unlearning methods, on a random proxy forget set instead of the request itself",
         "examples:\n"
         "  amun tune --model original.safetensors --data fashion-mnist-mini --fraction 0.1 --out tuned\n"
         "  amun tune --model original.safetensors --data fashion-mnist-mini --ids-file ids.csv --methods amun,rl,ft "
         "--objective retrain --trials 50 --workers 4 --out tuned\n\n"
-        "writes tuned.json (for amun forget --tuned and amun compare --tuned), trials.json and tuning.html into the\n"
-        "folder --out, and keeps there what it goes on with: with the same arguments a command that was stopped does\n"
-        "nothing twice, and with more --trials it adds some. Half of the test set, drawn by --seed, is looked at.\n"
-        "exit status: 0 done, 1 failed, 2 bad input, 3 a method has no trial that keeps the accuracy",
+        "Writes tuned.json (for amun forget --tuned and amun compare --tuned), trials.json and tuning.html into the\n"
+        "folder --out. Run the same command again to resume, or with more --trials to add trials. Trials are measured\n"
+        "on half of the test set, drawn by --seed; the other half is left for measuring the result.\n"
+        "exit status: 0 done, 1 failed, 2 bad input, 3 no trial of some method keeps the accuracy",
         RESUMES,
     )
     add_data(command)
@@ -58,22 +59,26 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--methods", default="amun", help=f"some of {', '.join(tuning.tunable())} (default: %(default)s)"
     )
-    command.add_argument("--trials", type=int, default=30, help="of each method (default: %(default)s)")
+    command.add_argument("--trials", type=int, default=30, help="trials per method (default: %(default)s)")
     command.add_argument(
         "--objective",
         choices=tuning.OBJECTIVES,
         default="held-out",
-        help="likeness to what retraining is expected to give, by the model's own accuracy on held-out data; or to a "
-        "model that is retrained for this (default: %(default)s)",
+        help="held-out: match the results expected of retraining, estimated from the accuracy on held-out data; "
+        "retrain: match a model retrained for this (default: %(default)s)",
     )
-    told = "points of held-out accuracy that may be lost (default: %(default)s)"
-    command.add_argument("--max-accuracy-drop", type=float, default=tuning.MAX_ACCURACY_DROP, help=told)
-    command.add_argument("--without-retain", action="store_true", help="fine-tune without the rest of the data")
+    command.add_argument(
+        "--max-accuracy-drop",
+        type=float,
+        default=tuning.MAX_ACCURACY_DROP,
+        help="points of held-out accuracy that a trial may lose (default: %(default)s)",
+    )
+    command.add_argument("--without-retain", action="store_true", help="fine-tune without the retain set")
     add_targets(command)
     add_tables(command)
-    command.add_argument("--workers", type=int, default=1, help="trials at once, a process each (default: %(default)s)")
+    add_workers(command, "trials to run")
     add_init(command)
-    add_recipe(command, "fine-tuning; lr and schedule are searched", tuning.RECIPE, searched=True)
+    add_recipe(command, "fine-tuning (lr and schedule are tuned)", tuning.RECIPE, searched=True)
 
 
 def run(options: argparse.Namespace) -> int:

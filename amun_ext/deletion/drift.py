@@ -26,17 +26,17 @@ def relapse(before: nn.Module, after: nn.Module, earlier: TensorDataset, test: T
         return found.value, found.interval()[0]
 
     (old, _), (new, low) = measured(before), measured(after)
-    return {"samples": len(earlier), "FT AUC before": old, "FT AUC": new, "low": low}
+    return {"samples": len(earlier), "ft_auc_before": old, "ft_auc": new, "ft_auc_low": low}
 
 
 def remarks(relapsed: dict[str, float] | None, history: Sequence[Entry], accuracy: float, original: str) -> list[str]:
     """That earlier samples look more like members than before this request, beyond what their number lets chance do;
     and that test accuracy, in percent, has gone since the model before the first request of the ledger."""
     told = []
-    if relapsed is not None and relapsed["low"] > relapsed["FT AUC before"]:
+    if relapsed is not None and relapsed["ft_auc_low"] > relapsed["ft_auc_before"]:
         told.append(
-            f"samples of earlier requests look more like members again: their FT AUC is {relapsed['FT AUC']:.1f} "
-            f"and was {relapsed['FT AUC before']:.1f}; {RETRAIN}"
+            f"samples of earlier requests look more like members again: their FT AUC is {relapsed['ft_auc']:.1f} "
+            f"and was {relapsed['ft_auc_before']:.1f}; {RETRAIN}"
         )
     first = history[0].get("results") if history else None
     row = first.get(original) if isinstance(first, dict) else None

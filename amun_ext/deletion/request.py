@@ -217,7 +217,7 @@ def forget(
     relapsed = None
     if len(earlier):
         relapsed = drift.relapse(original, models[row], subset(splits.train, earlier), splits.test)
-        report = replace(report, facts={**report.facts, "samples of earlier requests": relapsed})
+        report = replace(report, facts={**report.facts, "earlier_requests": relapsed})
     told = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
     report = replace(report, remarks=[*report.remarks, *told])
     missing = set(ids_without_example)

@@ -56,7 +56,7 @@ def _record(outcome: Outcome, made_model: str, command: Sequence[str]) -> dict[s
         "seconds": {name: row["seconds"] for name, row in outcome.report.rows.items() if row["seconds"] >= 0},
         "devices": devices(),
         "threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         **{name: facts[name] for name in ("date", "seed", "training_data", "versions")},
     }
 

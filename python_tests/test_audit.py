@@ -345,7 +345,7 @@ class TestCommand:
             "would overwrite the model": ("audit", "--model", out / "retrained.safetensors", "--retrain"),
             "the flags must be of the method that made the model": of_forgotten,
         }.items():
-            place = out if "write over" in message else tmp_path / "c"
+            place = out if "overwrite" in message else tmp_path / "c"
             assert amun(*arguments, "--out", place) == 2
             assert message in capsys.readouterr().err.splitlines()[-1]
         assert not (tmp_path / "c").exists()

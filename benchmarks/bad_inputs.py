@@ -50,7 +50,7 @@ def judged(status: int, said: str) -> str:
     code = os.waitstatus_to_exitcode(status)
     if "Traceback" in said or "--debug shows where" in said:
         return TRACEBACK
-    if code in (0, 3, 10, 11, 12):
+    if code in (0, 3, 4, 5, 7, 10, 11, 12):
         return HANDLED
     one = sum("error: " in line or "failed: " in line for line in lines) == 1
     kind = "error: " if code == 2 else "failed: "

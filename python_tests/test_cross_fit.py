@@ -226,9 +226,10 @@ class TestCommands:
     ) -> None:
         train = data.load("digits").train
         count = len(load_targets(targets))
-        distill = ("--method", "distill", "--targets", targets, "--epochs", 1)
+        distill = ("--targets", targets, "--epochs", 1)  # whose method is then the default
         request = ("--ids", "40-60", *distill, "--out", tmp_path / "first")
         assert self.amun("forget", digits_checkpoint, *request) == 0
+        assert "the model after is Distill" in " ".join(capsys.readouterr().out.split())
         assert len(load_targets(targets)) == count - 21
         assert self.amun("forget", digits_checkpoint, *request) == 0
         assert "already done" in capsys.readouterr().out

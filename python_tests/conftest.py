@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,21 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return folder
 
     return made
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[[list[str], str], None]:
+    """refused(command, message): amun ends with status 2 and one line, in which the message is."""
+
+    def check(command: list[str], message: str) -> None:
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("amun: error: ")
+        assert told.count("\n") == 1
+        assert re.search(message, told), told
+
+    return check
 
 
 @pytest.fixture(scope="session")

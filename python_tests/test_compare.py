@@ -358,31 +358,24 @@ class TestInput:
             ("--fraction 2", "fraction must be"),
         ],
     )
-    def test_is_one_line_status_2_and_no_file(self, original, tmp_path, capsys, flags, message) -> None:
-        assert run(original, tmp_path / "out", flags) == 2
-        printed = capsys.readouterr().err
-        assert printed.startswith("amun: error: ")
-        assert printed.count("\n") == 1
-        assert re.search(message, printed), printed
+    def test_leaves_no_file(self, original, tmp_path, refused, flags, message) -> None:
+        refused(arguments(original, tmp_path / "out", flags), message)
         assert not (tmp_path / "out").exists()
 
-    def test_files_that_do_not_fit_together(self, original, tmp_path, capsys) -> None:
+    def test_files_that_do_not_fit_together(self, original, tmp_path, refused) -> None:
         one, other = (
             options(tmp_path / f"{method}.json", {method: {}}, seed=seed) for method, seed in (("ga", 1), ("rl", 2))
         )
         for second, message in ((one, "two for the same"), (other, r"files of one seed, .* got \[1, 2\]")):
-            assert run(original, tmp_path / "out", "", one, second) == 2
-            assert re.search(message, capsys.readouterr().err)
+            refused(arguments(original, tmp_path / "out", "", one, second), message)
             assert not (tmp_path / "out").exists()
 
-    def test_a_checkpoint_without_a_recipe_needs_to_be_told(self, original, tmp_path, capsys) -> None:
+    def test_a_checkpoint_without_a_recipe_needs_to_be_told(self, original, tmp_path, refused) -> None:
         torch.save(load(original).state_dict(), foreign := tmp_path / "net.pt")
         flags = "--arch small-cnn --width 8 --methods ga --seeds 1 --settings without"
-        assert run(foreign, tmp_path / "out", flags) == 2
-        assert "retraining must be of a checkpoint that knows its recipe" in capsys.readouterr().err
+        refused(arguments(foreign, tmp_path / "out", flags), "retraining must be of a checkpoint that knows its recipe")
         assert run(foreign, tmp_path / "out", f"{flags} --lr 0.1") == 0
 
-    def test_a_folder_in_the_way(self, original, tmp_path, capsys) -> None:
+    def test_a_folder_in_the_way(self, original, tmp_path, refused) -> None:
         (tmp_path / "compare.html").mkdir(parents=True)
-        assert run(original, tmp_path) == 2
-        assert "free to hold a file compare.html" in capsys.readouterr().err
+        refused(arguments(original, tmp_path, ""), r"free to hold a file compare\.html")

@@ -62,9 +62,8 @@ class TestCommand:
         assert ended.value.code == 0
         assert "--lr" not in capsys.readouterr().out  # it is searched
 
-    def test_bad_input_is_one_line_status_2_and_no_file(self, checkpoint, tmp_path, capsys) -> None:
-        assert cli.main(arguments(checkpoint, tmp_path / "out", "--methods magic")) == 2
-        assert "amun: error: methods must be some of" in capsys.readouterr().err
+    def test_bad_input_leaves_no_file(self, checkpoint, tmp_path, refused) -> None:
+        refused(arguments(checkpoint, tmp_path / "out", "--methods magic"), "methods must be some of")
         assert not (tmp_path / "out").exists()
 
     def test_a_method_without_a_choice_is_told_by_status(self, checkpoint, tmp_path, capsys, monkeypatch) -> None:

@@ -1,16 +1,32 @@
-"""What mkdocs runs while it builds: the page of the command line is made from the parsers of the commands."""
+"""What mkdocs runs while it builds: what pages say of commands and methods is made from their tables."""
 
 import argparse
 from typing import Any
 
 from amun_ext.cli import parser
+from amun_ext.unlearning import METHODS
 
-MARK = "<!-- commands -->"
 WIDTH = 80
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    return markdown.replace(MARK, commands()) if page.file.src_uri == "command-line.md" else markdown
+    for (path, mark), made in GENERATED.items():
+        if page.file.src_uri == path:
+            markdown = markdown.replace(mark, made())
+    return markdown
+
+
+def method_table() -> str:
+    rows = [
+        f"| `{name}` | {text(row.description)} | {'no' if row.needs_retain else 'yes'} |"
+        for name, row in METHODS.items()
+    ]
+    return "\n".join(["| method | what it does | works without the retain set |", "| --- | --- | --- |", *rows])
+
+
+def method_reference() -> str:
+    functions = dict.fromkeys(row.function for row in METHODS.values())
+    return "\n\n".join(f"::: {each.__module__}.{each.__name__}" for each in functions)
 
 
 def commands() -> str:
@@ -49,3 +65,10 @@ def text(plain: str) -> str:
     for sign in "\\<>|*_`":
         plain = plain.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
     return plain
+
+
+GENERATED = {
+    ("command-line.md", "<!-- commands -->"): commands,
+    ("guides/unlearning.md", "<!-- methods -->"): method_table,
+    ("reference/unlearning.md", "<!-- methods -->"): method_reference,
+}

@@ -54,25 +54,38 @@ def case() -> Case:
     return Case(model, forget, retain, adversarial)
 
 
+class Soft(ByHand):
+    """Learns soft labels [N, classes], whose rows sum to the weights of the samples."""
+
+    def residual(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return labels.sum(1, keepdims=True) * softmax(self.logits(x)) - labels
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits)
+    return powers / powers.sum(1, keepdims=True)
+
+
 @pytest.mark.parametrize(("weight", "temperature"), [(3.0, 1.0), (1.0, 2.0)])
 @pytest.mark.parametrize("with_retain", [True, False])
 def test_distill_by_hand(case: Case, with_retain: bool, weight: float, temperature: float) -> None:
     """Soft labels are the softmax of the targets; the weight counts beside a retain set only."""
     targets = torch.tensor([[2.0, -1.0], [0.0, 0.5], [-3.0, 3.0], [1.0, 1.0], [0.2, -0.2]], dtype=torch.float64)
-    powers = np.exp(targets.numpy() / temperature)
-    soft_labels = powers / powers.sum(1, keepdims=True)
-    if with_retain:
-        soft_labels *= weight
-
-    class Soft(ByHand):
-        def residual(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            shifted = np.exp(self.logits(x))
-            return labels.sum(1, keepdims=True) * shifted / shifted.sum(1, keepdims=True) - labels
-
+    soft_labels = softmax(targets.numpy() / temperature) * (weight if with_retain else 1)
     images, labels = arrays(case.retain)
     whole = union((arrays(case.forget)[0], soft_labels), *[(images, np.eye(2)[labels])] * with_retain)
     options = {"targets": targets, "weight": weight, "temperature": temperature}
     case.check("distill", with_retain, whole, hand=Soft(case.model), **options)
+
+
+@pytest.mark.parametrize("with_retain", [True, False])
+def test_bad_teacher_by_hand(case: Case, with_retain: bool) -> None:
+    torch.manual_seed(11)
+    untrained, original = ByHand(reinitialised(case.model)), ByHand(case.model)
+    (forget, _), (retain, _) = arrays(case.forget), arrays(case.retain)
+    taught = (forget, softmax(untrained.logits(forget))), (retain, softmax(original.logits(retain)))
+    whole = union(*taught[: 1 + with_retain])
+    case.check("bad-teacher", with_retain, whole, hand=Soft(case.model), retain_fraction=1.0, seed=11)
 
 
 @pytest.mark.parametrize("with_retain", [True, False])

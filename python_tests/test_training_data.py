@@ -121,6 +121,30 @@ class TestParts:
         fit(model, [Pass([hard, DataPart(kind(soft.data), targets=targets)])], Recipe(2, 0.3, batch_size=20))
         torch.testing.assert_close(model.state_dict(), expected.state_dict())
 
+    def test_a_teacher_sees_the_inputs_that_are_trained_on(self) -> None:
+        model, data, asked, trained_on = conv_net(), pictures(11), [], []
+        model.register_forward_pre_hook(lambda module, args: trained_on.append(args[0]) if module.training else None)
+
+        def teacher(x: Tensor, labels: Tensor) -> Tensor:
+            asked.append(x)
+            return nn.functional.one_hot(labels, 3)
+
+        expected = copy.deepcopy(model)
+        fit(model, [Pass([DataPart(data, targets=teacher)])], RECIPE)
+        assert len(asked) == 4
+        assert all(torch.equal(*pair) for pair in zip(asked, trained_on, strict=True))
+        fit(expected, [Pass([DataPart(data)])], RECIPE)
+        torch.testing.assert_close(model.state_dict(), expected.state_dict())
+
+    def test_a_pass_of_the_first_epochs(self) -> None:
+        model, passes = linear_net(), [Pass([part(6)], epochs=1), Pass([part(9)])]
+        seen: list[int] = []
+        model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
+        fit(model, passes, Recipe(3, 0.1, batch_size=20))
+        assert seen == [6, 9, 9, 9]
+        with pytest.raises(InputError, match=r"^epochs must be None"):
+            fit(model, passes[:1], Recipe(3, 0.1))
+
     def test_bad_targets_and_labels(self) -> None:
         data, labels = part(4).data, torch.zeros(4, dtype=torch.long)
         wrong = [torch.ones(3, 3), torch.ones(4), labels, [[1.0]] * 4, torch.full((4, 3), torch.nan), torch.ones(4, 2)]

@@ -177,6 +177,7 @@ class TestEveryMethod:
         "salun": [{"true_label": True}, {"order": "sequential"}, {"mask": 0.3}, {"mask_gradient_only": True}],
         "bs": [{"eps": 0.3}, {"teacher": "per_epoch"}, {"require_wrong": False}, {"bounds": (-1.0, 1.0)}],
         "l1-sparse": [{"gamma": 1e-3}, {"gamma_schedule": "amun"}, {"epochs_without": 1}],
+        "bad-teacher": [{"retain_fraction": 0.5}],
         "distill": [{"weight": 1.0}, {"temperature": 2.0}, {"targets": torch.eye(5, 3)}],
         "amun": [{"include_forget": False}, {"mask": 0.5}, {"search": "pgd"}],
         "amun+salun": [{"include_forget": False}, {"mask": 0.3}],

@@ -77,6 +77,8 @@ BAD = [
     ("bs", "teacher", ["kind"]),
     ("l1-sparse", "gamma", [-1.0, math.inf, math.nan, "much"]),
     ("l1-sparse", "gamma_schedule", ["linear"]),
+    ("bad-teacher", "retain_fraction", [0.0, 1.5, math.nan, "some"]),
+    ("bad-teacher", "init", [3]),
     ("amun", "include_forget", ["no"]),
     ("amun", "search", ["walk", ["pgd"]]),
     ("amun", "adversarial", [3]),

@@ -1,6 +1,7 @@
 """The unlearning method and its options, from the command line."""
 
 import argparse
+from dataclasses import replace
 
 from torch import nn
 
@@ -60,5 +61,7 @@ def chosen_config(options: argparse.Namespace) -> MethodConfig:
 def settled(
     chosen: MethodConfig, model: nn.Module, record: Record, options: argparse.Namespace, init: Init
 ) -> MethodConfig:
-    """The config with the recipe of the checkpoint, where the method is to retrain."""
-    return retraining(model, record, recipe(options), init) if options.method == "retrain" else chosen
+    """The config with the checkpoint's recipe, where the method is to retrain, and with `init`, where it has one."""
+    if options.method == "retrain":
+        return retraining(model, record, recipe(options), init)
+    return replace(chosen, options={**chosen.options, **({"init": init} if "init" in chosen.options else {})})

@@ -1,7 +1,7 @@
 """The one training loop: original models, retraining from scratch and every fine-tuning method run through `fit`."""
 
 from amun_ext.training.loop import Epoch, RunOptions, fit
-from amun_ext.training.parts import DataPart, Pass, crop_and_flip
+from amun_ext.training.parts import DataPart, Pass, Teacher, crop_and_flip
 from amun_ext.training.recipe import PAPER_TRAINING, Recipe
 
-__all__ = ["PAPER_TRAINING", "DataPart", "Epoch", "Pass", "Recipe", "RunOptions", "crop_and_flip", "fit"]
+__all__ = ["PAPER_TRAINING", "DataPart", "Epoch", "Pass", "Recipe", "RunOptions", "Teacher", "crop_and_flip", "fit"]

@@ -100,12 +100,12 @@ def fit(
     check(model, recipe, run, like)
     device, dtype = placement(model, like)
     feeds = [BatchLoader(each.parts, device, dtype, run.num_workers) for each in passes]
-    for classes in [feed.targets.shape[1] for feed in feeds if feed.targets is not None]:
-        own = count_classes(model, like[None])
-        require(classes == own, "targets", f"of the model's {own} classes", classes)
+    targets = [target for feed in feeds for target in feed.targets if target is not None]
+    classes = count_classes(model, like[None]) if targets else 0
+    for given in [target.shape[1] for target in targets if isinstance(target, Tensor)]:
+        require(given == classes, "targets", f"of the model's {classes} classes", given)
     statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
     fewest = min(map(len, feeds))
-    steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for feed in feeds)
     expected = "at least two samples: BatchNorm has no variance of one"
     require(fewest >= 2 or not statistics, "parts", expected, fewest)
     if statistics and recipe.batch_size == 1:
@@ -124,11 +124,12 @@ def fit(
     def one_pass(each: Pass, feed: BatchLoader, epoch: int, rates: Iterator[float]) -> Tensor:
         """The summed cross-entropy of the pass, whose steps have these learning rates."""
         total = torch.zeros((), device=device)
-        for x, labels, augmented in feed.batches(epoch, recipe.batch_size, order):
+        for x, labels, rows in feed.batches(epoch, recipe.batch_size, order):
             if recipe.augment:
-                x = torch.where(augmented[:, None, None, None], crop_and_flip(x, order), x)
+                x = torch.where(feed.augmented(rows)[:, None, None, None], crop_and_flip(x, order), x)
             # Else plainly: a crop comes laid out by channels, over which a model's own view() may stumble.
             x = x.contiguous(memory_format=layouts[recipe.channels_last and x.dim() == 4])
+            labels = feed.soft_labels(x, labels, rows, classes)
             rate = next(rates)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -160,11 +161,17 @@ def fit(
             with progress_bar(run.progress, desc=description, unit="epoch", **done) as bar:
                 for number in range(len(history), recipe.epochs):
                     start = time.perf_counter()
+                    active = [
+                        (each, feed)
+                        for each, feed in zip(passes, feeds, strict=True)
+                        if each.epochs is None or number < each.epochs
+                    ]
+                    steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for _, feed in active)
                     rates = [recipe.lr * recipe.lr_factor(number, step / steps) for step in range(1, steps + 1)]
                     _mode(model, recipe.batch_norm)
-                    left, pairs = iter(rates), zip(passes, feeds, strict=True)
-                    totals = [one_pass(each, feed, number, left) for each, feed in pairs]
-                    loss = float(torch.stack(totals).sum()) / sum(map(len, feeds))
+                    left = iter(rates)
+                    totals = [one_pass(each, feed, number, left) for each, feed in active]
+                    loss = float(torch.stack(totals).sum()) / sum(len(feed) for _, feed in active)
                     if not (math.isfinite(loss) and _finite(optimizer)):
                         actual = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
                         raise FloatingPointError(f"{description}: {actual}; lower lr (now {recipe.lr})")

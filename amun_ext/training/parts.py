@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from amun_ext.data.images import ImageDataset, concat, moved, stored
 from amun_ext.random_state import same_random_state
 from amun_ext.validation import check_labels, require
 
+Teacher: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class DataPart:
@@ -24,22 +26,26 @@ class DataPart:
     `data` is a map-style dataset of (input, label). A TensorDataset lives on the device; any other is read through a
     DataLoader again in every epoch: what its transforms draw from torch follows from the seed and `num_workers`.
     `labels`, from the number of the epoch (from 0 on) to a tensor [N], replace the data's own; they are called for when
-    the pass begins. So do the soft labels `targets` [N, classes]: the loss of a sample is -sum(targets * log_softmax),
-    and the sum of a row is the weight of its sample, where one with a label has the weight 1.
+    the pass begins. So do soft labels, `targets`: a tensor [N, classes], or a teacher, a function from inputs [B, ...]
+    as they are trained on, augmented ones too, and their labels [B] to soft labels [B, classes]. The loss of a sample
+    is -sum(targets * log_softmax). The sum of a row is the weight of its sample, where one with a label has the weight
+    1; the loss of a negative weight is climbed.
     """
 
     data: Dataset[Any]
     labels: Callable[[int], Tensor] | None = None
-    targets: Tensor | None = None
+    targets: Tensor | Teacher | None = None
     augment: bool = True
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The shuffled union of `parts`, every sample once. `ascend`: climb the loss instead of descending it."""
+    """The shuffled union of `parts`, every sample once, in all epochs or the first `epochs`. `ascend`: climb the loss
+    instead of descending it."""
 
     parts: Sequence[DataPart]
     ascend: bool = False
+    epochs: int | None = None
 
 
 class BatchLoader:
@@ -48,12 +54,11 @@ class BatchLoader:
     def __init__(self, parts: Sequence[DataPart], device: torch.device, dtype: torch.dtype, num_workers: int) -> None:
         self.parts, self.device, self.dtype, self.num_workers = parts, device, dtype, num_workers
         self.sizes = [len(part.data) for part in parts]  # type: ignore[arg-type]
-        self.augment = self._per_sample([part.augment for part in parts]).to(device)  # [N]
+        self.ends = torch.tensor(self.sizes, device="cpu").cumsum(0)
         wide = torch.promote_types(dtype, torch.float32)
-        targets = [part.targets.to(device, wide) for part in parts if part.targets is not None]
-        self.targets = torch.cat(targets) if targets else None
-        soft = self._per_sample([part.targets is not None for part in parts])
-        self.target_rows = torch.where(soft, soft.cumsum(0) - 1, -1).to(device)  # [N], -1 where the label counts
+        self.targets = [
+            part.targets.to(device, wide) if isinstance(part.targets, Tensor) else part.targets for part in parts
+        ]
         self.datasets: list[TensorDataset] = []  # one for each type in memory, none where some are no tensors
         sets = [moved(part.data, device, dtype) for part in parts if in_memory(part.data)]
         if len(sets) == len(parts):
@@ -62,31 +67,36 @@ class BatchLoader:
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def _per_sample(self, flags: Sequence[bool]) -> Tensor:
-        """The flag of its part for every sample [N]."""
-        return torch.cat(
-            [torch.full((size,), flag, device="cpu") for size, flag in zip(self.sizes, flags, strict=True)]
-        )
-
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs [B, ...], labels [B] and which of them to augment [B], all rows once, shuffled by `order`.
-
-        Where a part has targets, the labels of all are soft, [B, classes].
-        """
+        """Inputs [B, ...], labels [B] and rows of the union [B] on the CPU, all rows once, shuffled by `order`."""
         rows = torch.randperm(len(self), generator=order, device="cpu").split(split_sizes(len(self), size))
         replaced = self._replaced_labels(epoch)
         for batch, (x, own) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
-            batch = batch.to(self.device)
-            labels = own if replaced is None else torch.where(replaced[batch] < 0, own, replaced[batch])
-            if self.targets is not None:
-                labels = self._soft_labels(labels, self.target_rows[batch])
-            yield x, labels, self.augment[batch]
+            if replaced is not None:
+                given = replaced[batch.to(self.device)]
+                own = torch.where(given < 0, own, given)
+            yield x, own, batch
 
-    def _soft_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
-        """[B, classes]: the targets of these rows [B], and where there are none the labels [B], one-hot."""
-        assert self.targets is not None
-        one_hot = F.one_hot(labels, self.targets.shape[1]).to(self.targets.dtype)
-        return torch.where(rows[:, None] < 0, one_hot, self.targets[rows.clamp(min=0)])
+    def augmented(self, rows: Tensor) -> Tensor:
+        """Which of the rows [B] the recipe's augmentation applies to."""
+        flags = torch.tensor([part.augment for part in self.parts], device="cpu")
+        return flags[torch.bucketize(rows, self.ends, right=True)].to(self.device)
+
+    @torch.no_grad()
+    def soft_labels(self, x: Tensor, labels: Tensor, rows: Tensor, classes: int) -> Tensor:
+        """[B, classes]: the targets of rows [B], one-hot where a part has none; `labels` [B] where no part has any."""
+        if all(targets is None for targets in self.targets):
+            return labels
+        soft = F.one_hot(labels, classes).to(torch.promote_types(self.dtype, torch.float32))
+        which = torch.bucketize(rows, self.ends, right=True)
+        for number, targets in enumerate(self.targets):
+            own = (which == number).nonzero()[:, 0]
+            at, first = own.to(self.device), self.ends[number] - self.sizes[number]
+            if isinstance(targets, Tensor):
+                soft[at] = targets[(rows[own] - first).to(self.device)]
+            elif targets is not None and len(own) > 0:
+                soft[at] = targets(x[at], labels[at]).to(soft.dtype)
+        return soft
 
     def _read(self, rows: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self.datasets:
@@ -149,13 +159,16 @@ def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
 def check_parts(passes: Sequence[Pass]) -> Tensor:
     """The first input [...] of the first pass. InputError for passes that cannot be trained on."""
     require(len(passes) > 0 and all(len(each.parts) > 0 for each in passes), "parts", "at least one", "none")
+    always = any(each.epochs is None for each in passes)
+    require(always, "epochs", "None in one pass at least, which all epochs have", [each.epochs for each in passes])
     for each in passes:
         for part in each.parts:
             if isinstance(part.data, TensorDataset):
                 tensors = stored(part.data)
                 require(len(tensors) == 2, "parts", "of inputs and labels", f"{len(tensors)} tensors")
                 check_labels("labels", tensors[1], len(tensors[0]))
-            if part.targets is not None:
+            require(part.targets is None or part.labels is None, "targets", "None where labels are given", "both")
+            if part.targets is not None and not callable(part.targets):
                 _check_targets(part, part.targets)
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]
         require(count > 0, "parts", "at least one sample", count)
@@ -169,7 +182,6 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
 
 def _check_targets(part: DataPart, targets: Tensor) -> None:
     size = len(part.data)  # type: ignore[arg-type]
-    require(part.labels is None, "targets", "None where labels are given", "both")
     fits = isinstance(targets, Tensor) and targets.is_floating_point() and targets.dim() == 2 and len(targets) == size
     actual = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
     require(fits, "targets", f"soft labels ({size}, classes) of floating point", actual)

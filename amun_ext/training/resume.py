@@ -83,13 +83,13 @@ def training_id(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Ten
     """A digest of all that decides a training: first weights, data, mask and settings."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     parts = [[_settings(part) for part in each.parts] for each in passes]
-    data = [(each.ascend, some) for each, some in zip(passes, parts, strict=True)]
+    data = [(each.ascend, each.epochs, some) for each, some in zip(passes, parts, strict=True)]
     content = (settings, data, digest(model.state_dict()), trainable, None if mask is None else digest(mask))
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _settings(part: DataPart) -> object:
-    targets = None if part.targets is None else digest({"targets": part.targets})
+    targets = digest({"targets": part.targets}) if isinstance(part.targets, Tensor) else part.targets is None
     return part.augment, part.labels is None, targets, _contents(part.data)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from amun_ext.search import find_min_adversarial
 from amun_ext.unlearning.amun import amun
+from amun_ext.unlearning.bad_teacher import bad_teacher
 from amun_ext.unlearning.boundary_shrink import boundary_shrink
 from amun_ext.unlearning.distill import distill
 from amun_ext.unlearning.finetune import finetune
@@ -54,6 +55,9 @@ METHODS: Mapping[str, UnlearningMethod] = {
     "rl": UnlearningMethod(random_label, "RL", "fine-tuning on D_F with random labels, and D_R"),
     "ga": UnlearningMethod(gradient_ascent, "GA", "gradient ascent: the loss of D_F climbs"),
     "bs": UnlearningMethod(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
+    "bad-teacher": UnlearningMethod(
+        bad_teacher, "Bad teacher", "distillation: D_F from an untrained model, D_R from the original"
+    ),
     "l1-sparse": UnlearningMethod(
         l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True
     ),

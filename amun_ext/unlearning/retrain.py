@@ -42,12 +42,17 @@ def train_from_scratch(model: nn.Module, data: Dataset[Any], recipe: Recipe, see
     return fresh
 
 
-def _retrain_in_place(model: nn.Module, data: Dataset[Any], run: RunOptions, recipe: Recipe, init: Init) -> None:
+def untrained_copy(model: nn.Module, data: Dataset[Any], seed: int, init: Init = None) -> nn.Module:
+    """A copy of `model` as it was before it was trained on inputs like those of `data`; see `retrain`."""
     devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
     with own_random_state(sorted(devices)):
         probe = _probe(model, data)  # before the seed: an item may be drawn by a transform
-        torch.manual_seed(run.seed)
-        fresh = untrained(model, init, probe)
+        torch.manual_seed(seed)
+        return untrained(model, init, probe)
+
+
+def _retrain_in_place(model: nn.Module, data: Dataset[Any], run: RunOptions, recipe: Recipe, init: Init) -> None:
+    fresh = untrained_copy(model, data, run.seed, init)
     model.load_state_dict(fresh.state_dict())
     buffers = dict(fresh.named_buffers())  # among them some that are in no state dict, and have learned all the same
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Which inputs and labels the methods train on, step by step."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ class TestForgetSamples:
         examples = 27 if times == 0 else 0
         assert sum(len(x) for x, _ in steps) == 9 * times + 14 * 3 * with_retain + examples
 
-    @pytest.mark.parametrize(("method", "times"), [("ga", 3), *((method, 0) for method in WITH_RETAIN)])
+    @pytest.mark.parametrize(("method", "times"), [("ga", 3), ("retrain", 0), ("ft", 0), ("l1-sparse", 0)])
     def test_have_their_true_labels_or_are_not_looked_at(self, steps: Steps, method: str, times: int) -> None:
         model = line(3, 4)
         forget, retain = samples(model, 9), samples(model, 14)
@@ -101,7 +102,7 @@ class TestForgetSamples:
 
             __len__ = __getitem__
 
-        with pytest.raises(InputError, match=f"^retain must be given: method {method} trains on it, got None"):
+        with pytest.raises(InputError, match=rf"^retain must be given: method {re.escape(method)} trains on it"):
             unlearn(Untouchable(2, 2), Unread(), method=method)
 
 

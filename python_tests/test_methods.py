@@ -32,11 +32,16 @@ class Case:
     adversarial: AdversarialSet
 
     def check(self, method: str, with_retain: bool, *steps: tuple, hand: ByHand | None = None, l1=4 * [0.0], **options):
-        """`steps`: the inputs and labels of each step of an epoch, with a -1 where it ascends; `l1` by epoch."""
+        """`steps`: the inputs and labels of each step of an epoch, with a -1 where it ascends; `l1` by epoch.
+
+        A step that begins with a number is one of so many epochs, the first.
+        """
         hand = hand or ByHand(self.model)
-        for lr, penalty in zip(RATES, l1, strict=True):
+        for epoch, (lr, penalty) in enumerate(zip(RATES, l1, strict=True)):
             for step in steps:
-                hand.step(lr, *step, l1=penalty)
+                some = isinstance(step[0], int)
+                if not some or epoch < step[0]:
+                    hand.step(lr, *step[some:], l1=penalty)
         retain = self.retain if with_retain else None
         result = unlearn(self.model, self.forget, retain, method=method, **{"recipe": BY_HAND} | options)
         for name, weight in result.named_parameters():
@@ -132,6 +137,21 @@ class TestByHand:
 
 
 class TestByHandOnTheRetainSet:
+    def test_scrub(self, case: Case) -> None:
+        """Two epochs climb the divergence from the original on the forget set."""
+        (forget, _), (retain, labels), original = arrays(case.forget), arrays(case.retain), ByHand(case.model)
+        away = 2, forget, softmax(original.logits(forget)), -1
+        stay = retain, 0.3 * softmax(original.logits(retain)) + 0.8 * np.eye(2)[labels]
+        options = {"kl_weight": 0.3, "label_weight": 0.8, "ascent_epochs": 2}
+        case.check("scrub", True, away, stay, hand=Soft(case.model), **options)
+
+    def test_neggrad_plus(self, case: Case) -> None:
+        """Means over 5 forget and 9 retain samples, of which a batch of 14 has the mean."""
+        (forget, wrong), (retain, right) = arrays(case.forget), arrays(case.retain)
+        climb, descend = -0.2 * 14 / 5 * np.eye(2)[wrong], 0.8 * 14 / 9 * np.eye(2)[right]
+        whole = union((forget, climb), (retain, descend))
+        case.check("neggrad+", True, whole, hand=Soft(case.model), beta=0.8)
+
     def test_ft_and_retrain(self, case: Case) -> None:
         case.check("ft", True, arrays(case.retain))
         torch.manual_seed(11)

@@ -7,6 +7,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from method_tools import needs
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -112,9 +113,9 @@ class Rounding(nn.Module):
 @pytest.mark.filterwarnings("ignore:.*want of a gradient:RuntimeWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_gradients_is_refused(data: TensorDataset, method: str) -> None:
-    model = nn.Sequential(net(), Rounding())
+    model, (forget, retain) = nn.Sequential(net(), Rounding()), halves(data)
     with pytest.raises(InputError, match=r"^(model|mask|forget) must be "):
-        unlearn(model, *halves(data), method=method, recipe=ONCE)
+        unlearn(model, forget, retain, method=method, recipe=ONCE, **needs(method, forget))
 
 
 def test_state_that_is_no_tensor_can_be_retrained(data: TensorDataset) -> None:

@@ -71,7 +71,7 @@ class TestSpace:
         draw = Noted()
         values = space.drawn(method, draw)
         own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"], "distill": ["weight"]}
-        own["amun+salun"] = ["mask", "include_forget"]
+        own |= {"amun+salun": ["mask", "include_forget"], "scrub": ["kl_weight", "ascent_epochs"], "neggrad+": ["beta"]}
         assert list(values) == ["lr", "schedule", *own.get(method, [])]
         assert draw.floats["lr"] == (1e-6, 1e-1, True)
         assert draw.choices["schedule"] == ("step:1", "step:5", "constant")

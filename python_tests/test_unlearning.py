@@ -178,6 +178,8 @@ class TestEveryMethod:
         "bs": [{"eps": 0.3}, {"teacher": "per_epoch"}, {"require_wrong": False}, {"bounds": (-1.0, 1.0)}],
         "l1-sparse": [{"gamma": 1e-3}, {"gamma_schedule": "amun"}, {"epochs_without": 1}],
         "bad-teacher": [{"retain_fraction": 0.5}],
+        "scrub": [{"kl_weight": 0.5}, {"label_weight": 0.5}, {"ascent_epochs": 1}],
+        "neggrad+": [{"beta": 0.5}],
         "distill": [{"weight": 1.0}, {"temperature": 2.0}, {"targets": torch.eye(5, 3)}],
         "amun": [{"include_forget": False}, {"mask": 0.5}, {"search": "pgd"}],
         "amun+salun": [{"include_forget": False}, {"mask": 0.3}],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_tools import Recording, labelled
+from method_tools import Recording, labelled, needs
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, find_min_adversarial, unlearn
@@ -47,6 +47,7 @@ def test_before_any_work(model: Recording, forget, retain, monkeypatch, method: 
     for module in ("", ".amun"):
         for name in ("saliency_mask", "find_min_adversarial"):
             monkeypatch.setattr(sys.modules[f"amun_ext.unlearning{module}"], name, work, raising=False)
+    how = {"method": method, **needs(method, forget)}
     for name, values in {
         "seed": (-1, 2**70),
         "num_workers": (-1,),
@@ -58,8 +59,8 @@ def test_before_any_work(model: Recording, forget, retain, monkeypatch, method: 
         "preset": (["amun-paper"], "best"),
     }.items():
         for value in values:
-            refused(rf"{name}(s|\['test'\])? must be", model, forget, retain, method=method, **{name: value})
-    refused("augment must be off", model, forget, retain, method=method, recipe=Recipe(1, 0.1, augment=True))
+            refused(rf"{name}(s|\['test'\])? must be", model, forget, retain, **how, **{name: value})
+    refused("augment must be off", model, forget, retain, **how | {"recipe": Recipe(1, 0.1, augment=True)})
     assert not Recording.seen
 
 
@@ -79,6 +80,9 @@ BAD = [
     ("l1-sparse", "gamma_schedule", ["linear"]),
     ("bad-teacher", "retain_fraction", [0.0, 1.5, math.nan, "some"]),
     ("bad-teacher", "init", [3]),
+    *[("scrub", name, [-1.0, math.inf, math.nan, "much"]) for name in ("kl_weight", "label_weight")],
+    ("scrub", "ascent_epochs", [-1, 0.5]),
+    ("neggrad+", "beta", [-0.1, 1.1, math.nan, "half"]),
     ("amun", "include_forget", ["no"]),
     ("amun", "search", ["walk", ["pgd"]]),
     ("amun", "adversarial", [3]),
@@ -118,6 +122,7 @@ def test_sets(model: Recording, forget, retain) -> None:
     ):
         refused(rf"eval_sets\['test'\] {message}", model, forget, eval_sets={"test": data}, method="rl")
     refused("retain must be given", model, forget, method="retrain")
+    refused("targets must be given", model, forget, method="distill")
 
 
 def test_examples(model: Recording, forget) -> None:

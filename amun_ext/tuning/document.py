@@ -138,7 +138,7 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
 
 def _colours() -> dict[str, str]:
     """Schedule -> colour, none of those of the sets."""
-    schedules = SPACE["schedule"][0]
+    schedules = SPACE["schedule"]
     assert isinstance(schedules, OneOf)
     return {schedule: f"series-{2 + index % (SERIES - 2)}" for index, schedule in enumerate(schedules.values)}
 

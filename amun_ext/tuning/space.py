@@ -1,11 +1,11 @@
 """What is searched: the learning rate, its schedule, and what a method has beside them (paper, appendix C)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from amun_ext.training import Recipe
-from amun_ext.unlearning import METHODS, UnlearningMethod
+from amun_ext.unlearning import METHODS
 
 Parameters = Mapping[str, Any]  # by the names of SPACE
 
@@ -35,26 +35,31 @@ class OneOf:
         return draw.suggest_categorical(name, self.values)
 
 
-# A field of the recipe, or else an argument of `unlearn` -> its values, and which methods have it. AMUN's form is not
-# in the paper's search, which chooses it by the size of the request; it matters as much as the learning rate.
-SPACE: Mapping[str, tuple[Between | OneOf, Callable[[UnlearningMethod], bool]]] = {
-    "lr": (Between(1e-6, 1e-1, log=True), lambda method: True),
-    "schedule": (OneOf(("step:1", "step:5", "constant")), lambda method: True),
-    "mask": (Between(0.1, 0.9), lambda method: method.fraction is not None),
-    "include_forget": (OneOf((True, False)), lambda method: "include_forget" in method.options),
-    "weight": (Between(0.5, 8.0, log=True), lambda method: "weight" in method.options),
-    "gamma": (Between(1e-5, 1e-3, log=True), lambda method: "gamma" in method.options),
+# A field of the recipe, or else an argument of `unlearn` -> its values. AMUN's form is not in the paper's search, which
+# chooses it by the size of the request; it matters as much as the learning rate.
+SPACE: Mapping[str, Between | OneOf] = {
+    "lr": Between(1e-6, 1e-1, log=True),
+    "schedule": OneOf(("step:1", "step:5", "constant")),
+    "mask": Between(0.1, 0.9),
+    "include_forget": OneOf((True, False)),
+    "weight": Between(0.5, 8.0, log=True),
+    "gamma": Between(1e-5, 1e-3, log=True),
+    "kl_weight": Between(1e-3, 1.0, log=True),  # SCRUB's authors use 0.001 to 0.5
+    "ascent_epochs": OneOf((1, 2, 3)),
+    "beta": Between(0.9, 0.9999),
 }
+RECIPE_FIELDS = {field.name for field in fields(Recipe)}
 
 
 def drawn(method: str, draw: Draw) -> dict[str, Any]:
     """A value of each dimension that the method has, always in the same order."""
     row = METHODS[method]
-    return {name: values.suggest(name, draw) for name, (values, has) in SPACE.items() if has(row)}
+    own = row.options.keys() | RECIPE_FIELDS | ({"mask"} if row.fraction is not None else set())
+    return {name: values.suggest(name, draw) for name, values in SPACE.items() if name in own}
 
 
 def options(parameters: Parameters, recipe: Recipe) -> dict[str, Any]:
     """Arguments of `unlearn`; what is not searched of its recipe is that of `recipe`."""
-    in_recipe = {field.name for field in fields(Recipe)} & parameters.keys()
+    in_recipe = RECIPE_FIELDS & parameters.keys()
     others = {name: value for name, value in parameters.items() if name not in in_recipe}
     return {**others, "recipe": replace(recipe, **{name: parameters[name] for name in in_recipe})}

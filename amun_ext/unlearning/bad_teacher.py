@@ -30,7 +30,7 @@ def bad_teacher(
 ) -> None:
     """Minimise KL(untrained || model) on D_F and KL(original || model) on D_R, if it is there, shuffled together.
 
-    arXiv 2205.08096, equation 2, at its temperature of 1.
+    arXiv 2205.08096, at its temperature of 1.
 
     Args:
         retain_fraction: of D_R, a random part that is trained on in every epoch; 0.3 in the authors' code.

@@ -12,8 +12,10 @@ from amun_ext.unlearning.distill import distill
 from amun_ext.unlearning.finetune import finetune
 from amun_ext.unlearning.gradient_ascent import gradient_ascent
 from amun_ext.unlearning.l1_sparse import l1_sparse
+from amun_ext.unlearning.neggrad_plus import neggrad_plus
 from amun_ext.unlearning.random_label import random_label
 from amun_ext.unlearning.retrain import retrain
+from amun_ext.unlearning.scrub import scrub
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ METHODS: Mapping[str, UnlearningMethod] = {
     "bs": UnlearningMethod(boundary_shrink, "BS", "boundary shrink: fine-tuning on D_F with the nearest wrong labels"),
     "bad-teacher": UnlearningMethod(
         bad_teacher, "Bad teacher", "distillation: D_F from an untrained model, D_R from the original"
+    ),
+    "scrub": UnlearningMethod(
+        scrub,
+        "SCRUB",
+        "distillation of the original on D_R, after a few epochs that move away from it on D_F",
+        needs_retain=True,
+    ),
+    "neggrad+": UnlearningMethod(
+        neggrad_plus, "NegGrad+", "fine-tuning on D_R and gradient ascent on D_F in the same steps", needs_retain=True
     ),
     "l1-sparse": UnlearningMethod(
         l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True

@@ -105,6 +105,7 @@ def unlearn(
         require(name in row.options, name, expected, value)
     expected = f"given: method {method} trains on it"
     require(retain is not None or not row.needs_retain, "retain", expected, "None")
+    require("targets" in options or not row.needs_targets, "targets", expected, "None")
     mask = row.fraction if mask is None else mask
     named = mask if isinstance(mask, Mapping) else None
     keep = float(mask) if is_number(mask) else math.nan

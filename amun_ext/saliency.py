@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def saliency_mask(
     require(is_number(fraction) and 0 < fraction <= 1, "fraction", "in (0, 1]", repr(fraction))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
     batch_size = check_integer("batch_size", batch_size, 1)
-    parameters = _trainable(model)
+    parameters = trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)
     inputs, labels = checked_dataset(forget, "forget").tensors
@@ -111,7 +111,7 @@ def load_mask(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Tenso
     InputError for any other file, and unless names and shapes are those of the model's trainable parameters.
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
-    parameters = _trainable(model)
+    parameters = trainable(model)
     bits, shapes = _read(path)
     problems = {
         "missing": [name for name in parameters if name not in shapes],
@@ -132,10 +132,39 @@ def load_mask(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Tenso
     }
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     require(bool(parameters), "model", "trainable in some parameter", "all frozen")
     return parameters
+
+
+def batch_gradients(
+    model: nn.Module, weights: Sequence[nn.Parameter], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Of each batch of inputs [B, ...] and labels [B] the gradient of the summed cross-entropy by each of the weights,
+    None where the logits do not depend on it. In eval mode."""
+    with eval_mode(model), torch.enable_grad():
+        for x, y in batches:
+            device, dtype = placement(model, x)
+            # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
+            logits = logits_of(model, x.to(device, dtype, copy=True))
+            loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
+            grads = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
+            depends = any(grad is not None for grad in grads)
+            require(depends, "model", "a map to logits that depend on its trainable parameters", "others")
+            yield grads
+
+
+def zeros_for(weights: Iterable[Tensor]) -> list[Tensor]:
+    """To sum what belongs to the weights: in float32 where they are narrower."""
+    return [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
+
+
+def check_finite(what: str, sums: Mapping[str, Tensor]) -> None:
+    """FloatingPointError that names the parameters whose gradients are not finite."""
+    broken = [name for name, total in sums.items() if not total.isfinite().all()]
+    if broken:
+        raise FloatingPointError(f"{what}: the gradient is NaN or infinite in {listed(broken)}")
 
 
 def _scores(
@@ -149,23 +178,13 @@ def _scores(
 ) -> list[Tensor]:
     """The score of every element of each parameter."""
     weights = [*parameters.values()]
-    sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
-    device, dtype = placement(model, inputs)
+    sums = zeros_for(weights)
     batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
-    with eval_mode(model), torch.enable_grad():
-        for x, y in progress_bar(progress, batches, "saliency", unit="batch"):
-            # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
-            logits = logits_of(model, x.to(device, dtype, copy=True))
-            loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
-            grads = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
-            depends = any(grad is not None for grad in grads)
-            require(depends, "model", "a map to logits that depend on its trainable parameters", "others")
-            for total, grad in zip(sums, grads, strict=True):
-                if grad is not None:
-                    total += grad.abs() if score == "sum_abs" else grad
-    broken = [name for name, total in zip(parameters, sums, strict=True) if not total.isfinite().all()]
-    if broken:
-        raise FloatingPointError(f"saliency: the gradient is NaN or infinite in {listed(broken)}")
+    for grads in batch_gradients(model, weights, progress_bar(progress, batches, "saliency", unit="batch")):
+        for total, grad in zip(sums, grads, strict=True):
+            if grad is not None:
+                total += grad.abs() if score == "sum_abs" else grad
+    check_finite("saliency", dict(zip(parameters, sums, strict=True)))
     return [total.abs() for total in sums]
 
 

@@ -9,9 +9,9 @@ from amun_ext.unlearning import METHODS
 
 
 def needs(method: str, forget: Dataset, classes: int = 3) -> dict[str, object]:
-    """Further arguments of `unlearn`: some targets, where the method trains on them."""
+    """Further arguments of `unlearn`: targets to train on, and what makes SSD change a model."""
     targets = torch.linspace(-1, 1, len(forget) * classes).view(-1, classes)
-    return {"targets": targets} if METHODS[method].needs_targets else {}
+    return {"targets": targets} if METHODS[method].needs_targets else {"selection": 0.1} if method == "ssd" else {}
 
 
 class Recording(nn.Module):

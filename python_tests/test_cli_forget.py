@@ -134,7 +134,8 @@ class TestMethods:
             needed = ["--targets", str(tmp_path / "targets.safetensors")]
             told_to = ["--model", str(original), "--data", "digits", "--folds", "2", "--out", needed[1]]
             assert cli.main(["prepare", *told_to]) == 0
-        request = ("--ids", "40-60", "--method", method, "--epochs", "1", *needed)
+        request = ("--ids", "40-60", "--method", method, *needed)
+        request += ("--epochs", "1") if METHODS[method].trains else ("--batch-size", "8")
         assert forget(original, tmp_path / "out", *request) == 0
         assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
         report, row = told(tmp_path / "out"), METHODS[method]
@@ -149,6 +150,10 @@ class TestMethods:
         assert facts.get("mask") == row.fraction
         assert (report["search"] is not None) == ("amun" in method)
         assert models_forgotten(tmp_path / "out/model.safetensors") == [*range(40, 61)]
+
+    def test_a_method_without_training_has_no_learning_rate(self, original: Path, tmp_path: Path, refused) -> None:
+        command = ["forget", "--model", str(original), "--data", "digits", "--ids", "1", "--out", str(tmp_path / "out")]
+        refused([*command, "--method", "ssd", "--lr", "0.1"], "lr must be left out")
 
     def test_amun_forgets_as_ever_and_others_with_their_own_recipe(self, original: Path, tmp_path: Path) -> None:
         for method in ("amun", "ga"):

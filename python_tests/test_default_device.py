@@ -81,7 +81,7 @@ def test_what_has_no_values_is_refused(model, sets) -> None:
         find_min_adversarial(nn.Linear(8, 3), forget.tensors[0], labels)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.trains])
 def test_batches_of_one_are_refused_where_batch_norm_has_no_variance(sets, method: str) -> None:
     forget, retain = sets
     recipe = Recipe(epochs=1, lr=0.01, batch_size=1)

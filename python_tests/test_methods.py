@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from amun_ext import InputError, find_min_adversarial, unlearn
+from amun_ext.data.images import concat
 from amun_ext.models.reinitialise import reinitialised
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
@@ -160,6 +161,52 @@ class TestByHandOnTheRetainSet:
     def test_l1_sparse(self, case: Case) -> None:
         l1 = [0.04, 0.03, 0.02, 0.01]
         case.check("l1-sparse", True, arrays(case.retain), l1=l1, gamma=0.02, gamma_schedule="paper")
+
+
+def fisher(model: nn.Linear, data: TensorDataset, size: int = 1) -> dict[str, np.ndarray]:
+    """The mean square of the gradient of a sample, or of the first so many."""
+    hand, (x, labels) = ByHand(model), arrays(data)
+    rows = [slice(start, start + size) for start in range(0, len(x), size)]
+    each = [hand.gradient(x[row], labels[row]) for row in rows]
+    return {name: np.mean([gradient[name] ** 2 for gradient in each], axis=0) for name in each[0]}
+
+
+class TestSsd:
+    @pytest.mark.parametrize("mask", [None, {"weight": torch.eye(2) > 0, "bias": torch.tensor([True, False])}])
+    def test_by_hand(self, case: Case, mask: dict[str, torch.Tensor] | None) -> None:
+        of_forget, of_all = (fisher(case.model, data) for data in (case.forget, concat([case.forget, case.retain])))
+        options = {"method": "ssd", "selection": 0.9, "dampening": 0.8, "mask": mask}
+        result, changed = unlearn(case.model, case.forget, case.retain, **options), 0
+        for name, weight in case.model.named_parameters():
+            ratio = of_all[name] / of_forget[name]
+            chosen = (1 / ratio > 0.9) & (True if mask is None else mask[name].numpy())
+            expected = weight.detach().numpy() * np.where(chosen, np.minimum(0.8 * ratio, 1), 1)
+            np.testing.assert_allclose(result.get_parameter(name).detach().numpy(), expected, rtol=1e-12)
+            changed += chosen.sum()
+        assert 0 < changed < (6 if mask is None else 4)
+
+    def test_closed_form(self) -> None:
+        """At zero weights the gradient of a sample (x, 0) is -x / 2 and x / 2, and that of the biases -1/2 and 1/2."""
+        model = line()
+        torch.nn.init.zeros_(model.weight)
+        torch.nn.init.ones_(model.bias)
+        labels = torch.zeros(2, dtype=torch.long)
+        forget = TensorDataset(torch.tensor([[4.0, 1.0], [4.0, 1.0]], dtype=torch.float64), labels)
+        retain = TensorDataset(torch.tensor([[0.0, 1.0], [0.0, 3.0]], dtype=torch.float64), labels)
+        model.weight.data += 1.0  # of both classes: logits stay equal
+        # I(D_F) / I(D): 4 / 2 for the first input, 1/4 over 12/16 for the second, 1 for the biases
+        result = unlearn(model, forget, retain, method="ssd", selection=1.5)
+        assert result.weight.tolist() == [[0.5, 1.0], [0.5, 1.0]]
+        assert result.bias.tolist() == [1.0, 1.0]
+
+    def test_batches_take_the_square_of_a_mean(self, case: Case) -> None:
+        of_forget, of_retain = (fisher(case.model, data, 64) for data in (case.forget, case.retain))
+        recipe = Recipe(epochs=1, lr=0.0, batch_size=64)
+        result = unlearn(case.model, case.forget, case.retain, method="ssd", selection=1e-9, recipe=recipe)
+        for name, weight in case.model.named_parameters():
+            ratio = (of_forget[name] + of_retain[name]) / 2 / of_forget[name]
+            expected = weight.detach().numpy() * np.minimum(ratio, 1)
+            np.testing.assert_allclose(result.get_parameter(name).detach().numpy(), expected, rtol=1e-12)
 
 
 def test_ga_at_learning_rate_zero_is_the_identity() -> None:

@@ -120,7 +120,7 @@ class TestTune:
         page = (out / "tuning.html").read_text()
         Page(page)
         for word in (
-            "amun: gap by learning rate",
+            "amun: gap by lr",
             "salun: confidence, as chosen",
             "salun: confidence, retrained",
             "digits",

@@ -72,15 +72,17 @@ class TestSpace:
         values = space.drawn(method, draw)
         own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"], "distill": ["weight"]}
         own |= {"amun+salun": ["mask", "include_forget"], "scrub": ["kl_weight", "ascent_epochs"], "neggrad+": ["beta"]}
-        assert list(values) == ["lr", "schedule", *own.get(method, [])]
-        assert draw.floats["lr"] == (1e-6, 1e-1, True)
-        assert draw.choices["schedule"] == ("step:1", "step:5", "constant")
+        own["ssd"] = ["selection", "dampening"]
+        training = ["lr", "schedule"] if METHODS[method].trains else []
+        assert list(values) == [*training, *own.get(method, [])]
+        assert draw.floats.get("lr", (1e-6, 1e-1, True)) == (1e-6, 1e-1, True)
+        assert draw.choices.get("schedule", space.SPACE["schedule"].values) == ("step:1", "step:5", "constant")
         assert draw.floats.get("mask", (0.1, 0.9, False)) == (0.1, 0.9, False)
         assert draw.floats.get("gamma", (1e-5, 1e-3, True)) == (1e-5, 1e-3, True)
         # and these are options that the method takes
         targets = Targets(torch.zeros(1, 2), torch.zeros(1, 16, dtype=torch.uint8), {})
         chosen = resolve_config(method, default=space.options(values, SHORT), targets=targets)
-        assert chosen.recipe == replace(SHORT, lr=1e-6, schedule="step:1")
+        assert chosen.recipe == (replace(SHORT, lr=1e-6, schedule="step:1") if training else SHORT)
         assert chosen.mask == values.get("mask")
         own = {name: values[name] for name in values.keys() & {"include_forget", "gamma"}}
         assert own.items() <= chosen.options.items()

@@ -10,6 +10,7 @@ from torch import nn
 from amun_ext.data.images import Data, subset
 from amun_ext.deletion.request import Sets, warm_up
 from amun_ext.search import find_min_adversarial
+from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig
 
 BATCHES = 4  # of the retain and of the forget set, at most
@@ -39,6 +40,8 @@ def seconds(model: nn.Module, asked: Sets, config: MethodConfig) -> float:
 
     trained(1)  # the first has costs of its own
     once = trained(1)
+    if not METHODS[config.method].trains:
+        return once * share
     epoch = max(0.0, (trained(1 + MORE) - once) / MORE)
     return search * len(asked.forget) / len(forget) + max(0.0, once - epoch) + epoch * config.recipe.epochs * share
 

@@ -28,7 +28,7 @@ SIZE = (3.6, 2.9)
 
 def document(tuning: Tuning) -> parts.Document:
     failed = {
-        f"{method}, trial {trial.number}": f"lr {trial.parameters['lr']:.3g}: {trial.failure}"
+        f"{method}, trial {trial.number}": f"{_first(trial)} {trial.parameters[_first(trial)]:.3g}: {trial.failure}"
         for method, trials in tuning.trials.items()
         for trial in trials
         if trial.failure is not None
@@ -126,14 +126,20 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
     figures = []
     if found:
         told = "Hollow: too much accuracy was lost. Ringed: the choice. Dotted: the model before."
-        draw = partial(_rates, tuning, method, found, best)
-        figures.append(parts.Figure(f"{method}: {column} by learning rate", draw, told))
+        first = _first(found[0])
+        draw = partial(_rates, tuning, method, found, best, first)
+        figures.append(parts.Figure(f"{method}: {column} by {first}", draw, told))
     for title, seen in shown.items():
         told = f"The curves are {number(seen.row['KS'])} points apart where they are farthest (KS)."
         draw = partial(_confidence, f"{method} {title}", seen, ends)
         figures.append(parts.Figure(f"{method}: confidence, {title}", draw, told))
     chosen = "No trial keeps the accuracy." if best is None else f"Chosen: trial {best.number}."
     return [parts.Heading(method), parts.Figures(figures, chosen)]
+
+
+def _first(trial: Trial) -> str:
+    """The parameter that decides most: the learning rate, where there is one."""
+    return next(iter(trial.parameters))
 
 
 def _colours() -> dict[str, str]:
@@ -143,20 +149,21 @@ def _colours() -> dict[str, str]:
     return {schedule: f"series-{2 + index % (SERIES - 2)}" for index, schedule in enumerate(schedules.values)}
 
 
-def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None) -> str:
+def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None, first: str) -> str:
+    """`first` is the parameter of the horizontal axis."""
     column, colours = OBJECTIVES[tuning.objective].column, _colours()
 
     def draw(axes: Any) -> None:
         for trial in found:
             assert trial.result is not None
-            colour = COLOURS[colours[trial.parameters["schedule"]]][0]
+            colour = COLOURS[colours.get(str(trial.parameters.get("schedule")), "series-2")][0]
             face = colour if tuning.feasible(trial) else "none"
-            at = trial.parameters["lr"], trial.result.row[column]
+            at = trial.parameters[first], trial.result.row[column]
             axes.plot(*at, marker="o", markersize=5, color=colour, markerfacecolor=face, clip_on=False)
             if trial is best:
                 axes.plot(*at, marker="o", markersize=11, color=colour, markerfacecolor="none", clip_on=False)
         axes.axhline(tuning.original.row[column], color=INK, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
-        axes.set(xscale="log", xlabel="learning rate", ylabel=column)
+        axes.set(xscale="log", xlabel=first, ylabel=column)
         axes.set_ylim(bottom=0.0)
 
     return svg(f"{method} rates", draw, SIZE)

@@ -47,6 +47,8 @@ SPACE: Mapping[str, Between | OneOf] = {
     "kl_weight": Between(1e-3, 1.0, log=True),  # SCRUB's authors use 0.001 to 0.5
     "ascent_epochs": OneOf((1, 2, 3)),
     "beta": Between(0.9, 0.9999),
+    "selection": Between(0.1, 100.0, log=True),  # SSD's authors search these two
+    "dampening": Between(0.1, 5.0, log=True),
 }
 RECIPE_FIELDS = {field.name for field in fields(Recipe)}
 
@@ -54,7 +56,7 @@ RECIPE_FIELDS = {field.name for field in fields(Recipe)}
 def drawn(method: str, draw: Draw) -> dict[str, Any]:
     """A value of each dimension that the method has, always in the same order."""
     row = METHODS[method]
-    own = row.options.keys() | RECIPE_FIELDS | ({"mask"} if row.fraction is not None else set())
+    own = {*row.options, *(RECIPE_FIELDS if row.trains else ()), *(() if row.fraction is None else ("mask",))}
     return {name: values.suggest(name, draw) for name, values in SPACE.items() if name in own}
 
 

@@ -146,6 +146,8 @@ def resolve_config(
         resolved["targets"] = targets
     for name, value in resolved.items():
         require(name in row.options, name, f"left out: method {method} has the options {sorted(row.options)}", value)
+    unused = sorted((recipe or {}).keys() - {"batch_size"})
+    require(row.trains or not unused, ", ".join(unused), f"left out: method {method} trains nothing", "given")
     resolved["recipe"] = replace(resolved["recipe"], **(recipe or {}))
     return MethodConfig(method, with_retain, source, mask, gradient_only, resolved)
 

@@ -16,6 +16,7 @@ from amun_ext.unlearning.neggrad_plus import neggrad_plus
 from amun_ext.unlearning.random_label import random_label
 from amun_ext.unlearning.retrain import retrain
 from amun_ext.unlearning.scrub import scrub
+from amun_ext.unlearning.ssd import ssd
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class UnlearningMethod:
     title: str
     description: str
     needs_retain: bool = False
+    trains: bool = True  # by its recipe, of which other methods use the batch size alone
     fraction: float | None = None  # of a saliency mask, for a method that is another one under a mask
 
     @property
@@ -68,6 +70,13 @@ METHODS: Mapping[str, UnlearningMethod] = {
     ),
     "neggrad+": UnlearningMethod(
         neggrad_plus, "NegGrad+", "fine-tuning on D_R and gradient ascent on D_F in the same steps", needs_retain=True
+    ),
+    "ssd": UnlearningMethod(
+        ssd,
+        "SSD",
+        "no training: weights that matter more for D_F than for all data shrink",
+        needs_retain=True,
+        trains=False,
     ),
     "l1-sparse": UnlearningMethod(
         l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True

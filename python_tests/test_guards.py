@@ -49,7 +49,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     command = ["forget", "--data", "digits", "--ids", "3,5", "--model", str(original), "--method", method, "--dry-run"]
     assert cli.main([*command, "--out", str(tmp_path / "out"), "--epochs", "2"]) == 0
     told = capsys.readouterr().out
-    assert "would forget 2 samples, ids 3, 5\n" in told
+    assert "samples to forget: 2, ids 3, 5\n" in told
     assert f"method: {method}\n" in told
     assert "unlearning would take about" in told
     assert ("retraining would take about" in told) == (method != "retrain")

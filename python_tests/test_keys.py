@@ -43,10 +43,10 @@ def test_files_of_ids_are_left_to_others(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("key\ntrain/a/anna.png\n", "a column key of samples in the data, got 'train/a/anna.png'"),
-        ('key\n""\n', "a column key of samples in the data, got ''"),
+        ("key\ntrain/a/anna.png\n", "key must be samples in the data, got 'train/a/anna.png'"),
+        ('key\n""\n', "key must be samples in the data, got ''"),
         ("key\n train/a/ünal.png\n", "got ' train/a/ünal.png'"),
-        ("key\ntrain/a/u\u0308nal.png\n", "of samples in the data"),
+        ("key\ntrain/a/u\u0308nal.png\n", "samples in the data"),
         ("key\nb\nb\n", "free of repeated values, got 'b'"),
         ("key\n", "a table with at least one row, got none"),
         ("key,id\n3,4\n", "clear about which column counts, got id and key"),
@@ -65,8 +65,8 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("key,group\ntrain/a/anna 1.png,anna\ntrain/a/gone.png,anna\n", "in the groups that are asked for, got 'train"),
-        ("key,group\ntrain/a/anna 1.png,bob\n", "a column group of samples in the data, got 'anna'"),
+        ("key,group\ntrain/a/anna 1.png,anna\ntrain/a/gone.png,anna\n", "in the groups of the request, got 'train"),
+        ("key,group\ntrain/a/anna 1.png,bob\n", "group must be groups in"),
         ("key,group\nb,anna\nb,anna\n", "group 'anna' must be free of repeated values, got 'b'"),
         ("key\nb\n", "a table with a column key and a column group"),
         ("key,group,key\na,b,c\n", "a header that has every name once"),

@@ -142,6 +142,11 @@ def test_a_signed_line(folder: Path, keys: Path, tmp_path: Path, capsys: pytest.
     changed += [{name: value for name, value in entry.items() if name != "signature"}]
     for each in changed:
         path.write_text(json.dumps(each) + "\n")
+        assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 2  # the record knows the last line
+        assert "line 1 must be as it was when record.json was written" in capsys.readouterr().err
+    (tmp_path / "out/record.json").unlink()
+    for each in changed:
+        path.write_text(json.dumps(each) + "\n")
         assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 0  # the last line is bound to nothing else
         assert cli.main(verify) == 2
         assert "--public-key must be" in capsys.readouterr().err

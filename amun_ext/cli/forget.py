@@ -48,6 +48,7 @@ from amun_ext.deletion.request import retraining, sets
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
+from amun_ext.report.html import told as in_words
 from amun_ext.unlearning.cross_fit import remove_targets
 from amun_ext.validation import InputError, listed, printable, require
 
@@ -161,6 +162,7 @@ def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
     if options.targets is not None:
         forgotten = torch.tensor(record_of(options.out / MODEL).gone, dtype=torch.int64, device="cpu")
         remove_targets(options.targets, subset(splits.train, forgotten))
+        print(f"the rows of the forgotten samples are removed from {options.targets}")
 
 
 def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
@@ -169,13 +171,14 @@ def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
     if request.config.method != "retrain":
         with contextlib.suppress(InputError):  # the checkpoint does not say how it was trained
             stages["retraining"] = retraining(original, request.record, init=request.init)
-    print(f"would forget {len(asked.ids)} samples, ids {listed([*map(str, asked.ids.tolist())])}")
-    print(f"would retain {len(asked.retain)} samples; {len(asked.before)} are forgotten by earlier requests")
+    took = {name: estimate.seconds(original, asked, config) for name, config in stages.items()}
+    print(f"samples to forget: {len(asked.ids)}, ids {listed([*map(str, asked.ids.tolist())])}")
+    print(f"samples to retain: {len(asked.retain)}; forgotten by earlier requests: {len(asked.before)}")
     for name, value in request.config.to_dict().items():
-        print(printable(f"  {name}: {value}"))
-    for name, config in stages.items():
+        print(printable(f"  {name}: {in_words(value)}"))
+    for name, seconds in took.items():
         asked_for = "" if name == "unlearning" or request.retrain else " (only with --retrain)"
-        print(f"{name} would take about {estimate.seconds(original, asked, config):.2g} seconds{asked_for}")
+        print(f"{name} would take about {seconds:.2g} seconds{asked_for}")
 
 
 def _status(ids_without_example: Sequence[int]) -> int:

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
             not others,
             "--public-key",
             "the key that signed every line",
-            f"another one for lines {listed(others)}",
+            f"another key, or no signature, in line {listed(others)}",
         )
     if options.action == "verify":
         print(f"valid: {len(found)} request{'s' * (len(found) != 1)}, the last one for the model in {options.folder}")

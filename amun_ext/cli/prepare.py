@@ -18,7 +18,7 @@ from amun_ext.cli.loading import check_folder, check_free, load_for, rebuilt
 from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining
 from amun_ext.unlearning import cross_fit
-from amun_ext.validation import require
+from amun_ext.validation import check_integer, require
 
 
 def add(commands: Commands) -> None:
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.out.parent)
     check_free(options.out.parent, options.out.name)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
+    check_integer("folds", options.folds, 2)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
     first = init(options, splits, model, record)

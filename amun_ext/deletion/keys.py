@@ -50,7 +50,8 @@ def named_rows(
     else:
         places = _by_group(wanted, keys, name, groups)
     unknown = [value for value in wanted if value not in places]
-    require(not unknown, name, f"a column {column} of samples in the data", first_of(unknown))
+    where = f"groups in {groups}" if column == GROUP else "samples in the data"
+    require(not unknown, f"{name}: {column}", where, first_of(unknown))
     return list(dict.fromkeys(row for value in wanted for row in places[value]))
 
 
@@ -81,7 +82,12 @@ def _by_group(wanted: Sequence[str], keys: Sequence[str], name: str, path: Path 
         raise InputError(f"groups must be given (--groups), a table of keys and groups, for {name}, got none")
     groups, rows = read_groups(path), {key: row for row, key in enumerate(keys) if key}
     missing = [key for group in wanted for key in groups.get(group, []) if key not in rows]
-    require(not missing, str(path), "of samples in the data, in the groups that are asked for", first_of(missing))
+    require(
+        not missing,
+        str(path),
+        "of samples in the data, in the groups of the request (those of erased images are not)",
+        first_of(missing),
+    )
     return {group: [rows[key] for key in groups[group]] for group in wanted if group in groups}
 
 

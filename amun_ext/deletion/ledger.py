@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from amun_ext.files import file_digest
-from amun_ext.reading import parse_json, text_of
+from amun_ext.reading import parse_json, stored, text_of
 from amun_ext.validation import require
 
 FILE = "ledger.jsonl"
-LEDGER = "a ledger, as amun forget writes it"
+RECORD, LINE = "record.json", "ledger_line"  # the record beside it has the hash of its last line
 MODEL = "model.safetensors"  # beside it, which its last line is of
 SIGNATURE = "signature"
 NUMBER, PREVIOUS, PARENT, CHILD, KEYS, REQUEST = "number", "previous", "parent", "child", "keys", "request"
@@ -70,16 +70,20 @@ def entries(text: str, name: str) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the ledger in the folder, the last of which is of the model in it. InputError as `entries`, and
-    for another model or none."""
-    path = folder / FILE
-    found = entries(text_of("ledger", path, LEDGER), str(path))
+    """The entries of the ledger in the folder, the last of which is of the model in it. InputError as `entries`, for no
+    model or another, and for another last line than the record beside it has the hash of."""
+    require(folder.is_dir(), "folder", "a folder that amun forget has written", folder)
+    path, made, record = folder / FILE, folder / MODEL, stored(folder / RECORD)
+    text = text_of("ledger", path, "a ledger of amun forget")
+    found = entries(text, str(path))
     require(bool(found), str(path), "a ledger with an entry", "an empty one")
-    made = folder / MODEL
-    same = made.is_file() and file_digest(made) == found[-1][CHILD]
+    require(made.is_file(), str(path), f"beside its {MODEL}", "no such file there")
+    child = found[-1][CHILD]
     require(
-        same, str(path), f"of the {MODEL} beside it", "another's: entries are missing at its end, or it is no model's"
+        file_digest(made) == child, str(path), f"of the {MODEL} beside it", "another's, or one without its last lines"
     )
+    same = record.get(CHILD) != child or record.get(LINE) == line_hash(text)
+    require(same, f"{path} line {len(found)}", f"as it was when {RECORD} was written", "another")
     return found
 
 
@@ -90,7 +94,12 @@ def text_beside(model: Path) -> str:
     if model.name != MODEL or not path.is_file():
         return ""
     read(model.parent)
-    return text_of("ledger", path, LEDGER)
+    return text_of("ledger", path, "a ledger of amun forget")
+
+
+def line_hash(text: str) -> str:
+    """Of the last line of a ledger with this text."""
+    return _hash(text.splitlines()[-1])
 
 
 def having(found: Sequence[Entry], key: str) -> list[Entry]:

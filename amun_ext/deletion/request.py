@@ -217,7 +217,9 @@ def forget(
     relapsed = None
     if len(earlier):
         relapsed = drift.relapse(original, models[row], subset(splits.train, earlier), splits.test)
-        report = replace(report, facts={**report.facts, "earlier_requests": relapsed})
+    if asked.before:
+        told_of = "not measured: their images are erased" if relapsed is None else relapsed
+        report = replace(report, facts={**report.facts, "earlier_requests": told_of})
     told = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
     report = replace(report, remarks=[*report.remarks, *told])
     missing = set(ids_without_example)

@@ -13,7 +13,7 @@ from amun_ext.files import atomic_folder, file_digest, write_json, write_text
 from amun_ext.info import devices
 from amun_ext.models import save_checkpoint
 
-MODEL, REPORT, PAGE, RECORD = ledger.MODEL, "report.json", "report.html", "record.json"
+MODEL, REPORT, PAGE, RECORD = ledger.MODEL, "report.json", "report.html", ledger.RECORD
 RESULTS = (MODEL, REPORT, PAGE, RECORD, ledger.FILE)
 DIGEST, NEW_DIGEST, SECONDS = "model_digest", "new_model_digest", "seconds_by_digest"  # facts; SHA-256
 FORMAT = "amun_ext.record.1"
@@ -41,8 +41,9 @@ def write(
         report = replace(outcome.report, facts={**outcome.report.facts, **facts})
         report.to_json(made / REPORT)
         report.to_html(made / PAGE, with_images=with_images)
-        write_json(made / RECORD, _record(outcome, made_model, command))
-        write_text(made / ledger.FILE, ledger.append(before, _entry(outcome, made_model), sign))
+        lines = ledger.append(before, _entry(outcome, made_model), sign)
+        write_text(made / ledger.FILE, lines)
+        write_json(made / RECORD, {**_record(outcome, made_model, command), ledger.LINE: ledger.line_hash(lines)})
 
 
 def _record(outcome: Outcome, made_model: str, command: Sequence[str]) -> dict[str, object]:

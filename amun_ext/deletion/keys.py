@@ -85,7 +85,7 @@ def _by_group(wanted: Sequence[str], keys: Sequence[str], name: str, path: Path 
     require(
         not missing,
         str(path),
-        "of samples in the data, in the groups of the request (those of erased images are not)",
+        "of samples in the data, where erased images are not, in the groups of the request",
         first_of(missing),
     )
     return {group: [rows[key] for key in groups[group]] for group in wanted if group in groups}

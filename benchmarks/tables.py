@@ -15,6 +15,7 @@ DOCS = ROOT / "docs"
 PAGES = {
     ROOT / "README.md": {"demo": ("demo", tables_unlearning.demo_once)},
     DOCS / "guides/search.md": {"search in short": ("search", tables_search.search_in_short)},
+    DOCS / "benchmarks/index.md": {"kills": ("kills", tables_audit.kills)},
     DOCS / "benchmarks/search.md": {
         "search summary": ("search", tables_search.search_summary),
         "search": ("search", tables_search.search),

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks/audit.md."""
+"""The tables of docs/benchmarks/audit.md and index.md."""
 
 from typing import Any
 
@@ -111,3 +111,11 @@ def shadows(result: dict[str, Any]) -> str:
     header = ["data", "attack", *table["areas"]]
     note = f"AUC in percent, mean ± standard deviation over {runs} models of each method. {measured_on(result)}."
     return f"{markdown(header, rows)}\n\n{note}"
+
+
+def kills(result: dict[str, Any]) -> str:
+    """Each command: its file-system events, the kills, and after how many of them something was not as it must be."""
+    rows = [
+        [name, *(str(of) for of in (row["events"], row["kills"], len(row["faults"])))] for name, row in result.items()
+    ]
+    return markdown(["amun ...", "events", "kills", "faults"], rows)

@@ -1,4 +1,4 @@
-"""What tells tensors from others: for files that must belong to the model and the data at hand."""
+"""Digests of tensors, to check that a file belongs to a model and its data."""
 
 import hashlib
 from collections.abc import Mapping

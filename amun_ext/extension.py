@@ -1,4 +1,4 @@
-"""Loads the compiled extension `amun_ext._C`, or says what was built, what was found, and the command that mends it."""
+"""Load the compiled extension `amun_ext._C`, or report what was built, what was found, and how to fix it."""
 
 import importlib
 import json

@@ -78,7 +78,7 @@ def _enter(place: Path) -> None:
     content = note.read_bytes() if note.is_file() and not note.is_symlink() else b""
     ours = content == NOTE_TEXT or (found <= {NOTE} and NOTE_TEXT.startswith(content))
     expected = f"free for a folder {place.name} of unfinished work"
-    require(ours, "out", expected, f"{place}, which amun has not made")
+    require(ours, "out", expected, f"{place}, which is not of amun")
     if content != NOTE_TEXT:
         note.write_bytes(NOTE_TEXT)
     _delete(*place.glob(".*.partial"))  # a dead run's, because the lock is ours
@@ -124,7 +124,7 @@ def _remove(place: Path) -> None:
 def no_link(path: Path) -> None:
     """Refuse to write through a symbolic link, except through one that `atomic_folder` has left."""
     ours = path.is_symlink() and path.readlink().parts[1:] == (SHOWN, path.name)
-    require(ours or not path.is_symlink(), "out", "free of symbolic links where results are to be", path)
+    require(ours or not path.is_symlink(), "out", "without symbolic links in place of results", path)
 
 
 @contextlib.contextmanager

@@ -49,11 +49,13 @@ def _lock(file: int, path: Path, what: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"out must be no other process's, got {what}, at which one is") from error
+        raise InputError(f"out must not be in use by another process, got {what}") from error
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        warnings.warn(f"the file system of {path.parent} has no locks; {_holder(path).name} stands in", stacklevel=6)
+        warnings.warn(
+            f"the file system of {path.parent} has no locks; {_holder(path).name} is used instead", stacklevel=6
+        )
         _hold(_holder(path), what)
 
 
@@ -71,8 +73,8 @@ def _hold(holder: Path, what: Path) -> None:
         except FileExistsError:
             pid, _, theirs = os.readlink(holder).partition("@")
         if theirs != boot or not pid.isdecimal() or _lives(int(pid)):
-            actual = f"{what}, at which one is (remove {holder} where none is)"
-            raise InputError(f"out must be no other process's, got {actual}")
+            actual = f"{what} (if none is running, remove {holder})"
+            raise InputError(f"out must not be in use by another process, got {actual}")
         holder.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Optimisers that move what a mask selects of the parameters, and leave the rest as it is, to the bit."""
+"""Optimisers that update only the parameters selected by a mask; the others stay bit-equal."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal or in a notebook, one line when it is over in a file."""
+"""Progress: a bar on a terminal or in a notebook; in a file, one line at the end."""
 
 import sys
 from typing import Any

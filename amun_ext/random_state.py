@@ -1,4 +1,4 @@
-"""The random state is the process's, and not a thread's: whoever draws from it by a seed must have it alone."""
+"""Exclusive use of the random state, which belongs to the process and not to a thread."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""Reading what others have written: regular files alone, no more of them than is asked for, and JSON to the letter."""
+"""Read untrusted files: regular files only, of limited size, and strict JSON."""
 
 import json
 import math

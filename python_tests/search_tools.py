@@ -30,7 +30,7 @@ def plain_ddn(step: Iterate) -> Tensor:
 
 
 ALL = {name: name for name in METHODS} | {"a rule": plain_ddn}
-may_run_out = pytest.mark.filterwarnings("ignore:.*for want of a gradient")  # in a corner of the box, say
+may_run_out = pytest.mark.filterwarnings("ignore:.*their gradient is zero")  # in a corner of the box, say
 every_method = pytest.mark.parametrize("method", ALL.values(), ids=ALL.keys())
 Task = tuple[nn.Module, Tensor, Tensor]
 

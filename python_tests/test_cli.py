@@ -85,10 +85,7 @@ class TestCode:
         models.save_checkpoint("downloaded.safetensors", model, metadata)
         command += " --model downloaded.safetensors --data digits --out out"
         assert cli.main(command.split()) == 2
-        assert capsys.readouterr().err == (
-            "amun: error: --arch must be given, because downloaded.safetensors asks for code, which is run where it is "
-            "named: --arch 'helpers:build', got none\n"
-        )
+        assert "--arch must be given, because downloaded.safetensors asks to run code" in capsys.readouterr().err
         assert not Path("ran").exists()
 
     def test_nor_does_one_beside_it(self, original: Path, tmp_path: Path, capsys) -> None:
@@ -177,7 +174,7 @@ def test_nothing_is_written_through_a_link(original, tmp_path, capsys, command, 
     flags += {"search": ["--methods", "ddn"], "tune": ["--trials", "1", "--epochs", "1"]}.get(command, [])
     place = out / name if command == "train" else out
     assert cli.main([command, *flags, "--out", str(place)]) == 2
-    assert f"out must be free of symbolic links where results are to be, got {out / name}" in capsys.readouterr().err
+    assert f"out must be without symbolic links in place of results, got {out / name}" in capsys.readouterr().err
     assert (out / name).is_symlink()
     assert not elsewhere.exists()
 

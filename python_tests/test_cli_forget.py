@@ -196,7 +196,7 @@ class TestMethods:
         test = data.load("digits").test
         half = tuning.split_test_set(test, 3)[1]
         assert told(tmp_path / "without")["sizes"]["test"] == len(half)
-        assert second["tested_on"] == f"{len(half)} of {len(test)} test samples; amun tune has looked at the others"
+        assert second["tested_on"] == f"{len(half)} of {len(test)} test samples; amun tune has used the others"
         assert forget(original, tmp_path / "none", *flags, "--method", "rl") == 2
         assert "method must be one of ['ga'], which have tuned options with" in capsys.readouterr().err
 
@@ -231,7 +231,7 @@ class TestMethods:
         torch.save(model.state_dict(), foreign := tmp_path / "net.pt")
         arch = ("--arch", "small-cnn", "--width", "8", "--ids", "40-60", "--method", "retrain")
         assert forget(foreign, tmp_path / "foreign", *arch) == 2
-        assert "retraining must be of a checkpoint that knows its recipe" in capsys.readouterr().err
+        assert "retraining must be of a checkpoint with a recipe" in capsys.readouterr().err
         assert forget(foreign, tmp_path / "foreign", *arch, "--epochs", "1", "--lr", "0.1") == 0
 
 
@@ -296,7 +296,7 @@ ERRORS = {
         "mask fraction must be left out",
     ),
     "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be two at least"),
-    "too little left": (["--ids", "0-1195"], "two samples at least are left"),
+    "too little left": (["--ids", "0-1195"], "at least two samples are retained"),
 }
 
 
@@ -354,7 +354,7 @@ def test_a_copy_under_another_id_is_refused(original, tmp_path, capsys) -> None:
     models.save_checkpoint(original := tmp_path / "foreign.safetensors", model, metadata)
     arguments = ["--data", str(tmp_path / "d.npz"), "--ids", "3,4"]
     assert forget(original, tmp_path / "out", *arguments) == 2
-    assert "ids must be complete (--include-duplicates adds what is missing)" in (told := capsys.readouterr().err)
+    assert "ids must be without identical images under other ids" in (told := capsys.readouterr().err)
     assert "4 has a copy 17" in told
     assert forget(original, tmp_path / "out", *arguments, "--include-duplicates", "--epochs", "1") == 0
     assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids"] == [3, 4, 17]

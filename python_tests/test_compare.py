@@ -162,7 +162,7 @@ class TestTable:
             assert word in printed
             assert word in page
         assert str(full) not in page + json.dumps(told)
-        assert "One checkpoint is given" in page
+        assert "The seeds change" in page
 
     def test_retrain_and_no_op_are_there_unasked_and_once(self, original: Path, tmp_path: Path) -> None:
         """Retraining goes by the checkpoint and what is given."""
@@ -188,7 +188,7 @@ class TestTable:
         lrs = {setting: table["ga"]["options"]["recipe"]["lr"] for setting, table in seen["tables"].items()}
         assert lrs == {"with": 0.02, "without": 0.03}
         assert seen["sizes"]["test"] == 300
-        assert seen["facts"]["tested_on"] == "300 of 600 test samples; amun tune has looked at the others"
+        assert seen["facts"]["tested_on"] == "300 of 600 test samples; amun tune has used the others"
         images, labels = tuning.split_test_set(data.load("digits").test, 7)[1].tensors
         assert seen["tables"]["with"][NOOP]["TA"]["mean"] == accuracy(predict(load(original), images), labels)
 
@@ -366,14 +366,14 @@ class TestInput:
         one, other = (
             options(tmp_path / f"{method}.json", {method: {}}, seed=seed) for method, seed in (("ga", 1), ("rl", 2))
         )
-        for second, message in ((one, "two for the same"), (other, r"files of one seed, .* got \[1, 2\]")):
+        for second, message in ((one, "two for the same"), (other, r"files with the same seed, .* got \[1, 2\]")):
             refused(arguments(original, tmp_path / "out", "", one, second), message)
             assert not (tmp_path / "out").exists()
 
     def test_a_checkpoint_without_a_recipe_needs_to_be_told(self, original, tmp_path, refused) -> None:
         torch.save(load(original).state_dict(), foreign := tmp_path / "net.pt")
         flags = "--arch small-cnn --width 8 --methods ga --seeds 1 --settings without"
-        refused(arguments(foreign, tmp_path / "out", flags), "retraining must be of a checkpoint that knows its recipe")
+        refused(arguments(foreign, tmp_path / "out", flags), "retraining must be of a checkpoint with a recipe")
         assert run(foreign, tmp_path / "out", f"{flags} --lr 0.1") == 0
 
     def test_a_folder_in_the_way(self, original, tmp_path, refused) -> None:

@@ -83,7 +83,7 @@ class TestFolder:
                 data.load(tmp_path)
 
     def test_wrong_layout(self, tmp_path):
-        with pytest.raises(InputError, match=r"with train and test, or else told a test fraction .*, got neither"):
+        with pytest.raises(InputError, match=r"with train and test, or given with a test fraction .*, got neither"):
             data.load(tmp_path)
         (tmp_path / "test").mkdir()
         with pytest.raises(InputError, match=r"train must be a folder with one folder per class, got nothing"):

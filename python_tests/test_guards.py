@@ -17,7 +17,7 @@ def forget(original: Path, out: Path, *options: str) -> int:
 def test_an_unchanged_model_is_no_result(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert forget(original, tmp_path / "out", "--lr", "1e-30") == 4
     told = capsys.readouterr()
-    assert told.err == "amun: refused: the model is unchanged, to the last bit of its weights\n"
+    assert told.err == "amun: refused: the model is unchanged: all its weights are bit-equal\n"
     assert not any((tmp_path / "out" / name).exists() for name in RESULTS)
 
 

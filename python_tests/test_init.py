@@ -303,7 +303,7 @@ class TestCommandLine:
         capsys.readouterr()
         assert self.run(forget) == 2
         told = capsys.readouterr().err
-        assert "init must be what the checkpoint's training began with, weights" in told
+        assert "init must be the initial weights of the checkpoint's training, weights" in told
         assert "(on the command line --init)" in told
         assert not os.path.exists("out/model.safetensors")
         assert self.run(f"{forget} --init start.safetensors") == 0

@@ -49,11 +49,11 @@ def test_files_of_ids_are_left_to_others(tmp_path: Path, name: str) -> None:
         ("key\ntrain/a/u\u0308nal.png\n", "samples in the data"),
         ("key\nb\nb\n", "free of repeated values, got 'b'"),
         ("key\n", "a table with at least one row, got none"),
-        ("key,id\n3,4\n", "clear about which column counts, got id and key"),
+        ("key,id\n3,4\n", "a table with one of these columns, got id and key"),
         ("key,note\n3\n", "line 2 must be a row of 2 cells"),
         ("name\n3\n", "a table with a column id or index or key or sha256 or group, got 'name'"),
         ("sha256\nabc\n", "SHA-256 digests of 64 hexadecimal digits, got 'abc'"),
-        ("sha256\n" + 64 * "0" + "\n", "without a column sha256 where the data are no folder"),
+        ("sha256\n" + 64 * "0" + "\n", "must have no column sha256"),
         ("group\nanna\n", "groups must be given (--groups)"),
     ],
 )

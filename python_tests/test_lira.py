@@ -88,7 +88,7 @@ def test_a_sample_far_below_its_references_is_no_member_offline():
         ([[True, False], [False, False]], {"mode": "online"}, "references trained on it, got 1 of 2 samples with"),
         ([[True, True], [True, False]], {"mode": "offline"}, "references not trained on it, got 1 of 2"),
         ([[True, False], [False, True]], {"variance": "each"}, "has 2 or more references not trained on it, got 2 of"),
-        ([[True, False], [False, True]], {}, "reference must be 2 or more of a kind for some sample"),
+        ([[True, False], [False, True]], {}, "reference must be two or more models"),
         ([[False, False], [False, False]], {"mode": "offline", "variance": "all"}, "variance must be one of"),
         ([[False, False], [False, False]], {"mode": "on"}, "mode must be one of"),
     ],

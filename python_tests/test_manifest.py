@@ -26,7 +26,7 @@ from amun_ext.deletion.request import sets
 from amun_ext.training import Recipe
 from amun_ext.unlearning.config import resolve_config
 
-GONE_ID = "amun: error: --ids must be of samples that are still in --data, got [3], which are forgotten and erased"
+GONE_ID = "amun: error: --ids must be of samples that are still in --data, got [3], which were forgotten and erased"
 CLASSES = ("anna", "bob", "cleo")
 
 
@@ -301,7 +301,7 @@ class TestCommandLine:
         assert found["sizes"]["retain"] == 15
         for line, message in {
             f"forget {later} --ids 3 {forget} --out x": "ids must be not forgotten by an earlier request, got [3]",
-            f"audit {later} --out x": "what the checkpoint has forgotten is no longer in --data",
+            f"audit {later} --out x": "the checkpoint has forgotten are no longer in --data",
             f"audit {later} --ids 3 --out x": "--ids must be of samples that are still in --data, got [3]",
         }.items():
             status, told = run(line)

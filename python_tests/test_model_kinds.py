@@ -110,7 +110,7 @@ class Rounding(nn.Module):
         assert state == torch.qint8
 
 
-@pytest.mark.filterwarnings("ignore:.*want of a gradient:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*their gradient is zero:RuntimeWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_gradients_is_refused(data: TensorDataset, method: str) -> None:
     model, (forget, retain) = nn.Sequential(net(), Rounding()), halves(data)

@@ -78,8 +78,8 @@ def test_reasons() -> None:
     retrained, original = people.model(), people.model(2.0)
     assert verdict(retrained, original, retrained).answer == FORGOTTEN
     for told, given in {
-        "without the model before (original)": (retrained, None, retrained),
-        "the model before passes too, so this audit shows nothing": (retrained, retrained, retrained),
+        "without the original model": (retrained, None, retrained),
+        "the original model passes too": (retrained, retrained, retrained),
     }.items():
         found = verdict(*given)
         assert found.answer == CANNOT_TELL
@@ -97,12 +97,12 @@ class TestExcess:
         remembered = people.model(dict.fromkeys(range(30), 20.0))
         found = verdict(remembered, original, retrained)
         assert found.answer == NOT_FORGOTTEN
-        assert "forget samples look more like members to confidence" in found.reason
+        assert "forget samples look more like members" in found.reason
 
     def test_what_stands_out_of_retrained_models_as_well_does_not(self) -> None:
         people = Population(2, ids=600)
         odd = dict.fromkeys(range(30), 20.0)
-        assert excess(people.model(odd), [], "confidence").startswith("3")
+        assert "under confidence, 3" in excess(people.model(odd), [], "confidence")
         assert not excess(people.model(odd), [people.model(odd), people.model(odd)], "confidence")
 
     @pytest.mark.parametrize(("ours", "theirs", "blocked"), [(7, 1, True), (7, 0, True), (3, 1, False), (7, 6, False)])

@@ -154,7 +154,7 @@ class TestAgain:
             assert capsys.readouterr().out == told
             for other in (["--ids", "5"], ["--ids", "5,6", "--seed", "1"], ["--ids", "5,6", "--with-images"]):
                 assert cli.main(forget(original, out, *other)) == 2
-                told = f"--out must be where no other result is (--overwrite replaces it), got {out}, where there is "
+                told = f"--out must be a folder without another result (--overwrite replaces it), got {out}, with "
                 assert told + f"the request of {date} to forget 5, 6\n" in capsys.readouterr().err
         assert (out / "model.safetensors").read_bytes() == first
         assert cli.main(forget(original, out, "--ids", "5", "--overwrite")) == 0

@@ -53,7 +53,7 @@ def test_other_shadows(about: dict, message: str) -> None:
         ),
         ({"seed": 1}, "trained with seed 1 instead of 0"),
         ({"init": "b"}, "trained with init 'b' instead of 'a'"),
-        ({"forgotten": (3, 5)}, r"which has not forgotten the ids, got one without \[3\]"),
+        ({"forgotten": (3, 5)}, r"has not forgotten the ids, got one that has forgotten \[3\]"),
     ],
 )
 def test_another_original(other: dict, message: str) -> None:

@@ -109,7 +109,7 @@ def test_what_a_command_works_at_is_not_removed(made: Path, tmp_path: Path, caps
         (["--yes"], "--receipt must be given with --yes"),
         (["--receipt", "new.json"], "--receipt must be given with --yes"),
         (["--yes", "--receipt", "there.json"], "--receipt must be a new file"),
-        (["--model", "original.safetensors"], "model must be one that has forgotten samples"),
+        (["--model", "original.safetensors"], "model must be a checkpoint"),
         (["missing"], "FOLDER must be a folder"),
     ],
 )

@@ -48,7 +48,7 @@ class TestRead:
     @pytest.mark.parametrize(
         ("key", "text", "message"),
         [
-            ("amun_ext", "2", "1, else it is of a later version, got '2'"),
+            ("amun_ext", "2", "1: it may be of a later version of amun_ext, got '2'"),
             ("arch", "", "a short printable text, got ''"),
             ("arch", "a\x1b[31mb", r"a short printable text, got 'a\x1b[31mb'"),
             ("arch", "a" * 5000, "a short printable text, got 'aaaa"),

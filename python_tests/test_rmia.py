@@ -126,7 +126,7 @@ class TestPrior:
         assert result.diagnostics.priors_not_positive == 2
 
     def test_zero_by_zero_is_refused(self):
-        with pytest.raises(InputError, match="target must be other than zero where the prior is, got 1 zeros by zero"):
+        with pytest.raises(InputError, match="target must be not zero where the prior is zero, got 1 zeros"):
             rmia([0.0, 0.5], [[0.0, 0.5]] * 2, np.eye(2, dtype=bool))
 
     def test_tensors_and_float32_are_as_good_as_lists(self):

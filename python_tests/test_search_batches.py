@@ -78,7 +78,7 @@ class TestGraph:
                 once()
                 assert cuda.ran == calls
         assert [str(warning.message) for warning in caught] == [
-            "the search goes on without a CUDA graph: operation not permitted when stream is capturing"
+            "the search continues without a CUDA graph: operation not permitted when stream is capturing"
         ]
         assert cuda.captures == 1
 

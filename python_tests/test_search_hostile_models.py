@@ -24,7 +24,7 @@ class TestHostileModels:
                 return logits + 0 * x.sum(1, keepdim=True) if kind == "zero" else logits
 
         x = torch.rand(5, 3)
-        with pytest.warns(RuntimeWarning, match="5 of 5 samples were not found for want of a gradient"):
+        with pytest.warns(RuntimeWarning, match="5 of 5 samples have no example"):
             result = find_min_adversarial(
                 Flat(), x, torch.zeros(5, dtype=torch.long), method=method, refine=2, quantize=255
             )

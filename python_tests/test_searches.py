@@ -220,7 +220,7 @@ class TestCompare:
         assert row["median"] == pytest.approx(0.4, rel=0.02)
         assert row["p95"] == pytest.approx(0.8, rel=0.02)
         assert seen.to_dict()["misclassified"] == [13]
-        assert "misclassifies 1 as they are" in seen.to_text()
+        assert "misclassifies 1 of" in seen.to_text()
         assert seen.missing == {}
         assert seen.closer("ddn", "ffgsm") == (100.0 * np.mean(seen.distances("ffgsm") < seen.distances("ddn")), 4)
 
@@ -246,7 +246,7 @@ class TestCompare:
         assert len(Page(page).figures) == (2 if len(methods) == 1 else 3)
         assert page == html.render(seen.document())
 
-    @pytest.mark.filterwarnings("ignore:.* were not found for want of a gradient")
+    @pytest.mark.filterwarnings("ignore:.* their gradient is zero")
     def test_nothing_found_and_nothing_to_find(self) -> None:
         lost = searches.compare(Linear(0.0), IMAGES, torch.zeros_like(LABELS), ["ddn", "ffgsm"])
         assert lost.missing == {"ddn": [0, 1, 2, 3, 4], "ffgsm": [0, 1, 2, 3, 4]}

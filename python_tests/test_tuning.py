@@ -248,7 +248,7 @@ class TestInput:
         ({"seed": -1}, "seed must be"),
         ({"max_accuracy_drop": -1.0}, "max_accuracy_drop must be"),
         ({"max_accuracy_drop": math.nan}, "max_accuracy_drop must be"),
-        ({"objective": "retrain", "metadata": {}}, "retraining must be of a checkpoint that knows its recipe"),
+        ({"objective": "retrain", "metadata": {}}, "retraining must be of a checkpoint with a recipe"),
         ({"metadata": {"training_data": "x"}}, "data must be those that the checkpoint was trained on"),
         ({"metadata": {"forgotten": "[3]"}}, "ids must be not forgotten by an earlier request"),
     ]

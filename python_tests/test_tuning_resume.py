@@ -83,7 +83,7 @@ class TestGoingOn:
 
     def test_two_at_once_are_refused(self, out) -> None:
         tune(out)
-        with workplace(out, "tune"), pytest.raises(InputError, match="at which one is"):
+        with workplace(out, "tune"), pytest.raises(InputError, match="in use by another process"):
             tune(out)
 
     CHANGES = {  # noqa: RUF012

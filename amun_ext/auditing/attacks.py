@@ -1,4 +1,4 @@
-"""Which attacks a model is audited with: scores of every sample, higher where it looks more like a member."""
+"""The table of attacks: each scores every sample, higher where the sample looks more like a member."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from amun_ext.metrics.lira import lira
 from amun_ext.metrics.rmia import PRESETS, rmia
 
 U_LIRA = "U-LiRA"
-Scores = NDArray[np.float64]  # [N], NaN for a sample that the attack cannot tell of
+Scores = NDArray[np.float64]  # [N], NaN for a sample without a score
 Signals = Mapping[str, Tensor]  # of the audited model, as those that answers keep: name -> [N]
 Groups = Mapping[str, Tensor]  # name of a set -> its rows
 
@@ -62,7 +62,7 @@ def _u_lira(signals: Signals, models: Shadows, groups: Groups) -> Scores:
     return scores
 
 
-# The first that can be made is the one of the measures.
+# The measures use the first attack whose models are there.
 ATTACKS = (
     Attack("RMIA", "likelihood ratio to the references (Zarifzadeh et al. 2024)", _rmia, references.KIND, 2),
     Attack(
@@ -74,14 +74,14 @@ ATTACKS = (
     ),
     Attack(
         "RMIA, offline",
-        "the same by the references alone that were not trained on a sample",
+        "likelihood ratio to the references that were not trained on the sample",
         _rmia_offline,
         references.KIND,
         2,
     ),
     Attack(
         "RMIA, as published",
-        "with the cubic SM-Taylor-softmax and gamma 2 (paper)",
+        "RMIA with the cubic SM-Taylor-softmax and gamma 2 (paper)",
         _rmia_as_published,
         references.KIND,
         2,
@@ -89,7 +89,7 @@ ATTACKS = (
     Attack("confidence", "log-odds of the true class, without references", _confidence),
     Attack(
         U_LIRA,
-        "likelihood ratio of shadows that forgot a sample to those that never saw it (Hayes et al. 2024)",
+        "likelihood ratio of shadows that forgot the sample to shadows that never saw it (Hayes et al. 2024)",
         _u_lira,
         shadows.KIND,
         shadows.LEAST,
@@ -98,7 +98,7 @@ ATTACKS = (
 
 
 def all_scores(signals: Signals, models: Mapping[str, ModelSignals], groups: Groups) -> dict[str, Scores]:
-    """By the name of the attack, for those whose models are there; `models` by their kind."""
+    """Attack -> scores, for the attacks whose models are there; `models` by their kind."""
     made = {}
     for attack in ATTACKS:
         if attack.needs is None:

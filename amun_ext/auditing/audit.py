@@ -59,30 +59,31 @@ def audit(
     """Measure how well `model` has forgotten the training samples `ids`, and say so with its uncertainty.
 
     The verdict is an equivalence test of FT AUC (the chance that a forget sample looks more like a member than a test
-    sample) against that of `retrained` on the same samples; or against 50, which a retrained model would have, where
-    there are `references` or `shadows` and the ids are a `random_forget_set`. Otherwise it cannot tell. With `shadows`
-    the per-sample attack U-LiRA is judged as well, and the worse of the two answers counts; where they are all that
-    there is to compare with, it is judged alone.
+    sample) against that of `retrained` on the same samples. Without a retrained model the test is against 50, which
+    retraining would give, if there are `references` or `shadows` and the ids are a `random_forget_set`. Otherwise the
+    verdict is "cannot tell". With `shadows` there is a second test with the per-sample attack U-LiRA, and the worse of
+    the two answers counts; if `shadows` are the only baseline, U-LiRA is the only test.
 
-    "Forgotten" needs the `original`: the same test must notice that it was trained on the ids, else it cannot tell. It
-    is blocked where clearly more forget samples look like members than chance allows (see `amun_ext.auditing.power`).
+    "Forgotten" needs the `original`: the same test must detect that it was trained on the ids, or the verdict is
+    "cannot tell". It is "not forgotten" if more forget samples look like members than chance allows (see
+    `amun_ext.auditing.power`).
 
     Args:
         model: the unlearned classifier.
         splits: the data that the original was trained on, in its order, and test data that no model was trained on.
-        ids: row numbers of the training set, different ones.
-        original: the model before. Without it nothing shows what the audit would notice, and it is never "forgotten".
-        retrained: one that was trained without the ids, otherwise as the original; or several, with other seeds, which
-            make the verdict hold how well the mean of retraining is known. Tables have their mean and the range of
-            their intervals, figures the first.
+        ids: row numbers of the training set, each once.
+        original: the model before unlearning. Without it the verdict is never "forgotten".
+        retrained: a model trained without the ids, otherwise as the original; or several, with different seeds, so that
+            the verdict includes the variation between training runs. Tables show their mean and the range of their
+            intervals, figures show the first.
         references: see `train_references`; of these splits and this architecture.
-        shadows: see `train_shadows`; of these splits, this architecture and these ids, and of the method and the
-            recipes that made the model, which nothing here can know.
+        shadows: see `train_shadows`; of these splits, this architecture and these ids. Their method and recipes must be
+            those of the model, which is not checked here.
         previously_forgotten: ids that were forgotten earlier; they are in no set.
-        random_forget_set: whether the ids are a random draw of the training set, not one class or one person.
-        margin: points of FT AUC within which two models are equivalent.
+        random_forget_set: the ids are a random draw from the training set, not one class or one person.
+        equivalence_margin: FT AUC differences below this many points count as equal.
         seconds: "audited" and "retrained" -> wall time to produce one.
-        remarks: sentences to stand among the flags.
+        remarks: further flags.
         facts: what a reader should know.
 
     Raises:
@@ -161,14 +162,14 @@ def check(
     previously_forgotten: Sequence[int] = (),
     equivalence_margin: float = MARGIN,
 ) -> dict[str, ModelSignals]:
-    """The answers of other models by their kind. InputError as `audit`, for those who have work to do before it."""
+    """The references and shadows by kind. InputError as `audit`: for callers that have work to do before it."""
     require(isinstance(splits, Splits), "splits", "a data.Splits", type(splits).__name__)
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
     require(rows, "ids", "a tensor of row numbers [n] int64, one at least", reprlib.repr(ids))
     number = is_number(equivalence_margin) and 0 < equivalence_margin < 50
     require(number, "equivalence_margin", "points of AUC between 0 and 50", repr(equivalence_margin))
     gone = [*ids.tolist(), *previously_forgotten]
-    require(len(set(gone)) == len(gone), "ids", "different, and none that was forgotten before", "some twice")
+    require(len(set(gone)) == len(gone), "ids", "different from each other and from previously_forgotten", "some twice")
     for name, each in [("model", model), (ORIGINAL, original), *((RETRAINED, each) for each in retrained)]:
         if each is not None or name == "model":
             require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
@@ -190,7 +191,7 @@ def check(
 
 
 def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
-    """Of each set, in training and test data one behind the other."""
+    """Set -> rows of the training set followed by the test set."""
     kept = torch.ones(train, dtype=torch.bool, device="cpu")
     kept[gone] = False
     return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test, device="cpu")}
@@ -215,6 +216,6 @@ def _see(
 
 
 def _attacked(scores: Sequence[Scores]) -> dict[str, Estimate]:
-    """What an attack finds in one model or in several of a kind."""
+    """The measures of an attack, for one model or several of a kind."""
     areas = {f"{sets} AUC": summarize_runs([attack_auc(each, sets) for each in scores]) for sets in PAIRS}
     return areas | {"TPR @ 1 % FPR": summarize_runs([tpr_at(each, 1.0) for each in scores])}

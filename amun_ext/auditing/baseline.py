@@ -1,4 +1,4 @@
-"""What the areas of an audited model are compared with, and which attacks are asked."""
+"""The baseline of a verdict: what the AUC of an audited model is compared with, and under which attacks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,32 +15,30 @@ from amun_ext.metrics.auc import AucDifference, auc_difference
 from amun_ext.metrics.measures import Observation, attack_auc, summarize_runs
 
 LEAST_EXPECTED = 5.0  # ids of a class
-UNEVEN = 1e-3  # p-value below which the classes of a forget set are none of a random draw
+UNEVEN = 1e-3  # p-value below which a forget set is no random draw, by its classes
 
 
 def why_not_random(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
-    """Why 50 is not what FT AUC should be; empty where it is."""
+    """Why retraining need not give an FT AUC of 50; empty where it does."""
     from scipy.stats import chisquare  # here, because it takes a second to import
 
     if not random_forget_set:
-        return (
-            "the ids are not said to be a random draw of the training set, so that 50 need not be what retraining gives"
-        )
+        return "the ids are not stated to be a random draw from the training set, so retraining need not give 50"
     labels = splits.train.labels
     classes = int(labels.max()) + 1
     expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
     found = torch.bincount(labels[ids], minlength=classes).double()
-    few = expected < LEAST_EXPECTED  # of which the test is none; taken together
+    few = expected < LEAST_EXPECTED  # too few for the test; merged into one group
     groups = [torch.cat([counts[~few], counts[few].sum()[None]]).numpy() for counts in (found, expected)]
     groups = [each[groups[1] > 0] for each in groups]
     p = float(chisquare(*groups).pvalue) if len(groups[0]) > 1 else 1.0
-    return "" if p >= UNEVEN else f"a random draw would hardly have these classes (p = {p:.1g})"
+    return "" if p >= UNEVEN else f"the class counts are unlikely for a random draw (p = {p:.1g})"
 
 
 def attacks_of_verdict(
     audited: Observation, baselines: Sequence[Observation], others: Mapping[str, ModelSignals]
 ) -> list[str]:
-    """The attacks of the verdict: that of the measures, where there is something to compare it with, and U-LiRA."""
+    """The attacks of the verdict: the one of the measures, if it has a baseline, and U-LiRA, if there are shadows."""
     of_shadows = [U_LIRA] if SHADOWS in others else []
     if of_shadows and not baselines and REFERENCES not in others:
         return of_shadows
@@ -54,7 +52,7 @@ def difference_to_baseline(
     others: Mapping[str, ModelSignals],
     objection: str,
 ) -> tuple[str, AucDifference | None, str]:
-    """The name of the area that is judged, its difference, and from what; or why there is nothing to compare with."""
+    """The name of the AUC, its difference from the baseline, and the baseline; or None and why there is no baseline."""
     area = "FT AUC" if audited.attacks[attack] is audited.scores else f"FT AUC of {attack}"
     ours, *theirs = ((each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in (audited, *baselines))
     if theirs:
@@ -65,7 +63,7 @@ def difference_to_baseline(
         return (
             area,
             None,
-            "there is neither a retrained model nor a set of references or shadows to say what FT AUC should be",
+            "there is no baseline: no retrained model, references or shadows",
         )
     if objection:
         return area, None, f"there is no retrained model, and {objection}"
@@ -73,7 +71,7 @@ def difference_to_baseline(
 
 
 def _of(attack: str, difference: AucDifference) -> AucDifference:
-    """With more ids U-LiRA asks of more test samples, too: what either side adds to the variance falls alike."""
+    """U-LiRA has as many test samples as ids: with more ids, both parts of the variance shrink."""
     if attack != U_LIRA:
         return difference
     both = difference.member_variance + difference.nonmember_variance

@@ -1,4 +1,4 @@
-"""What an audit says: the verdict and why, measures with intervals, attacks, and who looks like a member."""
+"""The document of an audit: verdict and reason, measures with intervals, attacks, and suspected members."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from amun_ext.report.tables import Cell, Column, Row, Table, interval, value, wo
 if TYPE_CHECKING:
     from amun_ext.auditing import Audit
 
-# The baseline is drawn as a reader expects it: dashed.
 MODELS = {
     ORIGINAL: parts.Mark(ORIGINAL, "retain"),
     RETRAINED: parts.Mark(RETRAINED, "test", (4, 1.6)),
@@ -30,17 +29,17 @@ LEAST = 0.1  # percent, where the axes of a ROC curve begin
 SHOWN = 10  # samples in a list
 CAVEAT = (
     "An audit is an empirical measurement: it describes these models on these samples under these attacks. A stronger "
-    "attack may find what they do not, and the interval of one model does not hold what another run would change."
+    "attack may find more, and the interval of one model does not include the variation between training runs."
 )
-INTERVALS = "In brackets: 95 % intervals, of these samples; of several models the range of theirs."
+INTERVALS = "In brackets: 95 % intervals over samples; for several models, the range of their intervals."
 TEST = (
-    "The verdict is of two one-sided tests at the 5 % level, one for each side of the margin; both together are the "
-    "90 % interval that it names."
+    "The verdict comes from two one-sided tests at the 5 % level, one for each side of the margin; together they "
+    "correspond to the 90 % interval above."
 )
 CURVES = (
-    "Every attack gives each sample a score; forget samples above a threshold are called members, and so are some test "
-    "samples. The measures above are those of the first attack. The dotted line is a coin; a model that has forgotten "
-    "lies on it, or on the line of the retrained model."
+    "Each attack scores every sample and calls samples above a threshold members: the curves show how many forget "
+    "and test samples are called members at each threshold. The measures above use the first attack. The dotted line "
+    "is random guessing; a model that has forgotten lies on it, or on the line of the retrained model."
 )
 
 
@@ -74,7 +73,7 @@ def document(audit: Audit) -> parts.Document:
                 {name: observed.attacks["confidence"] for name, observed in audit.observations.items()},
                 {name: name for name in audit.observations},
                 audit.sizes,
-                "Thin curves are normals of the same mean and deviation.",
+                "Thin curves are normal distributions with the same mean and standard deviation.",
             ),
             *members,
             parts.Facts(audit.facts),
@@ -83,37 +82,37 @@ def document(audit: Audit) -> parts.Document:
 
 
 def reason(audit: Audit) -> str:
-    """Of the verdict, a sentence or two."""
+    """The reason for the verdict, and how many ids would decide it."""
     verdict = audit.verdict
     said = f"{verdict.reason[0].upper()}{verdict.reason[1:]}."
     if verdict.answer != CANNOT_TELL or math.isnan(verdict.required_ids):
         return said
     if verdict.required_ids > audit.sizes["forget"] + audit.sizes["retain"]:
-        return f"{said} No number of ids that the training set has would decide it."
-    ids = f"{verdict.required_ids:,.0f} ids rather than {audit.sizes['forget']:,}"
-    return f"{said} With {ids} this difference would decide."
+        return f"{said} The training set has too few samples to decide this."
+    ids = f"{verdict.required_ids:,.0f} ids instead of {audit.sizes['forget']:,}"
+    return f"{said} With {ids} the same difference would decide."
 
 
 def sentences(audit: Audit) -> list[str]:
-    """What else a reader should know, in order of weight."""
+    """Further findings, the most important first."""
     members = audit.members
     told = [*audit.flags]
     others = {attack: each for attack, each in audit.verdicts.items() if each is not audit.verdict}
     told += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in others.items()]
     told.append(
-        f"To {members.attack} {len(members.samples)} of {audit.sizes['forget']} forget samples look more like members "
-        f"than 99 % of the test samples do; {members.expected_by_chance:.1f} would by chance."
+        f"Under {members.attack}, {len(members.samples)} of {audit.sizes['forget']} forget samples look more like "
+        f"members than 99 % of the test samples; {members.expected_by_chance:.1f} are expected by chance."
     )
     if audit.runs:
         told.append(
             f"U-LiRA against {audit.runs['runs']:.0f} other runs of the method: FT AUC {audit.runs['mean']:.1f} +- "
-            f"{audit.runs['deviation']:.1f}, mean and deviation over runs and samples."
+            f"{audit.runs['deviation']:.1f}, mean and standard deviation over runs and samples."
         )
     if audit.harm:
         lost, gained = audit.harm["retain_samples_lost"], audit.harm["retain_samples_gained"]
         told.append(
-            f"Of {audit.sizes['retain']} retained samples {lost:.0f} are wrong that the model it is compared with has "
-            f"right, {gained:.0f} the other way round."
+            f"Of {audit.sizes['retain']} retained samples, {lost:.0f} are misclassified that the baseline classifies "
+            f"correctly, and {gained:.0f} the other way round."
         )
     return [f"{each[0].upper()}{each[1:]}{'' if each.endswith('.') else '.'}" for each in told]
 
@@ -123,7 +122,7 @@ def _cell(of: Estimate | None, digits: int = 1) -> Cell:
 
 
 def _measures(audit: Audit) -> Table:
-    """A measure in every row, a model in every column."""
+    """One row per measure, one column per model."""
     rows = [
         Row(measure.name, [_cell(row.get(measure.name), measure.digits) for row in audit.rows.values()])
         for measure in audit.measures
@@ -132,7 +131,7 @@ def _measures(audit: Audit) -> Table:
 
 
 def _attacks(audit: Audit) -> Table:
-    """A model in every row, under its attack."""
+    """One row per model, grouped by attack."""
     columns = list(next(iter(next(iter(audit.attacks.values())).values())))
     rows = [
         Row(model, [_cell(row[column]) for column in columns], attack)
@@ -159,7 +158,7 @@ def _members(audit: Audit) -> list[parts.Block]:
         )
         for each, picture in zip(found, audit.pictures, strict=False)
     ]
-    told = f"{len(cards)} of {len(found)}; audit.json has the ids of all."
+    told = f"{len(cards)} of {len(found)}; audit.json lists all ids."
     return [parts.Heading(title), Table("members", "id", columns, rows), parts.Images(cards, "As pictures", told)]
 
 

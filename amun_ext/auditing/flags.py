@@ -1,4 +1,4 @@
-"""What a reader must know before the verdict: a model that has barely changed, or that is broken."""
+"""Warnings beside the verdict: the model has barely changed, or has lost much accuracy."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,14 @@ from amun_ext.metrics.measures import Observation
 
 
 def no_op(observations: Mapping[str, Observation]) -> str:
-    """That the audited model is the one before, for the most part; empty where it is another or that one is unknown."""
+    """That the audited model has barely changed; empty where it has changed or the original is unknown."""
     if ORIGINAL not in observations:
         return ""
     return remarks.no_op(*(observations[name].attacks["confidence"]["forget"] for name in (ORIGINAL, AUDITED)))
 
 
 def flags(observations: Mapping[str, Observation]) -> list[str]:
-    """Sentences, none where all is well."""
+    """The warnings."""
     found = {"no-op": no_op(observations)}
     name = next((name for name in (RETRAINED, ORIGINAL) if name in observations), None)
     if name is not None:

@@ -1,4 +1,4 @@
-"""Sample by sample: who still looks like a member, and who was harmed."""
+"""Results per sample: which forget samples still look like members, and which other samples were harmed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class SuspectedMember:
 
 @dataclass(frozen=True)
 class Members:
-    attack: str  # to which they look so
+    attack: str  # that suspects them
     samples: list[SuspectedMember]  # the most member-like first
     threshold: float  # the score that they exceed
-    expected_by_chance: float  # how many there would be, on average, of samples like those of the test set
+    expected_by_chance: float  # mean number for as many samples like those of the test set
 
 
 def above_test(forget: NDArray[np.float64], test: NDArray[np.float64]) -> int:

@@ -1,4 +1,4 @@
-"""What many trained models say of the same samples: kept in a file for each model, without its weights or logits."""
+"""The signals of many models for the same samples: one file per model, without its weights or logits."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +31,7 @@ Work = Callable[[Start, Tensor, int], Signals]
 
 @dataclass(frozen=True, eq=False)
 class ModelSignals:
-    """What M models say of N samples, and which samples are in the half of which model."""
+    """The signals of M models for N samples, and which model was trained on which sample."""
 
     membership: Tensor  # [M, N] bool
     signals: Mapping[str, Tensor]  # name in KEPT -> [M, N] float32
@@ -56,12 +56,12 @@ def draw_membership(samples: int, models: int, seed: int = 0) -> Tensor:
 
 
 def signals_from(logits: Tensor, labels: Tensor) -> Signals:
-    """What is kept of logits [N, K]."""
+    """The signals that are kept, from logits [N, K]."""
     return {name: SIGNALS[name](logits, labels).float() for name in KEPT_SIGNALS}
 
 
 def check_settings(models: int, seed: int, num_workers: int) -> tuple[int, int, int]:
-    """The three as Python has them."""
+    """The three as Python integers."""
     models = check_integer("models", models, 2)
     require(models % 2 == 0, "models", "even: they come in pairs", models)
     return models, check_integer("seed", seed, 0), check_integer("num_workers", num_workers, 1)
@@ -81,8 +81,8 @@ def collect(
 ) -> ModelSignals:
     """Call `work` with the start, a row of `membership` [M, N] and a seed for every model that is not in the folder.
 
-    A model's file is there when it is done, so that the same call goes on where a former one was stopped; with more
-    rows it adds to them. `kind` is the name of what is made, in the plural.
+    Each model has its own file, so the same call resumes after a kill, and a call with more rows adds models. `kind`:
+    "references" or "shadows".
     """
     folder, models = Path(folder), len(membership)
     told = to_jsonable({"format": _format(kind), "samples": membership.shape[1], **identity})
@@ -106,7 +106,7 @@ def collect(
 
 
 def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -> ModelSignals:
-    """What `collect` has put there: all, or the first `models`.
+    """Read what `collect` has written: all models, or the first `models`.
 
     InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
     """
@@ -125,7 +125,7 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     missing = [path.name for path in expected if path not in found]
     complete = models >= 2 and models % 2 == 0 and not missing
     actual = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
-    require(complete, kind, f"complete pairs of models (amun {kind} goes on where it was)", actual)
+    require(complete, kind, f"complete pairs of models (run amun {kind} again to resume)", actual)
     rows = [_read(kind, path, total) for path in expected]
     return ModelSignals(
         membership=torch.stack([row["membership"] for row in rows]),
@@ -135,7 +135,7 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
 
 
 def set_identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, init: Init) -> dict[str, object]:
-    """What a set of models is of. InputError for first weights that cannot be had."""
+    """What identifies a set of models. InputError for initial weights that are not available."""
     check_init(model, init)
     return {
         "architecture": architecture(model),
@@ -149,7 +149,7 @@ def set_identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, in
 def check_same(kind: str, others: ModelSignals, model: nn.Module, splits: Splits) -> None:
     """InputError for models of another architecture than the model's, or of other samples."""
     same = others.about["data"] == _data(splits)
-    require(same, kind, "trained on these training and test samples, in this order", "others")
+    require(same, kind, "trained on these training and test samples, in this order", "models of other data")
     same = others.about["architecture"] == architecture(model)
     require(same, kind, "of the model's architecture", "another")
 
@@ -180,7 +180,7 @@ def _read(kind: str, path: Path, samples: int) -> dict[str, Tensor]:
             name: (dtype, (samples,)) for name, dtype in wanted.items()
         }
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{kind} must be whole, got {path}: {error}; remove it, and it is made again") from error
+        raise InputError(f"{kind} must be whole, got {path}: {error}; remove it and run the command again") from error
     expected = f"whole, with {', '.join(wanted)} of {samples} samples"
-    require(fits, kind, expected, f"{path}; remove it, and it is made again")
+    require(fits, kind, expected, f"{path}; remove it and run the command again")
     return row

@@ -1,8 +1,8 @@
 """When a passed test of FT AUC means "forgotten": the audit must have shown that it would notice otherwise.
 
 A weak attack finds no difference between any two models, so that a model which has forgotten nothing passes as well.
-"Forgotten" therefore needs the model before: the same test must see that this one was trained on the forget samples
-(one-sided, at LEVEL) and must not pass it. And an area is a mean: where a few samples look like members more than
+"Forgotten" therefore needs the original model: the same test must detect that it was trained on the forget samples
+(one-sided, at LEVEL) and must not pass it. And AUC is a mean over samples: if more samples look like members than
 chance allows, the answer is "not forgotten".
 """
 
@@ -17,7 +17,7 @@ from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Ver
 from amun_ext.metrics.measures import Observation
 
 EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
-UNUSUAL = 0.05  # the same of a retrained model, from which on the samples are taken for atypical
+UNUSUAL = 0.05  # the same for a retrained model: below it the forget samples are atypical
 
 
 def overall_verdict(
@@ -30,9 +30,9 @@ def overall_verdict(
     margin: float,
     no_op: str = "",
 ) -> tuple[Verdict, dict[str, Verdict]]:
-    """The verdict, and that of every attack. objection: why 50 is no baseline; no_op: why the model is the one before.
+    """The verdict, and that of every attack. objection: why 50 is no baseline; no_op: that the model barely changed.
 
-    A model has forgotten where all attacks say so and one of them would have noticed that it has not.
+    A model has forgotten if it passes under all attacks and one of them would have detected that it has not.
     """
     ids = len(audited.labels["forget"])
     passed, answered = [], {}
@@ -54,22 +54,22 @@ def overall_verdict(
 
 
 def shows_nothing(original: Verdict | None) -> str:
-    """Why the test would not notice a model that has forgotten nothing; empty where it would."""
+    """Why the test would not detect a model that has forgotten nothing; empty where it would."""
     if original is None:
-        return "without the model before (original) nothing shows that one which has forgotten nothing would not pass"
+        return "without the original model nothing shows that a model which has forgotten nothing would fail this test"
     if original.answer == FORGOTTEN:
-        return "the model before passes too, so this audit shows nothing"
+        return "the original model passes too, so this audit shows nothing"
     if not original.interval[0] > 0:
         low, high = original.interval
         return (
-            "the test does not see that the model before was trained on these samples: it differs by "
+            "the test does not detect that the original model was trained on these samples: it differs by "
             f"{original.difference:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
         )
     return ""
 
 
 def excess(audited: Observation, baselines: Sequence[Observation], attack: str) -> str:
-    """What is said of forget samples that look like members, where there are more of them than chance allows.
+    """That more forget samples look like members than chance allows; empty where they are not more.
 
     The threshold is that of the test samples, so for samples like them the number is beta-binomial. Where retrained
     models have unusually many as well, the samples are atypical, and there must be more than theirs by Fisher's exact
@@ -81,19 +81,19 @@ def excess(audited: Observation, baselines: Sequence[Observation], attack: str) 
     ids, count = len(forget), above_test(forget, test)
     allowed = int(FPR * len(test) / 100)
 
-    def expected_by_chance(found: int) -> float:
-        """How probable so many, or more, are."""
+    def chance_of(found: int) -> float:
+        """The probability of at least `found` such samples."""
         return float(betabinom.sf(found - 1, ids, allowed + 1, len(test) - allowed))
 
-    p = expected_by_chance(count)
+    p = chance_of(count)
     if baselines:
         theirs = [above_test(each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in baselines]
         usual = math.ceil(sum(theirs) / len(theirs))
-        if expected_by_chance(usual) < UNUSUAL:
+        if chance_of(usual) < UNUSUAL:
             p = max(p, float(hypergeom.sf(count - 1, 2 * ids, count + usual, ids)))
     if p > EXCESS * (1 - 1e-9):  # one in a hundred, rounded, is not less
         return ""
     return (
-        f"{count} of {ids} forget samples look more like members to {attack} than 99 % of the test samples do, "
-        f"{ids * (allowed + 1) / (len(test) + 1):.1f} would by chance (p = {p:.1g})"
+        f"under {attack}, {count} of {ids} forget samples look more like members than 99 % of the test samples, and "
+        f"{ids * (allowed + 1) / (len(test) + 1):.1f} are expected by chance (p = {p:.1g})"
     )

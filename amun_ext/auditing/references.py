@@ -1,7 +1,7 @@
 """Reference models: networks like the audited one, each trained on a random half of all samples.
 
-What an attack compares a model with (RMIA, LiRA). Training and test samples are halved alike, as the published
-experiments do: a prior that has seen the forget samples but not the test samples would call those members that are not.
+RMIA and LiRA compare the audited model with them. Training and test samples are halved alike, as in the published
+experiments: a prior that has seen the forget samples but not the test samples would call non-members members.
 One set of references serves every request, every method and every seed.
 """
 
@@ -50,18 +50,18 @@ def train_references(
     """Train `models` networks like `model`, from fresh weights, each on a random half of `splits` (paper, section 5).
 
     Of each the true-class log-odds and the SM-Taylor-softmax of every sample are kept, those of the training set first
-    and then those of the test set, in a file of `out` that is there when the model is done: 8 bytes a sample. The same
-    call goes on where a former one was stopped; with more `models` it adds to them. On one device and thread count the
-    result follows from the seed. The answers' membership says which model was trained on which sample.
+    and then those of the test set, in one file per model in `out`, 8 bytes per sample. The same call resumes after a
+    kill; a call with more `models` adds models. On one device and thread count the result follows from the seed. The
+    membership of the result says which model was trained on which sample.
 
     Args:
-        model: its architecture is taken, its trained weights are not.
+        model: gives the architecture; its weights are not used.
         splits: both sets, in the order that ids refer to.
         recipe: that of the model under audit. With augment, test images are augmented too.
         out: a folder, for these references alone.
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
-        models: an even number; 8 to 16 do for an AUC (docs/benchmarks/audit.md), the paper has 128.
-        num_workers: models at once, each in a process of its own.
+        models: an even number; 8 to 16 suffice for an AUC (docs/benchmarks/audit.md), the paper has 128.
+        num_workers: models to train in parallel, one process each.
 
     Raises:
         InputError: an argument is not what it must be; `out` is of other references; a file there is damaged.
@@ -85,7 +85,7 @@ def train_references(
 
 
 def load_references(folder: str | os.PathLike[str], models: int | None = None) -> ModelSignals:
-    """What `train_references` has put there: all, or the first `models`.
+    """Read what `train_references` has written: all references, or the first `models`.
 
     InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
     """

@@ -1,4 +1,4 @@
-"""What an audit has found, and the files that hold it."""
+"""The result of an audit, and its files."""
 
 import contextlib
 import math
@@ -41,7 +41,7 @@ class Audit(Result):
 
     @property
     def measures(self) -> list[Measure]:
-        """Those that have something to say of some model."""
+        """The measures with a value for some model."""
         told = {name for row in self.rows.values() for name, number in row.items() if not math.isnan(number.value)}
         return [measure for measure in AUDIT_MEASURES if measure.name in told]
 

@@ -1,11 +1,11 @@
 """Shadow models for U-LiRA: trained, unlearned by the method under audit, and never shown the other half.
 
-The attack of Hayes et al. (2024, U-LiRA) asks of each sample by itself: does a model that was trained on it and then
-made to forget it answer otherwise than one that has never seen it? The samples are the forget set and as many test
-samples. Each shadow is trained on the retain set and a random half of them, and then forgets that half: as many samples
-as the request, after as much training. Where the ids are a random draw, there are as many test samples, and nothing was
-forgotten before, the audited model is so one more draw of the same experiment; else it is nearly one. Every shadow
-tells of both kinds, which is why there is no other set of models for samples never seen.
+The attack of Hayes et al. (2024, U-LiRA) tests each sample by itself: does a model that was trained on it and then
+unlearned it differ from a model that has never seen it? The samples are the forget set and as many test samples. Each
+shadow is trained on the retain set and a random half of them, and then unlearns that half: as many samples as the
+request, after as much training. If the ids are a random draw, there are as many test samples, and nothing was forgotten
+before, then the audited model is one more draw of the same experiment; otherwise it is nearly one. Every shadow has
+samples of both kinds, so no other models are needed for samples never seen.
 """
 
 import os
@@ -45,7 +45,7 @@ from amun_ext.validation import is_integer, require
 
 KIND = "shadows"
 SEED = 3000  # added to the seed, so that no shadow begins with the weights of another model
-LEAST = 6  # shadows: without one and its pair, two that forgot a sample and two that never saw it
+LEAST = 6  # shadows: for each pair left out, two shadows forgot a sample and two never saw it
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Shadows(ModelSignals):
 
     @property
     def rows(self) -> Tensor:
-        """The samples [n], as rows of training and test set one behind the other: the ids first."""
+        """The samples [n], the ids first, as rows of the training set followed by the test set."""
         rows = self.about["rows"]
         assert isinstance(rows, list)
         return torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -82,13 +82,13 @@ def train_shadows(
     num_workers: int = 1,
     progress: bool = False,
 ) -> Shadows:
-    """Train `models` shadows of one request and one method, and keep what each says of the samples in question.
+    """Train `models` shadows of one request and one method, and keep their signals for its samples.
 
-    The cost is that of training the original and of unlearning, `models` times; see `cost`. The same call goes on where
-    a former one was stopped; with more `models` it adds to them.
+    The cost is that of training the original and of unlearning, `models` times; see `cost`. The same call resumes after
+    a kill; a call with more `models` adds shadows.
 
     Args:
-        model: its architecture is taken, its trained weights are not.
+        model: gives the architecture; its weights are not used.
         splits: both sets, in the order that ids refer to.
         ids: the forget set under audit, row numbers of the training set.
         unlearning: the method under audit with its options, see `amun_ext.unlearning.config.resolve_config`.
@@ -97,7 +97,7 @@ def train_shadows(
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         previously_forgotten: ids that were forgotten earlier; no shadow is trained on them.
         models: an even number, 6 at least.
-        num_workers: models at once, each in a process of its own.
+        num_workers: models to train in parallel, one process each.
 
     Raises:
         InputError: an argument is not what it must be; `out` is of other shadows; a file there is damaged.
@@ -129,18 +129,18 @@ def train_shadows(
 
 
 def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> Shadows:
-    """What `train_shadows` has put there: all, or the first `models`. InputError as `load_references`."""
+    """Read what `train_shadows` has written: all shadows, or the first `models`. InputError as `load_references`."""
     shadows = Shadows(**vars(load(KIND, folder, models)))
     rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
     told = [shadows.about.get(name) for name in ("ids", "unlearning", "previously_forgotten")]
     whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_integer, rows))
     whole = whole and all(map(isinstance, told, (int, dict, list)))
-    require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, whose {KIND}.json lacks something")
+    require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, with an incomplete {KIND}.json")
     return shadows
 
 
 def cost(splits: Splits, ids: Tensor, unlearning: MethodConfig, recipe: Recipe, models: int) -> str:
-    """What the shadows will take, in words."""
+    """A sentence on what the shadows will cost."""
     check_models(models)
     training, tuning = recipe.epochs, unlearning.recipe.epochs
     folds = 0 if unlearning.targets is None else unlearning.targets.folds
@@ -179,9 +179,9 @@ def auc_over_shadows(shadows: Shadows) -> dict[str, float]:
 
 
 def _sets(splits: Splits, ids: Tensor, previously_forgotten: Sequence[int], seed: int) -> tuple[TensorDataset, Tensor]:
-    """The retain set, and the rows of the pool that the shadows are asked about.
+    """The retain set, and the rows of the samples of the shadows.
 
-    Test samples that have a copy in the training set are none that a model has never seen.
+    Test samples with a copy in the training set are left out: the model has seen them.
     """
     retain = split(
         splits.train, torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])

@@ -1,9 +1,9 @@
-"""Was it forgotten? A stated rule, which can also answer that it cannot tell.
+"""The verdict: a stated rule, which may also answer "cannot tell".
 
-The FT AUC of the audited model is compared with what it should be: the mean of retrained models on the same samples,
-or, against reference or shadow models, 50. Two one-sided t-tests at the 5 % level (an equivalence test: Schuirmann
-1987) say whether the two differ by less than a margin. That no difference was found is no proof that there is none: few
-ids give a wide interval, and of fewer than LEAST_IDS it is not to be believed.
+The FT AUC of the audited model is compared with a baseline: the mean of retrained models on the same samples or, with
+reference or shadow models, 50. Two one-sided t-tests at the 5 % level (an equivalence test: Schuirmann 1987) decide
+whether the two differ by less than a margin. A difference that was not found is not proven absent: few ids give a wide
+interval, and with fewer than LEAST_IDS the interval is not reliable.
 """
 
 import math
@@ -31,7 +31,7 @@ class Verdict:
 
 
 def judge(area: str, difference: AucDifference | None, against: str, *, ids: int, margin: float = MARGIN) -> Verdict:
-    """The verdict on a difference of an area, of so many ids, from `against`; without one, `against` is the reason."""
+    """The verdict on the difference of an AUC of `ids` samples from `against`; without one, `against` is the reason."""
     nan = math.nan
     if difference is None:
         return Verdict(CANNOT_TELL, against, nan, (nan, nan), margin, nan)
@@ -39,7 +39,7 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
     low, high = value - wide, value + wide
     told = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
     if math.isnan(wide) or ids < LEAST_IDS:
-        few = f"{area} differs from {against} by {value:+.1f} points, of so few samples that no interval can be trusted"
+        few = f"{area} differs from {against} by {value:+.1f} points, with too few samples for a reliable interval"
         could = nan if math.isnan(wide) else max(required_ids(difference, ids, margin), LEAST_IDS)
         return Verdict(CANNOT_TELL, few, value, (low, high), margin, could)
     if -margin < low and high < margin:
@@ -49,7 +49,7 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
     elif high < -margin:
         answer, reason = (
             OVER_FORGOTTEN,
-            (f"{told}: more than {margin:g} below, the forget samples stand out as less known than samples never seen"),
+            (f"{told}: more than {margin:g} below, the forget samples look less like members than unseen ones"),
         )
     else:
         answer, reason = CANNOT_TELL, f"{told}: it may be more or less than {margin:g}"
@@ -57,14 +57,14 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """What attacks say together: a model has forgotten where all of them say so (which needs no correction for their
-    number), and has not where one of them says so."""
+    """The joint verdict: "forgotten" if all attacks say so (which needs no correction for their number), "not
+    forgotten" if one of them says so."""
     order = NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL, FORGOTTEN
     return min(verdicts, key=lambda each: (order.index(each.answer), -each.required_ids))
 
 
 def required_ids(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
-    """Forget samples from which on the same difference would decide: the interval then ends before the margin."""
+    """The number of forget samples that would decide, at the same difference, because its interval is shorter."""
     left = (
         (abs(abs(difference.value) - margin) / _quantile(difference)) ** 2
         - difference.nonmember_variance

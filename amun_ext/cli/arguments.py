@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and what they say."""
+"""Arguments that several commands share."""
 
 import argparse
 import math

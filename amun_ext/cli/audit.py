@@ -31,10 +31,10 @@ from amun_ext.cli.arguments import (
 from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, now, request_of
 from amun_ext.cli.loading import (
     about,
+    audited_ids,
     check_folder,
     check_free,
     check_tables,
-    ids_in_question,
     load_for,
     rebuilt,
     record_of,
@@ -134,7 +134,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         require(not own, "--out", "another folder: --retrain would overwrite the model", path)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
-    ids, previously_forgotten = ids_in_question(options, splits, record)
+    ids, previously_forgotten = audited_ids(options, splits, record)
     request = request_of(options.model, ids.tolist())
     check_no_other_request(options, request, FILES[0])
     original = None

@@ -1,4 +1,4 @@
-"""amun compare: several methods and seeds beside retraining."""
+"""amun compare: compare methods, over several seeds, with retraining."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""amun demo: the whole of it on images that come with the package."""
+"""amun demo: train, forget and compare with retraining, on the embedded images."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an earlier run has left where results are to be: the same, which need not be done again, or another's."""
+"""Earlier results in the folder --out: those of the same request, which are kept, or of another, which are refused."""
 
 import argparse
 import datetime
@@ -14,7 +14,7 @@ from amun_ext.reading import stored
 from amun_ext.validation import is_integer, printable, require
 
 RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # one is in every folder of results
-MUST_BE = "where no other result is (--overwrite replaces it)"
+MUST_BE = "a folder without another result (--overwrite replaces it)"
 
 
 def now() -> str:
@@ -42,7 +42,7 @@ def check_no_other(folder: Path) -> None:
     there = [name for name in RESULTS if os.path.lexists(folder / name)]
     told = facts(folder)
     found = describe_request(told) if told else ", ".join(there)
-    require(not there, "--out", MUST_BE, f"{folder}, where there is {found}")
+    require(not there, "--out", MUST_BE, f"{folder}, with {found}")
 
 
 def describe_request(told: dict[str, Any]) -> str:
@@ -62,7 +62,7 @@ def check_no_other_request(options: argparse.Namespace, request: str, name: str)
     """InputError for a result under this name that is of another `request_of`, unless it is to be replaced."""
     told = facts(options.out, name)
     same = not told or options.overwrite or told.get("request") == request
-    require(same, "--out", MUST_BE, f"{options.out}, with {name} of another model or of other samples")
+    require(same, "--out", MUST_BE, f"{options.out}, with {name} of another model or other samples")
 
 
 def check_no_strangers(folder: Path, *names: str) -> None:
@@ -71,5 +71,10 @@ def check_no_strangers(folder: Path, *names: str) -> None:
     Not for links to nothing, as a run leaves them that is killed while it puts its first results in place.
     """
     there = [name for name in names if (folder / name).is_file()]
-    expected = f"where files of these names are amun's or none: {', '.join(names)}"
-    require(not there or bool(facts(folder, names[0])), "--out", expected, f"{folder}, which has {', '.join(there)}")
+    expected = f"a folder without other files of these names: {', '.join(names)}"
+    require(
+        not there or bool(facts(folder, names[0])),
+        "--out",
+        expected,
+        f"{folder}, with {', '.join(there)} that amun has not written",
+    )

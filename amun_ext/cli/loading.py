@@ -1,4 +1,4 @@
-"""What the arguments name: samples, models, options from files, and a folder to write into."""
+"""Load what the arguments name: samples, models and options; check the folder --out."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ from amun_ext.unlearning.config import load_tuned_options
 from amun_ext.validation import distinct, listed, printable, require
 
 TABLES = "tables"
-LEFT_OUT = "; amun tune has looked at the others"
+LEFT_OUT = "; amun tune has used the others"
 
 
 def load_data(options: argparse.Namespace, record: Record | None = None) -> Splits:
@@ -95,23 +95,30 @@ def asked(
     return {"ids": ids, "file": file, "fraction": options.fraction}
 
 
-def ids_in_question(options: argparse.Namespace, splits: Splits, record: Record) -> tuple[Tensor, list[int]]:
+def audited_ids(options: argparse.Namespace, splits: Splits, record: Record) -> tuple[Tensor, list[int]]:
     """The rows that add_ids asks for, by default all that the checkpoint has forgotten; and the others of these.
 
     InputError for other data than those that the checkpoint was trained on.
     """
     if all(each is None for each in (options.ids, options.ids_file, options.fraction, options.of_class)):
-        require(bool(record.gone), "--ids", "given, because the checkpoint has forgotten none", "none")
+        require(bool(record.gone), "--ids", "given, because the checkpoint has forgotten no samples", "none")
         there = sorted({*record.gone} - {*splits.absent})
-        require(bool(there), "--ids", "given, because what the checkpoint has forgotten is no longer in --data", "none")
+        require(
+            bool(there),
+            "--ids",
+            "given, because the samples that the checkpoint has forgotten are no longer in --data",
+            "none",
+        )
         ids = forget_ids(len(splits.train), ids=there)
     else:
         how = asked(options, splits.train, splits.classes, splits.absent, splits.names)
         ids = forget_ids(len(splits.train), **how, seed=options.seed)  # also a fraction as the request drew it
     gone = sorted({*ids.tolist()} & {*splits.absent})
-    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
+    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which were forgotten and erased")
     known = record.training_data
-    require(known in (None, training_data(splits)), "--data", "what the checkpoint was trained on", "others")
+    require(
+        known in (None, training_data(splits)), "--data", "the data that the checkpoint was trained on", "other data"
+    )
     return ids, sorted({*record.gone} - {*ids.tolist()})
 
 
@@ -134,7 +141,7 @@ def unseen(options: argparse.Namespace, splits: Splits) -> tuple[ImageDataset, d
     """The test samples to measure on, not those that options were chosen with; and the fact for a reader."""
     files = [load_tuned_options(path)[1] for path in options.tuned or ()]
     seeds: set[int] = {metadata["seed"] for metadata in files if "seed" in metadata}
-    require(len(seeds) <= 1, "--tuned", "files of one seed, which have held out the same test samples", sorted(seeds))
+    require(len(seeds) <= 1, "--tuned", "files with the same seed, which held out the same test samples", sorted(seeds))
     test = tuning.split_test_set(splits.test, seeds.pop())[1] if seeds else splits.test
     told = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))
     return test, {"tested_on": told}
@@ -147,7 +154,7 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
     arch = options.arch or record.arch
     require(arch is not None, "--arch", f"given, because {path} does not name its architecture", "none")
     # A file that comes from elsewhere must not choose what code is run here.
-    expected = f"given, because {path} asks for code, which is run where it is named: --arch {arch!r}"
+    expected = f"given, because {path} asks to run code, which needs your consent: --arch {arch!r}"
     require(options.arch is not None or ":" not in str(arch), "--arch", expected, "none")
     rows, unknown = len(splits.train), [number for number in record.gone if number >= len(splits.train)]
     require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
@@ -171,7 +178,7 @@ def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = Non
 
 
 def about(options: argparse.Namespace, record: Record) -> dict[str, object]:
-    """Facts of a page, with no more of where things are on this machine than their names."""
+    """Facts of a page; files are given by name, without their folders."""
     told = {"model": options.model.name, "arch": record.arch, "data": Path(options.data).name}
     known = {} if record.training_data is None else {"training_data": record.training_data}
     sized = {"resize": options.resize, "test_fraction": options.test_fraction}
@@ -189,7 +196,7 @@ def check_folder(folder: Path) -> None:
     require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
     require(printable(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
     links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
-    require(not links, "--out", "in a folder", f"{links and links[0]}, a symbolic link to what is not there")
+    require(not links, "--out", "in a folder", f"{links and links[0]}, a broken symbolic link")
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     require(existing.is_dir(), "--out", "in a folder", f"{existing}, which is a file")
     require(os.access(existing, os.W_OK), "--out", "in a folder that can be written to", existing)
@@ -209,7 +216,7 @@ def check_tables(options: argparse.Namespace) -> None:
         no_link(options.out / TABLES)
         ours = any((options.out / name).is_file() for name in RECORDS)  # of an earlier run, which have been looked at
         there = (options.out / TABLES).exists()
-        require(ours or not there, "--out", f"without a folder {TABLES} that is not amun's", options.out)
+        require(ours or not there, "--out", f"without a folder {TABLES} of other files", options.out)
         check_folder(options.out / TABLES)
 
 

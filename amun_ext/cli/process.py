@@ -1,4 +1,4 @@
-"""What a command is in: signals that end it in order, and streams that may be closed, full or without our letters."""
+"""Signals and output streams of a command: streams may be closed, full, or of another encoding."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What checkpoints and folders say of how they were made: whether it fits what an audit takes them for."""
+"""Check by their metadata that checkpoints, references and shadows fit the audited model."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from amun_ext.validation import differences, require
 
 
 def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequence[int]) -> list[str]:
-    """InputError for a model that was trained on some of the ids; a remark on one of which that is not known."""
+    """InputError for a model that was trained on some of the ids; a remark on a model that does not say."""
     remarks = []
     for path, record in zip(paths, told, strict=True):
         if record.training_data is None:
-            remarks.append(f"{path.name} does not say what it was trained on: that it was without the ids is not known")
+            remarks.append(f"{path.name} does not say what it was trained on: it may have been trained on the ids")
             continue
         seen = sorted(set(gone) - set(record.gone))
-        actual = f"{path.name}, which says nothing of being without {seen[:5]}"
+        actual = f"{path.name}, which was trained on {seen[:5]}"
         require(not seen, "--retrained-model", "trained without the ids", actual)
     return remarks
 
@@ -36,7 +36,7 @@ def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequenc
 def check_original(path: Path, original: Record, record: Record, ids: Sequence[int]) -> None:
     """InputError for a model that the audited one was not made of, or that has forgotten some of the ids itself.
 
-    The verdict takes it for the proof that the audit would notice a model which has forgotten nothing.
+    The verdict uses it to prove that the audit would detect a model which has forgotten nothing.
     """
     kept = ("recipe", "seed", "init")  # of the first training, in every checkpoint that comes of it
     theirs, ours = ({name: getattr(each, name) for name in kept} for each in (original, record))
@@ -46,7 +46,7 @@ def check_original(path: Path, original: Record, record: Record, ids: Sequence[i
     before = record.made_of is None or file_digest(path) in record.made_of
     require(before, "--original", "the model that --model was made of", f"{path.name}, another file")
     gone = sorted(set(ids) & set(original.gone))
-    require(not gone, "--original", "the model before, which has not forgotten the ids", f"one without {gone[:5]}")
+    require(not gone, "--original", "a model that has not forgotten the ids", f"one that has forgotten {gone[:5]}")
 
 
 def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequence[int]) -> None:
@@ -81,11 +81,11 @@ def check_method(argument: str, told: Mapping[str, object], record: Record) -> N
 
 
 def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None) -> list[str]:
-    """What a reader should know of an audit that is none of what was asked for, perhaps."""
+    """Signs that the audit may not be the intended one."""
     told = []
     others = set(ids) - set(record.gone)
     if record.forgotten is not None and others:
-        told.append(f"{len(others)} of {len(ids)} ids are none that the checkpoint says to have forgotten")
+        told.append(f"{len(others)} of {len(ids)} ids are not among those that the checkpoint has forgotten")
     other = "" if references is None else _other_recipe(references, record)
     if other:
         told.append(f"the references were trained with another recipe than the model: {other}")
@@ -93,7 +93,7 @@ def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None)
 
 
 def seconds(path: Path, record: Record) -> float | None:
-    """That the model at `path` took, by a report or audit beside it; or by itself, as older ones are."""
+    """The seconds that the model took, from the report or audit beside it, or from an older checkpoint itself."""
     for name in ("report.json", FILES[0]):
         known = facts(path.parent, name).get(SECONDS)
         took = known.get(file_digest(path)) if isinstance(known, dict) and known else None
@@ -107,7 +107,7 @@ def _plain(value: object) -> object:
 
 
 def _other_recipe(made: ModelSignals, record: Record) -> str:
-    """What is other in the recipe than that of the checkpoint, where this tells one."""
+    """How the recipe differs from that of the checkpoint, if this has one."""
     theirs = made.about["recipe"]
     assert isinstance(theirs, Mapping)
     if record.recipe is None:

@@ -1,4 +1,4 @@
-"""amun search: adversarial examples by several methods, side by side."""
+"""amun search: compare adversarial searches."""
 
 import argparse
 import contextlib
@@ -196,5 +196,5 @@ def chosen_ids(
         return there[some_ids(len(there), **given, seed=options.seed)]
     ids = some_ids(len(data), **given)
     gone = sorted({*ids.tolist()} & erased)
-    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which are forgotten and erased")
+    require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which were forgotten and erased")
     return ids

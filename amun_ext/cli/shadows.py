@@ -6,7 +6,7 @@ from pathlib import Path
 from amun_ext import auditing
 from amun_ext.auditing.shadows import cost
 from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_workers
-from amun_ext.cli.loading import check_folder, ids_in_question, load_for, rebuilt
+from amun_ext.cli.loading import audited_ids, check_folder, load_for, rebuilt
 from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.provenance import check_method, check_targets
 from amun_ext.cli.start import add_init, init
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = chosen_config(options)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
-    ids, previously_forgotten = ids_in_question(options, splits, record)
+    ids, previously_forgotten = audited_ids(options, splits, record)
     first = init(options, splits, model, record)
     chosen = settled(chosen, model, record, options, first)
     check_targets(chosen.targets, model, record, splits)

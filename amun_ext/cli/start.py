@@ -1,4 +1,4 @@
-"""Where the first weights of a training come from."""
+"""--init: the initial weights of retraining."""
 
 import argparse
 import copy

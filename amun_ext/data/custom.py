@@ -83,7 +83,7 @@ Files = dict[str, list[tuple[Path, int]]]  # with the number of their class
 def _both_parts(root: Path, known: Set[str]) -> tuple[tuple[str, ...], Files]:
     """The classes, and the images of training and test set."""
     parts = any((root / part).is_dir() for part in ("train", "test"))
-    divide = "a folder with train and test, or else told a test fraction (--test-fraction)"
+    divide = "a folder with train and test, or given with a test fraction (--test-fraction)"
     require(parts or not root.is_dir(), str(root), divide, "neither of them in it")
     classes = _folders(root / "train")
     test_classes = _folders(root / "test")

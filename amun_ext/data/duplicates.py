@@ -1,4 +1,4 @@
-"""Equal images under different row numbers: forgetting one of them is forgetting none."""
+"""Find identical images under different row numbers: they must be forgotten together."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Which samples a model was trained on, one by one: by that they are known again when the data around them change.
+"""The manifest: a hash of every training sample, by which it is found again after the data have changed.
 
 A sample keeps its row number as long as there is a model that was trained on it, also when others are erased.
 """

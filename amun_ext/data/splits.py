@@ -1,4 +1,4 @@
-"""What every loader returns, and the two ways there: from NumPy arrays and from the user's own Dataset."""
+"""Splits, which every loader returns, from NumPy arrays or from the user's own Dataset."""
 
 import math
 import operator

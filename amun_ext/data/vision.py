@@ -1,4 +1,4 @@
-"""torchvision, only when somebody asks for it, and also where its compiled part cannot be loaded."""
+"""Import torchvision when it is needed, even if its compiled ops cannot be loaded."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""What many requests, one after the other, may do to a model: earlier ones come back, and accuracy goes."""
+"""Drift over many requests: forgotten samples look like members again, and test accuracy falls."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,7 @@ RETRAIN = "retraining is recommended"
 
 
 def relapse(before: nn.Module, after: nn.Module, earlier: TensorDataset, test: TensorDataset) -> dict[str, float]:
-    """FT AUC of samples that were forgotten by `earlier` requests: what it was, what it is, and the low end of its
-    95 % interval now."""
+    """FT AUC of the samples of `earlier` requests, before and after this one, and the low end of its 95 % interval."""
 
     def measured(model: nn.Module) -> tuple[float, float]:
         forgotten, others = (scaled_logit(predict(model, data), stored(data)[1]) for data in (earlier, test))
@@ -30,8 +29,8 @@ def relapse(before: nn.Module, after: nn.Module, earlier: TensorDataset, test: T
 
 
 def remarks(relapsed: dict[str, float] | None, history: Sequence[Entry], accuracy: float, original: str) -> list[str]:
-    """That earlier samples look more like members than before this request, beyond what their number lets chance do;
-    and that test accuracy, in percent, has gone since the model before the first request of the ledger."""
+    """That samples of earlier requests look more like members than before this request, beyond chance; and that test
+    accuracy, in percent, has fallen since the first request of the ledger."""
     told = []
     if relapsed is not None and relapsed["ft_auc_low"] > relapsed["ft_auc_before"]:
         told.append(

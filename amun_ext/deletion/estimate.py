@@ -1,4 +1,4 @@
-"""How long a request would take, by a few batches of it."""
+"""Estimate the time of a request from a few of its batches."""
 
 import time
 import warnings

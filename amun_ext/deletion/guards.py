@@ -1,4 +1,4 @@
-"""What the model of a request must not be. Its results are then not put in place."""
+"""Checks of the new model. If it fails one, no result is written."""
 
 import torch
 
@@ -8,7 +8,7 @@ UNCHANGED, BELOW_FLOOR = 4, 5  # exit statuses
 
 
 class RefusedResultError(RuntimeError):
-    """The work is done, and its model is no result; `status` says why."""
+    """The new model was refused; `status` is the exit status."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -20,7 +20,7 @@ def check(outcome: Outcome, before: torch.nn.Module, floor: float | None = None)
     test accuracy."""
     pairs = zip(before.parameters(), outcome.model.parameters(), strict=True)
     if all(torch.equal(old, new) for old, new in pairs):
-        raise RefusedResultError(UNCHANGED, "the model is unchanged, to the last bit of its weights")
+        raise RefusedResultError(UNCHANGED, "the model is unchanged: all its weights are bit-equal")
     accuracy = outcome.report.rows[outcome.report.highlight]["TA"]
     if floor is not None and accuracy < floor:
         raise RefusedResultError(BELOW_FLOOR, f"test accuracy is {accuracy:.2f} %, below the floor of {floor:g} %")

@@ -1,4 +1,4 @@
-"""The samples that a request names: by their keys, by the SHA-256 of their files, or by groups such as persons."""
+"""Find the samples of a request by key, by the SHA-256 of their files, or by group, such as a person."""
 
 import re
 from collections import Counter, defaultdict
@@ -69,7 +69,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
 
 def _by_content(keys: Sequence[str], name: str, folder: Path | None) -> dict[str, list[int]]:
     if folder is None:
-        raise InputError(f"{name} must be without a column sha256 where the data are no folder of files, got one")
+        raise InputError(f"{name} must have no column sha256, because --data is no folder of images, got one")
     places: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         if key:  # of an erased sample there is none
@@ -79,7 +79,7 @@ def _by_content(keys: Sequence[str], name: str, folder: Path | None) -> dict[str
 
 def _by_group(wanted: Sequence[str], keys: Sequence[str], name: str, path: Path | None) -> dict[str, list[int]]:
     if path is None:
-        raise InputError(f"groups must be given (--groups), a table of keys and groups, for {name}, got none")
+        raise InputError(f"groups must be given (--groups) for the column group of {name}, got none")
     groups, rows = read_groups(path), {key: row for row, key in enumerate(keys) if key}
     missing = [key for group in wanted for key in groups.get(group, []) if key not in rows]
     require(

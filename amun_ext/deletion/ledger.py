@@ -1,7 +1,7 @@
 """The ledger of a model: one line for every request that led to it, each bound to the line before it by a hash.
 
-It lies beside the checkpoint, as JSON Lines; the checkpoint of the next request has the same lines beside it and one
-more. It names no sample: keys are hashed with the request, so that whoever knows a name can look for it.
+It is a file of JSON Lines beside the checkpoint; the ledger of the next request has the same lines and one more. It
+contains no names: keys of samples are hashed with the request, so that a sample is found only by its key.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def entries(text: str, name: str) -> list[dict[str, Any]]:
     """Those of a ledger with this text. InputError names the first line that is no entry, or not bound to the one
     before it, be it changed, moved, or left alone when another was taken out."""
     found: list[dict[str, Any]] = []
-    require(text.endswith("\n") or not text, name, "a ledger of whole lines", "one that is cut off")
+    require(text.endswith("\n") or not text, name, "a ledger of whole lines", "a truncated one")
     lines = text.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         where = f"{name} line {number}"
@@ -62,9 +62,9 @@ def entries(text: str, name: str) -> list[dict[str, Any]]:
         require(entry.get(NUMBER) == number, where, f"number {number}", reprlib.repr(entry.get(NUMBER)))
         previous = _hash(lines[number - 2]) if number > 1 else None
         bound = entry.get(PREVIOUS) == previous
-        require(bound, where, "bound to the line before by its hash", "the hash of another")
+        require(bound, where, "with the hash of the line before", "another hash")
         parent = found[-1][CHILD] if found else entry[PARENT]
-        require(entry[PARENT] == parent, where, "of the model that the line before has made", "another's")
+        require(entry[PARENT] == parent, where, "of the model of the line before", "another model")
         found.append(entry)
     return found
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of how it was made: the one place where its metadata is read, and none of it believed."""
+"""The metadata of a checkpoint: how it was made. Read only here, where every value is checked."""
 
 import json
 import re
@@ -123,7 +123,12 @@ class Record:
         and for a file of a later version."""
         others, known = dict(metadata), {}
         version = others.pop("amun_ext", VERSION)
-        require(version == VERSION, f"{name}: amun_ext", f"{VERSION}, else it is of a later version", repr(version))
+        require(
+            version == VERSION,
+            f"{name}: amun_ext",
+            f"{VERSION}: it may be of a later version of amun_ext",
+            repr(version),
+        )
         for key, ways in _ways().items():
             if key in others:
                 text = others.pop(key)

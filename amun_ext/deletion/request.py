@@ -1,4 +1,4 @@
-"""A deletion request, whole: checkpoint, data and ids in; new checkpoint, report and record out."""
+"""A deletion request: from checkpoint, data and ids to the new checkpoint, report and record."""
 
 import json
 import time
@@ -30,8 +30,8 @@ from amun_ext.unlearning.config import MethodConfig, resolve_config
 from amun_ext.validation import require
 
 ORIGINAL, RETRAIN = "no-op (original)", "retrain"
-RETRAIN_SEED = 1000  # added to the seed: from the original's own first weights a retrained model would start ahead
-# What a request keeps while it works, for the same one to go on after a kill. All of it knows what is to be forgotten.
+RETRAIN_SEED = 1000  # added to the seed, so that retraining does not start from the initial weights of the original
+# Files of a running request, to resume it after a kill. They contain what is to be forgotten.
 EXAMPLES, MASKS = "examples.safetensors", "mask-*.safetensors"
 TUNING, TRAINING = "fine-tuning.safetensors", "retraining.safetensors"
 
@@ -94,7 +94,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: boo
     ids, before = forget_ids(len(splits.train), ids=ids), [*record.gone]
     print_of_data = training_data(splits)
     same = record.training_data in (None, print_of_data)
-    require(same, "data", "those that the checkpoint was trained on, in the same order", "others")
+    require(same, "data", "those that the checkpoint was trained on, in the same order", "other data")
     again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
     ids = _with_duplicates(splits, ids, before, include_duplicates)
@@ -102,7 +102,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: boo
         splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
     )
     forget_set = subset(forget_set, slice(len(ids)))
-    require(len(retain_set) >= 2, "ids", "such that two samples at least are left to retain", f"{len(retain_set)} left")
+    require(len(retain_set) >= 2, "ids", "few enough that at least two samples are retained", f"{len(retain_set)} left")
     return Sets(ids, before, forget_set, retain_set, print_of_data)
 
 
@@ -117,9 +117,9 @@ def retraining(
     """
     told = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
     known = {"epochs", "lr"} <= told.keys()
-    require(known, "retraining", "of a checkpoint that knows its recipe, or told epochs and lr", "one without")
+    require(known, "retraining", "of a checkpoint with a recipe, or with epochs and lr given", "neither")
     given = describe_init(init)
-    expected = f"what the checkpoint's training began with, {record.init} (on the command line --init)"
+    expected = f"the initial weights of the checkpoint's training, {record.init} (on the command line --init)"
     require(record.init in (None, given), "init", expected, given or "none")
     check_init(original, init)
     return replace(resolve_config("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
@@ -149,7 +149,7 @@ def forget(
     )
     if chosen.search is not None:
         trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
-        require(trained_on >= 2, "ids", "two at least when the retain and forget sets are left out", "one")
+        require(trained_on >= 2, "ids", "at least two when neither the retain nor the forget set is trained on", "one")
     anew = retraining(original, request.record, init=request.init) if request.retrain else None
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
@@ -277,6 +277,8 @@ def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_dup
     pairs = [(int(ids[row]), other) for row, other in find_duplicates(subset(splits.train, ids), splits.train)]
     pairs = [(asked, copy) for asked, copy in pairs if copy not in known]
     told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
-    expected = "complete (--include-duplicates adds what is missing): a copy would go on being trained on"
+    expected = (
+        "without identical images under other ids (--include-duplicates adds them), which stay in the training set"
+    )
     require(include_duplicates or not pairs, "ids", expected, told)
     return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])

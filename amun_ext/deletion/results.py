@@ -1,4 +1,4 @@
-"""The files of an answered request: checkpoint, report, page, record and ledger."""
+"""The files of a request: checkpoint, report, page, record and ledger."""
 
 import json
 from collections.abc import Callable, Sequence

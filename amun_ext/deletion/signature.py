@@ -1,4 +1,4 @@
-"""Who wrote a line of a ledger: Ed25519 signatures with a key of the user's own, by the package cryptography."""
+"""Ed25519 signatures of the lines of a ledger, by the package cryptography."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""Tables that say what is to be forgotten, read to the letter: a row that does not fit is refused, never guessed."""
+"""Read tables of samples to forget, strictly: a row that does not fit is refused, not guessed."""
 
 import csv
 import io
@@ -48,14 +48,14 @@ def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> 
     require(not twice, f"{name} line {line}", "a header that has every name once", f"{first_of(twice)} again")
     found = [[column for column in names if column in header] for names in known]
     for there in found:
-        require(len(there) < 2, name, "clear about which column counts", " and ".join(there))
+        require(len(there) < 2, name, "a table with one of these columns", " and ".join(there))
         require(len(there) == 1, name, f"a table with {told}", first_of(header))
     chosen = [there[0] for there in found]
     at = [header.index(column) for column in chosen]
 
     def cells() -> Iterator[list[str]]:
         for line, row in rows:
-            expected = f"a row of {len(header)} cells, as the header is"
+            expected = f"a row of {len(header)} cells, as in the header"
             require(len(row) == len(header), f"{name} line {line}", expected, f"{len(row)}: {first_of(row)}")
             yield [row[place] for place in at]
 

@@ -1,6 +1,6 @@
-"""Files of amun with traces of samples that a model has forgotten: older models, examples, answers, pages with images.
+"""Find traces of forgotten samples in files of amun: older models, examples, signals of models, pages with images.
 
-Each is known by what it says of itself: nothing is taken for a trace because of its name alone.
+Files are recognised by their content, not by their names.
 """
 
 import os
@@ -36,7 +36,7 @@ def traces(folder: Path, record: Record) -> list[Trace]:
     Links are not followed. InputError for a record without training data or without forgotten samples.
     """
     if record.training_data is None or not record.gone:
-        raise InputError("model must be one that has forgotten samples, and knows its training data, got another")
+        raise InputError("model must be a checkpoint with training_data and forgotten samples, got another")
     found = {}
     for place, folders, files in os.walk(folder):
         here = Path(place)
@@ -85,7 +85,7 @@ def _results(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[
         curves = sorted((folder / "curves").glob("*.safetensors"))
         for path in [*paths, *curves]:
             if all(_metadata(path).get(key) == value for key, value in FORMAT.items()):
-                yield path, "adversarial examples: the images and a little noise"
+                yield path, "adversarial examples: the images with little noise"
 
 
 def _is_about(read: dict[str, Any], record: Record) -> bool:
@@ -103,7 +103,7 @@ def _answers(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[
         if isinstance(data, str) and data.partition(" ")[0] == record.training_data:
             for path in paths:
                 if path.name.startswith(f"{start}-") and path.suffix == ".safetensors":
-                    yield path, f"what a {start} model that was trained on some of them says of all samples"
+                    yield path, f"signals of a {start} model that was trained on some of them"
 
 
 def _size(path: Path) -> int:

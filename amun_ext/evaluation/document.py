@@ -1,4 +1,4 @@
-"""What a report says: in words, as a table, in histograms, and beside its adversarial examples."""
+"""The document of a report: summary, table, histograms, and adversarial examples."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 PERCENT = "\u00a0%"  # never on a line of its own
 CAVEAT = (
     "This is an empirical measurement: it describes these models on these images under one simple attack, "
-    "and promises nothing about other attacks or other images."
+    "and says nothing about other attacks or other images."
 )
 CONFIDENCE = (
-    "Log-odds of the true class: at 0 the model gives it one half, at 4.6 it gives it 99 %. An attacker who wants to "
-    "know whether an image was trained on looks here. Every panel has the same axes; the outermost bars hold what lies "
+    "Log-odds of the true class: 0 is a probability of 50 %, 4.6 is 99 %. An attacker who wants to know whether the "
+    "model was trained on an image uses them. All panels have the same axes; the outermost bars include all values "
     "beyond."
 )
 DATA = {  # what the names of rows and methods are made of
@@ -72,7 +72,7 @@ def confidence(
     sizes: Mapping[str, int],
     more: str = "",
 ) -> list[parts.Block]:
-    """Histograms of log-odds: row -> set -> scores [N], row -> title; `more` is said where there are normals, too."""
+    """Histograms of log-odds: row -> set -> scores [N], row -> title; `more`: about the normal curves, if any."""
     drawn = histograms(scores, normals=bool(more))
     marks = [replace(mark, name=f"{name} ({sizes[name]})", filled=name == "retain") for name, mark in SETS.items()]
     panels = [
@@ -96,7 +96,7 @@ def _examples(report: Report) -> list[parts.Block]:
         return []
     factor = amplification([example.adversarial - example.image for example in report.examples])
     about = (
-        "The image, the closest image found that the model before takes for another class, and their difference "
+        "The image, the closest image found that the model before assigns to another class, and their difference "
         f"enlarged {factor} times (grey: unchanged), from the closest pair to the farthest."
     )
     if any(example.distance == 0 for example in report.examples):
@@ -133,22 +133,24 @@ def summary(report: Report) -> str:
     sentences = [
         f"Accuracy on the {counted(report.sizes['forget'], 'forgotten image')} {change('UA')}.",
         f"Accuracy on the {counted(report.sizes['test'], 'test image')} {change('TA')}.",
-        "The chance that the model is surer of a forgotten image than of a test image, by which an attacker tells them "
-        f"apart, {change('FT AUC')}; 50{PERCENT} is a coin toss.",
+        "The chance that the model is more confident on a forgotten image than on a test image (FT AUC, which an "
+        f"attacker uses) {change('FT AUC')}; 50{PERCENT} is guessing.",
     ]
     scores = report.scores[report.highlight]
     area = auc(scores["forget"], scores["test"])
     if area.samples < FEW:
         low, high = (number(end, unit=PERCENT) for end in area.interval())
-        sentences.append(f"So few samples hardly tell that chance: its 95{PERCENT} interval is {low} to {high}.")
+        sentences.append(
+            f"There are too few samples to measure FT AUC well: its 95{PERCENT} interval is {low} to {high}."
+        )
     if retrain and 2 * abs(after["UA"] - retrain["UA"]) > abs(before["UA"] - retrain["UA"]):
-        sentences.append("That is nearer to the model before than to retraining: much is still to be forgotten.")
+        sentences.append("The accuracy on the forgotten images is closer to the model before than to retraining.")
     if retrain and math.isfinite(after["seconds"] + retrain["seconds"]):
         sentences.append(f"It took {number(after['seconds'])} seconds, retraining {number(retrain['seconds'])}.")
     if report.search:
         of, distance = counted(report.search["samples"], "forgotten image"), number(report.search["median_distance"], 2)
         sentences.append(
-            f"The search found an adversarial example of {report.search['found']} of {of}, at a median L2 distance of "
+            f"The search found an adversarial example for {report.search['found']} of {of}, at a median L2 distance of "
             f"{distance}."
         )
     if report.highlight != report.before:

@@ -1,4 +1,4 @@
-"""What can be seen to have gone wrong without a retrained model: against the model before, and held-out samples."""
+"""Warnings that need no retrained model: they compare with the model before and with test samples."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ LogOdds = NDArray[np.float64]  # [N]
 
 
 def no_op(before: LogOdds, after: LogOdds) -> str:
-    """That two models hardly differ on the forget samples; empty where they do."""
+    """That two models barely differ on the forget samples; empty where they do."""
     changed = float(np.median(np.abs(after - before)))
     if changed >= UNCHANGED:
         return ""
@@ -23,20 +23,20 @@ def no_op(before: LogOdds, after: LogOdds) -> str:
 
 
 def broken(accuracy: float, name: str, others: float) -> str:
-    """That a model has lost test accuracy, in percent, against another one of that name; empty where it has not."""
+    """That `accuracy` is lower than that of the other model `name`, in percent; empty where it is not."""
     lost = others - accuracy
     return f"{lost:.1f} points of test accuracy below the {name} model's {others:.1f} %" if lost > BROKEN else ""
 
 
 def remembers(before: tuple[LogOdds, LogOdds], after: tuple[LogOdds, LogOdds]) -> str:
-    """That forget samples, the first of each pair, are still told from test samples; empty where they are not.
+    """That the model still distinguishes forget (the first of each pair) from test samples; else empty.
 
-    Said where the model before clearly tells them apart (95 % interval above 50) and the one after keeps over half.
+    It does if the model before does (95 % interval above 50) and over half of that excess of FT AUC is left.
     """
     old, new = auc(*before), auc(*after)
     if old.interval()[0] <= 50 or new.value - 50 <= (old.value - 50) / 2:
         return ""
     return (
-        f"FT AUC is {new.value:.1f} and was {old.value:.1f}, and 50 for samples that a model has never seen: more than "
-        "half of what tells the forgotten from test samples is still there"
+        f"FT AUC is {new.value:.1f}, was {old.value:.1f} before, and is 50 for samples that a model has never seen: "
+        "less than half of the difference between forgotten and test samples is gone"
     )

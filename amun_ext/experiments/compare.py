@@ -1,4 +1,4 @@
-"""Unlearning methods beside each other: one request, several seeds, a cell of a table at a time."""
+"""Compare unlearning methods on one request over several seeds, one cell of a table at a time."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a comparison of unlearning methods says: a table for each setting, and the same in pictures."""
+"""The document of a comparison: a table and figures for each setting."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from amun_ext.experiments.comparison import Comparison, Statistic, TableRow
 
 CAVEAT = (
-    "One checkpoint is given: the seeds differ in what the methods draw and in the first weights of retraining, not in "
-    "the model before nor in what is forgotten. So a deviation says nothing about other models or other requests. The "
-    "AUC is that of one simple attack."
+    "The seeds change the randomness of the methods and the initial weights of retraining, but not the original model "
+    "or the forget set. So the standard deviation says nothing about other models or other requests. The AUC is that "
+    "of one simple attack."
 )
 
 
@@ -43,9 +43,9 @@ def document(comparison: Comparison) -> parts.Document:
 def _summary(comparison: Comparison) -> str:
     sizes, seeds = comparison.sizes, comparison.seeds
     sentences = [
-        f"{sizes['forget']} images are to be forgotten, {sizes['retain']} to be retained; {sizes['test']} are there to "
-        f"test with. Every method ran with {seeds} seed{'s' * (seeds > 1)}. The goal is to be like retraining without "
-        "the forgotten images, in every column; the no-op is the model before."
+        f"{sizes['forget']} images are forgotten, {sizes['retain']} retained, and {sizes['test']} used for testing. "
+        f"Every method ran with {seeds} seed{'s' * (seeds > 1)}. A good result is close to retraining without the "
+        "forgotten images in every column; the no-op is the original model."
     ]
     for setting in comparison.tables:
         best = _best(comparison, setting)
@@ -58,7 +58,7 @@ def _summary(comparison: Comparison) -> str:
 
 
 def _best(comparison: Comparison, setting: str) -> str | None:
-    """The method with the smallest gap, among those that do something."""
+    """The method with the smallest gap, of those that are better than the no-op."""
     gaps = {
         name: comparison.statistics(setting, name)["gap"].mean
         for name in comparison.tables[setting]
@@ -88,15 +88,15 @@ def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
         parts.Figure(
             "Forgetting against usefulness",
             partial(compare_plots.accuracies, accuracies, *fixed),
-            "Mean and standard deviation over seeds; best is where the dashed lines of retraining meet. What is more "
-            f"than {compare_plots.REACH:g} points away stands at the edge, hollow.",
+            "Mean and standard deviation over seeds; best is where the dashed lines of retraining meet. Methods "
+            f"more than {compare_plots.REACH:g} points away are drawn hollow at the edge.",
             label=f"UA against TA, {heading}",
         ),
         parts.Figure(
             "Gap to retraining",
             partial(compare_plots.gaps, gaps, *fixed),
-            "Mean and standard deviation over seeds. Beyond the dashed line, the no-op's gap, it would be better to do "
-            "nothing; what is far beyond is cut.",
+            "Mean and standard deviation over seeds. The dashed line is the gap of the no-op: a method beyond it is "
+            "worse than doing nothing. Longer bars are cut.",
             label=f"Gap by method, {heading}",
         ),
     ]
@@ -112,7 +112,7 @@ def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
 def _methods(comparison: Comparison) -> dict[str, str]:
     names = dict.fromkeys(name.partition(":")[0] for lines in comparison.tables.values() for name in lines)
     known = {METHODS[name].title: METHODS[name].description for name in names if name in METHODS}
-    return known | {ORIGINAL: "the model before, unchanged"}
+    return known | {ORIGINAL: "the original model, unchanged"}
 
 
 def _made(comparison: Comparison) -> dict[str, object]:

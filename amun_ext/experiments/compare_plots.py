@@ -1,4 +1,4 @@
-"""Pictures of methods beside each other: where their models stand, and how far from retraining that is."""
+"""Figures of a comparison: accuracies of the methods, and their gap to retraining."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

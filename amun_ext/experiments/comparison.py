@@ -1,4 +1,4 @@
-"""What a comparison of unlearning methods has shown: the paper's table over seeds, and remarks on what it hides."""
+"""The result of a comparison: the paper's table over seeds, and remarks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ NOOP = "no-op"
 SETTINGS = {"with": "with D_R", "without": "D_F only"}  # name -> heading
 NOTHING, NO_BETTER, TOO_MUCH, NEEDS = "like doing nothing", "worse than nothing", "forgets too much", "needs D_R"
 REMARKS = {
-    NOTHING: "a UA within two standard errors (of the sample and of the seeds) of the no-op's",
-    NO_BETTER: "a gap no smaller than the no-op's",
-    TOO_MUCH: "an FT AUC more than two of its standard errors (DeLong's) below retrain's",
-    NEEDS: "the method trains on D_R alone",
+    NOTHING: "its UA is within two standard errors (over samples and seeds) of the no-op's",
+    NO_BETTER: "its gap is no smaller than the no-op's",
+    TOO_MUCH: "its FT AUC is more than two of its standard errors (DeLong) below that of retraining",
+    NEEDS: "the method trains on D_R only",
 }
 MEASURED = tuple(each for each in REPORT_MEASURES if not each.has_baseline)  # of each seed by itself
 COLUMNS: tuple[Measure, ...] = (  # of a table, the seconds last
@@ -65,7 +65,7 @@ class TableRow:
 
 @dataclass(frozen=True, eq=False)
 class Comparison(Result):
-    """What `compare` saw."""
+    """The result of `compare`."""
 
     tables: Mapping[str, Mapping[str, TableRow]]  # setting -> row -> line: retrain, no-op, and the methods
     sizes: Mapping[str, int]  # forget, retain, test -> number of samples
@@ -81,7 +81,7 @@ class Comparison(Result):
         return measures | {"gap": _statistic([gap(row, baseline) for row in line.rows])}
 
     def remarks(self, setting: str, name: str) -> list[str]:
-        """What a reader must not overlook."""
+        """Short remarks on a row, see REMARKS."""
         line = self.tables[setting][name]
         failed, left_out = sum(bool(cell.failed) for cell in line.cells.values()), _left_out(line)
         said = [f"{failed} of {len(line.cells)} failed"] if failed else []
@@ -144,8 +144,8 @@ def explanations() -> dict[str, str]:
     """Of the columns and remarks, by name."""
     columns = {column.name: column.explanation for column in COLUMNS}
     own = {
-        "gap": "mean distance of UA, RA, TA and FT AUC from retrain's means, points; retrain's own is the noise in it",
-        "n": "seeds, of which are the mean and, after ±, the standard deviation",
+        "gap": "mean distance of UA, RA, TA and FT AUC from the means of retraining, points; retraining has noise only",
+        "n": "number of seeds; cells show their mean ± standard deviation",
     }
     return columns | own | REMARKS
 

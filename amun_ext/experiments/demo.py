@@ -1,4 +1,4 @@
-"""The main job on the embedded images: train, forget 10 %, retrain for comparison, measure."""
+"""The demo on the embedded images: train, forget 10 %, retrain for comparison, measure."""
 
 import time
 from collections.abc import Callable

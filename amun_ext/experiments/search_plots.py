@@ -1,4 +1,4 @@
-"""Pictures of searches: how far their examples are, what closeness costs, and one method against another."""
+"""Figures of compared searches: distances, distance against gradients, and one method against another."""
 
 import math
 from collections.abc import Mapping, Sequence

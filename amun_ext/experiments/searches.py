@@ -1,4 +1,4 @@
-"""Several searches of the same samples, beside each other: how close their examples are, and what that costs."""
+"""Compare adversarial searches on the same samples: distance of their examples, and cost."""
 
 import contextlib
 import math
@@ -28,13 +28,13 @@ CURVE_SAMPLES = 200  # of each curve, at most
 CURVE_STEPS: dict[str, tuple[int, ...]] = {"pgd": (5, 10, 20), "ffgsm": ()}
 OTHER_CURVES = (5, 10, 20, 40)
 COLUMNS = {  # of the table, and the keys of a method in JSON: digits and explanation
-    "n": (0, "samples, without those that the model misclassifies as they are"),
-    "found": (0, "of them with an example"),
+    "n": (0, "samples that the model classifies correctly"),
+    "found": (0, "samples of these with an adversarial example"),
     "mean": (3, "mean L2 distance of the examples found, in the units of the images; less is better"),
-    "median": (3, "median distance of all n; a sample without an example counts as infinitely far"),
-    "p95": (3, "distance that 95 % of all n do not exceed, counted in the same way"),
+    "median": (3, "median distance over all n; a sample without an example counts as infinite"),
+    "p95": (3, "95th percentile of the distance over all n, counted in the same way"),
     "gradients": (1, "mean number of gradients per sample; less is better"),
-    "seconds": (1, "wall time of the search; a dash where an earlier run did a part of it"),
+    "seconds": (1, "wall time of the search; a dash if the search was resumed"),
 }
 
 
@@ -68,7 +68,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Searches(Result):
-    """What `compare` saw. Numbers that do not exist are NaN or infinite here, and null in JSON."""
+    """The result of `compare`. Numbers that do not exist are NaN or infinite here, and null in JSON."""
 
     images: Tensor  # [N, C, H, W]
     labels: Tensor  # [N]
@@ -121,8 +121,8 @@ class Searches(Result):
 
     def left_out(self) -> str:
         """A sentence about the samples that are in no statistics."""
-        wrong, samples = int((~self.counted).sum()), f"Of {len(self.counted)} samples the model misclassifies"
-        return f"{samples} {wrong} as they are; those are left out." if wrong else f"{samples} none as they are."
+        wrong = int((~self.counted).sum())
+        return f"The model misclassifies {wrong} of {len(self.counted)} samples; they are left out."
 
     def to_dict(self) -> dict[str, object]:
         """Everything but the images, as plain JSON values; `columns` explains the numbers of a method."""

@@ -1,4 +1,4 @@
-"""What searches say of each other: how close their examples are, at what cost, and how they look."""
+"""The document of compared searches: distances, cost, and examples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 6
 CAVEAT = (
-    "What a search finds is an upper bound: there may be closer examples that none of them meets. One gradient is one "
+    "The distances are upper bounds: there may be closer examples that no search finds. One gradient is one "
     "forward and one backward pass; forward passes without a gradient are not counted."
 )
 
@@ -49,14 +49,16 @@ def document(searches: Searches) -> parts.Document:
 def _summary(searches: Searches) -> str:
     rows = searches.rows
     sentences = [
-        "For each sample, the closest image that the model takes for another class: how far away it is, in L2 and the "
-        "units of the images, and how many gradients it took to find.",
+        "For each sample, the closest image found that the model assigns to another class: its L2 distance, in the "
+        "units of the images, and the number of gradients of the search.",
         searches.left_out(),
     ]
     closest, cheapest = _closest(searches), min(rows, key=lambda method: rows[method]["gradients"])
     if closest is not None and len(rows) > 1:
         told = f"{number(rows[closest]['gradients'])} gradients per sample"
-        sentences.append(f"{closest} comes closest: its median is {number(rows[closest]['median'], 3)}, with {told}.")
+        sentences.append(
+            f"{closest} finds the closest: its median is {number(rows[closest]['median'], 3)}, with {told}."
+        )
         if cheapest != closest:
             told = f"{number(rows[cheapest]['median'], 3)}, with {number(rows[cheapest]['gradients'])}"
             sentences.append(f"{cheapest} takes the fewest gradients: its median is {told}.")
@@ -93,7 +95,7 @@ def _curves(searches: Searches) -> list[parts.Block]:
 def _pictures(searches: Searches) -> list[parts.Block]:
     marks = {method: mark(index, method) for index, method in enumerate(searches.runs)}
     distances = {method: searches.distances(method) for method in searches.runs}
-    told = "Percent of the samples, logarithmic bins; the outermost bars hold what lies beyond."
+    told = "Percent of the samples, logarithmic bins; the outermost bars include all values beyond."
     figures = [parts.Figure("Distances", partial(search_plots.histogram, distances, marks), told)]
     curves = {
         method: [(point.gradients, point.median) for point in points] for method, points in searches.curves.items()
@@ -103,15 +105,15 @@ def _pictures(searches: Searches) -> list[parts.Block]:
             method: next((point.gradients, point.median) for point in points if point.steps == own_steps(method))
             for method, points in searches.curves.items()
         }
-        told = "Towards the lower left is better. A point is a number of steps; the filled one is the method's own."
+        told = "Lower left is better. Each point is a number of steps; the filled one is the default of the method."
         draw = partial(search_plots.tradeoff, curves, own, marks)
         figures.append(parts.Figure("Median distance against gradients", draw, told))
     percent, both = (math.nan, 0) if searches.pair is None else searches.closer(*searches.pair)
     if searches.pair is not None and both:
         first, second = searches.pair
         told = (
-            f"{second} is closer for {number(percent)} % of the {both} samples that both have an example of: those "
-            "below the diagonal. A point has the colour of the closer method."
+            f"{second} is closer for {number(percent)} % of the {both} samples for which both found an example: those "
+            "below the diagonal. Points have the colour of the closer method."
         )
         draw = partial(search_plots.scatter, distances, searches.pair, marks)
         figures.append(parts.Figure(f"{second} against {first}, sample by sample", draw, told))
@@ -124,8 +126,8 @@ def _examples(searches: Searches) -> list[parts.Block]:
         return []
     factor = amplification([difference(searches, method, row) for row in rows for method in searches.runs])
     about = (
-        "The image, what each method made of it with the class that the model takes it for and the distance, and below "
-        f"what was changed, enlarged {factor} times (grey: unchanged). From the closest to the farthest."
+        "The image and the example of each method, and below the change, enlarged "
+        f"{factor} times (grey: unchanged), the predicted class and the distance. From the closest to the farthest."
     )
     cards = [(_card(searches, row, factor), "") for row in rows]
     return [parts.Images(cards, "Some of the examples", about, forgotten=False)]

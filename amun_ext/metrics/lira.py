@@ -51,7 +51,7 @@ def _standardised(queries: Queries, of: NDArray[np.bool_], variance: str) -> tup
     squares = np.where(of, (queries.reference - mean[:, None]) ** 2, 0.0).sum(axis=1)  # [A, N]
     freedom = of.sum(axis=0) - 1
     if variance == "pooled":
-        require(int(freedom.sum()) > 0, "reference", "2 or more of a kind for some sample", "one of a kind for each")
+        require(int(freedom.sum()) > 0, "reference", "two or more models with, or without, some sample", "one for each")
         squares, freedom = squares.sum(axis=1, keepdims=True), freedom.sum()
     flat = int((squares == 0).sum())
     require(flat == 0, "reference", f'answers that differ (variance="{variance}")', f"{flat} of {squares.size} alike")

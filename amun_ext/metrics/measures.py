@@ -228,13 +228,13 @@ MEASURES = (
     ),
     Measure(
         "FR AUC",
-        "the same of retain against forget samples; 50 for a model that has forgotten nothing",
+        "retain against forget samples; 50 for a model that has forgotten nothing",
         lambda model: attack_auc(model.scores, "FR"),
         detailed=lambda model: bootstrapped_auc(model.scores, "FR"),
     ),
     Measure(
         "RT AUC",
-        "the same of retain against test samples: how much the model reveals about what it keeps",
+        "retain against test samples: how much the model reveals about the samples that it keeps",
         lambda model: attack_auc(model.scores, "RT"),
         detailed=lambda model: bootstrapped_auc(model.scores, "RT"),
     ),
@@ -245,7 +245,7 @@ MEASURES = (
     ),
     Measure(
         "TPR @ 0.1 % FPR",
-        "the same at 0.1 %; a dash where the test set is too small",
+        "% found where 0.1 % of the test samples are called members; a dash if the test set is too small",
         lambda model: tpr_at(model.scores, 0.1),
     ),
     Measure(
@@ -255,7 +255,7 @@ MEASURES = (
     ),
     Measure(
         "MIS, threshold",
-        "the same with the threshold that best separates retain from test samples",
+        "MIS with the threshold that best separates retain from test samples",
         lambda model: attack_success(model, mis_threshold),
     ),
     Measure(
@@ -274,7 +274,7 @@ MEASURES = (
     ),
     Measure(
         "ToW",
-        "(1-|UA|)(1-|RA|)(1-|TA|) of the distances from retraining; 1 is best",
+        "(1-|dUA|)(1-|dRA|)(1-|dTA|), where d is the distance from retraining; 1 is best",
         tug_of_war,
         3,
         has_baseline=True,
@@ -288,20 +288,24 @@ MEASURES = (
     ),
     Measure(
         "JS, forget",
-        "the same by Jensen and Shannon, at most 0.69",
+        "Jensen-Shannon divergence on the forget set from the retrained model's predictions, at most 0.69",
         lambda model, baseline: divergence(model, baseline, "forget", jensen_shannon=True),
         3,
         has_baseline=True,
     ),
     Measure(
         "JS, retain",
-        "that of the retain set",
+        "Jensen-Shannon divergence on the retain set",
         lambda model, baseline: divergence(model, baseline, "retain", jensen_shannon=True),
         3,
         has_baseline=True,
     ),
     Measure(
-        "speed-up", "retraining's seconds over the model's; more is better", speed_up, has_baseline=True, in_report=True
+        "speed-up",
+        "seconds of retraining divided by those of the model; more is better",
+        speed_up,
+        has_baseline=True,
+        in_report=True,
     ),
 )
 REPORT_MEASURES = tuple(each for each in MEASURES if each.in_report)  # the columns of `evaluate`

@@ -172,7 +172,7 @@ def _offline(queries: Queries, a: float) -> Array:
 
 def _ratios(target: Array, priors: Array) -> Array:
     undefined = int(((target == 0) & (priors == 0)).sum())
-    require(undefined == 0, "target", "other than zero where the prior is", f"{undefined} zeros by zero")
+    require(undefined == 0, "target", "not zero where the prior is zero", f"{undefined} zeros divided by zero")
     with np.errstate(all="ignore"):
         return target / priors  # [A, N]
 

@@ -1,4 +1,4 @@
-"""The logits of a model, and how often they are right."""
+"""The logits of a model, and its accuracy."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""A model as it was before training, from one that is there only as a trained model."""
+"""Rebuild a trained model with new initial weights."""
 
 import copy
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Using a model without leaving a trace in it."""
+"""Use a model without changing it."""
 
 import contextlib
 import copy

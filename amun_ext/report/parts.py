@@ -1,4 +1,4 @@
-"""What a result has to say, in parts that each format knows how to show, and what follows from that for every result.
+"""Documents: the parts that every format can render, and the class of results that have one.
 
 Text and Markdown leave pictures and `Facts` out: these are for a page.
 """
@@ -155,7 +155,7 @@ class Result:
 
     def to_html(self, path: str | os.PathLike[str], *, with_images: bool = False) -> None:
         """One page that needs no other file and no network. `with_images`: it shows some of the forget images, each
-        beside what was made of it, and so has to go where these have to."""
+        beside what was made of it, so it must be deleted when they are."""
         from amun_ext.report import html
 
         write_text(path, html.render(self.document(), with_images))

@@ -183,15 +183,15 @@ def find_min_adversarial(
                     del search, images, true_labels  # before the next chunk needs the memory
     if without_gradient:
         warnings.warn(
-            f"{without_gradient} of {len(samples)} samples were not found for want of a gradient: it is zero or NaN, "
+            f"{without_gradient} of {len(samples)} samples have no example, because their gradient is zero or NaN, "
             "or the logits do not depend differentiably on the input",
             RuntimeWarning,
             stacklevel=2,
         )
     if in_one_step > len(samples) / 2:
         warnings.warn(
-            f"{in_one_step} of {len(samples)} samples were found by the first step, {settings.first_step:.3g} long, "
-            'and may be closer: eps_init="estimate" looks there',
+            f"{in_one_step} of {len(samples)} samples were found by the first step, {settings.first_step:.3g} long; "
+            'there may be closer examples: eps_init="estimate" searches there',
             RuntimeWarning,
             stacklevel=2,
         )

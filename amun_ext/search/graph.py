@@ -53,7 +53,7 @@ def _capture(iterate: Callable[[], None], device: torch.device) -> torch.cuda.CU
                 iterate()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            warnings.warn(f"the search goes on without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"the search continues without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
             torch.cuda.synchronize()
             return None
     return graph

@@ -1,4 +1,4 @@
-"""What is done to examples once they are found: bringing them closer, and putting them onto the 8-bit grid."""
+"""Post-processing of examples: bring them closer, and round them to the 8-bit grid."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The loop itself: epochs of passes of batches, with everything that may be on or around a step."""
+"""The training loop: epochs, passes and batches, with all options of a step."""
 
 import contextlib
 import math

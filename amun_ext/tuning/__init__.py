@@ -1,4 +1,4 @@
-"""Which options to unlearn with: a search over them, on a set that stands in for the request"s."""
+"""Tune the options of unlearning methods on a proxy forget set, which stands in for the request."""
 
 from amun_ext.tuning.context import split_test_set
 from amun_ext.tuning.objectives import OBJECTIVES

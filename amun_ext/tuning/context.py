@@ -1,4 +1,4 @@
-"""What all trials have in common: the sets that stand in for the request's, and how a trial is made and measured."""
+"""What all trials share: the proxy forget set, and how a trial is run and measured."""
 
 import time
 import warnings

@@ -1,4 +1,4 @@
-"""What a search for options says: the choices, and for each method its trials and how sure its models are."""
+"""The document of a tuning: the chosen options, and for each method its trials and their confidence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 BEFORE, RETRAIN = "no-op (original)", "retrain"
 CAVEAT = (
-    "Of these numbers none is a result: they were measured on a set that stands in for the request's, and the best of "
-    "many trials looks better than it is. Measure what was chosen on the request itself, with the other half of the "
+    "These numbers are not results: they were measured on a proxy forget set instead of the request, and the best of "
+    "many trials looks better than it is. Measure the chosen options on the request itself, with the other half of the "
     "test set."
 )
 SIZE = (3.6, 2.9)
@@ -54,7 +54,7 @@ def document(tuning: Tuning) -> parts.Document:
 
 def _summary(tuning: Tuning) -> str:
     objective = OBJECTIVES[tuning.objective]
-    asked = f"The options for which {objective.explanation}: those with the least {objective.column}"
+    asked = f"The options for which {objective.explanation}: those with the smallest {objective.column}"
     kept = f", among the trials that lose at most {tuning.max_accuracy_drop:g} points of accuracy on held-out data"
     return asked + (kept if objective.keeps_accuracy else "") + "."
 
@@ -125,12 +125,12 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
     column = OBJECTIVES[tuning.objective].column
     figures = []
     if found:
-        told = "Hollow: too much accuracy was lost. Ringed: the choice. Dotted: the model before."
+        told = "Hollow: lost too much accuracy. Ringed: chosen. Dotted: the original model."
         first = _first(found[0])
         draw = partial(_rates, tuning, method, found, best, first)
         figures.append(parts.Figure(f"{method}: {column} by {first}", draw, told))
     for title, seen in shown.items():
-        told = f"The curves are {number(seen.row['KS'])} points apart where they are farthest (KS)."
+        told = f"The largest distance between the curves (KS) is {number(seen.row['KS'])} points."
         draw = partial(_confidence, f"{method} {title}", seen, ends)
         figures.append(parts.Figure(f"{method}: confidence, {title}", draw, told))
     chosen = "No trial keeps the accuracy." if best is None else f"Chosen: trial {best.number}."

@@ -1,4 +1,4 @@
-"""How a choice of options is judged, with a retrained model to compare with and without one."""
+"""The objectives of tuning, with and without a retrained model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ COIN = 50.0
 @dataclass(frozen=True)
 class Objective:
     column: str  # of a trial's row; the least is the best
-    keeps_accuracy: bool  # trials that lose too much of it on held-out data are out of the question
+    keeps_accuracy: bool  # refuse trials that lose too much of it on held-out data
     explanation: str
 
 
@@ -32,7 +32,7 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
         "what retraining is expected to give; less is better",
         2,
     ),
-    "gap": ("mean distance of the four from those of a retrained model, in points; less is better", 2),
+    "gap": ("mean distance of UA, RA, TA and FT AUC from those of a retrained model, in points; less is better", 2),
 }
 
 

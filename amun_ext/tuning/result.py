@@ -1,4 +1,4 @@
-"""What a search has found: every trial, the choice by each objective, and the files that hold them."""
+"""The result of a tuning: all trials, the choice by each objective, and the files."""
 
 import math
 import os
@@ -101,7 +101,7 @@ class Tuning(Result):
             twice = sum(trial.rerun is not None for trial in trials)
             told[method] = (
                 f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
-                + f"; {twice} that led were made again with another seed" * (twice > 0)
+                + f"; the best {twice} were repeated with another seed" * (twice > 0)
                 + self._no_better(method)
             )
         return told
@@ -155,7 +155,7 @@ class Tuning(Result):
 
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
     """tuned.json with the options chosen by `tuning.objective`, trials.json and tuning.html into `folder`."""
-    about = {"objective": tuning.objective, "measured_on": "a set that stands in for the request's", **tuning.facts}
+    about = {"objective": tuning.objective, "measured_on": "a proxy forget set", **tuning.facts}
     with workplace(folder, "tune") as place, atomic_folder(folder, place) as made:
         save_tuned_options(
             made / "tuned.json", tuning.tuned_options(), {key: to_jsonable(value) for key, value in about.items()}

@@ -1,4 +1,4 @@
-"""What is searched: the learning rate, its schedule, and what a method has beside them (paper, appendix C)."""
+"""The search space: learning rate, schedule, and options of single methods (paper, appendix C)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""The trials in Optuna's hands: what to try next, and a journal that survives a kill."""
+"""The Optuna study: which trial is next, and a journal that survives a kill."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ RERUN = "rerun {}"  # of a study: what the second run of a trial gave, by its nu
 
 def check_optuna() -> None:
     installed = importlib.util.find_spec("optuna") is not None
-    require(installed, "amun tune", "used where Optuna is: pip install 'amun_ext[tune]'", "none")
+    require(installed, "amun tune", "used with Optuna installed: pip install 'amun_ext[tune]'", "none")
 
 
 class _Held:

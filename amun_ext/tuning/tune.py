@@ -1,4 +1,4 @@
-"""tune: the options of each method by an Optuna search, on a set that stands in for that asked for (appendix C)."""
+"""tune: tune the options of each method by Optuna, on a proxy forget set (paper, appendix C)."""
 
 import contextlib
 import copy
@@ -63,18 +63,17 @@ def tune(
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Tuning:
-    """Search the options with which each of `methods` is to unlearn the training samples `ids`.
+    """Tune the options with which each of `methods` is to unlearn the training samples `ids`.
 
-    Nothing is unlearned for good, and the request's own samples are not looked at. A random set of as many others
-    stands in for them (or half of the others, where that is fewer): each trial makes a copy of the model unlearn that
-    set, and is judged by it. Held-out data are a random half of the test set; the other half (`split_test_set`) is for
-    measuring what was chosen: the best of many trials looks better on the first half than it is. The three best of a
-    method are made again with another seed, and that with the best mean is chosen: a rate at the edge of what training
-    bears can give anything.
+    The samples of the request are not used. A proxy forget set, as many other training samples drawn at random (or half
+    of them, if that is fewer), stands in for them: each trial unlearns it from a copy of the model. Held-out data are a
+    random half of the test set; measure the chosen options on the other half (`split_test_set`), because the best of
+    many trials looks better on the first half than it is. The three best trials of a method are repeated with another
+    seed, and the one with the best mean is chosen: near divergence a learning rate gives a different result every time.
 
-    The search is Optuna's TPE, and its journal in `out` survives a kill: with the same arguments it goes on, does what
-    was stopped again and nothing that was finished; with more `trials` it adds to them. With one worker the result
-    follows from the seed, kill or no kill. A trial that diverges counts, as a failure.
+    The search is Optuna's TPE. Its journal in `out` survives a kill: the same call resumes it, and a call with more
+    `trials` adds trials. With one worker the result follows from the seed, also after a kill. A trial that diverges
+    counts as a failure.
 
     Args:
         model: the trained classifier.
@@ -83,14 +82,14 @@ def tune(
         methods: names in METHODS but "retrain"; see `tunable`.
         out: a folder, for this study alone.
         trials: of each method, all in all.
-        objective: a name in OBJECTIVES. "retrain" trains a model without the stand-in, once.
+        objective: a name in OBJECTIVES. "retrain" trains one model without the proxy forget set.
         with_retain: whether the methods may use the rest of the training data (which is measured in any case).
         recipe: epochs, batch size and all else; its lr and schedule are searched.
-        max_accuracy_drop: points of accuracy on held-out data that may be lost, for a choice by "held-out".
+        max_accuracy_drop: points of accuracy on held-out data that a trial may lose, with the objective "held-out".
         metadata: of the checkpoint: what it has forgotten before, and how it was trained.
         init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         targets: for methods that need them, see `amun_ext.unlearning.prepare`.
-        num_workers: trials at once, each in a process of its own.
+        num_workers: trials to run in parallel, one process each.
         seed: of all randomness.
         facts: what a reader should know.
         progress: show bars.

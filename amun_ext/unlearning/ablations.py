@@ -108,7 +108,7 @@ def ablation_set(
     adversarial = adversarial.to(images.device)
     check_examples(adversarial, images, labels)
     rows = adversarial.found
-    require(bool(rows.any()), "forget", "attackable: an example for one sample at least", "none found")
+    require(bool(rows.any()), "forget", "a set with an adversarial example for at least one sample", "none found")
     check_labels("adversarial labels", adversarial.labels, len(images), num_classes)
     found = Found(
         images[rows],

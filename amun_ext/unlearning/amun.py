@@ -55,7 +55,7 @@ def amun(
     adversarial = adversarial.to(images.device)
     check_examples(adversarial, images, labels)
     rows = adversarial.found
-    require(bool(rows.any()), "forget", "attackable: an example for one sample at least", "none found")
+    require(bool(rows.any()), "forget", "a set with an adversarial example for at least one sample", "none found")
     if not rows.all():
         missing = (~rows).nonzero()[:, 0].tolist()
         warnings.warn(

@@ -126,19 +126,19 @@ def prepare(
 ) -> Targets:
     """Cross-fit `folds` models on the training set, each without one fold, and keep their out-of-fold logits.
 
-    The cost is that of training the original folds - 1 times; with two folds that of one training. The same call goes
-    on after the last model that is done, with the same result, and does nothing when the file is there. Equal images
-    are in one fold. The models are not kept.
+    The cost is that of training the original folds - 1 times; with two folds that of one training. The same call
+    resumes after a kill, with the same result, and does nothing when the file exists. Equal images are in one fold. The
+    models are not kept.
 
     Args:
-        model: its architecture is taken, its trained weights are not.
+        model: gives the architecture; its weights are not used.
         splits: the training set; test samples are not used.
         recipe: that of the original.
         out: the file to write (.safetensors).
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         previously_forgotten: ids that get no logits, and that no model is trained on.
         seed: of the folds, the first weights and the shuffling.
-        num_workers: models at once, each in a process of its own.
+        num_workers: models to train in parallel, one process each.
         overwrite: replace the targets of another cross-fit.
 
     Raises:
@@ -200,7 +200,7 @@ def prepare(
 
 
 def cost(samples: int, folds: int, recipe: Recipe) -> str:
-    """What a cross-fit takes, in words."""
+    """A sentence on what a cross-fit costs."""
     share = samples - samples // folds
     return (
         f"{folds} models, each trained on about {share:,} of {samples:,} samples for {recipe.epochs} epochs; together "

@@ -99,10 +99,10 @@ ATTACKS = (
 
 def all_scores(signals: Signals, models: Mapping[str, ModelSignals], groups: Groups) -> dict[str, Scores]:
     """Attack -> scores, for the attacks whose models are there; `models` by their kind."""
-    made = {}
+    scores = {}
     for attack in ATTACKS:
         if attack.needs is None:
-            made[attack.name] = attack.scores(signals, groups)
+            scores[attack.name] = attack.scores(signals, groups)
         elif attack.needs in models and len(models[attack.needs]) >= attack.least:
-            made[attack.name] = attack.scores(signals, models[attack.needs], groups)
-    return made
+            scores[attack.name] = attack.scores(signals, models[attack.needs], groups)
+    return scores

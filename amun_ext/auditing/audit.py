@@ -102,18 +102,20 @@ def audit(
         >>> result.verdict.answer  # nothing is there to compare with
         'cannot tell'
     """
-    anew = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
-    others = check(model, splits, ids, original, anew, references, shadows, previously_forgotten, equivalence_margin)
-    gone = torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
-    given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in anew)]
+    retrained_models = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
+    others = check(
+        model, splits, ids, original, retrained_models, references, shadows, previously_forgotten, equivalence_margin
+    )
+    removed_ids = torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
+    given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in retrained_models)]
     models = [(name, each) for name, each in given if each is not None]
-    names, known = list(dict(models)), dict(seconds or {})
-    require(set(known) <= set(names), "seconds", f"of models among {names}", list(known))
-    rows = _rows(len(splits.train), len(splits.test), ids, gone)
+    names, seconds_by_name = list(dict(models)), dict(seconds or {})
+    require(set(seconds_by_name) <= set(names), "seconds", f"of models among {names}", list(seconds_by_name))
+    rows = _rows(len(splits.train), len(splits.test), ids, removed_ids)
     everything = concat_splits(splits)
     kinds: dict[str, list[Observation]] = {name: [] for name in names}
     for name, each in models:
-        kinds[name].append(_see(each, everything, rows, others, known.get(name, math.nan)))
+        kinds[name].append(_see(each, everything, rows, others, seconds_by_name.get(name, math.nan)))
     observations, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
     audited = observations[AUDITED]
     objection = why_not_random(splits, ids, random_forget_set)
@@ -168,32 +170,37 @@ def check(
     require(rows, "ids", "a tensor of row numbers [n] int64, one at least", reprlib.repr(ids))
     number = is_number(equivalence_margin) and 0 < equivalence_margin < 50
     require(number, "equivalence_margin", "points of AUC between 0 and 50", repr(equivalence_margin))
-    gone = [*ids.tolist(), *previously_forgotten]
-    require(len(set(gone)) == len(gone), "ids", "different from each other and from previously_forgotten", "some twice")
+    removed_ids = [*ids.tolist(), *previously_forgotten]
+    require(
+        len(set(removed_ids)) == len(removed_ids),
+        "ids",
+        "different from each other and from previously_forgotten",
+        "some twice",
+    )
     for name, each in [("model", model), (ORIGINAL, original), *((RETRAINED, each) for each in retrained)]:
         if each is not None or name == "model":
             require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
             assert each is not None
             require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
     others: dict[str, ModelSignals] = {}
-    for kind, told, expected in ((REFERENCES, references, ModelSignals), (SHADOWS, shadows, Shadows)):
-        if told is not None:
-            fits = isinstance(told, expected) and isinstance(told, Shadows) == (kind == SHADOWS)
-            require(fits, kind, f"what load_{kind} gives", type(told).__name__)
-            check_same(kind, told, model, splits)
-            others[kind] = told
+    for kind, models, expected in ((REFERENCES, references, ModelSignals), (SHADOWS, shadows, Shadows)):
+        if models is not None:
+            fits = isinstance(models, expected) and isinstance(models, Shadows) == (kind == SHADOWS)
+            require(fits, kind, f"what load_{kind} gives", type(models).__name__)
+            check_same(kind, models, model, splits)
+            others[kind] = models
     if shadows is not None:
         check_shadows(shadows, ids)
     split(
-        splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")
+        splits.train, torch.tensor(removed_ids, dtype=torch.int64, device="cpu")
     )  # refuses ids that are none, and all of them
     return others
 
 
-def _rows(train: int, test: int, ids: Tensor, gone: Tensor) -> dict[str, Tensor]:
+def _rows(train: int, test: int, ids: Tensor, removed_ids: Tensor) -> dict[str, Tensor]:
     """Set -> rows of the training set followed by the test set."""
     kept = torch.ones(train, dtype=torch.bool, device="cpu")
-    kept[gone] = False
+    kept[removed_ids] = False
     return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test, device="cpu")}
 
 
@@ -210,7 +217,7 @@ def _see(
     return Observation(
         logits={name: logits[at] for name, at in rows.items()},
         labels={name: labels[at] for name, at in rows.items()},
-        attacks={name: {of: told[~np.isnan(told)] for of, told in each.items()} for name, each in by_set.items()},
+        attacks={name: {of: of_set[~np.isnan(of_set)] for of, of_set in each.items()} for name, each in by_set.items()},
         seconds=seconds,
     )
 

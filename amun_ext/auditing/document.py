@@ -96,25 +96,25 @@ def reason(audit: Audit) -> str:
 def sentences(audit: Audit) -> list[str]:
     """Further findings, the most important first."""
     members = audit.members
-    told = [*audit.flags]
+    found = [*audit.flags]
     others = {attack: each for attack, each in audit.verdicts.items() if each is not audit.verdict}
-    told += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in others.items()]
-    told.append(
+    found += [f"By {attack} alone: {each.answer} ({each.reason})" for attack, each in others.items()]
+    found.append(
         f"Under {members.attack}, {len(members.samples)} of {audit.sizes['forget']} forget samples look more like "
         f"members than 99 % of the test samples; {members.expected_by_chance:.1f} are expected by chance."
     )
     if audit.runs:
-        told.append(
+        found.append(
             f"U-LiRA against {audit.runs['runs']:.0f} other runs of the method: FT AUC {audit.runs['mean']:.1f} +- "
             f"{audit.runs['deviation']:.1f}, mean and standard deviation over runs and samples."
         )
     if audit.harm:
         lost, gained = audit.harm["retain_samples_lost"], audit.harm["retain_samples_gained"]
-        told.append(
+        found.append(
             f"Of {audit.sizes['retain']} retained samples, {lost:.0f} are misclassified that the baseline classifies "
             f"correctly, and {gained:.0f} the other way round."
         )
-    return [f"{each[0].upper()}{each[1:]}{'' if each.endswith('.') else '.'}" for each in told]
+    return [f"{each[0].upper()}{each[1:]}{'' if each.endswith('.') else '.'}" for each in found]
 
 
 def _cell(of: Estimate | None, digits: int = 1) -> Cell:
@@ -158,8 +158,8 @@ def _members(audit: Audit) -> list[parts.Block]:
         )
         for each, picture in zip(found, audit.pictures, strict=False)
     ]
-    told = f"{len(cards)} of {len(found)}; audit.json lists all ids."
-    return [parts.Heading(title), Table("members", "id", columns, rows), parts.Images(cards, "As pictures", told)]
+    about = f"{len(cards)} of {len(found)}; audit.json lists all ids."
+    return [parts.Heading(title), Table("members", "id", columns, rows), parts.Images(cards, "As pictures", about)]
 
 
 def _class(audit: Audit, label: int) -> str:

@@ -21,4 +21,4 @@ def flags(observations: Mapping[str, Observation]) -> list[str]:
     if name is not None:
         ours, theirs = (observations[of].right("test").double().mean().item() * 100 for of in (AUDITED, name))
         found["broken"] = remarks.broken(ours, name, theirs)
-    return [f"{kind}: {told}" for kind, told in found.items() if told]
+    return [f"{kind}: {warning}" for kind, warning in found.items() if warning]

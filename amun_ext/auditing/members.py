@@ -40,12 +40,14 @@ def _threshold(ordered: NDArray[np.float64]) -> float:
     return float(ordered[-1 - int(FPR * len(ordered) / 100)])
 
 
-def find_suspected_members(seen: Observation, ids: Tensor, attack: str) -> Members:
+def find_suspected_members(observation: Observation, ids: Tensor, attack: str) -> Members:
     """The forget samples that `attack` calls members where it does FPR percent of the test samples, at most."""
-    forget, test = seen.attacks[attack]["forget"], np.sort(seen.attacks[attack]["test"])
+    forget, test = observation.attacks[attack]["forget"], np.sort(observation.attacks[attack]["test"])
     allowed = int(FPR * len(test) / 100)
     threshold = _threshold(test)
-    probability = seen.logits["forget"].double().softmax(1).gather(1, seen.labels["forget"][:, None])[:, 0].numpy()
+    probability = (
+        observation.logits["forget"].double().softmax(1).gather(1, observation.labels["forget"][:, None])[:, 0].numpy()
+    )
     below = 100.0 * np.searchsorted(test, forget, side="left") / len(test)
     found = [
         SuspectedMember(
@@ -53,7 +55,7 @@ def find_suspected_members(seen: Observation, ids: Tensor, attack: str) -> Membe
             float(forget[row]),
             float(below[row]),
             float(probability[row]),
-            int(seen.labels["forget"][row]),
+            int(observation.labels["forget"][row]),
         )
         for row in np.argsort(-forget, kind="stable")
         if forget[row] > threshold
@@ -61,13 +63,13 @@ def find_suspected_members(seen: Observation, ids: Tensor, attack: str) -> Membe
     return Members(attack, found, threshold, len(forget) * (allowed + 1) / (len(test) + 1))
 
 
-def harm(seen: Observation, baseline: Observation | None) -> Mapping[str, float]:
+def harm(observation: Observation, baseline: Observation | None) -> Mapping[str, float]:
     """Retained and test samples that the baseline has right and the model has wrong, and the other way round."""
     if baseline is None:
         return {}
-    told = {}
+    changes = {}
     for name in ("retain", "test"):
-        ours, theirs = seen.right(name), baseline.right(name)
-        told[f"{name}_samples_lost"] = int((theirs & ~ours).sum())
-        told[f"{name}_samples_gained"] = int((ours & ~theirs).sum())
-    return told
+        ours, theirs = observation.right(name), baseline.right(name)
+        changes[f"{name}_samples_lost"] = int((theirs & ~ours).sum())
+        changes[f"{name}_samples_gained"] = int((ours & ~theirs).sum())
+    return changes

@@ -85,20 +85,20 @@ def collect(
     "references" or "shadows".
     """
     folder, models = Path(folder), len(membership)
-    told = to_jsonable({"format": _format(kind), "samples": membership.shape[1], **identity})
-    assert isinstance(told, dict)
+    manifest = to_jsonable({"format": _format(kind), "samples": membership.shape[1], **identity})
+    assert isinstance(manifest, dict)
     with workplace(folder, kind) as place:
-        claim_folder(folder / f"{kind}.json", told, f"set of {kind}", place)
+        claim_folder(folder / f"{kind}.json", manifest, f"set of {kind}", place)
         paths = [_path(kind, folder, number) for number in range(models)]
         todo = [number for number in range(models) if not paths[number].exists()]
         jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
             (number, (membership[number], first_seed + number)) for number in todo
         )
         with (
-            process_pool(work, start, min(num_workers, max(1, len(todo)))) as made,
+            process_pool(work, start, min(num_workers, max(1, len(todo)))) as run_jobs,
             progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
         ):
-            for number, signals in made(jobs):
+            for number, signals in run_jobs(jobs):
                 tensors = {"membership": membership[number], **signals}
                 write_tensors(paths[number], tensors, {"format": _format(kind)}, place)
                 bar.update()

@@ -42,8 +42,8 @@ def overall_verdict(
             return judge(*difference_to_baseline(attack, model, baselines, others, objection), ids=ids, margin=margin)
 
         found = verdict(audited)
-        if found.answer == FORGOTTEN and (told := excess(audited, baselines, attack)):
-            found = replace(found, answer=NOT_FORGOTTEN, reason=f"{found.reason}, but {told}")
+        if found.answer == FORGOTTEN and (too_many := excess(audited, baselines, attack)):
+            found = replace(found, answer=NOT_FORGOTTEN, reason=f"{found.reason}, but {too_many}")
         passed.append(found.answer == FORGOTTEN)
         doubt = no_op or shows_nothing(None if original is None else verdict(original))
         if passed[-1] and doubt:

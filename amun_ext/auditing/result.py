@@ -42,12 +42,12 @@ class Audit(Result):
     @property
     def measures(self) -> list[Measure]:
         """The measures with a value for some model."""
-        told = {name for row in self.rows.values() for name, number in row.items() if not math.isnan(number.value)}
-        return [measure for measure in AUDIT_MEASURES if measure.name in told]
+        measured = {name for row in self.rows.values() for name, number in row.items() if not math.isnan(number.value)}
+        return [measure for measure in AUDIT_MEASURES if measure.name in measured]
 
     def to_dict(self) -> dict[str, object]:
         """Everything but logits and scores, as plain JSON values."""
-        made = {
+        content = {
             "verdict": asdict(self.verdict),
             "verdicts": {attack: asdict(each) for attack, each in self.verdicts.items()},
             "flags": list(self.flags),
@@ -63,7 +63,7 @@ class Audit(Result):
             "facts": self.facts,
             "columns": {measure.name: measure.explanation for measure in self.measures},
         }
-        return {key: to_jsonable(value) for key, value in made.items()}
+        return {key: to_jsonable(value) for key, value in content.items()}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self.to_dict())
@@ -77,7 +77,7 @@ class Audit(Result):
         place: the workplace in `folder`, where there is one.
         """
         own = workplace(folder, "audit") if place is None else contextlib.nullcontext(place)
-        with own as place, atomic_folder(folder, place) as made:
-            self.to_json(made / FILES[0])
-            write_text(made / FILES[1], self.to_markdown())
-            self.to_html(made / FILES[2], with_images=with_images)
+        with own as place, atomic_folder(folder, place) as files:
+            self.to_json(files / FILES[0])
+            write_text(files / FILES[1], self.to_markdown())
+            self.to_html(files / FILES[2], with_images=with_images)

@@ -108,7 +108,7 @@ def train_shadows(
     retain, rows = _sets(splits, ids, previously_forgotten, seed)
     everything = concat_splits(splits)
     samples = subset(everything, rows)
-    made = collect(
+    signals = collect(
         KIND,
         out,
         {
@@ -125,16 +125,16 @@ def train_shadows(
         num_workers=num_workers,
         progress=progress,
     )
-    return Shadows(**vars(made))
+    return Shadows(**vars(signals))
 
 
 def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> Shadows:
     """Read what `train_shadows` has written: all shadows, or the first `models`. InputError as `load_references`."""
     shadows = Shadows(**vars(load(KIND, folder, models)))
     rows, wanted = shadows.about.get("rows"), shadows.membership.shape[1]
-    told = [shadows.about.get(name) for name in ("ids", "unlearning", "previously_forgotten")]
+    settings = [shadows.about.get(name) for name in ("ids", "unlearning", "previously_forgotten")]
     whole = isinstance(rows, list) and len(rows) == wanted and all(map(is_integer, rows))
-    whole = whole and all(map(isinstance, told, (int, dict, list)))
+    whole = whole and all(map(isinstance, settings, (int, dict, list)))
     require(whole, KIND, f"a folder that amun {KIND} has written", f"{folder}, with an incomplete {KIND}.json")
     return shadows
 
@@ -186,11 +186,18 @@ def _sets(splits: Splits, ids: Tensor, previously_forgotten: Sequence[int], seed
     retain = split(
         splits.train, torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
     )[1]
-    seen = {row for row, _ in find_duplicates(splits.test, splits.train)}
-    unseen = torch.tensor([row for row in range(len(splits.test)) if row not in seen], dtype=torch.int64, device="cpu")
-    require(len(unseen) >= 2, "splits", "with two test samples at least that are not in the training set", len(unseen))
-    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed), device="cpu")[: len(ids)]
-    return retain, torch.cat([ids, len(splits.train) + unseen[chosen].sort().values])
+    duplicated = {row for row, _ in find_duplicates(splits.test, splits.train)}
+    never_seen = torch.tensor(
+        [row for row in range(len(splits.test)) if row not in duplicated], dtype=torch.int64, device="cpu"
+    )
+    require(
+        len(never_seen) >= 2,
+        "splits",
+        "with two test samples at least that are not in the training set",
+        len(never_seen),
+    )
+    chosen = torch.randperm(len(never_seen), generator=torch.Generator().manual_seed(seed), device="cpu")[: len(ids)]
+    return retain, torch.cat([ids, len(splits.train) + never_seen[chosen].sort().values])
 
 
 def _shadow(

@@ -37,22 +37,22 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
         return Verdict(CANNOT_TELL, against, nan, (nan, nan), margin, nan)
     value, wide = difference.value, _quantile(difference) * difference.standard_error
     low, high = value - wide, value + wide
-    told = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
+    measured = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
     if math.isnan(wide) or ids < LEAST_IDS:
         few = f"{area} differs from {against} by {value:+.1f} points, with too few samples for a reliable interval"
         could = nan if math.isnan(wide) else max(required_ids(difference, ids, margin), LEAST_IDS)
         return Verdict(CANNOT_TELL, few, value, (low, high), margin, could)
     if -margin < low and high < margin:
-        answer, reason = FORGOTTEN, f"{told}: less than {margin:g}"
+        answer, reason = FORGOTTEN, f"{measured}: less than {margin:g}"
     elif low > margin:
-        answer, reason = NOT_FORGOTTEN, f"{told}: more than {margin:g}, the forget samples still look like members"
+        answer, reason = NOT_FORGOTTEN, f"{measured}: more than {margin:g}, the forget samples still look like members"
     elif high < -margin:
         answer, reason = (
             OVER_FORGOTTEN,
-            (f"{told}: more than {margin:g} below, the forget samples look less like members than unseen ones"),
+            (f"{measured}: more than {margin:g} below, the forget samples look less like members than unseen ones"),
         )
     else:
-        answer, reason = CANNOT_TELL, f"{told}: it may be more or less than {margin:g}"
+        answer, reason = CANNOT_TELL, f"{measured}: it may be more or less than {margin:g}"
     return Verdict(answer, reason, value, (low, high), margin, required_ids(difference, ids, margin))
 
 

@@ -78,15 +78,15 @@ def add(commands: Commands) -> None:
     add_ids(command, required=False)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument("--original", type=Path, help="checkpoint of the model before unlearning")
-    anew = command.add_mutually_exclusive_group()
-    anew.add_argument(
+    retrained = command.add_mutually_exclusive_group()
+    retrained.add_argument(
         "--retrained-model",
         type=Path,
         nargs="+",
         default=[],
         help="checkpoints of models trained without the ids",
     )
-    anew.add_argument(
+    retrained.add_argument(
         "--retrain",
         type=count,
         nargs="?",
@@ -125,12 +125,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace, place: Path) -> int:
-    made = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
-    check_free(options.out, *FILES, *(path.name for path in made))
+    paths = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
+    check_free(options.out, *FILES, *(path.name for path in paths))
     check_no_strangers(options.out, *FILES)
     check_tables(options)
     for path in (options.model, options.original):
-        own = path is not None and realpath(path) in map(realpath, made)
+        own = path is not None and realpath(path) in map(realpath, paths)
         require(not own, "--out", "another folder: --retrain would overwrite the model", path)
     splits = load_for(options)
     model, record = rebuilt(options, splits)
@@ -139,30 +139,32 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     check_no_other_request(options, request, FILES[0])
     original = None
     if options.original is not None:
-        original, known = rebuilt(options, splits, options.original)
-        provenance.check_original(options.original, known, record, ids.tolist())
+        original, original_record = rebuilt(options, splits, options.original)
+        provenance.check_original(options.original, original_record, record, ids.tolist())
     references = None if options.references is None else auditing.load_references(options.references)
     shadows = None if options.shadows is None else auditing.load_shadows(options.shadows)
     retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
-    gone = [*ids.tolist(), *previously_forgotten]
-    for path in made:  # of an earlier run for the same ids, or none
-        others = path.exists() and sorted(record_of(path).gone) != sorted(gone)
+    removed_ids = [*ids.tolist(), *previously_forgotten]
+    for path in paths:  # of an earlier run for the same ids, or none
+        others = path.exists() and sorted(record_of(path).gone) != sorted(removed_ids)
         require(
             not others,
             "--out",
             "a folder without other retrained models",
             f"{path}, trained on the ids",
         )
-    remarks = provenance.check_retrained(options.retrained_model, [told for _, told in retrained], gone)
+    remarks = provenance.check_retrained(options.retrained_model, [each for _, each in retrained], removed_ids)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
     check(model, splits, ids, original, given, references, shadows, previously_forgotten, options.equivalence_margin)
     if shadows is not None:
         provenance.check_shadows(shadows, record, previously_forgotten)
     first = init(options, splits, model, record)
-    config = retraining(model, record, init=first) if made else None
-    anew, took = _retrained(made, place, options, splits, model, record, torch.tensor(gone, device="cpu"), config)
-    retrained += anew
+    config = retraining(model, record, init=first) if paths else None
+    from_scratch, took = _retrained(
+        paths, place, options, splits, model, record, torch.tensor(removed_ids, device="cpu"), config
+    )
+    retrained += from_scratch
     found = auditing.audit(
         model,
         splits,
@@ -174,7 +176,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         previously_forgotten=previously_forgotten,
         random_forget_set=options.random_forget_set or options.fraction is not None,
         equivalence_margin=options.equivalence_margin,
-        seconds=_seconds(options, record, [known for _, known in retrained], [*took.values()]),
+        seconds=_seconds(options, record, [each for _, each in retrained], [*took.values()]),
         remarks=remarks,
         facts={
             **about(options, record),
@@ -191,8 +193,8 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         },
     )
     found.write(options.out, with_images=options.with_images, place=place)
-    told = ", ".join([*FILES, *(path.name for path in made)])
-    tell(options, found, f"{told} into {options.out}")
+    written = ", ".join([*FILES, *(path.name for path in paths)])
+    tell(options, found, f"{written} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
 
 
@@ -203,42 +205,42 @@ def _retrained(
     splits: Splits,
     model: nn.Module,
     record: Record,
-    gone: Tensor,
-    anew: MethodConfig | None,
+    removed_ids: Tensor,
+    config: MethodConfig | None,
 ) -> tuple[list[tuple[nn.Module, Record]], dict[str, float]]:
-    """One for each of `paths`, trained without `gone`; and the seconds that it took, by the digest of its file."""
-    if anew is None:
+    """Train one model per path without `removed_ids`; also the seconds of each, by the digest of its file."""
+    if config is None:
         return [], {}
-    there = ~torch.isin(gone, torch.tensor(splits.absent, dtype=torch.int64, device="cpu"))
-    asked = sets(splits, gone[there], replace(record, forgotten=splits.absent), include_duplicates=True)
-    told = replace(
+    there = ~torch.isin(removed_ids, torch.tensor(splits.absent, dtype=torch.int64, device="cpu"))
+    request_sets = sets(splits, removed_ids[there], replace(record, forgotten=splits.absent), include_duplicates=True)
+    new_record = replace(
         record,
-        forgotten=tuple(sorted(gone.tolist())),
+        forgotten=tuple(sorted(removed_ids.tolist())),
         manifest=without(record.manifest, splits.absent),
-        unlearning=anew.to_dict(),
+        unlearning=config.to_dict(),
         made_of=None,
         seconds=None,
     )
     warm_up()
-    made, took = [], {}
+    trained, took = [], {}
     for number, path in enumerate(paths):
         checkpoint, seed = place / TRAINING.format(number), options.seed + RETRAIN_SEED + number
-        each_told = replace(told, seed=seed)
-        if not options.overwrite and path.exists() and record_of(path) == each_told:  # an earlier audit has made it
-            made.append(rebuilt(options, splits, path))
-            if (known := provenance.seconds(path, each_told)) is not None:
+        its_record = replace(new_record, seed=seed)
+        if not options.overwrite and path.exists() and record_of(path) == its_record:  # an earlier audit has made it
+            trained.append(rebuilt(options, splits, path))
+            if (known := provenance.seconds(path, its_record)) is not None:
                 took[file_digest(path)] = known
             continue
         fresh, start = not checkpoint.exists(), time.perf_counter()
         how = {"seed": seed, "checkpoint": checkpoint, "progress": not options.quiet}
-        each = anew.unlearn(model, asked.forget, asked.retain, **how)
+        each = config.unlearn(model, request_sets.forget, request_sets.retain, **how)
         seconds = time.perf_counter() - start
-        models.save_checkpoint(place / path.name, each, each_told.to_metadata())
+        models.save_checkpoint(place / path.name, each, its_record.to_metadata())
         if fresh:  # else another try has done a part
             took[file_digest(place / path.name)] = seconds
         (place / path.name).replace(path)
-        made.append((each, each_told))
-    return made, took
+        trained.append((each, its_record))
+    return trained, took
 
 
 def _seconds(
@@ -246,6 +248,6 @@ def _seconds(
 ) -> dict[str, float]:
     """What is known of the time that models took."""
     given = [provenance.seconds(path, known) for path, known in zip(options.retrained_model, retrained, strict=False)]
-    told = {"audited": [provenance.seconds(options.model, audited)], "retrained": [*given, *took]}
-    known = {name: [each for each in times if each is not None] for name, times in told.items()}
+    times_of = {"audited": [provenance.seconds(options.model, audited)], "retrained": [*given, *took]}
+    known = {name: [each for each in times if each is not None] for name, times in times_of.items()}
     return {name: statistics.mean(times) for name, times in known.items() if times}

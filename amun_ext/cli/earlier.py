@@ -24,44 +24,44 @@ def now() -> str:
 
 def facts(folder: Path, name: str = "report.json") -> dict[str, Any]:
     """Those of a report in the folder."""
-    told = stored(folder / name).get("facts")
-    return told if isinstance(told, dict) else {}
+    found = stored(folder / name).get("facts")
+    return found if isinstance(found, dict) else {}
 
 
 def finished(folder: Path, request: str) -> dict[str, Any] | None:
     """The facts of this very request, where all of its results are in the folder, as they were written."""
-    told = facts(folder)
-    missing = told.get("ids_without_example")
+    found = facts(folder)
+    missing = found.get("ids_without_example")
     whole = isinstance(missing, list) and all(map(is_integer, missing))
-    whole = whole and told.get("request") == request and all((folder / name).is_file() for name in RESULTS)
-    return told if whole and file_digest(folder / MODEL) == told.get(NEW_DIGEST) else None
+    whole = whole and found.get("request") == request and all((folder / name).is_file() for name in RESULTS)
+    return found if whole and file_digest(folder / MODEL) == found.get(NEW_DIGEST) else None
 
 
 def check_no_other(folder: Path) -> None:
     """InputError, which says what there is, for a folder with another result."""
     there = [name for name in RESULTS if os.path.lexists(folder / name)]
-    told = facts(folder)
-    found = describe_request(told) if told else ", ".join(there)
+    earlier = facts(folder)
+    found = describe_request(earlier) if earlier else ", ".join(there)
     require(not there, "--out", MUST_BE, f"{folder}, with {found}")
 
 
-def describe_request(told: dict[str, Any]) -> str:
-    """A request, by the facts of its report, as a terminal may have it."""
-    ids = told.get("ids")
+def describe_request(report_facts: dict[str, Any]) -> str:
+    """A request, by the facts of its report, printable."""
+    ids = report_facts.get("ids")
     ids = ids if isinstance(ids, list) else []
     named = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-    return printable(f"the request of {told.get('date', 'an unknown date')} to forget {named or 'some ids'}")
+    return printable(f"the request of {report_facts.get('date', 'an unknown date')} to forget {named or 'some ids'}")
 
 
 def request_of(model: Path, *parts: object) -> str:
-    """What tells a question about a model from others: the file of the model, and which samples it is about."""
+    """A digest of the model's file and of what is asked about it, such as the samples."""
     return digest({}, json.dumps([file_digest(model), *parts]))
 
 
 def check_no_other_request(options: argparse.Namespace, request: str, name: str) -> None:
     """InputError for a result under this name that is of another `request_of`, unless it is to be replaced."""
-    told = facts(options.out, name)
-    same = not told or options.overwrite or told.get("request") == request
+    earlier = facts(options.out, name)
+    same = not earlier or options.overwrite or earlier.get("request") == request
     require(same, "--out", MUST_BE, f"{options.out}, with {name} of another model or other samples")
 
 

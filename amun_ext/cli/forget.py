@@ -133,8 +133,8 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     )
     test, tested_on = unseen(options, splits)
     measured = replace(splits, test=test)
-    asked = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
-    done = finished(options.out, asked)
+    request_digest = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
+    done = finished(options.out, request_digest)
     if done is not None:
         _remove_targets(options, splits)
         print(f"already done: {describe_request(done)} in {options.out}")
@@ -144,14 +144,14 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     if place is None:
         _print_plan(original, measured, request)
         return 0
-    keep_only(place, asked, options.overwrite)
-    facts = {**about(options, record), DIGEST: known_by, "request": asked, "date": now(), **tested_on}
+    keep_only(place, request_digest, options.overwrite)
+    facts = {**about(options, record), DIGEST: known_by, "request": request_digest, "date": now(), **tested_on}
     history = ledger.entries(before, ledger.FILE)
     show = not options.quiet
     outcome = deletion.forget(original, measured, request, place=place, history=history, facts=facts, progress=show)
     guards.check(outcome, original, options.floor)
-    told = {"with_images": options.with_images, "command": options.command}
-    write(outcome, options.out, place, **told, before=before, sign=sign)
+    how = {"with_images": options.with_images, "command": options.command}
+    write(outcome, options.out, place, **how, before=before, sign=sign)
     _remove_targets(options, splits)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
@@ -166,7 +166,7 @@ def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
 
 
 def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
-    asked = sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates)
+    request_sets = sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates)
     stages = {"unlearning": request.config}
     if request.config.method != "retrain":
         with contextlib.suppress(InputError):  # the checkpoint does not say how it was trained

@@ -65,8 +65,8 @@ def _table(found: Sequence[ledger.Entry]) -> Table:
 
 def _row(entry: ledger.Entry) -> Row:
     results = _object(entry.get("results"))
-    made = next((_object(row) for name, row in results.items() if name != ORIGINAL), {})
-    numbers = [(made.get(name), digits) for name, digits in MEASURES.items()]
+    measured = next((_object(row) for name, row in results.items() if name != ORIGINAL), {})
+    numbers = [(measured.get(name), digits) for name, digits in MEASURES.items()]
     return Row(
         str(entry[ledger.NUMBER]),
         [

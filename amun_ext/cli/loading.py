@@ -47,8 +47,8 @@ def load_for(options: argparse.Namespace) -> Splits:
     record = record_of(options.model)
     splits = aligned(load_data(options, record), record.to_metadata())
     if splits.outside:
-        told = f"left out, because the model was not trained on it ({len(splits.outside)})"
-        print(f"amun: {told}: {printable(listed([*splits.outside]))}", file=sys.stderr)
+        remark = f"left out, because the model was not trained on it ({len(splits.outside)})"
+        print(f"amun: {remark}: {printable(listed([*splits.outside]))}", file=sys.stderr)
     return splits
 
 
@@ -58,16 +58,16 @@ def record_of(path: Path) -> Record:
     return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
 
-def ids_to_forget(options: argparse.Namespace, splits: Splits, gone: Sequence[int]) -> Tensor:
-    """The rows that add_ids asks for; a class and a fraction are of what is left without `gone`."""
-    how = asked(options, splits.train, splits.classes, gone, splits.names)
-    if options.fraction is None or not gone:
+def ids_to_forget(options: argparse.Namespace, splits: Splits, removed_ids: Sequence[int]) -> Tensor:
+    """The rows that add_ids asks for; a class and a fraction are of what is left without `removed_ids`."""
+    how = id_arguments(options, splits.train, splits.classes, removed_ids, splits.names)
+    if options.fraction is None or not removed_ids:
         return forget_ids(len(splits.train), **how, seed=options.seed)
-    left = torch.tensor(sorted({*range(len(splits.train))} - {*gone}), dtype=torch.int64, device="cpu")
+    left = torch.tensor(sorted({*range(len(splits.train))} - {*removed_ids}), dtype=torch.int64, device="cpu")
     return left[forget_ids(len(left), **how, seed=options.seed)]
 
 
-def asked(
+def id_arguments(
     options: argparse.Namespace,
     data: ImageDataset,
     classes: Sequence[str],
@@ -89,8 +89,8 @@ def asked(
         require(0 <= number < len(classes), "--class", known, f"'{distinct(options.of_class)}'")
         alike = [number for number, name in enumerate(classes) if name == options.of_class]
         require(len(alike) < 2, "--class", f"one of the numbers {alike}, which have one name", options.of_class)
-        out_of_it = set(gone)
-        ids = [row for row in data.labels.eq(number).nonzero()[:, 0].tolist() if row not in out_of_it]
+        removed_ids = set(gone)
+        ids = [row for row in data.labels.eq(number).nonzero()[:, 0].tolist() if row not in removed_ids]
         require(bool(ids), "--class", "one that has samples left", f"'{distinct(options.of_class)}'")
     return {"ids": ids, "file": file, "fraction": options.fraction}
 
@@ -111,7 +111,7 @@ def audited_ids(options: argparse.Namespace, splits: Splits, record: Record) -> 
         )
         ids = forget_ids(len(splits.train), ids=there)
     else:
-        how = asked(options, splits.train, splits.classes, splits.absent, splits.names)
+        how = id_arguments(options, splits.train, splits.classes, splits.absent, splits.names)
         ids = forget_ids(len(splits.train), **how, seed=options.seed)  # also a fraction as the request drew it
     gone = sorted({*ids.tolist()} & {*splits.absent})
     require(not gone, "--ids", "of samples that are still in --data", f"{gone[:5]}, which were forgotten and erased")
@@ -143,8 +143,8 @@ def unseen(options: argparse.Namespace, splits: Splits) -> tuple[ImageDataset, d
     seeds: set[int] = {metadata["seed"] for metadata in files if "seed" in metadata}
     require(len(seeds) <= 1, "--tuned", "files with the same seed, which held out the same test samples", sorted(seeds))
     test = tuning.split_test_set(splits.test, seeds.pop())[1] if seeds else splits.test
-    told = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))
-    return test, {"tested_on": told}
+    tested_on = f"{len(test)} of {len(splits.test)} test samples" + LEFT_OUT * (len(test) < len(splits.test))
+    return test, {"tested_on": tested_on}
 
 
 def rebuilt(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, Record]:

@@ -20,16 +20,16 @@ from amun_ext.unlearning import Targets
 from amun_ext.validation import differences, require
 
 
-def check_retrained(paths: Sequence[Path], told: Sequence[Record], gone: Sequence[int]) -> list[str]:
+def check_retrained(paths: Sequence[Path], records: Sequence[Record], removed_ids: Sequence[int]) -> list[str]:
     """InputError for a model that was trained on some of the ids; a remark on a model that does not say."""
     remarks = []
-    for path, record in zip(paths, told, strict=True):
+    for path, record in zip(paths, records, strict=True):
         if record.training_data is None:
             remarks.append(f"{path.name} does not say what it was trained on: it may have been trained on the ids")
             continue
-        seen = sorted(set(gone) - set(record.gone))
-        actual = f"{path.name}, which was trained on {seen[:5]}"
-        require(not seen, "--retrained-model", "trained without the ids", actual)
+        trained_on = sorted(set(removed_ids) - set(record.gone))
+        actual = f"{path.name}, which was trained on {trained_on[:5]}"
+        require(not trained_on, "--retrained-model", "trained without the ids", actual)
     return remarks
 
 
@@ -72,24 +72,24 @@ def check_targets(targets: Targets | None, model: nn.Module, record: Record, spl
     require(not differ, "--targets", "prepared with the recipe of the checkpoint", f"one with {differ}")
 
 
-def check_method(argument: str, told: Mapping[str, object], record: Record) -> None:
+def check_method(argument: str, options: Mapping[str, object], record: Record) -> None:
     """InputError for another method than that which made the model, or other options, where it is known."""
     if record.unlearning is not None:
-        differ = differences(told, record.unlearning)
+        differ = differences(options, record.unlearning)
         expected = "of the method that made the model, with its options"
         require(not differ, argument, expected, f"with {differ}")
 
 
 def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None) -> list[str]:
     """Signs that the audit may not be the intended one."""
-    told = []
+    found = []
     others = set(ids) - set(record.gone)
     if record.forgotten is not None and others:
-        told.append(f"{len(others)} of {len(ids)} ids are not among those that the checkpoint has forgotten")
+        found.append(f"{len(others)} of {len(ids)} ids are not among those that the checkpoint has forgotten")
     other = "" if references is None else _other_recipe(references, record)
     if other:
-        told.append(f"the references were trained with another recipe than the model: {other}")
-    return told
+        found.append(f"the references were trained with another recipe than the model: {other}")
+    return found
 
 
 def seconds(path: Path, record: Record) -> float | None:
@@ -106,9 +106,9 @@ def _plain(value: object) -> object:
     return asdict(value) if isinstance(value, Recipe) else value
 
 
-def _other_recipe(made: ModelSignals, record: Record) -> str:
+def _other_recipe(signals: ModelSignals, record: Record) -> str:
     """How the recipe differs from that of the checkpoint, if this has one."""
-    theirs = made.about["recipe"]
+    theirs = signals.about["recipe"]
     assert isinstance(theirs, Mapping)
     if record.recipe is None:
         return ""

@@ -75,8 +75,8 @@ def _remove(found: list[Trace], options: argparse.Namespace) -> None:
 
 
 def _told(trace: Trace) -> dict[str, object]:
-    known = {} if trace.path.is_dir() else {"sha256": file_digest(trace.path)}
-    return {"file": str(trace.path), "what": trace.what, "bytes": trace.size, **known}
+    digest = {} if trace.path.is_dir() else {"sha256": file_digest(trace.path)}
+    return {"file": str(trace.path), "what": trace.what, "bytes": trace.size, **digest}
 
 
 def _document(found: list[Trace]) -> Document:

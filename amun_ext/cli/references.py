@@ -47,12 +47,12 @@ def run(options: argparse.Namespace) -> None:
     splits = load_for(options)
     model, record = rebuilt(options, splits)
     first = init(options, splits, model, record)
-    anew = retraining(model, record, recipe(options), first)
+    training = retraining(model, record, recipe(options), first)
     how = {
         "models": options.num_models,
         "seed": options.seed,
         "num_workers": options.workers,
         "progress": not options.quiet,
     }
-    made = auditing.train_references(model, splits, anew.recipe, out=options.out, init=first, **how)
-    print(f"{len(made)} references of {made.membership.shape[1]} samples are in {options.out}")
+    references = auditing.train_references(model, splits, training.recipe, out=options.out, init=first, **how)
+    print(f"{len(references)} references of {references.membership.shape[1]} samples are in {options.out}")

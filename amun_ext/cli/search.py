@@ -23,10 +23,10 @@ from amun_ext.cli.arguments import (
 from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, facts, request_of
 from amun_ext.cli.loading import (
     about,
-    asked,
     check_folder,
     check_free,
     check_tables,
+    id_arguments,
     load_data,
     load_for,
     rebuilt,
@@ -188,7 +188,7 @@ def chosen_ids(
     names: Sequence[str] | None = None,
 ) -> Tensor:
     """The rows to search, none that is `absent`."""
-    ways = asked(options, data, classes, absent, names) | {"count": options.count}
+    ways = id_arguments(options, data, classes, absent, names) | {"count": options.count}
     erased = set(absent)
     there = torch.tensor([row for row in range(len(data)) if row not in erased], device="cpu")
     given = {name: way for name, way in ways.items() if way is not None} or {"count": min(DEFAULT_COUNT, len(there))}

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         "num_workers": options.workers,
         "progress": not options.quiet,
     }
-    made = auditing.train_shadows(
+    shadows = auditing.train_shadows(
         model,
         splits,
         ids,
@@ -68,4 +68,4 @@ def run(options: argparse.Namespace) -> None:
         previously_forgotten=previously_forgotten,
         **how,
     )
-    print(f"{len(made)} shadows of {len(made.rows)} samples are in {options.out}")
+    print(f"{len(shadows)} shadows of {len(shadows.rows)} samples are in {options.out}")

@@ -92,8 +92,8 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     (place / options.out.name).replace(options.out)
     sets = {"training": splits.train, "test": splits.test}
     reached = {name: accuracy(predict(model, data), data.labels) for name, data in sets.items()}
-    told = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())
-    print(f"accuracy {told}; wrote {options.out}")
+    accuracies = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())
+    print(f"accuracy {accuracies}; wrote {options.out}")
 
 
 def _told(path: Path) -> dict[str, str]:

@@ -84,10 +84,10 @@ def subset(dataset: Data, rows: Tensor | slice) -> Data:
     if not isinstance(dataset, ImageDataset):
         return cast(Data, TensorDataset(*(tensor[rows] for tensor in dataset.tensors)))
     images, labels = dataset.stored
-    made = _with(dataset, images[rows], labels[rows])
+    result = _with(dataset, images[rows], labels[rows])
     if dataset._hashes is not None:
-        made._hashes = dataset._hashes[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-    return made
+        result._hashes = dataset._hashes[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+    return result
 
 
 def concat(datasets: Sequence[TensorDataset]) -> TensorDataset:
@@ -100,10 +100,10 @@ def concat(datasets: Sequence[TensorDataset]) -> TensorDataset:
     joined = [torch.cat(tensors) for tensors in pairs]
     if not alike:
         return TensorDataset(*joined)
-    made = _with(images[0], *joined)
+    result = _with(images[0], *joined)
     if all(data._hashes is not None for data in images):
-        made._hashes = np.concatenate([data.hashes for data in images])
-    return made
+        result._hashes = np.concatenate([data.hashes for data in images])
+    return result
 
 
 def moved(dataset: Data, device: torch.device, dtype: torch.dtype) -> Data:

@@ -47,8 +47,8 @@ def manifest_of(splits: Splits) -> str | None:
 
 def classes_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Those that the model was trained on; none where the checkpoint does not say."""
-    known = _read(metadata)
-    return () if known is None else known.classes
+    manifest = _read(metadata)
+    return () if manifest is None else manifest.classes
 
 
 def training_data(splits: Splits) -> str:
@@ -63,38 +63,38 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
     are left out, see `Splits.outside`. Files may have other names. Data of a checkpoint without a manifest are returned
     as they are. InputError for all else that is not as it was: missing, with other pixels or of another class.
     """
-    known = _read(metadata) if splits.known_as is None else None
-    if known is None:
+    manifest = _read(metadata) if splits.known_as is None else None
+    if manifest is None:
         return splits
     made_of = metadata.get("training_data", "")
-    if splits.classes == known.classes and fingerprint(splits.train) == made_of:
+    if splits.classes == manifest.classes and fingerprint(splits.train) == made_of:
         return replace(splits, known_as=made_of)
     forgotten = set(json.loads(metadata.get("forgotten", "[]")))
     images, labels = stored(splits.train)
     has = list(zip(_hashes(splits.train), (splits.classes[label] for label in labels.tolist()), strict=True))
-    had = list(zip(known.hashes, (known.classes[label] for label in known.labels), strict=True))
-    names = splits.names if known.names is not None else None
-    rows = _matched(had, has, known.names, names, forgotten)
+    had = list(zip(manifest.hashes, (manifest.classes[label] for label in manifest.labels), strict=True))
+    names = splits.names if manifest.names is not None else None
+    rows = _matched(had, has, manifest.names, names, forgotten)
     used = set(rows.values())
     outside = [row for row in range(len(has)) if row not in used]
     lost = [row for row in range(len(had)) if row not in rows and row not in forgotten]
     if lost:
         raise InputError(
             "data must be those that the checkpoint was trained on, but for what it has forgotten, got others: "
-            + _differences(lost, outside, had, has, known.names, names)
+            + _differences(lost, outside, had, has, manifest.names, names)
         )
     absent = [row for row in range(len(had)) if row not in rows]
-    laid_out = _channels(images, known.channels)[[rows.get(row, 0) for row in range(len(had))]]
+    laid_out = _channels(images, manifest.channels)[[rows.get(row, 0) for row in range(len(had))]]
     laid_out[absent] = 0
-    numbers = {name: number for number, name in enumerate(known.classes)}
+    numbers = {name: number for number, name in enumerate(manifest.classes)}
     test_images, test_labels = stored(splits.test)
     theirs = torch.tensor([numbers.get(splits.classes[label], -1) for label in test_labels.tolist()])
     kept = theirs >= 0
     require(bool(kept.any()), "data", "with test samples of the model's classes", "none")
     return Splits(
-        train=ImageDataset(laid_out, torch.tensor(known.labels), "train"),
-        test=ImageDataset(_channels(test_images[kept], known.channels), theirs[kept], "test"),
-        classes=known.classes,
+        train=ImageDataset(laid_out, torch.tensor(manifest.labels), "train"),
+        test=ImageDataset(_channels(test_images[kept], manifest.channels), theirs[kept], "test"),
+        classes=manifest.classes,
         names=None if names is None else tuple(names[rows[row]] if row in rows else GONE for row in range(len(had))),
         absent=tuple(absent),
         outside=tuple(_name(row, names) for row in outside),
@@ -106,13 +106,13 @@ def without(packed: str | None, absent: Sequence[int]) -> str | None:
     """The manifest, which has no longer the names and hashes of samples that are erased."""
     if packed is None or not absent:
         return packed
-    known, gone = _unpacked(packed), set(absent)
+    manifest, removed_ids = _unpacked(packed), set(absent)
 
-    hashes = tuple(bytes(HASH) if row in gone else value for row, value in enumerate(known.hashes))
-    names = known.names
+    hashes = tuple(bytes(HASH) if row in removed_ids else value for row, value in enumerate(manifest.hashes))
+    names = manifest.names
     if names is not None:
-        names = tuple(GONE if row in gone else name for row, name in enumerate(names))
-    return _packed(replace(known, hashes=hashes, names=names))
+        names = tuple(GONE if row in removed_ids else name for row, name in enumerate(names))
+    return _packed(replace(manifest, hashes=hashes, names=names))
 
 
 Key = tuple[bytes, str]  # hash of an image, name of a class
@@ -148,22 +148,22 @@ def _differences(
     """What has become of rows of the manifest that are in the data no longer, and what is new, by name."""
     places = {_name(row, new): row for row in outside}
     by_image = {has[row][0]: row for row in outside}
-    told: dict[str, list[str]] = {"missing": [], "changed": [], "of another class": [], "new": []}
+    differences: dict[str, list[str]] = {"missing": [], "changed": [], "of another class": [], "new": []}
     explained = set()
     for row in lost:
         name, (image, _) = _name(row, old), had[row]
         if image in by_image:
             at = by_image[image]
-            told["of another class"].append(f"{name}, now {_name(at, new)} of class {has[at][1]}")
+            differences["of another class"].append(f"{name}, now {_name(at, new)} of class {has[at][1]}")
         elif name in places:
             at = places[name]
-            told["changed"].append(name)
+            differences["changed"].append(name)
         else:
-            told["missing"].append(name)
+            differences["missing"].append(name)
             continue
         explained.add(at)
-    told["new"] = [_name(row, new) for row in outside if row not in explained]
-    return "; ".join(f"{kind}: {listed(names)}" for kind, names in told.items() if names)
+    differences["new"] = [_name(row, new) for row in outside if row not in explained]
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in differences.items() if names)
 
 
 def _name(row: int, names: Names) -> str:
@@ -181,12 +181,14 @@ def _hashes(dataset: ImageDataset) -> list[bytes]:
     return [known[:HASH] for known in dataset.hashes.tolist()]
 
 
-def _packed(known: Manifest) -> str | None:
+def _packed(manifest: Manifest) -> str | None:
     """Numbers and texts one behind the other: JSON would be many times as large, and take many times its own size."""
-    classes, names = (SEPARATOR.join(texts or ()).encode(errors=ESCAPED) for texts in (known.classes, known.names))
-    numbers = [known.channels, len(known.hashes), known.names is not None, len(classes)]
-    labels = np.array(known.labels, "<i4").tobytes()
-    whole = b"".join([np.array(numbers, "<i8").tobytes(), classes, labels, *known.hashes, names])
+    classes, names = (
+        SEPARATOR.join(texts or ()).encode(errors=ESCAPED) for texts in (manifest.classes, manifest.names)
+    )
+    numbers = [manifest.channels, len(manifest.hashes), manifest.names is not None, len(classes)]
+    labels = np.array(manifest.labels, "<i4").tobytes()
+    whole = b"".join([np.array(numbers, "<i8").tobytes(), classes, labels, *manifest.hashes, names])
     text = base64.b64encode(zlib.compress(whole, 1)).decode()
     return text if len(text) <= LONGEST else None
 

@@ -38,9 +38,9 @@ class Splits:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             given = getattr(self, part)
-            made = given if isinstance(given, ImageDataset) else ImageDataset(*as_tensors(given, part), part)
-            check_labels(f"{part} labels", made.labels, len(made), len(self.classes) or None)
-            object.__setattr__(self, part, made)
+            dataset = given if isinstance(given, ImageDataset) else ImageDataset(*as_tensors(given, part), part)
+            check_labels(f"{part} labels", dataset.labels, len(dataset), len(self.classes) or None)
+            object.__setattr__(self, part, dataset)
 
 
 def image_dataset(images: NDArray[Any], labels: NDArray[Any], name: str = "dataset") -> ImageDataset:

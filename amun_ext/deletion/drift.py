@@ -31,9 +31,9 @@ def relapse(before: nn.Module, after: nn.Module, earlier: TensorDataset, test: T
 def remarks(relapsed: dict[str, float] | None, history: Sequence[Entry], accuracy: float, original: str) -> list[str]:
     """That samples of earlier requests look more like members than before this request, beyond chance; and that test
     accuracy, in percent, has fallen since the first request of the ledger."""
-    told = []
+    found = []
     if relapsed is not None and relapsed["ft_auc_low"] > relapsed["ft_auc_before"]:
-        told.append(
+        found.append(
             f"samples of earlier requests look more like members again: their FT AUC is {relapsed['ft_auc']:.1f} "
             f"and was {relapsed['ft_auc_before']:.1f}; {RETRAIN}"
         )
@@ -41,8 +41,8 @@ def remarks(relapsed: dict[str, float] | None, history: Sequence[Entry], accurac
     row = first.get(original) if isinstance(first, dict) else None
     start = row.get("TA") if isinstance(row, dict) else None
     if is_number(start) and start - accuracy > BOUND:
-        told.append(
+        found.append(
             f"test accuracy is {accuracy:.1f} %, was {start:.1f} % before the first of {len(history) + 1} requests: "
             f"more than {BOUND:g} points are lost, {RETRAIN}"
         )
-    return told
+    return found

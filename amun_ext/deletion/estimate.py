@@ -17,14 +17,14 @@ BATCHES = 4  # of the retain and of the forget set, at most
 MORE = 3  # epochs
 
 
-def seconds(model: nn.Module, asked: Sets, config: MethodConfig) -> float:
+def seconds(model: nn.Module, request_sets: Sets, config: MethodConfig) -> float:
     """Of a method with this configuration, its search and mask included; the model stays as it is.
 
     The time of the search is taken to grow with the forget set, that of training with all samples and with the epochs.
     """
     count = BATCHES * config.recipe.batch_size
-    forget, retain = (_some(data, count) for data in (asked.forget, asked.retain))
-    share = (len(asked.forget) + len(asked.retain) * config.with_retain) / (
+    forget, retain = (_some(data, count) for data in (request_sets.forget, request_sets.retain))
+    share = (len(request_sets.forget) + len(request_sets.retain) * config.with_retain) / (
         len(forget) + len(retain) * config.with_retain
     )
     warm_up()
@@ -43,7 +43,9 @@ def seconds(model: nn.Module, asked: Sets, config: MethodConfig) -> float:
     if not METHODS[config.method].trains:
         return once * share
     epoch = max(0.0, (trained(1 + MORE) - once) / MORE)
-    return search * len(asked.forget) / len(forget) + max(0.0, once - epoch) + epoch * config.recipe.epochs * share
+    return (
+        search * len(request_sets.forget) / len(forget) + max(0.0, once - epoch) + epoch * config.recipe.epochs * share
+    )
 
 
 def _some(data: Data, count: int) -> Data:

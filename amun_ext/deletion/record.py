@@ -49,18 +49,18 @@ def _share(name: str, text: str) -> float:
 def _object(name: str, text: str) -> dict[str, Any]:
     value = parse_json(name, text)
     require(isinstance(value, dict), name, "a JSON object", reprlib.repr(text))
-    known: dict[str, Any] = value
-    return known
+    content: dict[str, Any] = value
+    return content
 
 
 def _recipe(name: str, text: str) -> Recipe:
-    told, known = _object(name, text), [each.name for each in fields(Recipe)]
-    unknown = [key for key in told if key not in known]
+    given, known = _object(name, text), [each.name for each in fields(Recipe)]
+    unknown = [key for key in given if key not in known]
     expected = f"a recipe of {', '.join(known)} (others may be of a later amun_ext)"
     require(not unknown, name, expected, f"one with {listed(list(map(repr, unknown)))}")
-    require({"epochs", "lr"} <= told.keys(), name, "a recipe with epochs and lr", reprlib.repr(text))
+    require({"epochs", "lr"} <= given.keys(), name, "a recipe with epochs and lr", reprlib.repr(text))
     try:
-        return Recipe(**told)
+        return Recipe(**given)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} must be a recipe: {error}") from error
 
@@ -121,7 +121,7 @@ class Record:
     def read(cls, metadata: Mapping[str, str], name: str) -> "Record":
         """From the metadata of a file. InputError with this `name` and the key for a value that is not what it must be,
         and for a file of a later version."""
-        others, known = dict(metadata), {}
+        others, values = dict(metadata), {}
         version = others.pop("amun_ext", VERSION)
         require(
             version == VERSION,
@@ -134,14 +134,14 @@ class Record:
                 text = others.pop(key)
                 long = len(text) > LONGEST and key not in ("forgotten", "manifest")
                 require(not long, f"{name}: {key}", f"of at most {LONGEST} characters", len(text))
-                known[key] = ways["read"](f"{name}: {key}", text)
-        return cls(**known, others=others)
+                values[key] = ways["read"](f"{name}: {key}", text)
+        return cls(**values, others=others)
 
     def to_metadata(self) -> dict[str, str]:
         """For `save_checkpoint`."""
         values = {key: (getattr(self, key), ways["write"]) for key, ways in _ways().items()}
-        told = {key: write(value) for key, (value, write) in values.items() if value is not None}
-        return {**self.others, "amun_ext": VERSION, **told}
+        metadata = {key: write(value) for key, (value, write) in values.items() if value is not None}
+        return {**self.others, "amun_ext": VERSION, **metadata}
 
 
 def _ways() -> dict[str, Mapping[str, Any]]:

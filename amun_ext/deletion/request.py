@@ -52,15 +52,15 @@ class Request:
 
     def digest(self, model: str, splits: Splits) -> str:
         """What tells it from any other: all that is asked for, of the `model` with this digest and these data."""
-        asked = {each.name: getattr(self, each.name) for each in fields(self)}
-        asked |= {
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        options |= {
             "ids": sorted(self.ids.tolist()),
             "config": self.config.to_dict(),
             "record": model,
             "init": describe_init(self.init),
         }
-        told = json.dumps([to_jsonable(asked), training_data(splits), fingerprint(splits.test)], sort_keys=True)
-        return digest({}, told)
+        text = json.dumps([to_jsonable(options), training_data(splits), fingerprint(splits.test)], sort_keys=True)
+        return digest({}, text)
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,16 @@ def retraining(
     InputError where the checkpoint does not say how, or began with other weights, and for a model that cannot be given
     those of an untrained one.
     """
-    told = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
-    known = {"epochs", "lr"} <= told.keys()
-    require(known, "retraining", "of a checkpoint with a recipe, or with epochs and lr given", "neither")
+    chosen = {**({} if record.recipe is None else asdict(record.recipe)), **(recipe or {})}
+    complete = {"epochs", "lr"} <= chosen.keys()
+    require(complete, "retraining", "of a checkpoint with a recipe, or with epochs and lr given", "neither")
     given = describe_init(init)
     expected = f"the initial weights of the checkpoint's training, {record.init} (on the command line --init)"
     require(record.init in (None, given), "init", expected, given or "none")
     check_init(original, init)
-    return replace(resolve_config("retrain", default={"recipe": Recipe(**told), "init": init}), source="the checkpoint")
+    return replace(
+        resolve_config("retrain", default={"recipe": Recipe(**chosen), "init": init}), source="the checkpoint"
+    )
 
 
 def forget(
@@ -143,14 +145,17 @@ def forget(
     for too little to train on.
     """
     splits = aligned(splits, request.record.to_metadata())
-    chosen, asked = (
+    chosen, request_sets = (
         request.config,
         sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates),
     )
     if chosen.search is not None:
-        trained_on = len(asked.ids) * (1 + chosen.options["include_forget"]) + len(asked.retain) * chosen.with_retain
+        trained_on = (
+            len(request_sets.ids) * (1 + chosen.options["include_forget"])
+            + len(request_sets.retain) * chosen.with_retain
+        )
         require(trained_on >= 2, "ids", "at least two when neither the retain nor the forget set is trained on", "one")
-    anew = retraining(original, request.record, init=request.init) if request.retrain else None
+    from_scratch = retraining(original, request.record, init=request.init) if request.retrain else None
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
@@ -161,14 +166,14 @@ def forget(
     adversarial = None
     if chosen.search is not None:
         how = {**chosen.search, "out": examples, "progress": progress}
-        adversarial = find_min_adversarial(original, *asked.forget.tensors, **how)
-    mask = None if chosen.mask is None else _mask(original, asked.forget, chosen.mask, place, progress)
+        adversarial = find_min_adversarial(original, *request_sets.forget.tensors, **how)
+    mask = None if chosen.mask is None else _mask(original, request_sets.forget, chosen.mask, place, progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `ids_without_example` has them by id
         models[row] = chosen.unlearn(
             original,
-            asked.forget,
-            asked.retain,
+            request_sets.forget,
+            request_sets.retain,
             adversarial=adversarial,
             mask=mask,
             seed=seed,
@@ -177,12 +182,12 @@ def forget(
         )
     if fresh:  # else an earlier try has done a part of it
         seconds[row] = time.perf_counter() - start
-    if anew is not None:
+    if from_scratch is not None:
         fresh, start = not _kept(place, TRAINING), time.perf_counter()
-        models[RETRAIN] = anew.unlearn(
+        models[RETRAIN] = from_scratch.unlearn(
             original,
-            asked.forget,
-            asked.retain,
+            request_sets.forget,
+            request_sets.retain,
             seed=request.seed + RETRAIN_SEED,
             checkpoint=training,
             progress=progress,
@@ -190,11 +195,11 @@ def forget(
         if fresh:
             seconds[RETRAIN] = time.perf_counter() - start
 
-    ids_without_example = [] if adversarial is None else asked.ids[~adversarial.found.cpu()].tolist()
+    ids_without_example = [] if adversarial is None else request_sets.ids[~adversarial.found.cpu()].tolist()
     report = evaluate(
         models,
-        forget=asked.forget,
-        retain=asked.retain,
+        forget=request_sets.forget,
+        retain=request_sets.retain,
         test=splits.test,
         seconds=seconds,
         baseline=RETRAIN if RETRAIN in models else None,
@@ -202,10 +207,10 @@ def forget(
         adversarial=adversarial,
         classes=splits.classes,
         facts={
-            "ids": asked.ids.tolist(),
+            "ids": request_sets.ids.tolist(),
             "ids_without_example": ids_without_example,
-            "previously_forgotten_ids": asked.before,
-            "training_data": asked.training_data,
+            "previously_forgotten_ids": request_sets.before,
+            "training_data": request_sets.training_data,
             **(facts or {}),
             **_told(chosen),
             "seed": request.seed,
@@ -213,7 +218,9 @@ def forget(
         },
     )
     erased = {*splits.absent}
-    earlier = torch.tensor([number for number in asked.before if number not in erased], dtype=torch.int64, device="cpu")
+    earlier = torch.tensor(
+        [number for number in request_sets.before if number not in erased], dtype=torch.int64, device="cpu"
+    )
     relapsed = None
     if len(earlier):
         relapsed = drift.relapse(original, models[row], subset(splits.train, earlier), splits.test)
@@ -223,11 +230,11 @@ def forget(
     told = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
     report = replace(report, remarks=[*report.remarks, *told])
     missing = set(ids_without_example)
-    done = [number for number in asked.ids.tolist() if number not in missing]
+    done = [number for number in request_sets.ids.tolist() if number not in missing]
     record = replace(
         request.record,
-        training_data=asked.training_data,
-        forgotten=tuple(sorted({*asked.before, *done})),
+        training_data=request_sets.training_data,
+        forgotten=tuple(sorted({*request_sets.before, *done})),
         unlearning=chosen.to_dict(),
         manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models

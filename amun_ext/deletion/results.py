@@ -34,10 +34,10 @@ def write(
     command: the arguments of the command line, for the record. before: the ledger of the model before. sign: from the
     new line of it to a signature. No time is in the checkpoint, so that equal requests give equal models, to the bit.
     """
-    with atomic_folder(folder, place) as made:
-        save_checkpoint(made / MODEL, outcome.model, outcome.metadata)
-        made_model = file_digest(made / MODEL)
-        facts = {NEW_DIGEST: made_model, SECONDS: {} if outcome.seconds is None else {made_model: outcome.seconds}}
+    with atomic_folder(folder, place) as files:
+        save_checkpoint(files / MODEL, outcome.model, outcome.metadata)
+        new_digest = file_digest(files / MODEL)
+        facts = {NEW_DIGEST: new_digest, SECONDS: {} if outcome.seconds is None else {new_digest: outcome.seconds}}
         report = replace(outcome.report, facts={**outcome.report.facts, **facts})
         report.to_json(made / REPORT)
         report.to_html(made / PAGE, with_images=with_images)
@@ -46,14 +46,14 @@ def write(
         write_json(made / RECORD, {**_record(outcome, made_model, command), ledger.LINE: ledger.line_hash(lines)})
 
 
-def _record(outcome: Outcome, made_model: str, command: Sequence[str]) -> dict[str, object]:
+def _record(outcome: Outcome, new_digest: str, command: Sequence[str]) -> dict[str, object]:
     """What it takes to do the request again, and to compare: see `amun replay`."""
     facts = outcome.report.facts
     return {
         "format": FORMAT,
         "command": [*command],
         ledger.PARENT: facts[DIGEST],
-        ledger.CHILD: made_model,
+        ledger.CHILD: new_digest,
         "seconds": {name: row["seconds"] for name, row in outcome.report.rows.items() if row["seconds"] >= 0},
         "devices": devices(),
         "threads": torch.get_num_threads(),
@@ -62,20 +62,20 @@ def _record(outcome: Outcome, made_model: str, command: Sequence[str]) -> dict[s
     }
 
 
-def _entry(outcome: Outcome, made_model: str) -> dict[str, object]:
+def _entry(outcome: Outcome, new_digest: str) -> dict[str, object]:
     """The line of the ledger."""
-    told = outcome.report.to_dict()
+    report = outcome.report.to_dict()
     facts = outcome.report.facts
     request = str(facts["request"])
     return {
         ledger.REQUEST: request,
         ledger.PARENT: facts[DIGEST],
-        ledger.CHILD: made_model,
+        ledger.CHILD: new_digest,
         ledger.KEYS: ledger.hashed_keys(outcome.keys, request),
         "samples": len(outcome.keys),
         "samples_without_example": len(outcome.ids_without_example),
         "unlearning": json.loads(outcome.metadata["unlearning"]),
-        "results": told["rows"],
-        "remarks": told["remarks"],
+        "results": report["rows"],
+        "remarks": report["remarks"],
         **{name: facts[name] for name in ("date", "seed", "training_data", "versions")},
     }

@@ -42,14 +42,14 @@ def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> 
     """
     rows = _rows(lines, name)
     line, header = next(rows, (1, []))
-    told = " and ".join(f"a column {' or '.join(names)}" for names in known)
-    require(bool(header), name, f"a table with {told}, and rows", "no rows")
+    wanted = " and ".join(f"a column {' or '.join(names)}" for names in known)
+    require(bool(header), name, f"a table with {wanted}, and rows", "no rows")
     twice = [column for column, count in Counter(header).items() if count > 1]
     require(not twice, f"{name} line {line}", "a header that has every name once", f"{first_of(twice)} again")
     found = [[column for column in names if column in header] for names in known]
     for there in found:
         require(len(there) < 2, name, "a table with one of these columns", " and ".join(there))
-        require(len(there) == 1, name, f"a table with {told}", first_of(header))
+        require(len(there) == 1, name, f"a table with {wanted}", first_of(header))
     chosen = [there[0] for there in found]
     at = [header.index(column) for column in chosen]
 

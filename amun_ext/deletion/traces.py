@@ -68,20 +68,20 @@ def _is_cross_fit(metadata: Mapping[str, str], record: Record) -> bool:
     """Whether it is of `amun prepare`, with these samples. Their own rows are removed by their requests."""
     if metadata.get("format") != TARGETS:
         return False
-    told = parse_json("metadata", metadata.get("metadata", "{}"))
-    ours = isinstance(told, dict) and told.get("data") == record.training_data
-    before = told.get("previously_forgotten") if ours else None
+    content = parse_json("metadata", metadata.get("metadata", "{}"))
+    ours = isinstance(content, dict) and content.get("data") == record.training_data
+    before = content.get("previously_forgotten") if ours else None
     return ours and not (isinstance(before, list) and {*map(str, record.gone)} <= {*map(str, before)})
 
 
 def _results(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:
     """Adversarial examples, and pages with images, of results about some of the samples."""
-    told = {name: stored(folder / name) for name in RESULTS if folder / name in paths}
-    about = [read for read in told.values() if _is_about(read, record)]
+    results = {name: stored(folder / name) for name in RESULTS if folder / name in paths}
+    about = [read for read in results.values() if _is_about(read, record)]
     for path in paths:
         if about and path.suffix == ".html" and b"data:image" in path.read_bytes():
             yield path, "a page with images"
-    if told.get("searches.json") in about:
+    if results.get("searches.json") in about:
         curves = sorted((folder / "curves").glob("*.safetensors"))
         for path in [*paths, *curves]:
             if all(_metadata(path).get(key) == value for key, value in FORMAT.items()):

@@ -43,7 +43,7 @@ class SharedInputs:
 
     original: nn.Module
     test: TensorDataset
-    asked: Sets
+    request_sets: Sets
     cells: Path
     place: Path  # of what goes when all are done
     identity: Mapping[str, object]
@@ -97,7 +97,7 @@ def resolve_configs(
 def compare(
     original: nn.Module,
     test: TensorDataset,
-    asked: Sets,
+    request_sets: Sets,
     rows: Mapping[str, Mapping[str, MethodConfig | None]],
     retraining: MethodConfig,
     *,
@@ -126,7 +126,7 @@ def compare(
         workplace(out, "compare") as place,  # near copies of what is to be forgotten, which go when all are done
         progress_bar(progress, jobs, "compare", unit="model") as bar,
     ):
-        shared = SharedInputs(original, test, asked, cells, place, _identity(original, test, asked))
+        shared = SharedInputs(original, test, request_sets, cells, place, _identity(original, test, request_sets))
         for job in bar:
             bar.set_postfix_str(f"{job.name}, seed {job.seed}")
             done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, shared)
@@ -140,7 +140,7 @@ def compare(
         RETRAIN: TableRow(METHODS[RETRAIN].title, retraining, done[None, RETRAIN]),
         NOOP: TableRow(ORIGINAL, None, done[None, NOOP]),
     }
-    sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
+    sets = {"forget": request_sets.forget, "retain": request_sets.retain, "test": test}
     return Comparison(
         tables={
             setting: always | {name: line(setting, name, chosen) for name, chosen in chosens.items()}
@@ -148,20 +148,20 @@ def compare(
         },
         sizes={name: len(data) for name, data in sets.items()},
         seeds=seeds,
-        ids=asked.ids.tolist(),
+        ids=request_sets.ids.tolist(),
         facts={**(facts or {}), "threads": torch.get_num_threads(), "versions": versions()},
     )
 
 
 def write(comparison: Comparison, folder: Path) -> None:
     """compare.json and compare.html into `folder`."""
-    with workplace(folder, "compare") as place, atomic_folder(folder, place) as made:
-        write_json(made / "compare.json", comparison.to_dict())
-        comparison.to_html(made / "compare.html")
+    with workplace(folder, "compare") as place, atomic_folder(folder, place) as files:
+        write_json(files / "compare.json", comparison.to_dict())
+        comparison.to_html(files / "compare.html")
 
 
-def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str, object]:
-    sets = {"forget": asked.forget, "retain": asked.retain, "test": test}
+def _identity(original: nn.Module, test: TensorDataset, request_sets: Sets) -> dict[str, object]:
+    sets = {"forget": request_sets.forget, "retain": request_sets.retain, "test": test}
     return {
         "model": digest(original.state_dict()),
         **{name: fingerprint(data) for name, data in sets.items()},
@@ -171,23 +171,28 @@ def _identity(original: nn.Module, test: TensorDataset, asked: Sets) -> dict[str
 
 
 def _cell(job: _Job, shared: SharedInputs) -> RunResult:
-    """From the folder, or made and put there."""
-    told = None if job.config is None else job.config.to_dict()
-    identity = to_jsonable({**shared.identity, "config": told, "seed": job.seed})
+    """The result of the job: read from its file, or computed and written there."""
+    config = None if job.config is None else job.config.to_dict()
+    identity = to_jsonable({**shared.identity, "config": config, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
     path = _path(shared.cells, ".".join(part for part in parts if part is not None), identity)
     kept = _read(path, identity)
     if kept is not None:
         row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
         return RunResult(row, kept["failed"], kept["left_out"])
-    made = _made(job, shared)
-    told = {"identity": identity, "row": to_jsonable(made.row), "failed": made.failed, "left_out": made.left_out}
-    write_json(path, told, scratch=shared.place)
-    return made
+    result = _made(job, shared)
+    content = {
+        "identity": identity,
+        "row": to_jsonable(result.row),
+        "failed": result.failed,
+        "left_out": result.left_out,
+    }
+    write_json(path, content, scratch=shared.place)
+    return result
 
 
 def _made(job: _Job, shared: SharedInputs) -> RunResult:
-    asked = shared.asked
+    request_sets = shared.request_sets
     if job.config is None:
         return RunResult(_seen(shared.original, math.nan, shared))
     adversarial, seconds, left_out = None, 0.0, 0
@@ -199,7 +204,9 @@ def _made(job: _Job, shared: SharedInputs) -> RunResult:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the table has a remark
-            model = job.config.unlearn(shared.original, asked.forget, asked.retain, adversarial=adversarial, seed=seed)
+            model = job.config.unlearn(
+                shared.original, request_sets.forget, request_sets.retain, adversarial=adversarial, seed=seed
+            )
     except FloatingPointError as error:
         return RunResult({}, str(error), left_out)
     seconds += time.perf_counter() - start
@@ -211,7 +218,11 @@ def _made(job: _Job, shared: SharedInputs) -> RunResult:
 
 def _seen(model: nn.Module, seconds: float, shared: SharedInputs) -> Values:
     report = evaluate(
-        {NOOP: model}, forget=shared.asked.forget, retain=shared.asked.retain, test=shared.test, baseline=None
+        {NOOP: model},
+        forget=shared.request_sets.forget,
+        retain=shared.request_sets.retain,
+        test=shared.test,
+        baseline=None,
     )
     return report.rows[NOOP] | {"seconds": seconds}
 
@@ -225,7 +236,7 @@ def _examples(search: Mapping[str, Any], shared: SharedInputs) -> tuple[Adversar
     if kept is not None and file.exists():
         return AdversarialSet.load(file), kept["seconds"]
     start = time.perf_counter()
-    found = find_min_adversarial(shared.original, *shared.asked.forget.tensors, **search)
+    found = find_min_adversarial(shared.original, *shared.request_sets.forget.tensors, **search)
     seconds = time.perf_counter() - start
     found.save(file)
     write_json(about, {"identity": identity, "seconds": seconds})

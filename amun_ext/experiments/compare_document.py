@@ -52,8 +52,8 @@ def _summary(comparison: Comparison) -> str:
         if best is not None:
             own, noop = (comparison.statistics(setting, name)["gap"] for name in (best, NOOP))
             title, gap = comparison.tables[setting][best].title, spread(own.mean, own.deviation, 2).text
-            told = f"{title} comes closest, with a gap of {gap} points; the no-op's is {number(noop.mean, 2)}."
-            sentences.append(f"{SETTINGS[setting]}: {told}")
+            closest = f"{title} comes closest, with a gap of {gap} points; the no-op's is {number(noop.mean, 2)}."
+            sentences.append(f"{SETTINGS[setting]}: {closest}")
     return " ".join(sentences)
 
 
@@ -70,20 +70,20 @@ def _best(comparison: Comparison, setting: str) -> str | None:
 
 def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
     lines, rows = comparison.tables[setting], []
-    seen = {line.title: comparison.statistics(setting, name) for name, line in lines.items()}
+    statistics = {line.title: comparison.statistics(setting, name) for name, line in lines.items()}
     for name, line in lines.items():
-        of = seen[line.title]
+        of = statistics[line.title]
         cells = [spread(of[column.name].mean, of[column.name].deviation, column.digits) for column in COLUMNS]
-        told = ", ".join(comparison.remarks(setting, name))
-        rows.append(Row(line.title, [*cells, value(len(line.rows), 0), word(told)]))
+        remarks = ", ".join(comparison.remarks(setting, name))
+        rows.append(Row(line.title, [*cells, value(len(line.rows), 0), word(remarks)]))
     columns = [*(Column(column.name) for column in COLUMNS), Column("n"), Column("remark", words=True)]
 
     def pair(of: Statistic) -> tuple[float, float]:
         return of.mean, of.deviation
 
     fixed, heading = (METHODS[RETRAIN].title, ORIGINAL), SETTINGS[setting]
-    accuracies = {title: (pair(of["UA"]), pair(of["TA"])) for title, of in seen.items()}
-    gaps = {title: pair(of["gap"]) for title, of in seen.items()}
+    accuracies = {title: (pair(of["UA"]), pair(of["TA"])) for title, of in statistics.items()}
+    gaps = {title: pair(of["gap"]) for title, of in statistics.items()}
     figures = [
         parts.Figure(
             "Forgetting against usefulness",
@@ -104,15 +104,15 @@ def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
     return [
         parts.Heading(heading),
         table,
-        parts.Key(compare_plots.key(seen, *fixed)),
+        parts.Key(compare_plots.key(statistics, *fixed)),
         parts.Figures(figures, wide=True),
     ]
 
 
 def _methods(comparison: Comparison) -> dict[str, str]:
     names = dict.fromkeys(name.partition(":")[0] for lines in comparison.tables.values() for name in lines)
-    known = {METHODS[name].title: METHODS[name].description for name in names if name in METHODS}
-    return known | {ORIGINAL: "the original model, unchanged"}
+    described = {METHODS[name].title: METHODS[name].description for name in names if name in METHODS}
+    return described | {ORIGINAL: "the original model, unchanged"}
 
 
 def _made(comparison: Comparison) -> dict[str, object]:
@@ -128,10 +128,12 @@ def _made(comparison: Comparison) -> dict[str, object]:
 
 def _options(line: TableRow) -> str:
     assert line.config is not None
-    told = line.config.to_dict()
-    recipe = told.pop("recipe")
+    settings = line.config.to_dict()
+    recipe = settings.pop("recipe")
     assert isinstance(recipe, dict)
-    options = ", ".join(f"{name} {_short(value)}" for name, value in {**told, **recipe}.items() if value is not None)
+    options = ", ".join(
+        f"{name} {_short(value)}" for name, value in {**settings, **recipe}.items() if value is not None
+    )
     return f"{options} (from: {line.config.source})"
 
 

@@ -126,12 +126,12 @@ class Comparison(Result):
 
     def _line(self, setting: str, name: str) -> dict[str, object]:
         line = self.tables[setting][name]
-        seen = self.statistics(setting, name)
+        statistics = self.statistics(setting, name)
         return {
             "title": line.title,
             "options": None if line.config is None else line.config.to_dict(),
             "options_source": None if line.config is None else line.config.source,
-            **{key: {"mean": of.mean, "deviation": of.deviation, "n": of.n} for key, of in seen.items()},
+            **{key: {"mean": of.mean, "deviation": of.deviation, "n": of.n} for key, of in statistics.items()},
             "remarks": self.remarks(setting, name),
             "cells": {
                 seed: {"row": cell.row, "failed": cell.failed or None, "left_out": cell.left_out}

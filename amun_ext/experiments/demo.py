@@ -110,9 +110,9 @@ def write(
     """The report, and the models before and after as checkpoints like any other."""
     splits = load(DATA)
     about = Record(arch=MODEL, training_data=training_data(splits), recipe=TRAINING, manifest=manifest_of(splits))
-    with workplace(folder, "demo") as place, atomic_folder(folder, place) as made:
-        original, unlearned, told, page = (made / name for name in FILES)
+    with workplace(folder, "demo") as place, atomic_folder(folder, place) as files:
+        original, unlearned, json_file, page = (files / name for name in FILES)
         save_checkpoint(original, models[ORIGINAL], about.to_metadata())
         save_checkpoint(unlearned, models[HEADLINE], replace(about, forgotten=tuple(ids)).to_metadata())
-        report.to_json(told)
+        report.to_json(json_file)
         report.to_html(page, with_images=with_images)

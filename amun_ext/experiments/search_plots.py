@@ -20,8 +20,8 @@ def histogram(distances: Mapping[str, NDArray[np.float64]], marks: Mapping[str, 
 
     The outermost bars hold the 0.5 % at either end that would stretch the axis; those without an example are in none.
     """
-    seen = np.concatenate([values[np.isfinite(values)] for values in distances.values()])
-    low, high = np.quantile(seen, [0.005, 0.995])
+    finite = np.concatenate([values[np.isfinite(values)] for values in distances.values()])
+    low, high = np.quantile(finite, [0.005, 0.995])
     edges = np.geomspace(low / 1.05, high * 1.05, BINS + 1)
 
     def draw(axes: Any) -> None:
@@ -69,8 +69,8 @@ def scatter(distances: Mapping[str, NDArray[np.float64]], names: tuple[str, str]
     x, y = (distances[name] for name in names)
     both = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     shown = np.random.default_rng(0).permutation(both)[:POINTS]
-    seen = np.concatenate([x[both], y[both]])
-    ends = float(seen.min()) / 1.2, float(seen.max()) * 1.2
+    values = np.concatenate([x[both], y[both]])
+    ends = float(values.min()) / 1.2, float(values.max()) * 1.2
 
     def draw(axes: Any) -> None:
         for name, closer in ((names[0], x <= y), (names[1], y < x)):

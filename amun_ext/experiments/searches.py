@@ -136,7 +136,7 @@ class Searches(Result):
         if self.pair is not None:
             percent, both = self.closer(*self.pair)
             compared = {"methods": self.pair, "both_found": both, "percent_second_closer": percent}
-        made = {
+        content = {
             "samples": len(self.ids),
             "misclassified": self.ids[~self.counted].tolist(),
             "methods": methods,
@@ -146,7 +146,7 @@ class Searches(Result):
             "facts": self.facts,
             "ids": self.ids.tolist(),
         }
-        return {key: to_jsonable(value) for key, value in made.items()}
+        return {key: to_jsonable(value) for key, value in content.items()}
 
 
 def compare(
@@ -215,9 +215,9 @@ def compare(
 
 def write(searches: Searches, folder: Path) -> None:
     """searches.json and searches.html into `folder`."""
-    with workplace(folder, "search") as place, atomic_folder(folder, place) as made:
-        write_json(made / "searches.json", searches.to_dict())
-        searches.to_html(made / "searches.html")
+    with workplace(folder, "search") as place, atomic_folder(folder, place) as files:
+        write_json(files / "searches.json", searches.to_dict())
+        searches.to_html(files / "searches.html")
 
 
 def write_png(searches: Searches, folder: Path) -> None:

@@ -55,13 +55,13 @@ def _summary(searches: Searches) -> str:
     ]
     closest, cheapest = _closest(searches), min(rows, key=lambda method: rows[method]["gradients"])
     if closest is not None and len(rows) > 1:
-        told = f"{number(rows[closest]['gradients'])} gradients per sample"
+        cost = f"{number(rows[closest]['gradients'])} gradients per sample"
         sentences.append(
-            f"{closest} finds the closest: its median is {number(rows[closest]['median'], 3)}, with {told}."
+            f"{closest} finds the closest: its median is {number(rows[closest]['median'], 3)}, with {cost}."
         )
         if cheapest != closest:
-            told = f"{number(rows[cheapest]['median'], 3)}, with {number(rows[cheapest]['gradients'])}"
-            sentences.append(f"{cheapest} takes the fewest gradients: its median is {told}.")
+            cost = f"{number(rows[cheapest]['median'], 3)}, with {number(rows[cheapest]['gradients'])}"
+            sentences.append(f"{cheapest} takes the fewest gradients: its median is {cost}.")
     return " ".join(sentences)
 
 
@@ -95,8 +95,8 @@ def _curves(searches: Searches) -> list[parts.Block]:
 def _pictures(searches: Searches) -> list[parts.Block]:
     marks = {method: mark(index, method) for index, method in enumerate(searches.runs)}
     distances = {method: searches.distances(method) for method in searches.runs}
-    told = "Percent of the samples, logarithmic bins; the outermost bars include all values beyond."
-    figures = [parts.Figure("Distances", partial(search_plots.histogram, distances, marks), told)]
+    caption = "Percent of the samples, logarithmic bins; the outermost bars include all values beyond."
+    figures = [parts.Figure("Distances", partial(search_plots.histogram, distances, marks), caption)]
     curves = {
         method: [(point.gradients, point.median) for point in points] for method, points in searches.curves.items()
     }
@@ -105,18 +105,18 @@ def _pictures(searches: Searches) -> list[parts.Block]:
             method: next((point.gradients, point.median) for point in points if point.steps == own_steps(method))
             for method, points in searches.curves.items()
         }
-        told = "Lower left is better. Each point is a number of steps; the filled one is the default of the method."
+        caption = "Lower left is better. Each point is a number of steps; the filled one is the default of the method."
         draw = partial(search_plots.tradeoff, curves, own, marks)
-        figures.append(parts.Figure("Median distance against gradients", draw, told))
+        figures.append(parts.Figure("Median distance against gradients", draw, caption))
     percent, both = (math.nan, 0) if searches.pair is None else searches.closer(*searches.pair)
     if searches.pair is not None and both:
         first, second = searches.pair
-        told = (
+        caption = (
             f"{second} is closer for {number(percent)} % of the {both} samples for which both found an example: those "
             "below the diagonal. Points have the colour of the closer method."
         )
         draw = partial(search_plots.scatter, distances, searches.pair, marks)
-        figures.append(parts.Figure(f"{second} against {first}, sample by sample", draw, told))
+        figures.append(parts.Figure(f"{second} against {first}, sample by sample", draw, caption))
     return [parts.Heading("How close, and at what cost"), parts.Key([*marks.values()]), parts.Figures(figures)]
 
 
@@ -160,8 +160,8 @@ def _card(searches: Searches, row: int, factor: int) -> list[list[parts.Picture]
     changes = [parts.Picture("", None, below=[named(searches.labels[row]), f"id {int(searches.ids[row])}"])]
     for method, run in searches.runs.items():
         changed = difference(searches, method, row)
-        told = [named(run.result.labels[row]), number(float(run.result.distance[row]), 3)]
+        caption = [named(run.result.labels[row]), number(float(run.result.distance[row]), 3)]
         images.append(parts.Picture(method, partial(png_uri, image + changed), method))
         enlarged = partial(png_uri, 0.5 + factor * changed)
-        changes.append(parts.Picture(f"change by {method}", enlarged, below=told))
+        changes.append(parts.Picture(f"change by {method}", enlarged, below=caption))
     return [images, changes]

@@ -41,7 +41,7 @@ def document(tuning: Tuning) -> parts.Document:
             parts.Paragraph(_summary(tuning)),
             parts.Paragraph(CAVEAT, soft=True),
             _choices(tuning),
-            parts.Items([f"{method}: {told}" for method, told in tuning.counted().items()]),
+            parts.Items([f"{method}: {sentence}" for method, sentence in tuning.counted().items()]),
             parts.Glossary({name: COLUMNS[name][0] for name in COLUMNS if name in tuning.original.row}),
             key,
             *(block for method in tuning.trials for block in _method(tuning, method)),
@@ -54,9 +54,9 @@ def document(tuning: Tuning) -> parts.Document:
 
 def _summary(tuning: Tuning) -> str:
     objective = OBJECTIVES[tuning.objective]
-    asked = f"The options for which {objective.explanation}: those with the smallest {objective.column}"
+    objective_text = f"The options for which {objective.explanation}: those with the smallest {objective.column}"
     kept = f", among the trials that lose at most {tuning.max_accuracy_drop:g} points of accuracy on held-out data"
-    return asked + (kept if objective.keeps_accuracy else "") + "."
+    return objective_text + (kept if objective.keeps_accuracy else "") + "."
 
 
 def _choices(tuning: Tuning) -> Table:
@@ -118,21 +118,21 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
         "as chosen": None if best is None else best.result,
         "retrained": tuning.retrained,
     }
-    shown = {title: seen for title, seen in models.items() if seen is not None}
-    sets = [quantiles for seen in shown.values() for quantiles in seen.log_odds.values()]
+    shown = {title: result for title, result in models.items() if result is not None}
+    sets = [quantiles for result in shown.values() for quantiles in result.log_odds.values()]
     # The axis that all panels of a method have, but for the outermost percent of a set.
     ends = min(quantiles[1] for quantiles in sets), max(quantiles[-2] for quantiles in sets)
     column = OBJECTIVES[tuning.objective].column
     figures = []
     if found:
-        told = "Hollow: lost too much accuracy. Ringed: chosen. Dotted: the original model."
+        caption = "Hollow: lost too much accuracy. Ringed: chosen. Dotted: the original model."
         first = _first(found[0])
         draw = partial(_rates, tuning, method, found, best, first)
-        figures.append(parts.Figure(f"{method}: {column} by {first}", draw, told))
-    for title, seen in shown.items():
-        told = f"The largest distance between the curves (KS) is {number(seen.row['KS'])} points."
-        draw = partial(_confidence, f"{method} {title}", seen, ends)
-        figures.append(parts.Figure(f"{method}: confidence, {title}", draw, told))
+        figures.append(parts.Figure(f"{method}: {column} by {first}", draw, caption))
+    for title, result in shown.items():
+        caption = f"The largest distance between the curves (KS) is {number(result.row['KS'])} points."
+        draw = partial(_confidence, f"{method} {title}", result, ends)
+        figures.append(parts.Figure(f"{method}: confidence, {title}", draw, caption))
     chosen = "No trial keeps the accuracy." if best is None else f"Chosen: trial {best.number}."
     return [parts.Heading(method), parts.Figures(figures, chosen)]
 
@@ -169,10 +169,10 @@ def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None, 
     return svg(f"{method} rates", draw, SIZE)
 
 
-def _confidence(salt: str, seen: TrialResult, ends: tuple[float, float]) -> str:
+def _confidence(salt: str, result: TrialResult, ends: tuple[float, float]) -> str:
     def draw(axes: Any) -> None:
         for name in ("test", "forget"):
-            axes.plot(seen.log_odds[name], 100.0 * QUANTILES, linewidth=2.0, markevery=10, **line(SETS[name]))
+            axes.plot(result.log_odds[name], 100.0 * QUANTILES, linewidth=2.0, markevery=10, **line(SETS[name]))
         axes.set(xlim=ends, ylim=(0.0, 100.0), xlabel="log-odds of the true class", ylabel="% of the set below")
 
     return svg(salt, draw, SIZE)

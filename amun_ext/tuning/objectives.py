@@ -59,10 +59,10 @@ def objective_row(
     retrained: Values | None,
 ) -> Values:
     """A row of COLUMNS from the report's, and the log-odds of the forget set and of the held-out data ("test")."""
-    made = {each.name: row[each.name] for each in MEASURES if each.in_gap}
-    made["KS"] = kolmogorov_smirnov(log_odds["forget"], log_odds["test"])
-    made["expected gap"] = gap(made, expected(made if original is None else original))
-    return made if retrained is None else {**made, "gap": gap(made, retrained)}
+    values = {each.name: row[each.name] for each in MEASURES if each.in_gap}
+    values["KS"] = kolmogorov_smirnov(log_odds["forget"], log_odds["test"])
+    values["expected gap"] = gap(values, expected(values if original is None else original))
+    return values if retrained is None else {**values, "gap": gap(values, retrained)}
 
 
 def floor(objective: str, original: Values, max_accuracy_drop: float) -> float:

@@ -94,25 +94,25 @@ class Tuning(Result):
 
     def counted(self) -> dict[str, str]:
         """Method -> a sentence about its trials."""
-        told = {}
+        sentences = {}
         for method, trials in self.trials.items():
             failed = sum(trial.result is None for trial in trials)
             lost = sum(not self.feasible(trial) for trial in trials) - failed
             twice = sum(trial.rerun is not None for trial in trials)
-            told[method] = (
+            sentences[method] = (
                 f"{len(trials)} trials, of which {failed} diverged and {lost} lost too much accuracy"
                 + f"; the best {twice} were repeated with another seed" * (twice > 0)
                 + self._no_better(method)
             )
-        return told
+        return sentences
 
     def _no_better(self, method: str) -> str:
         """That the choice is no better than the model before, by its own objective."""
         column, best = OBJECTIVES[self.objective].column, self.best(method)
         if best is None or best.row is None or best.row[column] < self.original.row[column]:
             return ""
-        told = f"{column} {best.row[column]:.2f}, and {self.original.row[column]:.2f} without any unlearning"
-        return f"; WARNING: the best is no better than doing nothing ({told}): try more trials or another method"
+        values = f"{column} {best.row[column]:.2f}, and {self.original.row[column]:.2f} without any unlearning"
+        return f"; WARNING: the best is no better than doing nothing ({values}): try more trials or another method"
 
     def document(self) -> Document:
         from amun_ext.tuning.document import document
@@ -124,7 +124,7 @@ class Tuning(Result):
         chosen = {
             objective: {method: self.best(method, objective) for method in self.trials} for objective in self.objectives
         }
-        made = {
+        content = {
             "objective": self.objective,
             "best": {
                 objective: {method: None if trial is None else trial.number for method, trial in found.items()}
@@ -138,27 +138,29 @@ class Tuning(Result):
             "facts": self.facts,
             "proxy_ids": self.ids,
         }
-        return {key: to_jsonable(value) for key, value in made.items()}
+        return {key: to_jsonable(value) for key, value in content.items()}
 
     def _record(self, trial: Trial) -> dict[str, object]:
-        seen: dict[str, object] = {} if trial.result is None else {**trial.result.row, "seconds": trial.result.seconds}
+        measured: dict[str, object] = (
+            {} if trial.result is None else {**trial.result.row, "seconds": trial.result.seconds}
+        )
         if trial.rerun is not None:
-            seen["rerun"] = trial.rerun.row if isinstance(trial.rerun, TrialResult) else trial.rerun
+            measured["rerun"] = trial.rerun.row if isinstance(trial.rerun, TrialResult) else trial.rerun
         return {
             "number": trial.number,
             **trial.parameters,
             "failure": trial.failure,
             "feasible": self.feasible(trial),
-            **seen,
+            **measured,
         }
 
 
 def write(tuning: Tuning, folder: str | os.PathLike[str]) -> None:
     """tuned.json with the options chosen by `tuning.objective`, trials.json and tuning.html into `folder`."""
     about = {"objective": tuning.objective, "measured_on": "a proxy forget set", **tuning.facts}
-    with workplace(folder, "tune") as place, atomic_folder(folder, place) as made:
+    with workplace(folder, "tune") as place, atomic_folder(folder, place) as files:
         save_tuned_options(
-            made / "tuned.json", tuning.tuned_options(), {key: to_jsonable(value) for key, value in about.items()}
+            files / "tuned.json", tuning.tuned_options(), {key: to_jsonable(value) for key, value in about.items()}
         )
-        write_json(made / "trials.json", tuning.to_dict())
-        tuning.to_html(made / "tuning.html")
+        write_json(files / "trials.json", tuning.to_dict())
+        tuning.to_html(files / "tuning.html")

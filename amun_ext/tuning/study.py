@@ -119,8 +119,8 @@ def record_rerun(study: "optuna.Study", number: int, outcome: TrialResult | str)
 
 def rerun_outcome(study: "optuna.Study", number: int) -> TrialResult | str | None:
     """Of a trial's second run; None where there was none."""
-    told = study.user_attrs.get(RERUN.format(number))
-    return None if told is None else _outcome(told)
+    attributes = study.user_attrs.get(RERUN.format(number))
+    return None if attributes is None else _outcome(attributes)
 
 
 def _told(outcome: TrialResult | str) -> dict[str, Any]:
@@ -129,8 +129,12 @@ def _told(outcome: TrialResult | str) -> dict[str, Any]:
     return {ROW: outcome.row, LOG_ODDS: outcome.log_odds, SECONDS: outcome.seconds}
 
 
-def _outcome(told: Mapping[str, Any]) -> TrialResult | str:
-    return told[FAILURE] if FAILURE in told else TrialResult(told[ROW], told[LOG_ODDS], told[SECONDS])
+def _outcome(attributes: Mapping[str, Any]) -> TrialResult | str:
+    return (
+        attributes[FAILURE]
+        if FAILURE in attributes
+        else TrialResult(attributes[ROW], attributes[LOG_ODDS], attributes[SECONDS])
+    )
 
 
 def _sampler(seed: int, number: int, parallel: bool) -> "optuna.samplers.BaseSampler":

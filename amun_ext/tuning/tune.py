@@ -112,7 +112,7 @@ def tune(
     request_sets = sets(splits, ids, record, include_duplicates=True)
     forget, retain, rows = proxy_forget_set(request_sets.retain, len(request_sets.ids), seed)
     held_out, _ = split_test_set(splits.test, seed)
-    anew = retraining(model, record, init=init) if objective == "retrain" else None
+    from_scratch = retraining(model, record, init=init) if objective == "retrain" else None
     identity = {
         "model": digest(model.state_dict()),
         "training_data": request_sets.training_data,
@@ -123,8 +123,8 @@ def tune(
         "objective": objective,
         "with_retain": with_retain,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
-        "retraining": None if anew is None else asdict(anew.recipe),
-        "init": None if anew is None else describe_init(init),
+        "retraining": None if from_scratch is None else asdict(from_scratch.recipe),
+        "init": None if from_scratch is None else describe_init(init),
         "targets": None if targets is None else targets.settings(),
         "seed": seed,
         **({"max_accuracy_drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
@@ -139,13 +139,13 @@ def tune(
         context = TrialContext(model, forget, retain, held_out, with_retain, adversarial, seed, targets)
         compared = {"original": context.observe(model).row}
         context, retrained = replace(context, rows=compared), None
-        if anew is not None:
-            alike = _retrained(context, anew, out, place, progress)
+        if from_scratch is not None:
+            alike = _retrained(context, from_scratch, out, place, progress)
             retrained = context.observe(alike)
             context = replace(context, rows={**compared, "retrained": retrained.row})
             retrained = context.observe(alike)
-        gone = {*request_sets.ids.tolist(), *request_sets.before}
-        kept = [number for number in range(len(splits.train)) if number not in gone]
+        removed_ids = {*request_sets.ids.tolist(), *request_sets.before}
+        kept = [number for number in range(len(splits.train)) if number not in removed_ids]
         nothing = Tuning(
             trials={},
             original=context.observe(model),
@@ -216,14 +216,14 @@ def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[
         yield storage
 
 
-def _retrained(context: TrialContext, anew: MethodConfig, out: Path, place: Path, progress: bool) -> nn.Module:
+def _retrained(context: TrialContext, config: MethodConfig, out: Path, place: Path, progress: bool) -> nn.Module:
     """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
-    path, made = out / RETRAINED, place / RETRAINED
+    path, unfinished = out / RETRAINED, place / RETRAINED
     if path.exists():
         model = copy.deepcopy(context.original)
         load_checkpoint(path, model)
         return model
-    model = anew.unlearn(
+    model = config.unlearn(
         context.original,
         context.forget,
         context.retain,
@@ -231,8 +231,8 @@ def _retrained(context: TrialContext, anew: MethodConfig, out: Path, place: Path
         checkpoint=place / RETRAINING,
         progress=progress,
     )
-    save_checkpoint(made, model, Record(recipe=anew.recipe).to_metadata())
-    made.replace(path)
+    save_checkpoint(unfinished, model, Record(recipe=config.recipe).to_metadata())
+    unfinished.replace(path)
     return model
 
 
@@ -246,5 +246,5 @@ def _trials(studies: "Mapping[str, optuna.Study]") -> dict[str, list[Trial]]:
 
 def _trial(method: str, frozen: "optuna.trial.FrozenTrial", rerun: TrialResult | str | None) -> Trial:
     outcome = study.outcome(frozen)
-    seen, failure = (None, outcome) if isinstance(outcome, str) else (outcome, None)
-    return Trial(method, frozen.number, frozen.params, seen, failure, rerun)
+    result, failure = (None, outcome) if isinstance(outcome, str) else (outcome, None)
+    return Trial(method, frozen.number, frozen.params, result, failure, rerun)

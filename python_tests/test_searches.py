@@ -119,7 +119,7 @@ class TestCommand:
         assert search(checkpoints, tmp_path / "out", f"--methods ffgsm {first}") in (0, 3)
         before = (tmp_path / "out/searches.json").read_text()
         command = arguments(checkpoints, tmp_path / "out", f"--methods ffgsm {second} {other}")
-        refused(command, r"error: (out must be .*ffgsm\.safetensors|--out must be where no other)")
+        refused(command, r"error: (out must be .*ffgsm\.safetensors|--out must be a folder without another)")
         assert (tmp_path / "out/searches.json").read_text() == before
 
     def test_samples_without_an_example_are_told_by_id_and_status(

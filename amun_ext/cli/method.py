@@ -17,7 +17,7 @@ from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 
 def add_method(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--method", choices=METHODS, help="(default: distill with --targets, otherwise amun)")
+    command.add_argument("--method", choices=METHODS, help="default: distill with --targets, otherwise amun")
     command.add_argument(
         "--without-retain", action="store_true", help="fine-tune without the retain set, which is still measured"
     )

@@ -95,7 +95,7 @@ class TestCode:
         models.save_checkpoint(tmp_path / "before.safetensors", model, metadata)
         beside = ["--original", str(tmp_path / "before.safetensors"), "--ids", "5", "--out", str(tmp_path / "out")]
         assert cli.main(["audit", "--model", str(original), "--data", "digits", *beside]) == 2
-        assert "before.safetensors asks for code" in capsys.readouterr().err
+        assert "before.safetensors asks to run code" in capsys.readouterr().err
         assert cli.main(["audit", "--model", str(original), "--data", "digits", *beside, "--arch", "small-cnn"]) == 0
 
 

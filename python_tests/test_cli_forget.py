@@ -295,7 +295,7 @@ ERRORS = {
         ["--ids", "5", "--mask-fraction", "0.5", "--method", "retrain"],
         "mask fraction must be left out",
     ),
-    "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be two at least"),
+    "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be at least two"),
     "too little left": (["--ids", "0-1195"], "at least two samples are retained"),
 }
 

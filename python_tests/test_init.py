@@ -242,7 +242,7 @@ class TestReferences:
         record = Record.read(metadata, "m")
         assert retraining(vit(), record, init=start).options["init"] is start
         for other, got in ((None, "none"), (vit, r"test_init:vit\(\)"), (vit().state_dict(), "weights ")):
-            with pytest.raises(InputError, match=f"init must be what .* began with, weights .*--init.*, got {got}"):
+            with pytest.raises(InputError, match=f"init must be the initial weights .*, weights .*--init.*, got {got}"):
                 retraining(vit(), record, init=other)
 
 

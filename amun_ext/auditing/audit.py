@@ -191,9 +191,7 @@ def check(
             others[kind] = models
     if shadows is not None:
         check_shadows(shadows, ids)
-    split(
-        splits.train, torch.tensor(removed_ids, dtype=torch.int64, device="cpu")
-    )  # refuses ids that are none, and all of them
+    split(splits.train, torch.tensor(removed_ids, dtype=torch.int64, device="cpu"))  # refuses unknown ids, and all ids
     return others
 
 

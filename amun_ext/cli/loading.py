@@ -74,7 +74,7 @@ def id_arguments(
     gone: Sequence[int] = (),
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What add_ids says, as `forget_ids` takes it; what has keys or a class, without those that are `gone`, as ids."""
+    """The arguments of `forget_ids` from those of add_ids; keys and classes are resolved to ids that are not `gone`."""
     ids, file = options.ids, options.ids_file
     require(options.groups is None or file is not None, "--groups", "left out without --ids-file", options.groups)
     if file is not None:
@@ -96,7 +96,7 @@ def id_arguments(
 
 
 def audited_ids(options: argparse.Namespace, splits: Splits, record: Record) -> tuple[Tensor, list[int]]:
-    """The rows that add_ids asks for, by default all that the checkpoint has forgotten; and the others of these.
+    """The ids to audit, by default all that the checkpoint has forgotten; and the other ids that it has forgotten.
 
     InputError for other data than those that the checkpoint was trained on.
     """

@@ -75,7 +75,7 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     )
     metadata = record.to_metadata()
     if options.out.exists() and not options.overwrite:
-        theirs = _told(options.out)
+        theirs = _metadata(options.out)
         differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
         actual = f"{options.out}, a model with other {', '.join(sorted(differ))}"
         require(not differ, "--out", MUST_BE, actual)
@@ -96,8 +96,8 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     print(f"accuracy {accuracies}; wrote {options.out}")
 
 
-def _told(path: Path) -> dict[str, str]:
-    """What a checkpoint says of itself; nothing, where it is none."""
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a checkpoint; empty for any other file."""
     try:
         return models.read_metadata(path)
     except InputError:

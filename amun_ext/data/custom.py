@@ -39,9 +39,9 @@ def load_folder(
 ) -> Splits:
     """Read `root`/train/<class>/<image> and `root`/test/<class>/<image>, classes and images in alphabetical order.
 
-    Training and test set have the same classes, unless these are `known`: then some may be gone, and others there.
-    With `test_fraction` the images are in `root`/<class>, and about this share of them is the test set: which ones
-    follows from their files, so that none changes sides when others come and go, and equal ones are on one.
+    Training and test set must have the same classes, unless these are `known`: then some may be missing or new. With
+    `test_fraction` the images are in `root`/<class>, and about this share of them is the test set: the split depends
+    only on the content of each file, so adding or removing files moves no other, and equal files are on one side.
 
     All images have one size, after being turned as their EXIF orientation says, or are scaled and cropped about their
     middle to squares of `resize` pixels. They stay grey [1, H, W] when all are grey, else all become RGB [3, H, W]

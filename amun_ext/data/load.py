@@ -27,11 +27,10 @@ def load(
 ) -> Splits:
     """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.custom`).
 
-    `root` is where fashion-mnist and cifar10 look for their files, ./data unless told; only `download=True` lets them
-    use the network. Of `classes` that are known a folder may lack some, and may have others; `resize` and
-    `test_fraction` are for folders, too (see `data.custom.load_folder`). Images come as float32
-    [N, C, H, W] in [0, 1], labels as int64 [N]. InputError for an unknown name, for missing or broken files, and for
-    images and labels that do not fit together.
+    `root` is the folder with the files of fashion-mnist and cifar10, by default ./data; only `download=True` lets them
+    use the network. `classes`, `resize` and `test_fraction` are for image folders (see `data.custom.load_folder`).
+    Images come as float32 [N, C, H, W] in [0, 1], labels as int64 [N]. InputError for an unknown name, for missing or
+    broken files, and for images and labels that do not fit together.
     """
     name = os.fspath(name)
     folder = os.path.isdir(name) and name not in DATASETS

@@ -137,12 +137,11 @@ def forget(
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Outcome:
-    """Unlearn `request.ids` beside all ids that the checkpoint has forgotten before, and measure it.
+    """Unlearn `request.ids`, without the ids that the checkpoint has forgotten before, and measure the result.
 
-    In the workplace `place` it keeps its examples, mask and fine-tuning, from which the same request goes on after a
-    kill. `history` is the ledger of the checkpoint, for remarks on what its requests have done together; `facts` are
-    further ones for the report. Raises InputError, before any work, as `sets` and `retraining`, and
-    for too little to train on.
+    The workplace `place` keeps examples, mask and fine-tuning, so that the same request resumes after a kill. `history`
+    is the ledger of the checkpoint, for remarks on drift over its requests; `facts` are added to those of the report.
+    Raises InputError, before any work, as `sets` and `retraining`, and for too little to train on.
     """
     splits = aligned(splits, request.record.to_metadata())
     chosen, request_sets = (

@@ -244,7 +244,7 @@ def _examples(search: Mapping[str, Any], shared: SharedInputs) -> tuple[Adversar
 
 
 def _path(folder: Path, name: str, identity: object) -> Path:
-    """Of a cell: other settings have another file, so that none is ever taken for another."""
+    """The file of a cell: its name has a hash of all settings."""
     known_by = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
     return folder / f"{name}.{known_by}.json"
 

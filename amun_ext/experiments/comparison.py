@@ -40,7 +40,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What the model of one seed showed, by column, or why there is none."""
+    """The measures of one seed by column, or why there is no model."""
 
     row: Values
     failed: str = ""

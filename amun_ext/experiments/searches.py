@@ -40,7 +40,7 @@ COLUMNS = {  # of the table, and the keys of a method in JSON: digits and explan
 
 @dataclass(frozen=True)
 class Common:
-    """What all methods are told alike, by the names of `find_min_adversarial`."""
+    """Options of `find_min_adversarial` that all methods share."""
 
     refine: int = 0
     quantize: int | None = None
@@ -91,7 +91,7 @@ class Searches(Result):
 
     @property
     def missing(self) -> dict[str, list[int]]:
-        """Method -> ids of the samples that it found no example of; only methods that there are some of."""
+        """Method -> ids of the samples without an example, for methods that have such samples."""
         lacking = {method: self.ids[~run.result.found.cpu()].tolist() for method, run in self.runs.items()}
         return {method: ids for method, ids in lacking.items() if ids}
 
@@ -102,7 +102,7 @@ class Searches(Result):
         return (first[0], first[1]) if len(first) > 1 else None
 
     def closer(self, first: str, second: str) -> tuple[float, int]:
-        """For what percent of the samples that both have an example of the second's is closer; how many these are."""
+        """The percent of samples with two examples for which the second is closer; and the number of these samples."""
         one, other = self.distances(first), self.distances(second)
         both = np.isfinite(one) & np.isfinite(other)
         return 100.0 * float(np.mean((other < one)[both])) if both.any() else math.nan, int(both.sum())
@@ -249,7 +249,7 @@ def explanations() -> dict[str, str]:
 
 
 def own_steps(method: str) -> int | None:
-    """How many the method makes unless told otherwise."""
+    """The default number of steps of the method."""
     steps = METHODS[method].options.get("steps")
     return None if steps is None else int(steps)
 

@@ -56,23 +56,23 @@ def find_min_adversarial(
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> AdversarialSet:
-    """For each input the closest adversarial example, in L2, that a gradient search meets.
+    """For each input, find the closest adversarial example, in L2, by a gradient search.
 
     Methods, with what each counts as `steps`:
 
     - "pgd", the paper's Algorithm 1: `steps` (50) steps of length step_fraction * eps (0.1) inside the ball of
       radius eps (at first the paper's 0.04 in the box (0, 1), else estimated) and the box; the search ends at the first
-      misclassified point. If none was met, eps grows by eps_growth (2) and the ascent goes on from where it is. A freed
-      place of the batch is refilled at once. Distances below 0.004 want eps_init="estimate".
+      misclassified point. If there is none, eps grows by eps_growth (2) and the ascent continues from the last point. A
+      finished sample is replaced in the batch at once. Distances below 0.004 need eps_init="estimate".
     - "ddn", decoupled direction and norm: `steps` (14) gradients, the radius growing or shrinking after each, the
-      closest example kept. Smaller distances at a fraction of the gradients.
+      closest example kept. Closer examples with a fraction of the gradients.
     - "deepfool": `steps` (10) projections onto the linearised boundary, the closest example kept.
     - "ffgsm", the weak attack of the paper's appendix E.5: one gradient, `steps` (8) growing steps along its sign.
     - a rule of your own: a function of an `amun_ext.search.Iterate` that returns the next iterates [B, ...], called
       `steps` (20) times; the closest example is kept.
 
     The iterations run on a faster copy of the model (no weight gradients, BatchNorm folded), equal up to rounding.
-    Every example is checked on the model itself, in plain batches; a sample whose example does not hold there is
+    Every example is checked on the model itself, in plain batches; a sample whose example fails there is
     searched again on the model itself. The model runs in eval mode, under the caller's autocast if any, and is left as
     it was: training flags, buffers, gradients and the random state. Not for two threads with one model.
 
@@ -81,38 +81,38 @@ def find_min_adversarial(
         inputs: floating point [N, ...] inside `bounds`, also a memory map, or a map-style Dataset of (input, label),
             which is read a chunk at a time, or a DataLoader, which stands for its dataset, in the dataset's order.
         labels: true labels [N]; None with a Dataset.
-        method: see above. The following are the method's own where None, and refused where it has no such setting.
-        loss: what is climbed; "cross_entropy" (the paper's, of pgd and ffgsm; exact where the softmax saturates) or
-            "margin", the strongest other logit minus the label's, which heads straight for the nearest competitor; ddn
+        method: see above. The next options default to the method's own, and are refused if it has no such option.
+        loss: what is maximised: "cross_entropy" (the paper's, of pgd and ffgsm; exact where the softmax saturates) or
+            "margin", the strongest other logit minus the label's, which goes straight to the nearest competitor; ddn
             takes the former for the first half of its steps and the latter for the second.
         eps_init: first radius; "estimate" takes it per sample from the first gradient, as a multiple of margin over
             gradient norm (always so in deepfool, and in ddn unless given).
         eps_growth: factor between radii; in ddn that of the first step, where it falls to 1.02.
-        eps_max: last radius, at most the diagonal of the box, which it is if None. A sample that has no example within
-            it comes back with found=False. Without a box pgd meets it after thousands of gradients.
+        eps_max: largest radius, at most the diagonal of the box (the default). A sample without an example within it
+            has found=False. Without a box pgd reaches it only after thousands of gradients.
         steps: see above.
         step_fraction: step length as a fraction of the radius; in ddn that of the first step, where it falls to 0.2.
         refine: forward passes of bisection between each input and its example, which brings the example closer to the
             boundary and to the input; never worse than without.
         min_margin: logits by which the wrong class must lead the true one for an example to count.
-        quantize: 255 for examples that survive being saved as 8-bit images: all elements are multiples of 1/255 of
-            the box, and still fool the model. A sample for which there is none comes back with found=False.
+        quantize: 255 for examples that stay adversarial when saved as 8-bit images: all elements are multiples of 1/255
+            of the box. A sample without such an example has found=False.
         bounds: the box, (low, high); None, or an infinite end, for data without one.
-        batch_size: samples searched at once; if None, on a CPU 32 a thread, fewer where layers leave its cache, and 128
-            on a GPU. Results do not depend on it beyond rounding.
-        precision: "bfloat16" makes most of the iterations under autocast; the last ones, or those of samples whose
-            example does not hold otherwise, are made in the caller's precision.
+        batch_size: samples searched at once; by default 128 on a GPU, and on a CPU 32 per thread, or fewer if layers do
+            not fit its cache. Results depend on it only by rounding.
+        precision: "bfloat16" runs most iterations under autocast; the last ones, and those of samples whose example
+            fails otherwise, run in the caller's precision.
         optimize_model: False runs everything on the model itself.
-        out: a file (.safetensors) for the results, chunk by chunk, as AdversarialSet.load reads it. A search that was
-            killed goes on where it was when it is called again as it was; a finished one is not repeated.
+        out: a file (.safetensors) for the results, chunk by chunk, for AdversarialSet.load. The same call
+            resumes a search that was killed; a finished one is not repeated.
         progress: show a bar of finished samples.
 
     Returns:
         AdversarialSet on the device of `inputs`, in their order and dtype; mapped into memory from the file `out`.
 
     Raises:
-        InputError: an argument is not what it must be. Nothing was run then but one forward pass. For an item of a
-            Dataset that is read later, what was found before it is in the file `out`.
+        InputError: an argument is not what it must be; then only one forward pass was run. If a later item of a
+            Dataset is bad, the file `out` has the results before it.
         OSError: no room for `out`.
 
     Examples:

@@ -27,7 +27,7 @@ QUANTILES = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a model does on the sets."""
+    """The measures of a model on the sets of a trial."""
 
     row: Values  # by the names of COLUMNS
     log_odds: Mapping[str, list[float]]  # forget, test -> their quantiles at QUANTILES
@@ -57,7 +57,7 @@ class TrialContext:
 
 
 def attempt(context: TrialContext, method: str, options: Mapping[str, Any], run: int = 0) -> TrialResult | str:
-    """What these options give; or why they give nothing. Each `run` of the same has a seed of its own."""
+    """The result of these options, or why they have none. Every `run` has its own seed."""
     start = time.perf_counter()
     config = resolve_config(method, context.with_retain, default=options, targets=context.targets)
     try:

@@ -22,13 +22,12 @@ def retrain(
     recipe: Recipe = PAPER_TRAINING,
     init: Init = None,
 ) -> None:
-    """Give `model` the weights of an untrained one, in place, and train it on `retain` alone with `recipe`, the
-    original's.
+    """Reinitialise `model` in place and train it on `retain` alone with `recipe`, that of the original.
 
-    init: a function without arguments that builds the model, called under the seed; or the state dict that a
-    fine-tuned model began with. None draws weights by every module's `reset_parameters()`. Frozen parameters stay; so
-    do, without `init`, constant buffers.
-    InputError for a mask, and without `init` for trainable weights that nothing draws anew.
+    init: a function without arguments that builds the model, called under the seed; or the initial state dict of a
+    fine-tuned model. None draws weights by every module's `reset_parameters()`. Frozen parameters keep their values,
+    and so do constant buffers without `init`.
+    InputError for a mask, and without `init` for trainable weights that no `reset_parameters()` draws.
     """
     assert retain is not None
     require(run.mask is None, "mask", "left out: retraining changes all weights", "one")

@@ -42,34 +42,33 @@ def unlearn(
     progress: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """A copy of `model` that has unlearned the `forget` set; the model itself stays as it is.
+    """Return a copy of `model` that has unlearned the `forget` set; the model itself is not changed.
 
     Args:
         model: the trained classifier, [N, ...] to logits [N, K].
-        forget, retain: map-style datasets of (input, true label); of retain, all that the model was trained on but
-            `forget`, or None where that is no longer there. A TensorDataset, or a Subset of one, lives on the model's
-            device. Of another forget set every item is read once, so that a random transform is applied once and stays;
-            another retain set is read once to look for copies, and then in every epoch through a DataLoader.
+        forget, retain: map-style datasets of (input, true label); retain is all other training data, or None if it is
+            no longer available. A TensorDataset, or a Subset of one, is kept on the model's device. Any other forget
+            set is read once, so a random transform is applied once; any other retain set is read once to look for
+            copies, and then in every epoch through a DataLoader.
         method: a name in METHODS; `options` are its own (see the function in `amun_ext.unlearning`), `recipe` of all.
-        preset: a name in PRESETS, for the options that others have published; options given beside it come first.
+        preset: a name in PRESETS, for published options; options that you pass override them.
         mask: only the weights where it is True may change: name -> bool tensor, or the fraction for `saliency_mask`.
             "salun" and "amun+salun" are "rl" and "amun" with the fraction 0.5. BatchNorm's running statistics are no
             weights; `batch_norm` of the recipe decides about them.
-        mask_gradient_only: mask the gradient and nothing else, as older code does: weight decay then moves masked
-            weights as well.
-            None is False, or as the preset has it.
-        seed: of all randomness. The random state is the process's: of trainings in several threads one waits for the
-            other, and models that draw in eval mode are not for other threads meanwhile.
-        checkpoint: a file in which a stopped fine-tuning goes on. Remove it afterwards: it has seen the forget set.
-        eval_sets: TensorDatasets of inputs and labels by name, whose accuracy every epoch tells.
-        on_epoch: called with an `Epoch` after each.
+        mask_gradient_only: mask only the gradient, as in older code: weight decay then changes masked weights as well.
+            None means False, or the value of the preset.
+        seed: of all randomness. The random state belongs to the process: trainings in several threads wait for each
+            other, and other threads must not run models that draw random numbers in eval mode.
+        checkpoint: a file to resume a stopped fine-tuning from. Remove it afterwards: it depends on the forget set.
+        eval_sets: name -> TensorDataset of inputs and labels, whose accuracy every epoch reports.
+        on_epoch: called with an `Epoch` after every epoch.
         num_workers: processes that read a retain set through a DataLoader.
         progress: show bars.
 
     Raises:
         InputError: unknown method, preset or option, a method that needs the retain set without one, empty or
             overlapping sets, inputs and labels that do not fit, before any work. A copy of a forget input in the retain
-            set is an overlap, under whatever label: it would go on being trained on.
+            set is an overlap, under any label: the model would still be trained on it.
         FloatingPointError: the loss diverges.
 
     Examples:

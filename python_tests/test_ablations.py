@@ -191,5 +191,5 @@ class TestBadInput:
     def test_nothing_found(self) -> None:
         forget, examples = pair(6)
         none = dataclasses.replace(examples, found=torch.zeros(6, dtype=torch.bool))
-        with pytest.raises(InputError, match="forget must be attackable"):
+        with pytest.raises(InputError, match="forget must be a set with an adversarial example"):
             built("Adv", (forget, none))

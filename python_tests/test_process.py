@@ -168,7 +168,7 @@ class TestAgain:
         for missing in (None, 5, "\x1b[31m3", [3.5], [True]):
             told["facts"] |= {"ids_without_example": missing, "date": "\x1b[31m\nnow"}
             (out / "report.json").write_text(json.dumps(told))
-            where = re.escape(r"where there is the request of \x1b[31m\nnow to forget 5, 6")
+            where = re.escape(r"with the request of \x1b[31m\nnow to forget 5, 6")
             refused(forget(original, out, "--ids", "5,6"), where)
 
     def test_one_that_is_not_whole_is_none(self, original, tmp_path, refused) -> None:
@@ -178,7 +178,7 @@ class TestAgain:
             file.write(b" ")
         assert cli.main(forget(original, out, "--ids", "5,6")) == 2
         (out / "report.json").unlink()
-        refused(forget(original, out, "--ids", "5,6"), r"where there is model\.safetensors, report\.html")
+        refused(forget(original, out, "--ids", "5,6"), r"with model\.safetensors, report\.html")
 
     def test_train(self, original, tmp_path, capsys) -> None:
         out = tmp_path / "model.safetensors"

@@ -130,7 +130,7 @@ def test_examples(model: Recording, forget) -> None:
     made = find_min_adversarial(model, *forget.tensors)
     nothing = dataclasses.replace(made, found=torch.zeros(5, dtype=torch.bool))
     others = TensorDataset(torch.rand(5, 6), made.true_labels)
-    refused("forget must be attackable", model, forget, adversarial=nothing)
+    refused("forget must be a set with an adversarial example", model, forget, adversarial=nothing)
     refused("adversarial must be a row for each of the 6", model, labelled(model, 6), adversarial=made)
     refused("adversarial must be the examples of these forget samples", model, others, adversarial=made)
     true = dataclasses.replace(made, labels=made.true_labels)

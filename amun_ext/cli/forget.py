@@ -171,14 +171,14 @@ def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
     if request.config.method != "retrain":
         with contextlib.suppress(InputError):  # the checkpoint does not say how it was trained
             stages["retraining"] = retraining(original, request.record, init=request.init)
-    took = {name: estimate.seconds(original, asked, config) for name, config in stages.items()}
-    print(f"samples to forget: {len(asked.ids)}, ids {listed([*map(str, asked.ids.tolist())])}")
-    print(f"samples to retain: {len(asked.retain)}; forgotten by earlier requests: {len(asked.before)}")
+    took = {name: estimate.seconds(original, request_sets, config) for name, config in stages.items()}
+    print(f"samples to forget: {len(request_sets.ids)}, ids {listed([*map(str, request_sets.ids.tolist())])}")
+    print(f"samples to retain: {len(request_sets.retain)}; forgotten by earlier requests: {len(request_sets.before)}")
     for name, value in request.config.to_dict().items():
         print(printable(f"  {name}: {in_words(value)}"))
     for name, seconds in took.items():
-        asked_for = "" if name == "unlearning" or request.retrain else " (only with --retrain)"
-        print(f"{name} would take about {seconds:.2g} seconds{asked_for}")
+        hint = "" if name == "unlearning" or request.retrain else " (only with --retrain)"
+        print(f"{name} would take about {seconds:.2g} seconds{hint}")
 
 
 def _status(ids_without_example: Sequence[int]) -> int:

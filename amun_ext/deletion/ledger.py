@@ -80,7 +80,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
     require(made.is_file(), str(path), f"beside its {MODEL}", "no such file there")
     child = found[-1][CHILD]
     require(
-        file_digest(made) == child, str(path), f"of the {MODEL} beside it", "another's, or one without its last lines"
+        file_digest(made) == child,
+        str(path),
+        f"of the {MODEL} beside it",
+        "of another model, or without its last lines",
     )
     same = record.get(CHILD) != child or record.get(LINE) == line_hash(text)
     require(same, f"{path} line {len(found)}", f"as it was when {RECORD} was written", "another")

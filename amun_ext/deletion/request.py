@@ -223,11 +223,11 @@ def forget(
     relapsed = None
     if len(earlier):
         relapsed = drift.relapse(original, models[row], subset(splits.train, earlier), splits.test)
-    if asked.before:
-        told_of = "not measured: their images are erased" if relapsed is None else relapsed
-        report = replace(report, facts={**report.facts, "earlier_requests": told_of})
-    told = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
-    report = replace(report, remarks=[*report.remarks, *told])
+    if request_sets.before:
+        drifted = "not measured: their images are erased" if relapsed is None else relapsed
+        report = replace(report, facts={**report.facts, "earlier_requests": drifted})
+    remarks = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
+    report = replace(report, remarks=[*report.remarks, *remarks])
     missing = set(ids_without_example)
     done = [number for number in request_sets.ids.tolist() if number not in missing]
     record = replace(

@@ -39,11 +39,11 @@ def write(
         new_digest = file_digest(files / MODEL)
         facts = {NEW_DIGEST: new_digest, SECONDS: {} if outcome.seconds is None else {new_digest: outcome.seconds}}
         report = replace(outcome.report, facts={**outcome.report.facts, **facts})
-        report.to_json(made / REPORT)
-        report.to_html(made / PAGE, with_images=with_images)
-        lines = ledger.append(before, _entry(outcome, made_model), sign)
-        write_text(made / ledger.FILE, lines)
-        write_json(made / RECORD, {**_record(outcome, made_model, command), ledger.LINE: ledger.line_hash(lines)})
+        report.to_json(files / REPORT)
+        report.to_html(files / PAGE, with_images=with_images)
+        lines = ledger.append(before, _entry(outcome, new_digest), sign)
+        write_text(files / ledger.FILE, lines)
+        write_json(files / RECORD, {**_record(outcome, new_digest, command), ledger.LINE: ledger.line_hash(lines)})
 
 
 def _record(outcome: Outcome, new_digest: str, command: Sequence[str]) -> dict[str, object]:

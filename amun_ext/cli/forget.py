@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         commands,
         "forget",
         run,
-        "unlearn some training samples, with AMUN or, with --targets, distillation by default, and report how well it worked",
+        "unlearn some training samples, by AMUN or (with --targets) by distillation, and report how well it worked",
         "examples:\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"

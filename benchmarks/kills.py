@@ -38,7 +38,7 @@ from amun_ext.report import figures, html  # noqa: F401, now, or every child wou
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")
 MODEL = "--model original.safetensors --data data.npz"
-TIMES = ("date", "seconds", "seconds_by_digest", "FT SE seconds", "speed-up", "versions")
+TIMES = ("date", "seconds", "seconds_by_digest", "FT SE seconds", "speed-up", "versions", "ledger_line")
 MINE = "notes.txt"
 
 

@@ -58,7 +58,7 @@ def test_a_killed_process(tmp_path, monkeypatch) -> None:
     process = child(search_in_part, tmp_path)
     try:
         assert process.stdout.readline() == "three\n"
-        with pytest.raises(InputError, match="no other process"):
+        with pytest.raises(InputError, match="another process"):
             find_min_adversarial(model, images, labels, out=tmp_path / "set", **options)
     finally:
         process.send_signal(signal.SIGKILL)

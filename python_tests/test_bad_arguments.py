@@ -135,7 +135,10 @@ def test_how_many_to_retrain(number: str, original, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--ids-file", "a\x1b[31m\nb.txt"], r"a\x1b[31m\nb.txt must be a readable file of ids, got nothing"),
+        (
+            ["--ids-file", "a\x1b[31m\nb.txt"],
+            r"file of ids, got a\x1b[31m\nb.txt, which does not exist",
+        ),
         (["--class", "\x1b]0;title\x07"], r"got '\x1b]0;title\x07'"),
         (["--class", "cafe\u0301"], r"got 'cafe\u0301'"),
         (["--class", "\uff13"], "or a number below 10, got '\uff13'"),

@@ -225,20 +225,25 @@ class TestCommands:
         self, digits_checkpoint: Path, targets: Path, tmp_path: Path, capsys
     ) -> None:
         train = data.load("digits").train
-        count = len(load_targets(targets))
+        count, whole = len(load_targets(targets)), targets.read_bytes()
         distill = ("--targets", targets, "--epochs", 1)  # whose method is then the default
         request = ("--ids", "40-60", *distill, "--out", tmp_path / "first")
         assert self.amun("forget", digits_checkpoint, *request) == 0
         assert "the model after is Distill" in " ".join(capsys.readouterr().out.split())
         assert len(load_targets(targets)) == count - 21
+        left = targets.read_bytes()
+        targets.write_bytes(whole)  # as after a kill before its rows were removed
+        assert self.amun("forget", digits_checkpoint, *request, "--dry-run") == 0
+        assert targets.read_bytes() == whole
         assert self.amun("forget", digits_checkpoint, *request) == 0
         assert "already done" in capsys.readouterr().out
+        assert targets.read_bytes() == left
         later = tmp_path / "first/model.safetensors"
         other = ("--ids", "5", "--method", "ft", "--epochs", 1, "--targets", targets, "--out", tmp_path / "second")
         assert self.amun("forget", later, *other) == 0
-        left = load_targets(targets)
-        assert len(left) == count - 22
-        assert len(left.of(TensorDataset(*train[:5]))) == 5
+        rows = load_targets(targets)
+        assert len(rows) == count - 22
+        assert len(rows.of(TensorDataset(*train[:5]))) == 5
         assert self.amun("forget", digits_checkpoint, "--ids", "5", *distill, "--out", tmp_path / "third") == 2
         assert "targets must be logits of all forget samples" in capsys.readouterr().err
 

@@ -113,6 +113,10 @@ class TestImageDataset:
         same = [one == other for one, other in zip(row_hashes(grey), row_hashes(coloured), strict=True)]
         assert same == [True, True, True, False]
 
+    def test_nothing_has_no_hashes(self) -> None:
+        nothing = ImageDataset(torch.zeros(2, 1, 5, 5), torch.zeros(2).long())
+        assert subset(nothing, slice(0)).hashes.tolist() == row_hashes(torch.zeros(0, 1, 5, 5)).tolist() == []
+
     @pytest.mark.parametrize(
         ("images", "labels", "message"),
         [

@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from amun_ext import cli
 from amun_ext.files import workplace
+from amun_ext.unlearning.cross_fit import FORMAT as TARGETS
 
 DIGITS = ("--data", "digits", "--quiet")
 
@@ -39,6 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare = ["prepare", *DIGITS, *original, "--folds", "2", "--epochs", "1"]
     assert cli.main([*prepare, "--out", str(folder / "targets.safetensors")]) == 0
     (folder / "searched/notes.safetensors").write_text("mine")
+    save_file({"logits": torch.zeros(1)}, folder / "damaged.safetensors", {"format": TARGETS, "metadata": "{"})
+    save_file({"mine": torch.zeros(1)}, folder / "references/reference-mine.safetensors")
     (folder / "b/page.html").write_text("data:image, of mine")
     (folder / "link.safetensors").symlink_to(folder / "original.safetensors")
     (folder / "unfinished-mine").mkdir()
@@ -54,7 +59,6 @@ TRACES = {
     "a/model.safetensors",
     "a/report.html",
     "away/unfinished-forget",
-    "b/page.html",  # in a folder of results about the samples
     "original.safetensors",
     "other.safetensors",
     "references/reference-0000.safetensors",

@@ -140,12 +140,12 @@ class TestResult:
     [(None, "none"), (True, "yes"), (0.05, "0.05"), ([], "none"), ([4, 2, 3], "4, 2, 3"), ({"a": [1]}, "a 1")],
 )
 def test_facts_in_words(fact, told) -> None:
-    assert html.told(fact) == told
+    assert html.in_words(fact) == told
 
 
 def test_a_long_list_is_cut() -> None:
-    assert html.told([*range(0, 2000, 2)]).endswith(", ... (1000 in all)")
-    assert len(html.told([*range(0, 2000, 2)])) < 430
+    assert html.in_words([*range(0, 2000, 2)]).endswith(", ... (1000 in all)")
+    assert len(html.in_words([*range(0, 2000, 2)])) < 430
 
 
 def test_the_room_knows_no_result() -> None:

@@ -48,7 +48,7 @@ from amun_ext.deletion.request import retraining, sets
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
-from amun_ext.report.html import told as in_words
+from amun_ext.report.html import in_words
 from amun_ext.unlearning.cross_fit import remove_targets
 from amun_ext.validation import InputError, listed, printable, require
 
@@ -62,9 +62,9 @@ def add(commands: Commands) -> None:
         "examples:\n"
         "  amun forget --model original.safetensors --data fashion-mnist-mini --ids 3,17,40-60 --out forgotten\n"
         "  amun forget --model net.pt --arch my_net:build --data my_data:load --ids-file ids.csv --out forgotten\n\n"
-        "Writes model.safetensors, report.json and report.html into the folder --out. A later request starts from\n"
-        "that model. Run the same command again to resume; if the request is done, this does nothing. The result of\n"
-        "another request is replaced only with --overwrite.\n"
+        f"Writes {', '.join(RESULTS)}\n"
+        "into the folder --out. A later request starts from that model. Run the same command again to resume; if the\n"
+        "request is done, this does nothing. The result of another request is replaced only with --overwrite.\n"
         "exit status: 0 done, 1 failed, 2 bad input, 3 some samples could not be forgotten (their ids are printed);\n"
         "without a result: 4 the model is unchanged, 5 its test accuracy is below --floor",
         RESUMES,
@@ -136,7 +136,8 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     request_digest = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
     done = finished(options.out, request_digest)
     if done is not None:
-        _remove_targets(options, splits)
+        if place is not None:
+            _remove_targets(options, splits)
         print(f"already done: {describe_request(done)} in {options.out}")
         return _status(done["ids_without_example"])
     if not options.overwrite:

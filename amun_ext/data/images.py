@@ -122,6 +122,8 @@ def hashes_of(dataset: TensorDataset) -> NDArray[np.void]:
 
 def row_hashes(images: Tensor) -> NDArray[np.void]:
     """A hash of each image [N, ...]: the same for equal values of any type, and for grey as one channel or as three."""
+    if len(images) == 0:
+        return np.empty(0, f"V{HASH_BYTES}")
     found = []
     for part in images.detach().split(max(1, HASHED_BYTES // images[:1].nbytes)):
         pixels = (as_float(part.cpu()).float() + 0.0).contiguous()  # -0.0 becomes 0.0

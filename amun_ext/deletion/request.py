@@ -144,10 +144,8 @@ def forget(
     Raises InputError, before any work, as `sets` and `retraining`, and for too little to train on.
     """
     splits = aligned(splits, request.record.to_metadata())
-    chosen, request_sets = (
-        request.config,
-        sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates),
-    )
+    chosen = request.config
+    request_sets = sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates)
     if chosen.search is not None:
         trained_on = (
             len(request_sets.ids) * (1 + chosen.options["include_forget"])

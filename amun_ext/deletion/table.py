@@ -3,30 +3,14 @@
 import csv
 import io
 import itertools
-import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from amun_ext.validation import InputError, require
 
-LARGEST = 32 * 2**20  # bytes of a file, which is read as a whole
 SHOWN = 5  # values named in one message
-
-
-def text_of(path: Path, expected: str = "a readable file of ids") -> str:
-    """Its text. InputError for what is no file, larger than 32 MiB, or no UTF-8."""
-    other = "a folder, a pipe or a device" if os.path.exists(path) else "nothing"
-    require(os.path.isfile(path), str(path), expected, other)  # a pipe that nobody writes to is waited for for ever
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        require(len(content) <= LARGEST, str(path), f"{expected} of at most {LARGEST} bytes", "more")
-        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be {expected}: {error}") from error
 
 
 def lines_of(text: str) -> io.StringIO:

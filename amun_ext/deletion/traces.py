@@ -18,8 +18,14 @@ from amun_ext.search.adversarial_set import FORMAT
 from amun_ext.unlearning.cross_fit import FORMAT as TARGETS
 from amun_ext.validation import InputError, is_integer
 
-RESULTS = ("report.json", "audit.json", "compare.json", "searches.json", "tuned.json")
-ANSWERS = {"references.json": "reference", "shadows.json": "shadow"}  # and what the file of a model begins with
+PAGES = {  # of a result
+    "report.json": "report.html",
+    "audit.json": "audit.html",
+    "compare.json": "compare.html",
+    "searches.json": "searches.html",
+    "tuned.json": "tuning.html",
+}
+ANSWERS = {"references.json": "reference", "shadows.json": "shadow"}  # what they say of, model by model
 UNFINISHED = "unfinished work"
 
 
@@ -37,7 +43,7 @@ def traces(folder: Path, record: Record) -> list[Trace]:
     """
     if record.training_data is None or not record.gone:
         raise InputError("model must be a checkpoint with training_data and forgotten samples, got another")
-    found = {}
+    forgotten, found = {*record.gone}, {}
     for place, folders, files in os.walk(folder):
         here = Path(place)
         if is_workplace(here):
@@ -45,22 +51,24 @@ def traces(folder: Path, record: Record) -> list[Trace]:
             found[here] = UNFINISHED
             continue
         paths = sorted(here / name for name in files if not (here / name).is_symlink())
-        for path, what in [*_models(paths, record), *_results(here, paths, record), *_answers(here, paths, record)]:
+        of_models = [*_models(paths, record, forgotten), *_answers(here, paths, record)]
+        for path, what in [*of_models, *_results(here, paths, record, forgotten)]:
             found[path] = what
     return [Trace(path, what, _size(path)) for path, what in sorted(found.items())]
 
 
-def _models(paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:
+def _models(paths: list[Path], record: Record, forgotten: set[int]) -> Iterator[tuple[Path, str]]:
     """Checkpoints that were trained on some of the samples, and have not forgotten them."""
     for path in paths:
         try:
             other = Record.read(_metadata(path), path.name)
-        except InputError:
+            cross_fit = _is_cross_fit(other.others, record)
+        except InputError:  # it is no file of ours, or a damaged one
             continue
-        left = {*record.gone} - {*other.gone}
+        left = forgotten - {*other.gone}
         if other.training_data == record.training_data and left:
             yield path, f"a model that has not forgotten {len(left)} of them"
-        if _is_cross_fit(other.others, record):
+        if cross_fit:
             yield path, "logits of models that were trained on some of them"
 
 
@@ -74,36 +82,36 @@ def _is_cross_fit(metadata: Mapping[str, str], record: Record) -> bool:
     return ours and not (isinstance(before, list) and {*map(str, record.gone)} <= {*map(str, before)})
 
 
-def _results(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:
+def _results(folder: Path, paths: list[Path], record: Record, forgotten: set[int]) -> Iterator[tuple[Path, str]]:
     """Adversarial examples, and pages with images, of results about some of the samples."""
-    results = {name: stored(folder / name) for name in RESULTS if folder / name in paths}
-    about = [read for read in results.values() if _is_about(read, record)]
-    for path in paths:
-        if about and path.suffix == ".html" and b"data:image" in path.read_bytes():
+    about = [name for name in PAGES if folder / name in paths and _is_about(stored(folder / name), record, forgotten)]
+    for path in [folder / PAGES[name] for name in about]:
+        if path in paths and b"data:image" in path.read_bytes():
             yield path, "a page with images"
-    if results.get("searches.json") in about:
+    if "searches.json" in about:
         curves = sorted((folder / "curves").glob("*.safetensors"))
         for path in [*paths, *curves]:
             if all(_metadata(path).get(key) == value for key, value in FORMAT.items()):
                 yield path, "adversarial examples: the images with little noise"
 
 
-def _is_about(read: dict[str, Any], record: Record) -> bool:
+def _is_about(read: dict[str, Any], record: Record, forgotten: set[int]) -> bool:
     facts = read.get("facts")
     if not isinstance(facts, dict) or facts.get("training_data") != record.training_data:
         return False
     ids = read.get("ids", facts.get("ids"))
-    return isinstance(ids, list) and any(is_integer(each) and each in record.gone for each in ids)
+    return isinstance(ids, list) and any(is_integer(each) and each in forgotten for each in ids)
 
 
 def _answers(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:
     """What models say of all samples that were trained on half of them."""
-    for name, start in ANSWERS.items():
-        data = stored(folder / name).get("data") if folder / name in paths else None
+    for name, kind in ANSWERS.items():
+        identity = stored(folder / name) if folder / name in paths else {}
+        data = identity.get("data")
         if isinstance(data, str) and data.partition(" ")[0] == record.training_data:
             for path in paths:
-                if path.name.startswith(f"{start}-") and path.suffix == ".safetensors":
-                    yield path, f"signals of a {start} model that was trained on some of them"
+                if (format_of := _metadata(path).get("format")) is not None and format_of == identity.get("format"):
+                    yield path, f"signals of a {kind} model that was trained on some of them"
 
 
 def _size(path: Path) -> int:

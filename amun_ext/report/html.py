@@ -33,11 +33,11 @@ def _environment() -> "jinja2.Environment":
         keep_trailing_newline=True,
     )
     made.tests["kind"] = lambda block, name: type(block).__name__ == name
-    made.filters["told"] = told
+    made.filters["in_words"] = in_words
     return made
 
 
-def told(value: object) -> str:
+def in_words(value: object) -> str:
     """A fact in words: numbers in a row as ranges, no more than a line or two of a long list."""
     match value:
         case None:
@@ -47,9 +47,9 @@ def told(value: object) -> str:
         case float():
             return f"{value:g}"
         case Mapping():
-            return ", ".join(f"{key} {told(entry)}" for key, entry in value.items())
+            return ", ".join(f"{key} {in_words(entry)}" for key, entry in value.items())
         case list() | tuple():
-            text = _ranges([told(entry) for entry in value]) or "none"
+            text = _ranges([in_words(entry) for entry in value]) or "none"
             return text if len(text) <= SHOWN else f"{text[:SHOWN].rpartition(', ')[0]}, ... ({len(value)} in all)"
     return str(value)
 

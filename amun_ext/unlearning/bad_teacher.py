@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from amun_ext.data.images import subset
-from amun_ext.models.reinitialise import Init
+from amun_ext.models.reinitialise import Init, describe_init
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.training.parts import in_memory
 from amun_ext.unlearning.retrain import untrained_copy
@@ -46,4 +46,4 @@ def bad_teacher(
         rows = torch.randperm(len(retain), generator=some, device="cpu")[:count]  # type: ignore[arg-type]
         data = subset(retain, rows) if in_memory(retain) else Subset(retain, rows.tolist())
         parts.append(DataPart(data, targets=soft_labels_of(model)))
-    fit(model, [Pass(parts)], recipe, run, settings=retain_fraction, description="bad teacher")
+    fit(model, [Pass(parts)], recipe, run, settings=(retain_fraction, describe_init(init)), description="bad teacher")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from amun_ext import AdversarialSet
-from amun_ext.search import METHODS, Iterate
+from amun_ext.search import ATTACKS, Iterate
 
 SCALES = (0.1, 1.0, 20.0, 120.0, 1000.0)
 LOSSES = ("cross_entropy", "margin")
@@ -29,7 +29,7 @@ def plain_ddn(step: Iterate) -> Tensor:
     return step.inputs + length * unit(step.x - step.inputs + length * unit(step.grad))
 
 
-ALL = {name: name for name in METHODS} | {"a rule": plain_ddn}
+ALL = {name: name for name in ATTACKS} | {"a rule": plain_ddn}
 may_run_out = pytest.mark.filterwarnings("ignore:.*their gradient is zero")  # in a corner of the box, say
 every_method = pytest.mark.parametrize("method", ALL.values(), ids=ALL.keys())
 Task = tuple[nn.Module, Tensor, Tensor]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from amun_ext import InputError, find_min_adversarial
-from amun_ext.search import METHODS
+from amun_ext.search import ATTACKS
 
 CASES = 48
 
@@ -41,7 +41,7 @@ def test_the_box_has_no_say(method: str, bounds: tuple[float, float] | None) -> 
 
 
 @pytest.mark.parametrize("power", [-40, -10, 10, 40])
-@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("method", [*ATTACKS])
 def test_another_unit_is_another_unit_and_nothing_else(method: str, power: int) -> None:
     """In powers of two, by which no number is rounded otherwise."""
     model, x, labels = linear(torch.float32)

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from amun_ext import AdversarialSet, InputError, cli, data, find_min_adversarial, models
 from amun_ext.experiments import searches, searches_document
 from amun_ext.report import html
-from amun_ext.search import METHODS
+from amun_ext.search import ATTACKS
 from amun_ext.training import DataPart, Pass, Recipe, fit
 
 
@@ -54,12 +54,12 @@ def written(out: Path) -> dict:
 
 class TestCommand:
     def test_writes_examples_numbers_and_a_page(self, checkpoints, any_data, tmp_path, capsys) -> None:
-        out, methods = tmp_path / "out", ",".join(METHODS)
+        out, methods = tmp_path / "out", ",".join(ATTACKS)
         assert search(checkpoints, out, f"--methods {methods} --curves --count 12", any_data) == 0
         files = {path.name for path in out.iterdir()}
-        assert files == {*(f"{name}.safetensors" for name in METHODS), "curves", "searches.json", "searches.html"}
+        assert files == {*(f"{name}.safetensors" for name in ATTACKS), "curves", "searches.json", "searches.html"}
         told, printed = written(out), capsys.readouterr().out
-        assert [*told["methods"]] == [*METHODS]
+        assert [*told["methods"]] == [*ATTACKS]
         wrong = told["misclassified"]
         for name, row in told["methods"].items():
             result = AdversarialSet.load(out / f"{name}.safetensors")
@@ -74,7 +74,7 @@ class TestCommand:
             assert name in printed
         assert [point["steps"] for point in told["curves"]["pgd"]] == [5, 10, 20, 50]
         assert sorted(point["steps"] for point in told["curves"]["deepfool"]) == [5, 10, 20, 40]
-        own = next(point for point in told["curves"]["ddn"] if point["steps"] == METHODS["ddn"].options["steps"])
+        own = next(point for point in told["curves"]["ddn"] if point["steps"] == ATTACKS["ddn"].options["steps"])
         assert own["median"] == told["methods"]["ddn"]["median"]
         assert [point["steps"] for point in told["curves"]["ffgsm"]] == [8]
         assert told["pair"]["methods"] == ["pgd", "ddn"]
@@ -84,7 +84,7 @@ class TestCommand:
         page = Page((out / "searches.html").read_text())
         titles = ["Distances", "Median distance against gradients", "ddn against pgd, sample by sample"]
         assert page.figures == titles
-        assert page.count("img") == searches_document.EXAMPLES * (1 + 2 * len(METHODS))
+        assert page.count("img") == searches_document.EXAMPLES * (1 + 2 * len(ATTACKS))
 
     def test_goes_on_after_what_is_there(self, checkpoints, tmp_path) -> None:
         assert search(checkpoints, tmp_path / "out", "--ids 7,3,11 --methods ddn") == 0
@@ -225,8 +225,8 @@ class TestCompare:
         assert seen.closer("ddn", "ffgsm") == (100.0 * np.mean(seen.distances("ffgsm") < seen.distances("ddn")), 4)
 
     def test_a_new_method_appears_by_itself(self, monkeypatch) -> None:
-        monkeypatch.setitem(METHODS, "boundary", dataclasses.replace(METHODS["deepfool"], options={"steps": 3.0}))
-        monkeypatch.setitem(METHODS, "at once", dataclasses.replace(METHODS["ffgsm"], options={}))
+        monkeypatch.setitem(ATTACKS, "boundary", dataclasses.replace(ATTACKS["deepfool"], options={"steps": 3.0}))
+        monkeypatch.setitem(ATTACKS, "at once", dataclasses.replace(ATTACKS["ffgsm"], options={}))
         monkeypatch.setattr(
             "amun_ext.experiments.searches.find_min_adversarial",
             lambda *arguments, method, **options: find_min_adversarial(*arguments, method="deepfool", **options),

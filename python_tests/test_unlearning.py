@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from training_tools import equal, interrupt, state
 
 from amun_ext import InputError, find_min_adversarial, saliency_mask, unlearn
-from amun_ext.search import METHODS as SEARCHES
+from amun_ext.search import ATTACKS
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 
@@ -64,7 +64,7 @@ class TestAmun:
         trained_on = torch.cat(Recording.seen)
         assert not any((trained_on == image).all(1).any() for image in forget.tensors[0][1::2])
 
-    @pytest.mark.parametrize("search", SEARCHES)
+    @pytest.mark.parametrize("search", ATTACKS)
     def test_trains_on_the_examples_of_the_search(self, model: Recording, search: str) -> None:
         forget, options = labelled(model, 6), {"recipe": ONE_STEP, "include_forget": False}
         given = unlearn(

@@ -34,7 +34,7 @@ from amun_ext.cli.start import add_init, init
 from amun_ext.deletion.request import retraining, sets
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
-from amun_ext.unlearning import METHODS as UNLEARNING
+from amun_ext.unlearning import METHODS
 from amun_ext.validation import check_integer
 
 
@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--methods",
         default=",".join(compare.DEFAULT),
-        help=f"some of {', '.join(UNLEARNING)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
+        help=f"some of {', '.join(METHODS)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
         "%(default)s)",
     )
     command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")

@@ -11,7 +11,7 @@ from amun_ext.deletion import Record
 from amun_ext.deletion.request import retraining
 from amun_ext.experiments import demo
 from amun_ext.models.reinitialise import Init
-from amun_ext.search import METHODS as SEARCHES
+from amun_ext.search import ATTACKS
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 
@@ -34,7 +34,7 @@ def add_method(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="also fine-tune on the forget samples (D_F), as in the main form of AMUN's paper (default: no)",
     )
-    command.add_argument("--search", choices=SEARCHES, help="adversarial search (default: ddn)")
+    command.add_argument("--search", choices=ATTACKS, help="adversarial search (default: ddn)")
     title = (
         "fine-tuning (the learning rate matters most; presets, tuned options and other methods have their own defaults)"
     )

@@ -38,7 +38,7 @@ from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
 from amun_ext.reading import stored
-from amun_ext.search import METHODS
+from amun_ext.search import ATTACKS
 from amun_ext.validation import InputError, listed, require
 
 DEFAULT_COUNT = 200  # samples
@@ -83,7 +83,7 @@ def add(commands: Commands) -> None:
 def add_searches(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("search")
     chosen = ",".join(searches.DEFAULT)
-    group.add_argument("--methods", default=chosen, help=f"some of {', '.join(METHODS)} (default: %(default)s)")
+    group.add_argument("--methods", default=chosen, help=f"some of {', '.join(ATTACKS)} (default: %(default)s)")
     group.add_argument(
         "--refine",
         type=int,
@@ -161,7 +161,7 @@ def _remove_others(folder: Path, request: str) -> None:
     if facts(folder, "searches.json").get("request") == request:
         return
     methods = stored(folder / "searches.json").get("methods")
-    for method in [name for name in METHODS if isinstance(methods, dict) and name in methods]:
+    for method in [name for name in ATTACKS if isinstance(methods, dict) and name in methods]:
         (folder / f"{method}.safetensors").unlink(missing_ok=True)
         for path in (folder / "curves").glob(f"{method}-*.safetensors"):
             path.unlink()

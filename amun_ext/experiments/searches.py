@@ -19,7 +19,7 @@ from amun_ext.info import versions
 from amun_ext.models import predict
 from amun_ext.progress import progress_bar
 from amun_ext.report import Document, Result
-from amun_ext.search import METHODS, AdversarialSet, find_min_adversarial
+from amun_ext.search import ATTACKS, AdversarialSet, find_min_adversarial
 from amun_ext.validation import require
 
 DEFAULT = ("pgd", "ddn", "ffgsm")
@@ -109,7 +109,7 @@ class Searches(Result):
 
     def settings(self, method: str) -> dict[str, object]:
         """The method's own, and those of all."""
-        row = METHODS[method]
+        row = ATTACKS[method]
         own = {name: "estimate" if value is None else value for name, value in row.options.items()}
         loss = row.loss if row.loss == row.last_loss else f"{row.loss}, then {row.last_loss}"
         return {"loss": loss, **own, **asdict(self.common)}
@@ -163,7 +163,7 @@ def compare(
     facts: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Searches:
-    """Search the closest adversarial example of every image with each of `methods`, names in METHODS.
+    """Search the closest adversarial example of every image with each of `methods`, names in ATTACKS.
 
     images: [N, C, H, W] in [0, 1]. labels: [N]. curves: search up to 200 of them with other numbers of steps, too. ids:
     numbers of the samples in their data set, by default from 0 on. classes: names of all classes, or none. out: a
@@ -236,10 +236,10 @@ def write_png(searches: Searches, folder: Path) -> None:
 
 
 def check_methods(methods: Sequence[str]) -> None:
-    """InputError for names that are not in METHODS, named twice, or none at all."""
-    unknown = [method for method in methods if method not in METHODS]
+    """InputError for names that are not in ATTACKS, named twice, or none at all."""
+    unknown = [method for method in methods if method not in ATTACKS]
     actual = ", ".join(map(repr, unknown)) or "none"
-    require(bool(methods) and not unknown, "methods", f"some of {', '.join(METHODS)}", actual)
+    require(bool(methods) and not unknown, "methods", f"some of {', '.join(ATTACKS)}", actual)
     require(len(set(methods)) == len(methods), "methods", "different from each other", ", ".join(methods))
 
 
@@ -250,7 +250,7 @@ def explanations() -> dict[str, str]:
 
 def own_steps(method: str) -> int | None:
     """The default number of steps of the method."""
-    steps = METHODS[method].options.get("steps")
+    steps = ATTACKS[method].options.get("steps")
     return None if steps is None else int(steps)
 
 

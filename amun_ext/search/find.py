@@ -19,10 +19,10 @@ from amun_ext.models.optimized_copy import optimized_copy
 from amun_ext.models.state import count_classes, eval_mode, placement
 from amun_ext.progress import progress_bar
 from amun_ext.search.adversarial_set import AdversarialSet
+from amun_ext.search.attacks import PythonRule
 from amun_ext.search.batch import default_batch_size
 from amun_ext.search.ffgsm import ffgsm
 from amun_ext.search.loop import Search
-from amun_ext.search.methods import PythonRule
 from amun_ext.search.postprocess import quantize as put_on_grid
 from amun_ext.search.postprocess import refine as bring_closer
 from amun_ext.search.results_file import PENDING, Rows, open_results

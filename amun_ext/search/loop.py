@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.models.state import logits_of, placement
+from amun_ext.search.attacks import Iterate, PythonRule
 from amun_ext.search.graph import cuda_graphed
-from amun_ext.search.methods import Iterate, PythonRule
 from amun_ext.search.settings import Settings
 from amun_ext.validation import require
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from amun_ext import ops
-from amun_ext.search.methods import METHODS, PYTHON, Method, PythonRule
+from amun_ext.search.attacks import ATTACKS, USER_RULE, Attack, PythonRule
 from amun_ext.validation import check_integer, is_number, require
 
 MAX_RADIUS = 1e18  # whose square is finite in float32; also of the factor between two radii
@@ -53,12 +53,12 @@ def resolve_settings(
     precision: str | None,
 ) -> Settings:
     """The settings; `chosen` has those of the method's own that the caller named. InputError as the docstring says."""
-    known = method in METHODS if isinstance(method, str) else callable(method)
-    require(known, "method", f"one of {tuple(METHODS)} or a function", repr(method))
+    known = method in ATTACKS if isinstance(method, str) else callable(method)
+    require(known, "method", f"one of {tuple(ATTACKS)} or a function", repr(method))
     if isinstance(method, str):
-        row, rule, name = METHODS[method], None, method
+        row, rule, name = ATTACKS[method], None, method
     else:
-        row, rule, name = PYTHON, method, getattr(method, "__qualname__", type(method).__qualname__)
+        row, rule, name = USER_RULE, method, getattr(method, "__qualname__", type(method).__qualname__)
         name = f"{method.__module__}.{name}"
     loss, last_loss = (row.loss, row.last_loss) if loss is None else (loss, loss)
     require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
@@ -94,7 +94,7 @@ def resolve_settings(
     )
 
 
-def _options(method: str, row: Method, given: dict[str, Any]) -> dict[str, Any]:
+def _options(method: str, row: Attack, given: dict[str, Any]) -> dict[str, Any]:
     """The method's own settings, with what the caller has given in their place."""
     named = {name: value for name, value in given.items() if value is not None}
     for name, value in named.items():
@@ -120,7 +120,7 @@ def _number(name: str, value: object) -> None:
     require(is_number(value), name, "a number", repr(value))
 
 
-def _step(method: str, row: Method, options: dict[str, Any], eps_max: float) -> ops.StepConfig:
+def _step(method: str, row: Attack, options: dict[str, Any], eps_max: float) -> ops.StepConfig:
     named = row.constants | {name: value for name, value in options.items() if name != "eps_init"}
     rule = method if method in ops.RULES else "external"
     return ops.StepConfig(rule=rule, eps_max=eps_max, **named)

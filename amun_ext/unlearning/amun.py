@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.data.images import subset
-from amun_ext.search import METHODS, AdversarialSet, PythonRule, find_min_adversarial
+from amun_ext.search import ATTACKS, AdversarialSet, PythonRule, find_min_adversarial
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import require
 
@@ -44,8 +44,8 @@ def amun(
             (docs/benchmarks/unlearning.md).
     """
     require(isinstance(include_forget, bool), "include_forget", "True or False", repr(include_forget))
-    valid = callable(search) or search in tuple(METHODS)
-    require(valid, "search", f"one of {tuple(METHODS)} or a function", repr(search))
+    valid = callable(search) or search in tuple(ATTACKS)
+    require(valid, "search", f"one of {tuple(ATTACKS)} or a function", repr(search))
     images, labels = forget.tensors
     if adversarial is None:
         adversarial = find_min_adversarial(model, images, labels, method=search, progress=run.progress, **settings)

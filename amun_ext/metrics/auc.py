@@ -1,10 +1,9 @@
-"""Areas under the ROC curve, their errors and intervals, and curves at low false-positive rates; all in percent."""
+"""Area under the ROC curve with its error and interval, and rates at low false-positive rates; all in percent."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,27 +15,24 @@ Array = NDArray[np.float64]
 Scores = ArrayLike | Tensor
 
 LOW_FPR = (1.0, 0.1)
-FEW = 50  # samples on a side, below which DeLong's error is too small
+FEW = 50  # samples on the smaller side, below which DeLong's error is too small
 
 
 @dataclass(frozen=True)
 class Auc:
-    """Area under the ROC curve and its standard error, both in percent; 50 is a coin, the error is NaN if unknown.
-
-    samples: how many there are on the smaller side. The error is to be believed from FEW on.
-    """
+    """Area under the ROC curve and its standard error, both in percent; 50 is guessing."""
 
     value: float
-    standard_error: float
-    samples: int
+    standard_error: float  # NaN if unknown; too small below FEW samples
+    samples: int  # on the smaller side
 
     def interval(self, level: float = 95.0) -> tuple[float, float]:
-        """(low, high), percent, from one sample on.
+        """(low, high), percent.
 
-        DeLong's from FEW samples on, on the scale of the logit (Pepe 2003), which keeps it inside 0 and 100 and holds
-        near the ends. Of fewer samples, and at an end, that of Clopper and Pearson (1934), as if the area were a share
-        of the smaller side: what a sample adds lies between 0 and 1, and a share is the most that such a mean can
-        spread. It is wide, and holds the area at least as often as it says (simulated in python_tests/test_roc.py).
+        From FEW samples on it is DeLong's, on the logit scale (Pepe 2003), which stays inside 0 and 100. For fewer
+        samples, and at 0 or 100, it is that of Clopper and Pearson (1934) for a proportion of the smaller side: a mean
+        of values between 0 and 1 varies at most as a proportion does. It is wide, and covers the area at least as often
+        as `level` says (simulated in python_tests/test_roc.py).
         """
         if self.samples >= FEW and 0 < self.value < 100 and self.standard_error > 0:
             share = self.value / 100
@@ -54,46 +50,31 @@ class Auc:
 
 
 def auc(members: ArrayLike | Tensor, nonmembers: ArrayLike | Tensor) -> Auc:
-    """How well a score tells `members` [N] from `nonmembers` [M]: the chance that a member scores higher, ties half.
+    """The chance that one of `members` [N] scores higher than one of `nonmembers` [M], ties counted half.
 
     Scores may be infinite, not NaN. The standard error is DeLong's; it needs two samples on either side, and is 0 where
-    the sides do not overlap (it sees no spread there, which is not certainty).
+    the sides do not overlap, which does not mean that the area is certain.
     """
-    from sklearn.metrics import roc_auc_score  # here, because it takes a second to import
-
-    sides = (as_scores("members", members), as_scores("nonmembers", nonmembers))
-    # Ranks order as the scores do and are finite where scores are not; scikit-learn refuses infinity.
-    ranks = np.unique(np.concatenate(sides), return_inverse=True)[1]
-    ins, outs = ranks[: len(sides[0])], ranks[len(sides[0]) :]
-    truth = np.repeat([1, 0], [len(ins), len(outs)])
-    variance = placements(ins, outs).var(ddof=1) / len(ins) if len(ins) > 1 else math.nan
-    variance += placements(outs, ins).var(ddof=1) / len(outs) if len(outs) > 1 else math.nan
-    area = 100.0 * float(roc_auc_score(truth, ranks))
-    return Auc(area, 100.0 * math.sqrt(variance), min(len(ins), len(outs)))
+    ins, outs = _components(as_scores("members", members), as_scores("nonmembers", nonmembers))
+    error = math.sqrt(_variance(ins) + _variance(outs))
+    return Auc(float(ins.mean()), error, min(len(ins), len(outs)))
 
 
-def as_scores(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:
-    """`values` as float64 [N]; refuses no scores and NaN, infinities are scores."""
+def as_scores(name: str, values: ArrayLike | Tensor) -> Array:
+    """`values` as float64 [N], possibly infinite. InputError for none, and for NaN."""
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
     require(array.ndim == 1 and len(array) > 0, name, "scores [N], not empty", f"shape {array.shape}")
     require(not np.isnan(array).any(), name, "free of NaN", f"{np.isnan(array).sum()} NaN")
     return array
 
 
-def placements(scores: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
-    """Share of `others` [M] below each of `scores` [N], ties half."""
-    others = np.sort(others)
-    below, upto = np.searchsorted(others, scores, "left"), np.searchsorted(others, scores, "right")
-    return (below + upto) / (2.0 * len(others))
-
-
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """Points of a ROC curve from (0, 0) to (100, 100): a member is called so from `threshold` on."""
+    """Points of a ROC curve from (0, 0) to (100, 100): scores of `threshold` and more are called members."""
 
     fpr: Array  # [P] percent of the non-members
     tpr: Array  # [P] percent of the members
-    threshold: Array  # [P], falling; the first is above every score, NaN
+    threshold: Array  # [P], falling; the first, above every score, is NaN
 
 
 @dataclass(frozen=True)
@@ -101,16 +82,16 @@ class TprAtFpr:
     """The most members found while at most `fpr` percent of the non-members are called members."""
 
     fpr: float
-    tpr: float  # NaN below the resolution, where it would rest on no non-member at all
-    resolution: float  # what one non-member is, percent
+    tpr: float  # NaN where `fpr` is below the resolution
+    resolution: float  # of one non-member, percent
 
 
 def roc(members: Scores, nonmembers: Scores) -> Roc:
-    """The curve of a score of `members` [N] and `nonmembers` [M], where higher says member; infinities are scores."""
+    """The curve of a score of `members` [N] and `nonmembers` [M], higher for members, possibly infinite."""
     from sklearn.metrics import roc_curve  # here, because it takes a second to import
 
     ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
-    # Ranks order as the scores do and are finite where scores are not; scikit-learn refuses infinity.
+    # scikit-learn refuses infinity, so it gets the ranks of the scores
     values, ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)
     fpr, tpr, cut = roc_curve(np.repeat([1, 0], [len(ins), len(outs)]), ranks, drop_intermediate=False)
     threshold = np.append(math.nan, values[cut[1:].astype(np.intp)])
@@ -118,17 +99,17 @@ def roc(members: Scores, nonmembers: Scores) -> Roc:
 
 
 def tpr_at_fpr(members: Scores, nonmembers: Scores, fprs: Sequence[float] = LOW_FPR) -> list[TprAtFpr]:
-    """The true-positive rate at each of `fprs`, percent in (0, 100], by steps of the curve, not between them."""
+    """The true-positive rate at each of `fprs`, percent in (0, 100], without interpolation."""
     for fpr in fprs:
         require(0 < fpr <= 100, "fprs", "percent in (0, 100]", fpr)
     curve, count = roc(members, nonmembers), len(as_scores("nonmembers", nonmembers))
     false = np.rint(curve.fpr * count / 100)
-    answers = []
+    found = []
     for fpr in fprs:
         allowed = math.floor(fpr * count / 100 * (1 + 1e-9))  # 0.1 % of 1000 is one, whatever 0.1 rounds to
         tpr = float(curve.tpr[false <= allowed].max()) if allowed else math.nan
-        answers.append(TprAtFpr(fpr, tpr, 100 / count))
-    return answers
+        found.append(TprAtFpr(fpr, tpr, 100 / count))
+    return found
 
 
 @dataclass(frozen=True)
@@ -143,10 +124,10 @@ class AucInterval:
 def auc_interval(
     members: Scores, nonmembers: Scores, *, level: float = 95.0, draws: int = 1000, seed: int = 0
 ) -> AucInterval:
-    """The area of `auc` and intervals that hold it in `level` percent of cases.
+    """The area of `auc` and intervals that cover it in `level` percent of cases.
 
-    The bootstrap draws members [N] and non-members [M] anew, each side by itself, `draws` times from `seed`, and takes
-    the percentiles. Neither interval sees what another training run would change. O(draws (N + M)) time.
+    The bootstrap resamples members [N] and non-members [M] `draws` times, each side by itself, and takes the
+    percentiles. Neither interval includes the variation between training runs. O(draws (N + M)) time.
     """
     require(0 < level < 100, "level", "percent in (0, 100)", level)
     draws, seed = check_integer("draws", draws, 2), check_integer("seed", seed, 0)
@@ -154,24 +135,21 @@ def auc_interval(
     ins, outs = as_scores("members", members), as_scores("nonmembers", nonmembers)
     ranks = np.unique(np.concatenate([ins, outs]), return_inverse=True)[1]
     random = np.random.default_rng(seed)
-    kinds = int(ranks.max()) + 1
-    drawn = [
-        _area(_redraw(ranks[: len(ins)], kinds, random), _redraw(ranks[len(ins) :], kinds, random))
-        for _ in range(draws)
-    ]
+    sides, count = (ranks[: len(ins)], ranks[len(ins) :]), int(ranks.max()) + 1
+    drawn = [_area(*(_resample(side, count, random) for side in sides)) for _ in range(draws)]
     low, high = np.percentile(drawn, [50 - level / 2, 50 + level / 2]).tolist()
     return AucInterval(area.value, area.interval(level), (low, high))
 
 
 @dataclass(frozen=True)
 class AucDifference:
-    """One area less another, percent, and its variance as the sum of what each side adds; NaN for one sample there."""
+    """One area less another, percent, and the parts of its variance, NaN for a side of one sample."""
 
     value: float
     member_variance: float
     nonmember_variance: float
-    run_variance: float = 0.0  # of the mean of several others, beyond the samples; unknown, and 0, for one
-    freedom: float = math.inf  # degrees of it, of the whole variance (Welch and Satterthwaite)
+    run_variance: float = 0.0  # between the runs of several others; unknown, and 0, for one
+    freedom: float = math.inf  # degrees of freedom of the whole variance (Welch and Satterthwaite)
 
     @property
     def standard_error(self) -> float:
@@ -179,52 +157,60 @@ class AucDifference:
 
 
 def auc_difference(one: tuple[Scores, Scores], *others: tuple[Scores, Scores]) -> AucDifference:
-    """Area of `one` less the mean of `others`, each (members [N], nonmembers [M]) in the same order; else less 50.
+    """Area of `one` less the mean of `others`, or less 50 without any; each is (members [N], nonmembers [M]).
 
-    Scores of the same samples by two models, or attacks, go up and down together, so the difference is better known
-    than either area; the covariance is DeLong's (1988). As there, a variance of 0 says that no spread was seen, not
-    certainty. Several others, such as models of several runs, also tell how far one run is from the next.
+    All score the same samples in the same order. Scores by two models, or attacks, are correlated, so the error of the
+    difference is smaller than that of either area; the covariance is DeLong's (1988). A variance of 0 does not mean
+    that the difference is certain. Several others, such as models of several runs, add the variance between runs.
     """
-    ins, outs = _shares("one", one)
-    sizes = len(ins), len(outs)
-    if not others:
-        of_samples = _variance(ins), _variance(outs)
-        freedom = _freedom(zip(of_samples, sizes, strict=True))
-        return AucDifference(float(ins.mean()) - 50.0, *of_samples, freedom=freedom)
-    of_others = [_shares("others", other) for other in others]
-    actual = [(len(each[0]), len(each[1])) for each in of_others]
-    require(set(actual) == {sizes}, "others", f"scores of the same samples, {sizes} of them", actual)
-    areas = [float(each.mean()) for each, _ in of_others]
-    runs = float(np.var(areas, ddof=1)) / len(areas) if len(areas) > 1 else 0.0
-    ins, outs = (each - np.mean(of, axis=0) for each, of in zip((ins, outs), zip(*of_others, strict=True), strict=True))
-    of_samples = _variance(ins), _variance(outs)
-    freedom = _freedom(zip((*of_samples, runs), (*sizes, len(areas)), strict=True))
-    return AucDifference(float(ins.mean()), *of_samples, runs, freedom)
+    ins, outs = _checked_components("one", one)
+    sizes, areas, runs = (len(ins), len(outs)), [50.0], 0.0
+    if others:
+        of_others = [_checked_components("others", other) for other in others]
+        actual = [(len(members), len(nonmembers)) for members, nonmembers in of_others]
+        require(set(actual) == {sizes}, "others", f"scores of the same samples, {sizes} of them", actual)
+        areas = [float(members.mean()) for members, _ in of_others]
+        runs = float(np.var(areas, ddof=1)) / len(areas) if len(areas) > 1 else 0.0
+        means = [np.mean(side, axis=0) for side in zip(*of_others, strict=True)]
+        ins, outs = ins - means[0], outs - means[1]
+    value = float(ins.mean()) - (0.0 if others else 50.0)
+    variances = _variance(ins), _variance(outs), runs
+    return AucDifference(value, *variances, _freedom(zip(variances, (*sizes, len(areas)), strict=True)))
 
 
 def _freedom(parts: Iterable[tuple[float, int]]) -> float:
-    """Of a sum of variances of means, each of so many."""
+    """Degrees of freedom of a sum of variances, each of the mean of so many values."""
     known = [(variance, count) for variance, count in parts if variance > 0]
     return sum(v for v, _ in known) ** 2 / sum(v**2 / (n - 1) for v, n in known) if known else math.inf
 
 
-def _variance(shares: Array) -> float:
+def _variance(values: Array) -> float:
     """Of their mean."""
-    return float(shares.var(ddof=1)) / len(shares) if len(shares) > 1 else math.nan
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
 
 
-def _shares(name: str, pair: tuple[Scores, Scores]) -> tuple[Array, Array]:
+def _checked_components(name: str, pair: tuple[Scores, Scores]) -> tuple[Array, Array]:
+    return _components(*(as_scores(f"{name}[{side}]", scores) for side, scores in enumerate(pair)))
+
+
+def _components(members: Array, nonmembers: Array) -> tuple[Array, Array]:
     """What each member and each non-member adds to the area, percent (DeLong's structural components)."""
-    ins, outs = (as_scores(f"{name}[{side}]", scores) for side, scores in enumerate(pair))
-    return 100.0 * placements(ins, outs), 100.0 * (1.0 - placements(outs, ins))
+    return 100.0 * _share_below(members, nonmembers), 100.0 * (1.0 - _share_below(nonmembers, members))
 
 
-def _redraw(ranks: NDArray[np.intp], kinds: int, random: np.random.Generator) -> NDArray[np.intp]:
-    """As many of `ranks`, with replacement: how often each of `kinds` ranks came."""
-    return np.bincount(ranks[random.integers(len(ranks), size=len(ranks))], minlength=kinds)
+def _share_below(scores: Array, others: Array) -> Array:
+    """Share of `others` [M] below each of `scores` [N], ties counted half."""
+    others = np.sort(others)
+    below, upto = np.searchsorted(others, scores, "left"), np.searchsorted(others, scores, "right")
+    return (below + upto) / (2.0 * len(others))
+
+
+def _resample(ranks: NDArray[np.intp], count: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """How often each of `count` ranks is drawn, with replacement."""
+    return np.bincount(ranks[random.integers(len(ranks), size=len(ranks))], minlength=count)
 
 
 def _area(ins: NDArray[np.intp], outs: NDArray[np.intp]) -> float:
-    """From how often each rank is among members and non-members; without a sort, which a thousand draws feel."""
+    """From how often each rank is among members and non-members; no sort, because there are many draws."""
     below = np.cumsum(outs) - outs / 2
     return 100.0 * float(ins @ below) / (int(ins.sum()) * int(outs.sum()))

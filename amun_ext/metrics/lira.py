@@ -22,16 +22,16 @@ def lira(
 
     target [N] is the log-odds of the true class in the target model (`log_odds`), reference [M, N] in the references,
     and membership [M, N] (bool) says which of these were trained on a sample. "online" is the log-likelihood ratio of
-    two Gaussians, of the references that were and of those that were not (far from both the wider one wins, on either
-    side). "offline" needs the latter only: by how many of their standard deviations the target is above their mean.
-    That is one-sided, as in that paper; its code takes the density, and finds a member far below the mean, too.
+    two Gaussians, fitted to the references with and without the sample. "offline" needs the latter only: by how many of
+    their standard deviations the target is above their mean. It is one-sided, as in that paper; its published code
+    takes the density, which also calls a sample far below the mean a member.
 
-    The variance within a sample is "pooled" over all samples (better where references are few) or of "each" alone; as
-    many degrees of freedom as there are references beyond the mean. Of augmented queries, target [A, N] and reference
-    [A, M, N], the evidence is averaged.
+    The variance within a sample is "pooled" over all samples (better with few references) or of "each" sample alone,
+    with one degree of freedom less than references. With augmented queries, target [A, N] and reference [A, M, N], the
+    evidence is averaged over them.
 
-    InputError for what does not fit; for a sample without references of a kind that is needed, or with one where
-    "each" needs two; and where references of a kind do not differ at all.
+    InputError for arrays that do not fit together, for a sample with too few references of a kind (two with "each"),
+    and for references of a kind that are all equal.
     """
     queries = check_queries(target, reference, membership, mode)
     require(variance in VARIANCES, "variance", f"one of {VARIANCES}", repr(variance))

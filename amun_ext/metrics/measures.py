@@ -1,8 +1,9 @@
-"""The table of measures: what is measured on a model, with an interval. A new measure is a function and a row here."""
+"""The table of measures of a model, with their intervals. A new measure is a function and a row here."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ Scores = Mapping[str, NDArray[np.float64]]  # set -> [n], higher where a sample 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, NaN where there is none; of an AUC also the interval of a bootstrap."""
+    """A value and its 95 % interval, NaN if there is none; an AUC may also have a bootstrap interval."""
 
     value: float
     low: float = math.nan
@@ -31,11 +32,11 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One model on every set."""
+    """The logits of one model on every set, and the scores of the attacks on it."""
 
     logits: Mapping[str, Tensor]  # set -> [n, K] float32
     labels: Mapping[str, Tensor]  # set -> [n]
-    attacks: Mapping[str, Scores]  # attack -> its scores; the first is that of the measures
+    attacks: Mapping[str, Scores]  # attack -> its scores; the measures use the first
     seconds: float = math.nan  # wall time to produce the model
 
     @property
@@ -48,19 +49,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of MEASURES: the heading and key of its column, what it says, and how it is computed."""
+    """A row of MEASURES: the name of its column, its explanation, and how it is computed."""
 
     name: str
     explanation: str
-    value: Callable[..., Estimate]  # of an Observation, and of the baseline's where it has one
+    value: Callable[..., Estimate]  # of an Observation, and of the baseline's if `has_baseline`
     digits: int = 1
     has_baseline: bool = False  # compares the model with a retrained one
+    has_bootstrap: bool = False  # `value` takes bootstrap=True, for an audit
     in_gap: bool = False
-    in_report: bool = False  # a column of `evaluate`, which is called often: quick measures only
+    in_report: bool = False  # a column of `evaluate`, which has quick measures only
     in_audit: bool = True
-    detailed: Callable[[Observation], Estimate] | None = (
-        None  # in place of `value` in an audit, where time matters less
-    )
 
 
 def set_accuracy(model: Observation, name: str) -> Estimate:
@@ -69,32 +68,31 @@ def set_accuracy(model: Observation, name: str) -> Estimate:
 
 
 def share(count: int, total: int) -> Estimate:
-    """A proportion in percent, with Wilson's interval (1927), which holds no impossible values at 0 and at 100 %."""
+    """A proportion in percent, with Wilson's interval (1927), which stays inside 0 and 100 %."""
     p, z2 = count / total, Z95**2 / total
     middle, wide = (p + z2 / 2) / (1 + z2), Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total)) / (1 + z2)
     return Estimate(100 * p, 100 * max(0.0, middle - wide), 100 * min(1.0, middle + wide))
 
 
-def attack_auc(scores: Scores, sets: str) -> Estimate:
-    """AUC in percent; 50 is guessing. NaN where the attack has no scores for one of the sets."""
-    members, others = PAIRS[sets]
-    if not len(scores[members]) or not len(scores[others]):
+def attack_auc(scores: Scores, sets: str, bootstrap: bool = False) -> Estimate:
+    """AUC in percent; 50 is guessing. NaN if the attack has no scores for one of the sets.
+
+    The bootstrap interval assumes no normal distribution and takes a second.
+    """
+    members, others = (scores[name] for name in PAIRS[sets])
+    if not len(members) or not len(others):
         return Estimate(math.nan)
-    area = auc(scores[members], scores[others])
-    return Estimate(area.value, *area.interval())
+    area = auc(members, others)
+    drawn = auc_interval(members, others).bootstrap if bootstrap else (math.nan, math.nan)
+    return Estimate(area.value, *area.interval(), drawn)
 
 
-def bootstrapped_auc(scores: Scores, sets: str) -> Estimate:
-    """The same with a bootstrap interval, which assumes no normal distribution and takes a second."""
-    found = attack_auc(scores, sets)
-    if math.isnan(found.value):
-        return found
-    members, others = PAIRS[sets]
-    return replace(found, bootstrap=auc_interval(scores[members], scores[others]).bootstrap)
+def model_auc(model: Observation, sets: str, bootstrap: bool = False) -> Estimate:
+    return attack_auc(model.scores, sets, bootstrap)
 
 
 def tpr_at(scores: Scores, fpr: float) -> Estimate:
-    """Percent of the forget samples found where `fpr` percent of the test samples are called members."""
+    """Percent of the forget samples called members where `fpr` percent of the test samples are."""
     found = tpr_at_fpr(scores["forget"], scores["test"], [fpr])[0].tpr
     total = len(scores["forget"])
     return Estimate(math.nan) if math.isnan(found) else share(round(found * total / 100), total)
@@ -122,13 +120,10 @@ def summarize_runs(runs: Sequence[Estimate]) -> Estimate:
     """The mean of several models of a kind, with the range of their intervals, or of their values if they have none."""
     if len(runs) == 1:
         return runs[0]
-    low, high = (min(_end(run.low, run) for run in runs), max(_end(run.high, run) for run in runs))
+    low = min(run.value if math.isnan(run.low) else run.low for run in runs)
+    high = max(run.value if math.isnan(run.high) else run.high for run in runs)
     middle = float(np.mean([run.value for run in runs]))
     return Estimate(middle, low, high) if low < high else Estimate(middle)
-
-
-def _end(end: float, run: Estimate) -> float:
-    return run.value if math.isnan(end) else end
 
 
 def mean(values: NDArray[np.float64]) -> Estimate:
@@ -170,54 +165,38 @@ def measure(
     *,
     detailed: bool = False,
 ) -> dict[str, Estimate]:
-    """The `measures` by name, of one model or several of a kind, and against the baselines where there are any."""
-    made = {}
+    """The `measures` by name, of one model or several of a kind, and against the baselines if there are any."""
+    measured = {}
     for each in measures:
-        value: Callable[..., Estimate] = each.detailed if detailed and each.detailed else each.value
+        value = partial(each.value, bootstrap=True) if detailed and each.has_bootstrap else each.value
         if not each.has_baseline:
-            made[each.name] = summarize_runs([value(model) for model in models])
+            measured[each.name] = summarize_runs([value(model) for model in models])
         elif baselines:
-            made[each.name] = summarize_runs([value(model, base) for model in models for base in baselines])
-    return made
+            measured[each.name] = summarize_runs([value(model, base) for model in models for base in baselines])
+    return measured
 
 
 CLOSER = "closer to retraining is better"
+UA, RA, TA = (partial(set_accuracy, name=name) for name in SETS)
+FT, FR, RT = (partial(model_auc, sets=sets) for sets in PAIRS)
 MEASURES = (
-    Measure(
-        "UA",
-        f"% of the forget set classified correctly; {CLOSER}",
-        lambda model: set_accuracy(model, "forget"),
-        in_gap=True,
-        in_report=True,
-    ),
+    Measure("UA", f"% of the forget set classified correctly; {CLOSER}", UA, in_gap=True, in_report=True),
     Measure(
         "forget error",
         "100 - UA, which some papers call UA",
-        lambda model: Estimate(100 - set_accuracy(model, "forget").value),
+        lambda model: Estimate(100 - UA(model).value),
         in_report=True,
         in_audit=False,
     ),
-    Measure(
-        "RA",
-        f"% of the retain set classified correctly; {CLOSER}",
-        lambda model: set_accuracy(model, "retain"),
-        in_gap=True,
-        in_report=True,
-    ),
-    Measure(
-        "TA",
-        f"% of the test set classified correctly; {CLOSER}",
-        lambda model: set_accuracy(model, "test"),
-        in_gap=True,
-        in_report=True,
-    ),
+    Measure("RA", f"% of the retain set classified correctly; {CLOSER}", RA, in_gap=True, in_report=True),
+    Measure("TA", f"% of the test set classified correctly; {CLOSER}", TA, in_gap=True, in_report=True),
     Measure(
         "FT AUC",
         f"forget against test: chance that a forget sample looks more like a member than a test sample, %; {CLOSER}",
-        lambda model: attack_auc(model.scores, "FT"),
+        FT,
+        has_bootstrap=True,
         in_gap=True,
         in_report=True,
-        detailed=lambda model: bootstrapped_auc(model.scores, "FT"),
     ),
     Measure(
         "FT SE",
@@ -227,16 +206,13 @@ MEASURES = (
         in_audit=False,
     ),
     Measure(
-        "FR AUC",
-        "retain against forget samples; 50 for a model that has forgotten nothing",
-        lambda model: attack_auc(model.scores, "FR"),
-        detailed=lambda model: bootstrapped_auc(model.scores, "FR"),
+        "FR AUC", "retain against forget samples; 50 for a model that has forgotten nothing", FR, has_bootstrap=True
     ),
     Measure(
         "RT AUC",
         "retain against test samples: how much the model reveals about the samples that it keeps",
-        lambda model: attack_auc(model.scores, "RT"),
-        detailed=lambda model: bootstrapped_auc(model.scores, "RT"),
+        RT,
+        has_bootstrap=True,
     ),
     Measure(
         "TPR @ 1 % FPR",
@@ -251,12 +227,12 @@ MEASURES = (
     Measure(
         "MIS",
         f"% of the forget set that an SVC on the confidence calls non-members, as in older papers; {CLOSER}",
-        lambda model: attack_success(model, mis),
+        partial(attack_success, function=mis),
     ),
     Measure(
         "MIS, threshold",
         "MIS with the threshold that best separates retain from test samples",
-        lambda model: attack_success(model, mis_threshold),
+        partial(attack_success, function=mis_threshold),
     ),
     Measure(
         "seconds",
@@ -268,7 +244,7 @@ MEASURES = (
         "gap",
         "mean distance of UA, RA, TA and FT AUC from the retrained model's, points; less is better",
         gap_of,
-        2,
+        digits=2,
         has_baseline=True,
         in_report=True,
     ),
@@ -276,28 +252,28 @@ MEASURES = (
         "ToW",
         "(1-|dUA|)(1-|dRA|)(1-|dTA|), where d is the distance from retraining; 1 is best",
         tug_of_war,
-        3,
+        digits=3,
         has_baseline=True,
     ),
     Measure(
         "KL, forget",
         "mean divergence of the predictions on the forget set from the retrained model's, nats; less is better",
-        lambda model, baseline: divergence(model, baseline, "forget"),
-        3,
+        partial(divergence, name="forget"),
+        digits=3,
         has_baseline=True,
     ),
     Measure(
         "JS, forget",
         "Jensen-Shannon divergence on the forget set from the retrained model's predictions, at most 0.69",
-        lambda model, baseline: divergence(model, baseline, "forget", jensen_shannon=True),
-        3,
+        partial(divergence, name="forget", jensen_shannon=True),
+        digits=3,
         has_baseline=True,
     ),
     Measure(
         "JS, retain",
         "Jensen-Shannon divergence on the retain set",
-        lambda model, baseline: divergence(model, baseline, "retain", jensen_shannon=True),
-        3,
+        partial(divergence, name="retain", jensen_shannon=True),
+        digits=3,
         has_baseline=True,
     ),
     Measure(

@@ -1,7 +1,7 @@
-"""MIS, the membership inference of older papers: the share of the forget set that an attack calls non-members.
+"""MIS, the membership inference score of older papers: the share of the forget set that an attack calls non-members.
 
-One model attacks itself: retain samples are the members it learns from, test samples the non-members. There is no ideal
-value, only that of the retrained model.
+The attack is trained on the model itself, with retain samples as members and test samples as non-members. The value to
+reach is that of the retrained model.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Predictions = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]
 
 
 def entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-sum_j p_j log p_j, [N] float64; the labels have no part in it."""
+    """-sum_j p_j log p_j, [N] float64; the labels are not used."""
     terms: Tensor = torch.special.entr(logits.double().softmax(dim=1))
     return terms.sum(dim=1)
 
@@ -28,12 +28,12 @@ def entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def m_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-(1 - p_y) log p_y - sum over j != y of p_j log(1 - p_j), [N] float64 (Song and Mittal 2021, modified entropy).
 
-    Small for a model that is sure and right, large for one that is sure and wrong. The published codes of unlearning
-    take log p_j in the sum and do not use the labels, which is another number.
+    Small for a confident correct prediction, large for a confident wrong one. Published unlearning code has log p_j in
+    the sum and ignores the labels, which is another measure.
     """
     log_p = logits.double().log_softmax(dim=1)
     largest = log_p.argmax(dim=1, keepdim=True)
-    # log(1 - p_j): only of the largest can 1 - p_j lose all its digits, so that is the sum of the others.
+    # 1 - p_j cancels only for the largest p_j, so it is computed there as the sum of the others
     rest = log_p.scatter(1, largest, -torch.inf).logsumexp(dim=1, keepdim=True)
     log_rest = torch.log1p(-log_p.exp().scatter(1, largest, 0.0)).scatter(1, largest, rest)
     true = labels.long().unsqueeze(1)
@@ -63,12 +63,11 @@ def mis(
 ) -> float:
     """Percent of the forget set that a support vector machine calls non-members, as published (paper section 3.2).
 
-    Each set is the logits [N, K] of one model and the labels [N]. The machine is scikit-learn's, C 3, gamma "auto", a
-    Gaussian kernel, on one of `FEATURES`; papers report "confidence". Members are retain samples drawn by `seed`, as
-    many as there are test samples; of a smaller retain set all, against as many of the test samples. Time is quadratic
-    in these: seconds for 10,000.
+    Each set is the logits [N, K] of one model and the labels [N]. The SVM is scikit-learn's, with C 3, gamma "auto" and
+    a Gaussian kernel, on one of `FEATURES`; papers report "confidence". It is trained on equally many retain and test
+    samples, the larger set drawn by `seed`. Time is quadratic in their number: seconds for 10,000.
 
-    The number mostly measures the width of that kernel, which cannot tell .99 from 1; see `mis_threshold`.
+    The kernel is too wide to tell a confidence of .99 from 1; see `mis_threshold`.
     """
     from sklearn.svm import SVC  # here, because it takes a second to import
 
@@ -77,23 +76,23 @@ def mis(
     _check(retain, test, forget)
     count = min(len(retain[0]), len(test[0]))
     retain, test = (_drawn(predictions, count, seed) for predictions in (retain, test))
-    known = np.concatenate([_features(feature, retain), _features(feature, test)])
-    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(known, np.repeat([1, 0], count))
+    training = np.concatenate([_features(feature, retain), _features(feature, test)])
+    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(training, np.repeat([1, 0], count))
     return 100.0 * float(np.mean(machine.predict(_features(feature, forget)) == 0))
 
 
 def mis_threshold(retain: Predictions, test: Predictions, forget: Predictions) -> float:
     """Percent of the forget set below the log-odds that best separate retain from test samples, by balanced accuracy.
 
-    What the machine of `mis` is after, done well: one threshold, on a feature that does not saturate. It needs no draw,
-    because balanced accuracy does not depend on how many there are of either. Of equally good thresholds the highest
-    is taken; 100 where none is better than to call all non-members.
+    Unlike `mis` it uses a feature that does not saturate, and all samples, because balanced accuracy does not depend on
+    the sizes of the sets. Among equally good thresholds the highest is taken; 100 if none is better than calling all
+    samples non-members.
     """
     _check(retain, test, forget)
-    inside, outside, asked = (log_odds(logits, labels).cpu().numpy() for logits, labels in (retain, test, forget))
-    curve = roc(inside, outside)
-    best = int(np.argmax(np.round(curve.tpr - curve.fpr, 9)))  # equal is equal up to rounding
-    return 100.0 if best == 0 else 100.0 * float(np.mean(asked < curve.threshold[best]))
+    members, nonmembers, forgotten = (log_odds(*each).cpu().numpy() for each in (retain, test, forget))
+    curve = roc(members, nonmembers)
+    best = int(np.argmax(np.round(curve.tpr - curve.fpr, 9)))  # equal up to rounding
+    return 100.0 if best == 0 else 100.0 * float(np.mean(forgotten < curve.threshold[best]))
 
 
 def _drawn(predictions: Predictions, count: int, seed: int) -> Predictions:

@@ -1,4 +1,4 @@
-"""What the attacks with reference models share: their arrays, checked, and how often a sample was trained on."""
+"""The arrays of the attacks with reference models, checked, and how many references were trained on each sample."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,31 +12,31 @@ from amun_ext.validation import InputError, require
 Array = NDArray[np.float64]
 
 MODES = ("online", "offline")
-TOLERANCE = 0.05  # between groups, of the share of references that were trained on a sample
+TOLERANCE = 0.05  # largest difference between groups of the share of references that were trained on a sample
 
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """What a target model and M references say of N samples, asked A times each (1 without augmentations)."""
+    """Signals of a target model and M references on N samples, with A augmented queries each (or 1)."""
 
     target: Array  # [A, N]
     reference: Array  # [A, M, N]
     membership: NDArray[np.bool_]  # [M, N], reference m was trained on sample n
-    augmented: bool  # whether the leading axis was given
+    augmented: bool  # whether the arrays came with the axis A
 
     @property
     def ins(self) -> NDArray[np.intp]:
-        """References that were trained on each sample, [N]."""
+        """How many references were trained on each sample, [N]."""
         counts: NDArray[np.intp] = self.membership.sum(axis=0)
         return counts
 
     @property
     def outs(self) -> NDArray[np.intp]:
-        """References that were not, [N]."""
+        """How many were not, [N]."""
         return len(self.membership) - self.ins
 
     def means(self, of: NDArray[np.bool_]) -> Array:
-        """Mean of the references in `of` [M, N], [A, N]; each sample has one at least."""
+        """Mean [A, N] of the references that are True in `of` [M, N]; each sample has one at least."""
         means: Array = np.where(of, self.reference, 0.0).sum(axis=1) / of.sum(axis=0)
         return means
 
@@ -53,16 +53,19 @@ def check_queries(
     and a sample offline that every reference was trained on.
     """
     require(mode in MODES, "mode", f"one of {MODES}", repr(mode))
-    points, answers = _finite("target", target), _finite("reference", reference)
-    require(points.ndim in (1, 2) and points.size > 0, "target", "[N] or [A, N], not empty", f"shape {points.shape}")
-    fits = answers.ndim == points.ndim + 1 and answers.shape[:-2] + answers.shape[-1:] == points.shape
-    wanted = ", ".join(map(str, (*points.shape[:-1], "M", points.shape[-1])))
-    require(fits and answers.size > 0, "reference", f"[{wanted}] for this target, M >= 1", f"shape {answers.shape}")
+    targets, references = _finite("target", target), _finite("reference", reference)
+    shape = targets.shape
+    require(len(shape) in (1, 2) and targets.size > 0, "target", "[N] or [A, N], not empty", f"shape {shape}")
+    fits = references.ndim == len(shape) + 1 and references.shape[:-2] + references.shape[-1:] == shape
+    expected = f"[{', '.join(map(str, (*shape[:-1], 'M', shape[-1])))}] for this target, M >= 1"
+    require(fits and references.size > 0, "reference", expected, f"shape {references.shape}")
     trained = np.asarray(membership.detach().cpu() if isinstance(membership, Tensor) else membership)
     require(trained.dtype == np.bool_, "membership", "bool", trained.dtype)
-    require(trained.shape == answers.shape[-2:], "membership", f"of shape {answers.shape[-2:]}", trained.shape)
-    augmented = points.ndim == 2
-    queries = Queries(*((points, answers) if augmented else (points[None], answers[None])), trained, augmented)
+    require(trained.shape == references.shape[-2:], "membership", f"of shape {references.shape[-2:]}", trained.shape)
+    augmented = len(shape) == 2
+    if not augmented:
+        targets, references = targets[None], references[None]
+    queries = Queries(targets, references, trained, augmented)
     if mode == "online":
         require(len(trained) >= 2, "reference", "of at least 2 models in online mode", len(trained))
     else:
@@ -78,7 +81,7 @@ def check_counts(counts: NDArray[np.intp], least: int, what: str) -> None:
 
 
 def check_rows(name: str, rows: ArrayLike | Tensor, count: int) -> NDArray[np.intp]:
-    """`rows` as an array of different row numbers in [0, count), one at least."""
+    """`rows` as an array of one or more distinct row numbers in [0, count)."""
     array = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
     fits = array.ndim == 1 and len(array) > 0 and array.dtype.kind in "iu"
     require(fits, name, "row numbers, at least one", f"{array.dtype} of shape {array.shape}")
@@ -96,8 +99,8 @@ def check_groups(
     rows = {name: check_rows(f"groups[{name!r}]", of, len(queries.ins)) for name, of in (groups or {}).items()}
     shares = {name: float(queries.ins[of].mean()) / len(queries.membership) for name, of in rows.items()}
     if mode == "online" and shares:
-        # Who is in the references' training sets more often has more confident references, whatever the target did:
-        # a perfectly retrained model, whose area is 50, then seems to have forgotten too much (34 was measured).
+        # A group that more references were trained on has more confident references: a perfectly retrained model, whose
+        # AUC is 50, then seems to have forgotten too much (34 was measured).
         spread = max(shares.values()) - min(shares.values())
         expected = f"in the references' training sets equally often (within {tolerance}) in online mode; offline may do"
         actual = ", ".join(f"{name} {share:.3g}" for name, share in shares.items())

@@ -1,7 +1,7 @@
 """RMIA: membership inference by likelihood ratios to reference models (Zarifzadeh et al. 2024; paper section 3.1).
 
-The ratio p(x) / prior(x) of the target model to its references says it all for one model: the score is monotone in it,
-so areas and ROC curves need no population and no gamma, save that the score has fewer distinct values.
+For one model the score is monotone in the ratio p(x) / prior(x) of the target model to its references. So the AUC needs
+no population and no gamma; the score only has fewer distinct values.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ from amun_ext.metrics.queries import TOLERANCE, Array, Queries, check_groups, ch
 from amun_ext.validation import require
 
 AGGREGATES = ("mean-log", "vote")
-NEAR = 8 * float(np.finfo(np.float64).eps)  # relative; more than a quotient and a product can be off together
-LEAST, MOST = 1e-150, 1e150  # between which neither of them can leave the normal numbers
+NEAR = 8 * float(np.finfo(np.float64).eps)  # relative; more than the rounding of a quotient and a product together
+LEAST, MOST = 1e-150, 1e150  # between which neither of them overflows or loses digits
 PAIRS_AT_ONCE = 2**20  # of a vote: 8 MiB of quotients
 
 
@@ -32,9 +32,9 @@ class Preset:
 
 
 AS_PUBLISHED = {"mode": "online", "trim": 0.0, "gamma": 2.0, "population": None, "strict": True}
-# "amun" is what the paper's tables have. Its signal is a cubic (order counts the terms), below zero for small logits,
-# where a ratio means nothing. "robust" is the same attack on a signal inside (0, 1): take it in float64, as the sigmoid
-# of the log-odds, because in float32 confident samples all round to one.
+# "amun" is that of the paper's tables. Its signal is a cubic (order counts the terms), negative for small logits, where
+# a ratio is meaningless. "robust" is the same attack on a signal inside (0, 1). It is to be computed in float64, as the
+# sigmoid of the log-odds: in float32 it rounds to one for all confident samples.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "amun": Preset("sm-taylor", {"order": 4, "margin": 0.6, "temperature": 2.0}, AS_PUBLISHED),
@@ -46,7 +46,7 @@ DEFAULT_PRESET = "robust"
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """How often the references were trained on the samples of a group: numbers of references, (least, most)."""
+    """How many references were trained on the samples of a group: (least, most)."""
 
     ins: tuple[int, int]
     outs: tuple[int, int]
@@ -55,14 +55,14 @@ class GroupCounts:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What to look at before a result is believed; counts are over all samples, and over all augmentations."""
+    """Warning signs of an unreliable result; counts are over all samples and augmentations."""
 
     references: int
     augmentations: int
     ins: tuple[int, int]  # references trained on a sample: least, most
     outs: tuple[int, int]
     groups: dict[str, GroupCounts]
-    below_zero: int  # signals of the target that no probability can have
+    below_zero: int  # signals of the target that are not probabilities
     above_one: int
     references_below_zero: int
     priors_not_positive: int
@@ -71,12 +71,12 @@ class Diagnostics:
 
 @dataclass(frozen=True, eq=False)
 class RmiaResult:
-    """Higher is more like a member, in all three.
+    """Three scores, each higher for members.
 
     `ratio` [N] is p / prior, infinite where the prior is zero. Of augmented queries it is the geometric
     mean over augmentations, NaN where one of them is negative. `log_ratio` [N] is its logarithm, -inf of zero and NaN
-    of a negative ratio. `score` [N] in [0, 1] is the share of other samples whose ratio it exceeds by gamma, NaN where
-    there is no other.
+    of a negative ratio. `score` [N] in [0, 1] is the share of other samples whose ratio it exceeds by gamma, NaN if
+    there is no other sample.
     """
 
     ratio: Array
@@ -103,23 +103,22 @@ def rmia(
     """Share of samples z for which p(x)/prior(x) / (p(z)/prior(z)) > gamma (>= unless `strict`), z other than x.
 
     target [N] is the signal of the true class in the target model, reference [M, N] in the references, and membership
-    [M, N] (bool) says which of these were trained on a sample. A signal is like a probability, but anything finite is
-    taken; diagnostics count what is no probability.
+    [M, N] (bool) says which of these were trained on a sample. Signals are probabilities, or any finite numbers;
+    `diagnostics` count those that are no probabilities.
 
-    The prior is "online" the mean over all references, of which a share `trim` in [0, 0.5) is cut at either end, and
-    "offline" (1+a)/2 * the mean over those not trained on the sample + (1-a)/2, `a` in [0, 1]. Online, the members and
-    non-members that are compared must have been in the references' training sets equally often: name their rows in
-    `groups`, and it is refused if the shares differ by more than `tolerance`.
+    The "online" prior is the mean over all references, with a share `trim` in [0, 0.5) cut at either end. The "offline"
+    prior is (1+a)/2 * the mean over those not trained on the sample + (1-a)/2, `a` in [0, 1]. Online, members and
+    non-members must have been in the references' training sets equally often: with their rows in `groups`, shares that
+    differ by more than `tolerance` are refused.
 
     `population` are the row numbers of z, None for all. The score is exactly that of the pairwise definition in
-    float64, for any signs, in O((N+Z) log Z) time and O(N+Z) memory. A quotient that is not a number (zero or infinity
-    by itself) exceeds nothing.
+    float64, for any signs, in O((N+Z) log Z) time and O(N+Z) memory. A quotient that is NaN exceeds nothing.
 
     With augmented queries, target [A, N] and reference [A, M, N], `aggregate` is "mean-log" (the score of the geometric
-    mean of the ratios, which must be positive) or "vote" (as published: z counts where more than half of the
-    augmentations say so; O(A N Z) time).
+    mean of the ratios, which must be positive) or "vote" (as published: z counts if the ratio is exceeded in more than
+    half of the augmentations; O(A N Z) time).
 
-    InputError for what does not fit, and where signal and prior are both zero.
+    InputError for arguments that do not fit together, and where signal and prior are both zero.
 
     Examples:
         >>> from amun_ext import rmia
@@ -141,17 +140,16 @@ def rmia(
 
     priors = _online(queries.reference, trim) if mode == "online" else _offline(queries, a)
     ratios = _ratios(queries.target, priors)  # [A, N]
-    log_ratio = _mean_log(ratios)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_ratio: Array = np.log(ratios).mean(axis=0)
     ratio = np.exp(log_ratio) if queries.augmented else ratios[0]
     exceeds = _exceeding(gamma, strict)
     if queries.augmented and aggregate == "vote":
         wins, own = _votes(ratios, rows, exceeds)
     else:
-        fit = int(((ratios > 0) & (ratios < np.inf)).all(axis=0).sum())
+        others = count - int(((ratios > 0) & (ratios < np.inf)).all(axis=0).sum()) if queries.augmented else 0
         expected = 'of positive, finite ratios for aggregate="mean-log" ("vote" takes any)'
-        require(
-            not queries.augmented or fit == count, "target", expected, f"{count - fit} of {count} samples with others"
-        )
+        require(not others, "target", expected, f"{others} of {count} samples with others")
         wins, own = _exceeded(ratio, ratio[rows], gamma, exceeds), exceeds(ratio, ratio)
     score = _shares(wins, own, rows)
     return RmiaResult(ratio, log_ratio, score, _diagnose(queries, priors, score, named))
@@ -177,17 +175,11 @@ def _ratios(target: Array, priors: Array) -> Array:
         return target / priors  # [A, N]
 
 
-def _mean_log(ratios: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean: Array = np.log(ratios).mean(axis=0)
-    return mean  # [N]
-
-
 Exceeds = Callable[[Array, Array], NDArray[np.bool_]]
 
 
 def _exceeding(gamma: float, strict: bool) -> Exceeds:
-    """The predicate of the definition, in its own arithmetic."""
+    """The comparison of the definition, with its rounding."""
     compare = np.greater if strict else np.greater_equal
 
     def exceeds(ratio: Array, other: Array) -> NDArray[np.bool_]:
@@ -200,8 +192,8 @@ def _exceeding(gamma: float, strict: bool) -> Exceeds:
 def _exceeded(ratio: Array, others: Array, gamma: float, exceeds: Exceeds) -> NDArray[np.intp]:
     """How many of `others` [Z] each of `ratio` [N] exceeds.
 
-    Only equal signs have a quotient above zero, and then it is the quotient of the magnitudes: either sign by itself is
-    in order. Signs are looked at by bit, because 1 / -0.0 is -inf.
+    Only numbers of equal sign have a positive quotient, that of their magnitudes, so each sign is searched by itself.
+    The sign is that of the sign bit, because 1 / -0.0 is -inf.
     """
     counts = np.zeros(len(ratio), dtype=np.intp)
     for negative in (False, True):
@@ -214,33 +206,33 @@ def _exceeded(ratio: Array, others: Array, gamma: float, exceeds: Exceeds) -> ND
 def _search(values: Array, ordered: Array, gamma: float, exceeds: Exceeds) -> NDArray[np.intp]:
     """How many of `ordered` each of `values` exceeds, none of them negative.
 
-    A search for value / gamma is off where that rounds to the other side of an element (gamma 1.1, neighbours in
-    floating point). So it is believed only where no element lies NEAR it; for the others the predicate itself is asked.
+    A search for value / gamma is wrong where that rounds to the other side of an element (gamma 1.1, neighbours in
+    floating point). So its count is used only if no element is NEAR; the others are bisected by the predicate itself.
     """
     with np.errstate(all="ignore"):
-        wanted = values / gamma
-        order, counts = np.argsort(wanted), np.empty(len(values), dtype=np.intp)
-        counts[order] = np.searchsorted(ordered, wanted[order] * (1 + NEAR), "right")  # in order it is faster
-        sure = (wanted > LEAST) & (wanted < MOST) & (LEAST < gamma < MOST)
+        limit = values / gamma
+        order, counts = np.argsort(limit), np.empty(len(values), dtype=np.intp)
+        counts[order] = np.searchsorted(ordered, limit[order] * (1 + NEAR), "right")  # faster in order
+        sure = (limit > LEAST) & (limit < MOST) & (LEAST < gamma < MOST)
     if len(ordered):
-        sure &= (counts == 0) | (ordered[counts - 1] < wanted * (1 - NEAR))
+        sure &= (counts == 0) | (ordered[counts - 1] < limit * (1 - NEAR))
     counts[~sure] = _bisect(values[~sure], ordered, exceeds)
     return counts
 
 
 def _bisect(values: Array, ordered: Array, exceeds: Exceeds) -> NDArray[np.intp]:
-    """The same by the predicate alone. Rounding is monotone, so those that are exceeded are the first so many."""
+    """The same by the predicate alone. Rounding is monotone, so the exceeded elements come first."""
     low, high = np.zeros(len(values), dtype=np.intp), np.full(len(values), len(ordered), dtype=np.intp)
     for _ in range(len(ordered).bit_length()):
         middle = (low + high) // 2
-        # Where the search is over, middle is low and may be past the end.
+        # once the search has ended, middle is low and may be past the end
         above = exceeds(values, ordered[np.minimum(middle, len(ordered) - 1)]) & (low < high)
         low, high = np.where(above, middle + 1, low), np.where(above, high, middle)
     return low
 
 
 def _votes(ratios: Array, rows: NDArray[np.intp], exceeds: Exceeds) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """How many of `rows` [Z] each sample exceeds in most of its augmentations, and whether it so exceeds itself."""
+    """How many of `rows` [Z] each sample exceeds in most augmentations, and whether it exceeds itself in most."""
     times, count = ratios.shape
     wins = np.zeros(count, dtype=np.intp)
     step = max(1, PAIRS_AT_ONCE // len(rows))
@@ -273,13 +265,8 @@ def _diagnose(queries: Queries, priors: Array, score: Array, groups: dict[str, N
         above_one=int((queries.target > 1).sum()),
         references_below_zero=int((queries.reference < 0).sum()),
         priors_not_positive=int((priors <= 0).sum()),
-        distinct_scores=_distinct(score),
+        distinct_scores=1 + int((np.diff(np.sort(score)) > 0).sum()),  # np.unique takes twice the time
     )
-
-
-def _distinct(values: Array) -> int:
-    ordered = np.sort(values)  # np.unique takes twice the time
-    return 1 + int((ordered[1:] > ordered[:-1]).sum())
 
 
 def _range(counts: NDArray[np.intp]) -> tuple[int, int]:

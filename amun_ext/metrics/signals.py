@@ -1,8 +1,8 @@
-"""Signals of membership inference: how sure a model is of the true class, for any number of models at once.
+"""Signals of membership inference: the confidence in the true class, for any number of models at once.
 
-Each takes logits [..., N, C], finite and floating point, C >= 2, and labels [N] in [0, C), the same for all that leads
-(for the models, say), and gives [..., N], float32 (float64 for float64). Larger is surer. With z the logits of a sample
-and y its label:
+Each takes logits [..., N, C], finite and floating point, C >= 2, and labels [N] in [0, C), which hold for all leading
+dimensions (such as models), and returns [..., N], float32 (float64 for float64), larger for more confidence. With z the
+logits of a sample and y its label:
 
     softmax             exp(z_y / T) / sum_j exp(z_j / T)
     log-odds            z_y - logsumexp_{j != y} z_j, the scaled logit of LiRA (Carlini et al. 2022)
@@ -11,8 +11,8 @@ and y its label:
     sm-taylor           the same with t for exp, as the AMUN paper uses it (see amun_ext.sm_taylor_softmax)
     sm-taylor-clamped   the same with every term at least 1e-3
 
-The Taylor signals as published are not probabilities: they may be below 0 and above 1, and those of a model that is
-sure of wrong classes often are. They have no gradient.
+The Taylor signals as published are not probabilities: they may be below 0 and above 1, which is frequent for confident
+wrong predictions. They have no gradient.
 """
 
 import math
@@ -56,7 +56,6 @@ def softmax(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Taken from the logits because 1 - p_y rounds to zero where the softmax saturates."""
     _check(logits, labels)
     return _log_odds(logits, labels, 1.0)
 
@@ -64,8 +63,8 @@ def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """log(p_y / (1 - p_y)) of the true class, [N] float64, as z_y - logsumexp of the other logits (paper section 7).
 
-    logits [N, K] finite, K >= 2; labels [N] in [0, K). Taken from the logits because 1 - p_y rounds to zero where the
-    softmax saturates: finite logits give finite log-odds.
+    logits [N, K] finite, K >= 2; labels [N] in [0, K). Computed from the logits, because 1 - p_y rounds to zero where
+    the softmax saturates.
     """
     shaped = logits.dim() == 2 and logits.shape[1] >= 2
     require(shaped, "logits", "[N, K] with K >= 2", f"shape {tuple(logits.shape)}")
@@ -79,9 +78,8 @@ def taylor(logits: Tensor, labels: Tensor, order: int = 4) -> Tensor:
 
 
 def soft_margin(logits: Tensor, labels: Tensor, margin: float = 0.6, temperature: float = 2.0) -> Tensor:
-    """The margin is taken off the log-odds, so that nothing overflows."""
     _check(logits, labels, temperature=temperature, margin=margin)
-    return (_log_odds(logits, labels, temperature) - margin).sigmoid()
+    return (_log_odds(logits, labels, temperature) - margin).sigmoid()  # by log-odds, which do not overflow
 
 
 def sm_taylor(logits: Tensor, labels: Tensor, order: int = 4, margin: float = 0.6, temperature: float = 2.0) -> Tensor:

@@ -85,7 +85,7 @@ def test_what_has_no_values_is_refused(model, sets) -> None:
 def test_batches_of_one_are_refused_where_batch_norm_has_no_variance(sets, method: str) -> None:
     forget, retain = sets
     recipe = Recipe(epochs=1, lr=0.01, batch_size=1)
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    flat = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
     before = [each.clone() for each in flat.state_dict().values()]
     with pytest.raises(InputError, match=r"batch_size must be 2 at least: BatchNorm has no variance of one"):
         unlearn(flat, forget, retain, method=method, recipe=recipe, **needs(method, forget))

@@ -72,7 +72,7 @@ class TestSpace:
         values = space.drawn(method, draw)
         own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"], "distill": ["weight"]}
         own |= {"amun+salun": ["mask", "include_forget"], "scrub": ["kl_weight", "ascent_epochs"], "neggrad+": ["beta"]}
-        own["ssd"] = ["selection", "dampening"]
+        own |= {"ssd": ["selection", "dampening"], "msg": ["reset_fraction"]}
         training = ["lr", "schedule"] if METHODS[method].trains else []
         assert list(values) == [*training, *own.get(method, [])]
         assert draw.floats.get("lr", (1e-6, 1e-1, True)) == (1e-6, 1e-1, True)

@@ -83,6 +83,7 @@ BAD = [
     *[("scrub", name, [-1.0, math.inf, math.nan, "much"]) for name in ("kl_weight", "label_weight")],
     ("scrub", "ascent_epochs", [-1, 0.5]),
     *[("ssd", name, [0.0, -1.0, math.inf, math.nan, "much"]) for name in ("selection", "dampening")],
+    ("msg", "reset_fraction", [0.0, 1.5, math.nan, "some"]),
     ("neggrad+", "beta", [-0.1, 1.1, math.nan, "half"]),
     ("amun", "include_forget", ["no"]),
     ("amun", "search", ["walk", ["pgd"]]),

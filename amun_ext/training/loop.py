@@ -77,6 +77,10 @@ class RunOptions:
             require(pair, f"eval_sets[{name!r}]", "a TensorDataset of images and labels", type(data).__name__)
             checked_dataset(data, f"eval_sets[{name!r}]")
 
+    def made_mask(self) -> Mask | None:
+        """The mask, which a function may have to make."""
+        return self.mask() if callable(self.mask) else self.mask
+
 
 def fit(
     model: nn.Module,
@@ -110,7 +114,7 @@ def fit(
     require(fewest >= 2 or not statistics, "parts", expected, fewest)
     if statistics and recipe.batch_size == 1:
         _check_single(model, like.to(device, dtype))
-    mask = run.mask() if callable(run.mask) else run.mask
+    mask = run.made_mask()
     optimizer = _optimizer(model, recipe, mask, run.mask_gradient_only)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     order = torch.Generator().manual_seed(run.seed)

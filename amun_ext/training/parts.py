@@ -10,9 +10,9 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from amun_ext.data.images import ImageDataset, concat, moved, stored
+from amun_ext.data.images import ImageDataset, concat, moved, stored, subset
 from amun_ext.random_state import same_random_state
 from amun_ext.validation import check_labels, require
 
@@ -154,6 +154,13 @@ def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
     """Whether its tensors are all there is; a class of the user's may transform them when an item is read."""
     plain = isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
     return plain or type(data) is ImageDataset
+
+
+def random_part(data: Dataset[Any], count: int, seed: int) -> Dataset[Any]:
+    """So many random samples of it."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(data), generator=generator, device="cpu")[:count]  # type: ignore[arg-type]
+    return subset(data, rows) if in_memory(data) else Subset(data, rows.tolist())
 
 
 def check_parts(passes: Sequence[Pass]) -> Tensor:

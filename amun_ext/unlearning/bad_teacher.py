@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.data.images import subset
 from amun_ext.models.reinitialise import Init, describe_init
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
-from amun_ext.training.parts import in_memory
+from amun_ext.training.parts import random_part
 from amun_ext.unlearning.retrain import untrained_copy
 from amun_ext.unlearning.teachers import soft_labels_of
 from amun_ext.validation import is_number, require
@@ -41,9 +39,6 @@ def bad_teacher(
     incompetent = untrained_copy(model, forget, run.seed, init)
     parts = [DataPart(forget, targets=soft_labels_of(incompetent))]
     if retain is not None:
-        some = torch.Generator().manual_seed(run.seed)
         count = max(1, int(retain_fraction * len(retain)))  # type: ignore[arg-type]
-        rows = torch.randperm(len(retain), generator=some, device="cpu")[:count]  # type: ignore[arg-type]
-        data = subset(retain, rows) if in_memory(retain) else Subset(retain, rows.tolist())
-        parts.append(DataPart(data, targets=soft_labels_of(model)))
+        parts.append(DataPart(random_part(retain, count, run.seed), targets=soft_labels_of(model)))
     fit(model, [Pass(parts)], recipe, run, settings=(retain_fraction, describe_init(init)), description="bad teacher")

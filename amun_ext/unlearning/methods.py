@@ -8,10 +8,12 @@ from amun_ext.search import find_min_adversarial
 from amun_ext.unlearning.amun import amun
 from amun_ext.unlearning.bad_teacher import bad_teacher
 from amun_ext.unlearning.boundary_shrink import boundary_shrink
+from amun_ext.unlearning.convolution_transpose import convolution_transpose
 from amun_ext.unlearning.distill import distill
 from amun_ext.unlearning.finetune import finetune
 from amun_ext.unlearning.gradient_ascent import gradient_ascent
 from amun_ext.unlearning.l1_sparse import l1_sparse
+from amun_ext.unlearning.masked_small_gradients import masked_small_gradients
 from amun_ext.unlearning.neggrad_plus import neggrad_plus
 from amun_ext.unlearning.random_label import random_label
 from amun_ext.unlearning.retrain import retrain
@@ -77,6 +79,18 @@ METHODS: Mapping[str, UnlearningMethod] = {
         "no training: weights that matter more for D_F than for all data shrink",
         needs_retain=True,
         trains=False,
+    ),
+    "msg": UnlearningMethod(
+        masked_small_gradients,
+        "MSG",
+        "new weights where convolutions tell D_R and D_F least apart, then fine-tuning on D_R",
+        needs_retain=True,
+    ),
+    "ct": UnlearningMethod(
+        convolution_transpose,
+        "CT",
+        "convolution kernels with height and width swapped, then fine-tuning on D_R",
+        needs_retain=True,
     ),
     "l1-sparse": UnlearningMethod(
         l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tables_audit
 import tables_gpu
+import tables_requests
 import tables_search
 import tables_unlearning
 from common import read
@@ -33,6 +34,7 @@ PAGES = {
         "request": ("request", tables_unlearning.request),
         "masked_sgd": ("masked_sgd", tables_unlearning.masked_sgd),
     },
+    DOCS / "benchmarks/requests.md": {"copies": ("copies", tables_requests.copies)},
     DOCS / "benchmarks/audit.md": {
         "audit": ("audit", tables_audit.audit),
         "shadows": ("shadows", tables_audit.shadows),

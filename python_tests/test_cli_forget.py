@@ -354,7 +354,7 @@ def test_a_copy_under_another_id_is_refused(original, tmp_path, capsys) -> None:
     models.save_checkpoint(original := tmp_path / "foreign.safetensors", model, metadata)
     arguments = ["--data", str(tmp_path / "d.npz"), "--ids", "3,4"]
     assert forget(original, tmp_path / "out", *arguments) == 2
-    assert "ids must be without identical images under other ids" in (told := capsys.readouterr().err)
-    assert "4 has a copy 17" in told
+    assert "ids must be without copies under other ids" in (told := capsys.readouterr().err)
+    assert "row 4 has a copy row 17, identical" in told
     assert forget(original, tmp_path / "out", *arguments, "--include-duplicates", "--epochs", "1") == 0
     assert json.loads((tmp_path / "out/report.json").read_text())["facts"]["ids"] == [3, 4, 17]

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 
 from amun_ext.data import DATASETS
+from amun_ext.data.duplicates import LARGE, LIMIT, LIMIT_LARGE
 from amun_ext.training import Recipe
 from amun_ext.training.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS
 from amun_ext.unlearning import PRESETS
@@ -114,6 +115,19 @@ def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._Mutua
     which.add_argument("--fraction", type=float, help="random share of the training set, drawn by --seed")
     which.add_argument("--class", dest="of_class", metavar="CLASS", help="all samples of a class, by name or number")
     return which
+
+
+def add_duplicates(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--include-duplicates", action="store_true", help="also forget identical and near copies under other ids"
+    )
+    command.add_argument(
+        "--duplicate-distance",
+        type=float,
+        metavar="DISTANCE",
+        help="distance below which images are near copies, from 0 (only identical ones) to 1 (default: "
+        f"{LIMIT_LARGE:g}, for images below {LARGE} pixels {LIMIT:g})",
+    )
 
 
 def add_images(command: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from amun_ext.cli.arguments import (
     add_checkpoint,
     add_command,
     add_data,
+    add_duplicates,
     add_ids,
     add_overwrite,
     add_recipe,
@@ -58,9 +59,7 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    command.add_argument(
-        "--include-duplicates", action="store_true", help="also forget identical images under other ids"
-    )
+    add_duplicates(command)
     command.add_argument(
         "--methods",
         default=",".join(compare.DEFAULT),
@@ -101,7 +100,13 @@ def run(options: argparse.Namespace) -> None:
     compared = compare.compare(
         original,
         test,
-        sets(splits, ids, record, include_duplicates=options.include_duplicates),
+        sets(
+            splits,
+            ids,
+            record,
+            include_duplicates=options.include_duplicates,
+            duplicate_distance=options.duplicate_distance,
+        ),
         rows,
         retraining(original, record, recipe(options), init(options, splits, original, record)),
         seeds=options.seeds,

@@ -19,6 +19,7 @@ from amun_ext.cli.arguments import (
     add_checkpoint,
     add_command,
     add_data,
+    add_duplicates,
     add_ids,
     add_images,
     add_overwrite,
@@ -44,7 +45,7 @@ from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits
 from amun_ext.data.images import subset
 from amun_ext.deletion import Request, estimate, guards, ledger
-from amun_ext.deletion.request import retraining, sets
+from amun_ext.deletion.request import retraining
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
@@ -73,9 +74,7 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_ids(command, required=True)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    command.add_argument(
-        "--include-duplicates", action="store_true", help="also forget identical images under other ids"
-    )
+    add_duplicates(command)
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, for comparison")
     command.add_argument(
@@ -125,6 +124,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     request = Request(
         ids=ids,
         include_duplicates=options.include_duplicates,
+        duplicate_distance=options.duplicate_distance,
         config=settled(chosen, original, record, options, first),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
@@ -167,7 +167,7 @@ def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
 
 
 def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
-    request_sets = sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates)
+    request_sets = request.sets(splits)
     stages = {"unlearning": request.config}
     if request.config.method != "retrain":
         with contextlib.suppress(InputError):  # the checkpoint does not say how it was trained

@@ -1,6 +1,6 @@
 """Labelled images by name, from files, or from the user's own function: always whole tensors, always in [0, 1]."""
 
-from amun_ext.data.duplicates import find_duplicates
+from amun_ext.data.duplicates import find_duplicates, find_near_copies
 from amun_ext.data.images import ImageDataset, fingerprint
 from amun_ext.data.load import DATASETS, load
 from amun_ext.data.manifest import aligned, classes_of, manifest_of, training_data, without
@@ -14,6 +14,7 @@ __all__ = [
     "as_tensors",
     "classes_of",
     "find_duplicates",
+    "find_near_copies",
     "fingerprint",
     "load",
     "manifest_of",

@@ -1,11 +1,20 @@
-"""Find identical images under different row numbers: they must be forgotten together."""
+"""Find copies of an image under other row numbers, identical or nearly so: they must be forgotten together."""
 
+import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.data.images import hashes_of, row_hashes
+from amun_ext.data.images import as_float, hashes_of, row_hashes, stored
+from amun_ext.validation import require
+
+FREQUENCIES = 12  # of the cosine transform along each side: coarse shapes, which survive compression and resizing
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by which libraries make a grey image of a coloured one
+LARGE = 64  # pixels of the shorter side
+LIMIT, LIMIT_LARGE = 0.001, 0.05  # distances of near copies, for images below LARGE and from it on
+AT_ONCE = 2**24  # distances in memory
 
 
 def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
@@ -17,3 +26,57 @@ def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tens
     else:
         others = (row_hashes(each[None])[0].item() for each in retain)
     return [(rows[known], row) for row, known in enumerate(others) if known in rows]
+
+
+def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = None) -> list[tuple[int, int, float]]:
+    """Triples (row, other row, distance) of the images `rows` and of all others of `data` below the distance `limit`.
+
+    The distance is 1 - cosine of the low frequencies of a discrete cosine transform, without the mean, of the image in
+    grey, as of perceptual hashes (Zauner 2010): 0 also for another size, brightness or contrast, about 1 for unrelated
+    photos, 2 for a negative. An image of one colour has no near copy, nor have inputs that are no images [C, H, W].
+
+    limit: by default 0.001 for images of less than 64 pixels, of which many look alike, and 0.05 for larger ones.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> images[2] = 0.8 * images[0] + 0.1
+        >>> pairs = find_near_copies(TensorDataset(images, torch.zeros(3)), torch.tensor([0]))
+        >>> [(row, other) for row, other, _ in pairs]
+        [(0, 2)]
+    """
+    images = stored(data)[0]
+    if images.dim() != 4:
+        return []
+    limit = (LIMIT_LARGE if min(images.shape[2:]) >= LARGE else LIMIT) if limit is None else limit
+    require(0 <= limit <= 1, "duplicate distance", "a number from 0 to 1", limit)
+    if limit == 0:
+        return []
+    shapes = torch.cat([_coarse(part) for part in images.split(max(1, AT_ONCE // images[0].numel()))])
+    found = []
+    for some in rows.split(max(1, AT_ONCE // len(shapes))):
+        distances = 1 - shapes[some] @ shapes.T
+        distances[torch.arange(len(some), device="cpu"), some] = 2
+        for at, other in (distances < limit).nonzero().tolist():
+            found.append((int(some[at]), other, max(0.0, float(distances[at, other]))))
+    return found
+
+
+def _coarse(images: Tensor) -> Tensor:
+    """The low frequencies but for the mean, of length 1, or 0 where there is nothing but the mean: [N, K]."""
+    channels = images.shape[1]
+    weights = torch.tensor(LUMA if channels == 3 else [1 / channels] * channels, device="cpu")
+    grey = torch.einsum("nchw,c->nhw", as_float(images.detach().cpu()).float(), weights)
+    across, down = (_cosines(length) for length in grey.shape[1:])
+    flat = (across @ grey @ down.T).flatten(1)[:, 1:]
+    plain = flat.norm(dim=1, keepdim=True) <= 1e-3
+    return torch.nn.functional.normalize(flat).masked_fill(plain, 0.0)
+
+
+def _cosines(length: int) -> Tensor:
+    """The first vectors of the orthonormal cosine transform DCT-II, [K, length]."""
+    numbers = torch.arange(length, dtype=torch.float32, device="cpu")
+    vectors = torch.cos(math.pi / length * (numbers + 0.5) * numbers[:FREQUENCIES, None])
+    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True)
+    return unit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext.data import Splits, aligned, find_duplicates, fingerprint, training_data, without
+from amun_ext.data import Splits, aligned, find_duplicates, find_near_copies, fingerprint, training_data, without
 from amun_ext.data.images import subset
 from amun_ext.deletion import drift, ledger
 from amun_ext.deletion.ids import forget_ids, split
@@ -27,7 +27,7 @@ from amun_ext.search import find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config
-from amun_ext.validation import require
+from amun_ext.validation import listed, require
 
 ORIGINAL, RETRAIN = "no-op (original)", "retrain"
 RETRAIN_SEED = 1000  # added to the seed, so that retraining does not start from the initial weights of the original
@@ -49,6 +49,7 @@ class Request:
     seed: int
     record: Record
     init: Init = None  # of retraining
+    duplicate_distance: float | None = None  # below which images are near copies, see `find_near_copies`
 
     def digest(self, model: str, splits: Splits) -> str:
         """What tells it from any other: all that is asked for, of the `model` with this digest and these data."""
@@ -61,6 +62,16 @@ class Request:
         }
         text = json.dumps([to_jsonable(options), training_data(splits), fingerprint(splits.test)], sort_keys=True)
         return digest({}, text)
+
+    def sets(self, splits: Splits) -> "Sets":
+        """As `sets` makes them for this request."""
+        return sets(
+            splits,
+            self.ids,
+            self.record,
+            include_duplicates=self.include_duplicates,
+            duplicate_distance=self.duplicate_distance,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,19 @@ class Outcome:
     seconds: float | None  # that it took; None where an earlier try did a part
 
 
-def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: bool = False) -> Sets:
+def sets(
+    splits: Splits,
+    ids: Tensor,
+    record: Record,
+    *,
+    include_duplicates: bool = False,
+    duplicate_distance: float | None = None,
+) -> Sets:
     """What is to be forgotten by the checkpoint with this `record`, and what is left.
 
     InputError for ids that are forgotten already, copies of forget samples under retained ids (unless
-    `include_duplicates` adds them), training data other than the checkpoint's, and too little that is left.
+    `include_duplicates` adds them), identical or nearly so (`duplicate_distance`: see `find_near_copies`), training
+    data other than the checkpoint's, and too little that is left.
     """
     splits = aligned(splits, record.to_metadata())
     ids, before = forget_ids(len(splits.train), ids=ids), [*record.gone]
@@ -97,7 +116,7 @@ def sets(splits: Splits, ids: Tensor, record: Record, *, include_duplicates: boo
     require(same, "data", "those that the checkpoint was trained on, in the same order", "other data")
     again = sorted(set(before) & set(ids.tolist()))
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
-    ids = _with_duplicates(splits, ids, before, include_duplicates)
+    ids = _with_duplicates(splits, ids, before, include_duplicates, duplicate_distance)
     forget_set, retain_set = split(
         splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])
     )
@@ -145,7 +164,7 @@ def forget(
     """
     splits = aligned(splits, request.record.to_metadata())
     chosen = request.config
-    request_sets = sets(splits, request.ids, request.record, include_duplicates=request.include_duplicates)
+    request_sets = request.sets(splits)
     if chosen.search is not None:
         trained_on = (
             len(request_sets.ids) * (1 + chosen.options["include_forget"])
@@ -275,14 +294,21 @@ def _kept(place: Path | None, *names: str) -> bool:
     return place is not None and any(path for pattern in patterns for path in place.glob(pattern))
 
 
-def _with_duplicates(splits: Splits, ids: Tensor, before: list[int], include_duplicates: bool) -> Tensor:
-    """The ids, with those of equal images under other ids added, or refused."""
-    known = {*before, *ids.tolist()}
-    pairs = [(int(ids[row]), other) for row, other in find_duplicates(subset(splits.train, ids), splits.train)]
-    pairs = [(asked, copy) for asked, copy in pairs if copy not in known]
-    told = ", ".join(f"{asked} has a copy {copy}" for asked, copy in pairs[:10])
-    expected = (
-        "without identical images under other ids (--include-duplicates adds them), which stay in the training set"
-    )
-    require(include_duplicates or not pairs, "ids", expected, told)
-    return torch.cat([ids, torch.tensor(sorted({copy for _, copy in pairs}), dtype=torch.int64, device="cpu")])
+def _with_duplicates(
+    splits: Splits, ids: Tensor, before: list[int], include_duplicates: bool, distance: float | None
+) -> Tensor:
+    """The ids, with those of identical and nearly identical images under other ids added, or refused."""
+    known, known_as = {*before, *ids.tolist()}, keys_of(len(splits.train), splits.names)
+    near = {
+        (row, other): f"at a distance of {apart:.2g}"
+        for row, other, apart in find_near_copies(splits.train, ids, distance)
+    }
+    same = {
+        (int(ids[at]), other): "identical" for at, other in find_duplicates(subset(splits.train, ids), splits.train)
+    }
+    copies = {pair: told for pair, told in {**near, **same}.items() if pair[1] not in known}
+    told = listed([f"{known_as[row]} has a copy {known_as[other]}, {how}" for (row, other), how in copies.items()])
+    expected = "without copies under other ids, which stay in the training set (--include-duplicates adds them)"
+    require(include_duplicates or not copies, "ids", expected, told)
+    added = sorted({other for _, other in copies})
+    return torch.cat([ids, torch.tensor(added, dtype=torch.int64, device="cpu")])

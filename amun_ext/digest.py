@@ -1,4 +1,4 @@
-"""Digests of tensors, to check that a file belongs to a model and its data."""
+"""Digests of tensors, which identify a model or data."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ PART_BYTES = 2**24
 
 
 def digest(tensors: Mapping[Any, Tensor], text: str = "") -> str:
-    """A hash of a text and of tensors: names, shapes, types and contents, in the order that they come in."""
-    made = hashlib.blake2b(text.encode(), digest_size=16)
+    """A hash of a text and of tensors, with their names, shapes, types and order."""
+    hashed = hashlib.blake2b(text.encode(), digest_size=16)
     for name, tensor in tensors.items():
-        made.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        hashed.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         for part in parts(tensor.detach()):
-            made.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return made.hexdigest()
+            hashed.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def architecture(model: nn.Module) -> str:
-    """A hash of its modules and the shapes of its weights."""
+    """A hash of the modules and the shapes of the weights."""
     shapes = {name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
     return digest(shapes, str(model))
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """`tensor` by its rows, some at a time: a memory map whose order is not its own is not to be copied as a whole."""
+    """`tensor` in parts of some rows, so that a memory map need not be copied as a whole."""
     if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.numel() == 0:
         return (tensor,)
     split: tuple[Tensor, ...] = tensor.split(max(1, PART_BYTES // tensor[:1].nbytes))

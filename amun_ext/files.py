@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written elsewhere first, renamed when complete."""
+"""Write files and folders of results completely or not at all."""
 
 import contextlib
 import errno
@@ -17,71 +17,73 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amun_ext.locks import locked
-from amun_ext.reading import parse_json, text_of
+from amun_ext.reading import read_json
 from amun_ext.validation import InputError, differences, require
 
 NOTE, REQUEST = "README.txt", "request.txt"
 NOTE_TEXT = b"amun keeps here what a stopped command goes on with, and removes this folder when it is done.\n"
-WITHOUT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+WITHOUT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without fsync
 WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-OLD, NEW, SHOWN = "old", "new", "shown"  # folders of results that are put in place, and the link to one of them
+OLD, NEW, SHOWN = "old", "new", "shown"  # two folders of results, and the link to the one that is shown
 
 
 @contextlib.contextmanager
 def workplace(folder: str | os.PathLike[str], command: str) -> Iterator[Path]:
-    """A locked folder in `folder` for what `command` keeps until it is done; then it is removed.
+    """A locked folder in `folder` for the intermediate files of `command`, removed when it is done.
 
-    After a failure it stays, if it holds anything, for the next run. A note in it marks it as ours: a folder without
-    one is neither used nor removed. InputError for such a folder, and when another process uses this one.
+    After a failure it stays for the next run, unless it is empty. A note in it marks it as ours. InputError for a
+    folder without the note, and for one that another process uses.
     """
     folder = Path(folder)
-    place, there = folder / f"unfinished-{command}", folder.exists()
+    place, existed = folder / f"unfinished-{command}", folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / f".{place.name}.lock", place):
-            _enter(place)
-            _settle(folder, place)
+            _create(place)
+            _replace_links(folder, place)
             try:
                 yield place
             except BaseException:
-                _settle(folder, place)
-                if not _holds_something(place):
+                _replace_links(folder, place)
+                if not _has_content(place):
                     _remove(place)
                 raise
             _remove(place)
     except BaseException:
-        if not there:
-            with contextlib.suppress(OSError):  # something is in it by now
+        if not existed:
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
         raise
 
 
 def is_workplace(folder: Path) -> bool:
     """Whether `workplace` has made it."""
-    note = folder / NOTE
-    return not folder.is_symlink() and note.is_file() and not note.is_symlink() and note.read_bytes() == NOTE_TEXT
+    return not folder.is_symlink() and _note_of(folder) == NOTE_TEXT
 
 
 def remove_workplace(place: Path) -> None:
-    """With all that a stopped command would go on with. InputError when a process uses it."""
+    """Remove it with its content. InputError if a process uses it."""
     with locked(place.parent / f".{place.name}.lock", place):
         _remove(place)
 
 
-def _enter(place: Path) -> None:
-    """A kill may have come before the note was written, or after all but the note was removed."""
-    no_link(place)
+def _note_of(place: Path) -> bytes:
     note = place / NOTE
+    return note.read_bytes() if note.is_file() and not note.is_symlink() else b""
+
+
+def _create(place: Path) -> None:
+    """After a kill the folder may exist without its note, or with a part of it."""
+    no_link(place)
     with contextlib.suppress(FileExistsError):
         place.mkdir()
     found = {path.name for path in place.iterdir()} if place.is_dir() else {""}
-    content = note.read_bytes() if note.is_file() and not note.is_symlink() else b""
-    ours = content == NOTE_TEXT or (found <= {NOTE} and NOTE_TEXT.startswith(content))
-    expected = f"free for a folder {place.name} of unfinished work"
-    require(ours, "out", expected, f"{place}, which is not of amun")
-    if content != NOTE_TEXT:
-        note.write_bytes(NOTE_TEXT)
-    _delete(*place.glob(".*.partial"))  # a dead run's, because the lock is ours
+    note = _note_of(place)
+    ours = note == NOTE_TEXT or (found <= {NOTE} and NOTE_TEXT.startswith(note))
+    require(ours, "out", f"free for a folder {place.name} of unfinished work", f"{place}, which is not of amun")
+    if note != NOTE_TEXT:
+        (place / NOTE).write_bytes(NOTE_TEXT)
+    _delete(*place.glob(".*.partial"))  # of a dead process, because the lock is ours
 
 
 def _delete(*paths: Path) -> None:
@@ -97,32 +99,32 @@ def _empty(place: Path) -> None:
 
 
 def keep_only(place: Path, request: str, overwrite: bool = False) -> None:
-    """Keep what an earlier run of this request has left in its workplace.
+    """Keep the files of an earlier run of this request in its workplace.
 
-    What another request has left is removed with `overwrite`, else an InputError.
+    Those of another request are removed with `overwrite`, and are an InputError without.
     """
     path = place / REQUEST
     if path.is_file() and path.read_text(encoding="utf-8") == request:
         return
     expected = "free of another stopped request (run its command again to resume it, or --overwrite to remove it)"
-    require(overwrite or not _holds_something(place), "--out", expected, place)
+    require(overwrite or not _has_content(place), "--out", expected, place)
     _empty(place)
     write_text(path, request)
 
 
-def _holds_something(place: Path) -> bool:
+def _has_content(place: Path) -> bool:
     return any(path.name not in (NOTE, REQUEST) for path in place.iterdir())
 
 
 def _remove(place: Path) -> None:
-    """The note last, so that a folder left by a kill still has it."""
+    """The note last, so that the folder has it after a kill."""
     _empty(place)
     (place / NOTE).unlink(missing_ok=True)
     place.rmdir()
 
 
 def no_link(path: Path) -> None:
-    """Refuse to write through a symbolic link, except through one that `atomic_folder` has left."""
+    """InputError for a symbolic link, except one that a killed `atomic_folder` has left."""
     ours = path.is_symlink() and path.readlink().parts[1:] == (SHOWN, path.name)
     require(ours or not path.is_symlink(), "out", "without symbolic links in place of results", path)
 
@@ -131,16 +133,16 @@ def no_link(path: Path) -> None:
 def atomic_path(path: str | os.PathLike[str], scratch: Path | None = None) -> Iterator[Path]:
     """Yield a path to write to; rename it to `path` on success, remove it on any failure.
 
-    It is in a new folder of its own, which only we can read, in `scratch` or else that of `path`.
+    It is in a private new folder in `scratch`, by default beside `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch or path.parent, prefix=f".{path.name}.", suffix=".partial") as made:
-        temporary = Path(made) / path.name
+    with tempfile.TemporaryDirectory(dir=scratch or path.parent, prefix=f".{path.name}.", suffix=".partial") as folder:
+        temporary = Path(folder) / path.name
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors makes it private; a result is as readable as any other file
+        temporary.chmod(0o666 & ~umask)  # as any new file; safetensors makes private ones
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -150,37 +152,37 @@ def atomic_path(path: str | os.PathLike[str], scratch: Path | None = None) -> It
 def atomic_folder(folder: str | os.PathLike[str], place: Path) -> Iterator[Path]:
     """Yield a folder, whose files are moved into `folder` on success: all at once, or none.
 
-    `place` is the workplace of the command in `folder`. While files are moved each name in `folder` is a link by way of
-    one shared link, to the old files or to the new ones: to change that one takes a single rename.
+    `place` is the workplace of the command in `folder`. While files are moved, the names in `folder` are links through
+    one shared link, which a single rename switches from the old files to the new ones.
     """
     folder = Path(folder)
     for name in (NEW, OLD):
         (place / name).mkdir()
     yield place / NEW
-    made = sorted(path.name for path in (place / NEW).iterdir())
-    for name in made:
+    names = sorted(path.name for path in (place / NEW).iterdir())
+    for name in names:
         no_link(folder / name)
         _sync(place / NEW / name)
     _sync(place / NEW)
     try:
-        for name in made:
+        for name in names:
             if (folder / name).exists():
                 os.link(folder / name, place / OLD / name)
         _link(OLD, place / SHOWN, place)
     except OSError as error:
         if error.errno not in WITHOUT_LINKS:
             raise
-        for name in made:  # one by one: without links there is no better way
+        for name in names:  # not at once, on a file system without links
             (place / NEW / name).replace(folder / name)
     else:
-        for name in made:
+        for name in names:
             _link(f"{place.name}/{SHOWN}/{name}", folder / name, place)
         _link(NEW, place / SHOWN, place)
-    _settle(folder, place)
+    _replace_links(folder, place)
 
 
 def _link(target: str, path: Path, place: Path) -> None:
-    """In place of what was there."""
+    """Make `path` a link, also if it exists."""
     temporary = place / "link"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -188,28 +190,28 @@ def _link(target: str, path: Path, place: Path) -> None:
     _sync(path.parent)
 
 
-def _settle(folder: Path, place: Path) -> None:
-    """Turn links into files again, old or new ones, as they are after a kill at any time."""
+def _replace_links(folder: Path, place: Path) -> None:
+    """Replace the links of `atomic_folder` by the files that they show, also after a kill at any time."""
     shown = place / SHOWN
     if shown.is_symlink():
         for path in sorted((place / shown.readlink()).iterdir()):
             path.replace(folder / path.name)
-        for path in (place / NEW).iterdir():  # where nothing was before
-            ours = folder / path.name
-            if ours.is_symlink() and ours.readlink() == Path(place.name, SHOWN, path.name):
-                ours.unlink()
+        for path in (place / NEW).iterdir():  # names that had no old file
+            link = folder / path.name
+            if link.is_symlink() and link.readlink() == Path(place.name, SHOWN, path.name):
+                link.unlink()
         _sync(folder)
         shown.unlink()
     _delete(place / NEW, place / OLD)
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk, so that no power failure comes between a file and its name."""
+    """Flush to disk, so that a power failure cannot lose the content of a renamed file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if not path.is_dir() and error.errno not in WITHOUT_SYNC:  # not every file system can do it
+        if not path.is_dir() and error.errno not in WITHOUT_SYNC:
             raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
@@ -221,7 +223,7 @@ def write_tensors(
     metadata: dict[str, str],
     scratch: Path | None = None,
 ) -> None:
-    """A safetensors file, the same for the same content. OSError when it cannot be written."""
+    """Write a safetensors file, byte-equal for equal content. OSError if it cannot be written."""
     with atomic_path(path, scratch) as temporary:
         try:
             save_file(tensors, temporary, metadata)
@@ -231,25 +233,25 @@ def write_tensors(
 
 
 def _sort_metadata(path: Path) -> None:
-    """By name, in place: safetensors has them in another order each time."""
+    """By name, in place: safetensors writes it in a random order."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header |= {"__metadata__": dict(sorted(header.get("__metadata__", {}).items()))}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # it is: the same JSON without spaces, but for those at its end
+        if len(text) <= size:  # always: it is the same JSON without spaces
             file.seek(8)
             file.write(text.ljust(size))
 
 
 def write_text(path: str | os.PathLike[str], text: str, scratch: Path | None = None) -> None:
-    """In UTF-8; what it has no characters for, such as bytes of a file's name, is escaped."""
+    """Write UTF-8; what it cannot encode, such as bytes of a file's name, is escaped."""
     with atomic_path(path, scratch) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: object, scratch: Path | None = None) -> None:
-    """Write JSON that every parser reads: NaN and infinity are refused, not written."""
+    """Write JSON. ValueError for NaN and infinity, which not every parser reads."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", scratch)
 
 
@@ -260,24 +262,24 @@ def file_digest(path: Path) -> str:
 
 
 def claim_folder(path: Path, identity: Mapping[str, object], what: str, scratch: Path | None = None) -> None:
-    """Write the `identity` of the results in this folder to `path`, or refuse a folder whose identity is another.
+    """Write the `identity` of the results in this folder to `path`. InputError if it has another identity there.
 
     what: what the results are, for the message.
     """
     if not path.exists():
         write_json(path, identity, scratch)
         return
+    expected = f"a new folder or one of this {what}"
     try:
-        found = parse_json(str(path), text_of(str(path), path, "a file"))
+        found = read_json(path)
         differ = differences({name: found.get(name) for name in identity}, identity)
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"out must be a new folder or one of this {what}, got {path}: {error}") from error
-    expected = f"a new folder or one of this {what}"
+        raise InputError(f"out must be {expected}, got {path}: {error}") from error
     require(not differ, "out", expected, f"{path.parent}, of one with {differ}")
 
 
 def to_jsonable(value: object) -> object:
-    """The nearest JSON value: NaN and infinity become null, an unknown object its text."""
+    """The nearest JSON value: NaN and infinity become null, other objects their text."""
     match value:
         case np.generic():
             return to_jsonable(value.item())

@@ -1,4 +1,4 @@
-"""One process at a time: a lock file, which a dead process leaves to the next."""
+"""Lock files: one process at a time, released when a process dies."""
 
 import contextlib
 import errno
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from amun_ext.validation import InputError
 
-WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what a file system answers that has none
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextlib.contextmanager
 def locked(path: Path, what: Path) -> Iterator[None]:
-    """Ours alone inside. The lock is the file `path`, which is removed afterwards; a dead process's is taken over.
+    """Hold the lock file `path`, which is removed afterwards; that of a dead process is taken over.
 
-    Where the file system has no locks, a symbolic link beside it says who is at it. That of another machine, or of
-    before a restart of this one, may be a dead process's and is to be removed by hand.
+    On a file system without locks a symbolic link beside it names the process that holds it. A link from another
+    machine, or from before a restart of this one, must be removed by hand.
 
-    InputError when another process has it, which calls it that of `what`.
+    InputError if another process has the lock of `what`.
     """
-    file = _opened(path, what)
+    file = _open(path, what)
     try:
         yield
     finally:
@@ -32,7 +32,7 @@ def locked(path: Path, what: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _opened(path: Path, what: Path) -> int:
+def _open(path: Path, what: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -42,7 +42,7 @@ def _opened(path: Path, what: Path) -> int:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # it was removed by the one who had it, between our look at it and now
+        os.close(file)  # another process has removed it before we locked it
 
 
 def _lock(file: int, path: Path, what: Path) -> None:
@@ -56,33 +56,33 @@ def _lock(file: int, path: Path, what: Path) -> None:
         warnings.warn(
             f"the file system of {path.parent} has no locks; {_holder(path).name} is used instead", stacklevel=6
         )
-        _hold(_holder(path), what)
+        _make_holder(_holder(path), what)
 
 
 def _holder(path: Path) -> Path:
     return path.with_name(f"{path.name}.holder")
 
 
-def _hold(holder: Path, what: Path) -> None:
-    """The link is made with what it says, at once. It names a process and the start of the machine."""
+def _make_holder(holder: Path, what: Path) -> None:
+    """A link, because it is created with its content: the process, and the id of the machine's boot."""
     boot = BOOT.read_text().strip()
     while True:
         try:
             os.symlink(f"{os.getpid()}@{boot}", holder)
             return
         except FileExistsError:
-            pid, _, theirs = os.readlink(holder).partition("@")
-        if theirs != boot or not pid.isdecimal() or _lives(int(pid)):
+            pid, _, its_boot = os.readlink(holder).partition("@")
+        if its_boot != boot or not pid.isdecimal() or _is_alive(int(pid)):
             actual = f"{what} (if none is running, remove {holder})"
             raise InputError(f"out must not be in use by another process, got {actual}")
         holder.unlink(missing_ok=True)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True

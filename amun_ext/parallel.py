@@ -1,4 +1,4 @@
-"""A pool of processes, each with its own copy of model and data; they end when their parent ends."""
+"""A pool of worker processes, each with its own copy of a model; they end when their parent ends."""
 
 import contextlib
 import multiprocessing
@@ -25,22 +25,22 @@ Dispatch = Callable[[Iterator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
 
 @contextlib.contextmanager
 def process_pool(work: Callable[..., Result], model: object, count: int) -> Iterator[Dispatch[Any, Result]]:
-    """A function that maps jobs to `work(model, *job)` in `count` processes, or in this one where count is 1.
+    """A function that runs `work(model, *job)` for many jobs in `count` processes, or in this one if count is 1.
 
-    It takes pairs (key, job) and yields pairs (key, result) in the order in which jobs end; the next job is drawn when
-    a process is free. What the work raises is raised there; OSError when a process ends before its job does.
-    `model` is a model, or what it is made of. `work` must be picklable by name, or a `partial` of such a function.
-    InputError for a model that cannot be pickled.
+    It takes pairs (key, job) and yields pairs (key, result) as jobs end; the next job is taken when a process is free.
+    It raises what the work raises, and OSError if a process ends during its job. `work` must be picklable by name, or a
+    `partial` of such a function. InputError for a model that cannot be pickled.
     """
     if count == 1:
         yield lambda jobs: ((key, work(model, *job)) for key, job in jobs)
         return
     try:
-        packed = pickle.dumps(model)  # by value: tensors would travel as open files, of which there are few
-    except Exception as error:  # it is the user's, and may raise anything: a parametrised module refuses
-        raise InputError(
-            f"num_workers must be 1 for a model or init that cannot be pickled, got {count}: {error}"
-        ) from error
+        packed = pickle.dumps(
+            model
+        )  # by value: multiprocessing would send tensors as open files, whose number is limited
+    except Exception as error:  # user code may raise anything
+        expected = "1 for a model or init that cannot be pickled"
+        raise InputError(f"num_workers must be {expected}, got {count}: {error}") from error
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // count)
     ends, processes = [], []
@@ -51,7 +51,7 @@ def process_pool(work: Callable[..., Result], model: object, count: int) -> Iter
             with _signals_blocked():
                 process.start()
                 processes.append(process)
-            theirs.close()  # so that the end of the process is the end of the connection
+            theirs.close()  # so that the connection ends with the process
             ends.append(ours)
         yield partial(_dispatch, ends)
     finally:
@@ -63,20 +63,18 @@ def process_pool(work: Callable[..., Result], model: object, count: int) -> Iter
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that starts in here gets no Ctrl-C or SIGHUP: the parent gets them and ends the others. SIGTERM is
-    blocked until the process can end in order; the parent, until the process has read all that it needs.
-
-    Nor does it import from the current folder, as Python would, before it has the parent's path.
+    """Start a process in here: it ignores Ctrl-C and SIGHUP, on which the parent ends it, and blocks SIGTERM until it
+    can clean up. It imports nothing from the current folder before it has the parent's path.
     """
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
     os.environ["PYTHONSAFEPATH"] = "1"
-    resource_tracker.ensure_running()  # its own start would let interrupts through again
+    resource_tracker.ensure_running()  # its start would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.environ["PYTHONSAFEPATH"] = safe_path  # empty is as good as unset
+        os.environ["PYTHONSAFEPATH"] = safe_path  # empty means unset
 
 
 def _dispatch(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> Iterator[tuple[Key, Any]]:
@@ -103,7 +101,7 @@ def _dispatch(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> It
 
 
 def _worker_main(end: Connection, work: Callable[..., Any], packed: bytes, threads: int) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: there are semaphores to give back
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception, which releases semaphores
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
     assert parent is not None

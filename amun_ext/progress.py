@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal or in a notebook; in a file, one line at the end."""
+"""Progress: a bar on a terminal or in a notebook, one line at the end in a file."""
 
 import sys
 from typing import Any
@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 
 class _Line(std.tqdm):  # type: ignore[misc]
-    """One line at the end, whatever happens before, if anything does."""
+    """One line at the end; none without progress."""
 
     disable: bool
 
@@ -20,7 +20,7 @@ class _Line(std.tqdm):  # type: ignore[misc]
             return
         self.disable = True
         self._decr_instances(self)
-        if not self.n:  # it may have been refused, of which there is one line and no more
+        if not self.n:  # after an InputError, which is the only line of output
             return
         took = self.format_interval(self._time() - self.start_t)
         more = f", {self.postfix}" if self.postfix else ""
@@ -28,7 +28,7 @@ class _Line(std.tqdm):  # type: ignore[misc]
 
 
 def progress_bar(shown: bool, *arguments: Any, **options: Any) -> Any:
-    """As `tqdm` has it, if it is to be shown."""
+    """As `tqdm`; silent unless `shown`."""
     notebook = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
     bar = tqdm if notebook or (shown and sys.stderr.isatty()) else _Line
     return bar(*arguments, disable=not shown, **options)

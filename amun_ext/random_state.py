@@ -1,4 +1,4 @@
-"""Exclusive use of the random state, which belongs to the process and not to a thread."""
+"""Save and restore torch's random state, which all threads of a process share."""
 
 import contextlib
 import threading
@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-Devices = Sequence[torch.device | int]  # CUDA devices whose generators may be drawn from, beside the CPU's
+Devices = Sequence[torch.device | int]  # CUDA devices whose generators are saved, beside the CPU's
 
 _in_use = threading.RLock()
 
 
 @contextlib.contextmanager
 def own_random_state(devices: Devices = ()) -> Iterator[None]:
-    """No other thread is in here meanwhile; afterwards the state is as before."""
+    """One thread at a time; afterwards the state is as before."""
     with _in_use, torch.random.fork_rng(list(devices)):
         yield
 
 
 @contextlib.contextmanager
 def same_random_state(devices: Devices = ()) -> Iterator[None]:
-    """Afterwards the state is as before, unless another thread has it for its own at the beginning or the end."""
+    """Afterwards the state is as before, unless a thread is in `own_random_state` at the beginning or the end."""
     before = _states(devices)
     try:
         yield

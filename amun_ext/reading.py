@@ -9,11 +9,11 @@ from typing import Any
 from amun_ext.validation import InputError, require
 
 LARGEST = 32 * 2**20  # bytes of a file that is read as a whole
-DEEPEST = 32  # lists and objects within each other
+DEEPEST = 32  # levels of nested lists and objects
 
 
 def check_file(argument: str, path: str | os.PathLike[str], expected: str = "a file") -> None:
-    """Refuse what is not a regular file that can be read: a pipe that nobody writes to is waited for for ever."""
+    """InputError unless `path` is a regular file that can be read: reading a pipe could block for ever."""
     try:
         mode = os.stat(path).st_mode
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
@@ -25,8 +25,8 @@ def check_file(argument: str, path: str | os.PathLike[str], expected: str = "a f
         raise InputError(f"{argument} must be {expected} that can be read, got {path}: {error.strerror}") from error
 
 
-def text_of(argument: str, path: str | os.PathLike[str], expected: str) -> str:
-    """The text of a file, UTF-8 with or without a byte order mark. InputError also for more than `LARGEST` bytes."""
+def read_text(argument: str, path: str | os.PathLike[str], expected: str) -> str:
+    """The text of a UTF-8 file of at most `LARGEST` bytes, without a byte order mark. InputError for others."""
     check_file(argument, path, expected)
     try:
         with open(path, "rb") as file:
@@ -37,18 +37,23 @@ def text_of(argument: str, path: str | os.PathLike[str], expected: str) -> str:
         raise InputError(f"{argument} must be {expected}, got {path}: {error}") from error
 
 
-def stored(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none that is whole."""
+def read_json(path: str | os.PathLike[str], argument: str = "", expected: str = "a file") -> Any:
+    """The value in a JSON file. InputError as `read_text`, whose argument is by default the path, and `parse_json`."""
+    return parse_json(str(path), read_text(argument or str(path), path, expected))
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing or damaged."""
     try:
-        value = parse_json(str(path), text_of(str(path), path, "a file"))
+        value = read_json(path)
     except InputError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def parse_json(name: str, text: str) -> Any:
-    """The value of a JSON text. InputError for what Python takes beside JSON, NaN and infinite numbers or a key twice,
-    and for what is deeper than anything that this package writes."""
+    """The value of a JSON text. InputError for NaN, infinite numbers and repeated keys, which Python's parser accepts,
+    and for more than `DEEPEST` levels."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):

@@ -1,4 +1,4 @@
-"""One way to refuse bad input: name the argument, what it must be, and what it was."""
+"""Checks of arguments: an error names the argument, what it must be, and what it was."""
 
 import math
 import pkgutil
@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
 SHOWN = 3  # names in one message
 _shorten = reprlib.Repr()
-_shorten.maxstring = 80  # digests and names of functions are told whole
-UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories of controls, halves of surrogates, separators of lines
-TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # which way text is written
+_shorten.maxstring = 80  # enough for digests and names of functions
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, surrogates, separators of lines
+DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 CYRILLIC, GREEK = "аеорсухіјѕһԁԛԝАВЕКМНОРСТХІЈЅ", "οανΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"  # noqa: RUF001
-LATIN_ALIKE = str.maketrans(CYRILLIC + GREEK, "aeopcyxijshdqwABEKMHOPCTXIJS" + "oavABEZHIKMNOPTYX")  # as Unicode has it
+LATIN_LOOKALIKES = str.maketrans(CYRILLIC + GREEK, "aeopcyxijshdqwABEKMHOPCTXIJS" + "oavABEZHIKMNOPTYX")
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -36,26 +35,26 @@ class InputError(ValueError):
 
 
 def require(condition: bool, argument: str, expected: str, actual: object) -> None:
-    """Raise `InputError("<argument> must be <expected>, actual <actual>")` unless `condition` holds."""
+    """Raise `InputError("<argument> must be <expected>, got <actual>")` unless `condition` holds."""
     if not condition:
         raise InputError(f"{argument} must be {expected}, got {actual}")
 
 
 def listed(names: list[str]) -> str:
-    """The first of `names`, and how many more there are."""
+    """The first names, and how many more there are."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """Where the first, of plain values, is other than the second, with both values; nothing where it is not."""
-    one, other = _flat(found), _flat(wanted)
-    names = [name for name in {**other, **one} if one.get(name) != other.get(name)]
-    pairs = [(name, _shorten.repr(one.get(name)), _shorten.repr(other.get(name))) for name in names]
-    return listed([f"{name} {has} instead of {has_not}" for name, has, has_not in pairs])
+    """The entries in which two mappings differ, with both values; empty if they are equal."""
+    actual, expected = _flat(found), _flat(wanted)
+    names = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
+    pairs = [(name, *(_shorten.repr(each.get(name)) for each in (actual, expected))) for name in names]
+    return listed([f"{name} {value} instead of {other}" for name, value, other in pairs])
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Without mappings in mappings: their entries have both names."""
+    """The entries of inner mappings under joined names."""
     flat: dict[str, object] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -63,23 +62,25 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def printable(text: str) -> str:
-    """`text` in one line, with escapes for what a terminal would obey or not print."""
-    return "".join(
-        each if each not in TURNS and unicodedata.category(each) not in UNSEEN else ascii(each)[1:-1] for each in text
-    )
+    """`text` in one line, with escapes for control characters and marks of direction."""
+
+    def escaped(each: str) -> bool:
+        return each in DIRECTION_MARKS or unicodedata.category(each) in UNPRINTABLE
+
+    return "".join(ascii(each)[1:-1] if escaped(each) else each for each in text)
 
 
-def distinct(name: str) -> str:
-    """A name with escapes also where another one could look the same: where it is not in its composed form, has letters
-    without a width or spaces of another kind, or letters of other scripts that all look Latin."""
+def unambiguous(name: str) -> str:
+    """A name, with escapes if another one could look the same: if it is not in its composed form, or has characters
+    without a width, unusual spaces, or only letters that look Latin but are not."""
     plain = all(each == " " or unicodedata.category(each) not in ("Cf", "Zs") for each in name)
     plain = plain and unicodedata.is_normalized("NFC", name)
-    looks_latin = not name.isascii() and name.translate(LATIN_ALIKE).isascii()
+    looks_latin = not name.isascii() and name.translate(LATIN_LOOKALIKES).isascii()
     return printable(name) if plain and not looks_latin else ascii(name)[1:-1]
 
 
 def check_bounds(bounds: object) -> tuple[float, float]:
-    """The ends of `bounds`, infinite ones of None; InputError for anything but a pair of numbers in their order."""
+    """(low, high), infinite for None. InputError for anything but a pair of numbers with low < high."""
     ends: Any = (-math.inf, math.inf) if bounds is None else bounds
     pair = isinstance(ends, tuple | list) and len(ends) == 2 and all(is_number(end) for end in ends)
     require(pair and ends[0] < ends[1], "bounds", "(low, high) with low < high, or None", bounds)
@@ -87,7 +88,7 @@ def check_bounds(bounds: object) -> tuple[float, float]:
 
 
 def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:
-    """Refuse anything but a finite floating-point tensor [N, ...] inside `bounds`."""
+    """InputError for anything but a finite floating-point tensor [N, ...] inside `bounds`."""
     require(isinstance(images, Tensor), name, "a tensor [N, ...]", type(images).__name__)
     require(images.dim() >= 2, name, "a batch [N, ...] of at least two dimensions", f"shape {tuple(images.shape)}")
     require(not images.is_meta, name, "a tensor with values", "one on the device meta")
@@ -101,14 +102,15 @@ def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None
         bounds[0] <= low and high <= bounds[1],
         name,
         f"inside bounds {bounds} (put normalisation into the model)",
-        f"values from {low!r} to {high!r}",  # all digits: the last one may be what is outside
+        f"values from {low!r} to {high!r}",  # with all digits, since a value may be outside by the last one
     )
 
 
 def call_user_function(what: str, name: str, **arguments: object) -> object:
-    """What the user's function returns that "module:function" names; InputError when it cannot be had or fails.
+    """The result of the user's "module:function". InputError if it cannot be imported or fails.
 
-    It may be in the current folder, which is looked at last and stays on the path: what it returns may import more.
+    Its module may be in the current folder, which becomes the last entry of the import path and stays there, because
+    the result may import more.
     """
     if "" not in sys.path:
         sys.path.append("")
@@ -126,8 +128,7 @@ def call_user_function(what: str, name: str, **arguments: object) -> object:
 
 
 def check_integer(name: str, value: object, least: int) -> int:
-    """`value` as Python has it, of which NumPy's is no good for torch and JSON. Refuses anything but an integer from
-    `least` on (a bool is none)."""
+    """`value` as Python's int, as torch and JSON need it. InputError for anything but an integer from `least` on."""
     number = int(value) if is_integer(value) else -1
     expected = f"a whole number from {least} on" + ", below 2**31" * (number >= 2**31)
     require(least <= number < 2**31, name, expected, repr(value))
@@ -135,26 +136,25 @@ def check_integer(name: str, value: object, least: int) -> int:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether it is an integer, of Python or NumPy (a bool is none)."""
+    """Whether it is an integer of Python or NumPy, not a bool."""
     return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, of Python or NumPy (a bool is none)."""
+    """Whether it is a real number of Python or NumPy, not a bool."""
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:
-    """Refuse anything but an integer tensor [count] of classes in [0, num_classes); at least not negative."""
+    """InputError for anything but an integer tensor [count] of classes in [0, num_classes), or just not negative."""
     require(isinstance(labels, Tensor), name, "a tensor [N]", type(labels).__name__)
     require(not labels.is_meta, name, "a tensor with values", "one on the device meta")
     integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     require(integral, name, "integers", labels.dtype)
     require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")
     if count:
-        unsigned = labels.dtype in UNSIGNED  # which torch does not compare
-        edges = (np.min(labels.cpu().numpy()), np.max(labels.cpu().numpy())) if unsigned else labels.aminmax()
-        low, high = map(int, edges)
+        numbers = labels.cpu().numpy() if labels.dtype in UNSIGNED else labels  # which torch does not compare
+        low, high = int(numbers.min()), int(numbers.max())
         expected = "not negative" if num_classes is None else f"in [0, {num_classes})"
         fits = low >= 0 and (num_classes is None or high < num_classes)
         require(fits, name, expected, f"values from {low} to {high}")

@@ -18,7 +18,7 @@ from amun_ext import data
 from amun_ext.data.fashion_mnist import read_idx
 from amun_ext.reading import check_file
 from amun_ext.unlearning.config import load_tuned_options
-from amun_ext.validation import InputError, distinct, printable
+from amun_ext.validation import InputError, printable, unambiguous
 
 
 def save(path: Path, **others: np.ndarray) -> Path:
@@ -207,4 +207,4 @@ def test_shown(text: str, expected: str) -> None:
 )
 def test_names_that_look_alike_are_told_apart(name: str, expected: str) -> None:
     """Only letters that could all be Latin ones are escaped: not a whole word of another script."""
-    assert distinct(name) == expected
+    assert unambiguous(name) == expected

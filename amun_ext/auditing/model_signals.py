@@ -19,7 +19,7 @@ from amun_ext.metrics.signals import SIGNALS
 from amun_ext.models.reinitialise import Init, check_init, describe_init
 from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
-from amun_ext.reading import parse_json, text_of
+from amun_ext.reading import read_json
 from amun_ext.training import Recipe
 from amun_ext.validation import InputError, check_integer, require
 
@@ -113,7 +113,7 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     folder = Path(folder)
     try:
         path = folder / f"{kind}.json"
-        about = parse_json(str(path), text_of(str(path), path, "a file"))
+        about = read_json(path)
         known = about["format"] == _format(kind) and {"data", "architecture", "recipe"} <= about.keys()
         total = int(about["samples"])
     except (OSError, ValueError, KeyError, TypeError) as error:

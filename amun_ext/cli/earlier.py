@@ -10,7 +10,7 @@ from typing import Any
 from amun_ext.deletion.results import MODEL, NEW_DIGEST, REPORT, RESULTS
 from amun_ext.digest import digest
 from amun_ext.files import file_digest
-from amun_ext.reading import stored
+from amun_ext.reading import read_object
 from amun_ext.validation import is_integer, printable, require
 
 RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # one is in every folder of results
@@ -24,7 +24,7 @@ def now() -> str:
 
 def facts(folder: Path, name: str = "report.json") -> dict[str, Any]:
     """Those of a report in the folder."""
-    found = stored(folder / name).get("facts")
+    found = read_object(folder / name).get("facts")
     return found if isinstance(found, dict) else {}
 
 

@@ -24,7 +24,7 @@ from amun_ext.reading import check_file
 from amun_ext.report import Result
 from amun_ext.unlearning import Targets, load_targets
 from amun_ext.unlearning.config import load_tuned_options
-from amun_ext.validation import distinct, listed, printable, require
+from amun_ext.validation import listed, printable, require, unambiguous
 
 TABLES = "tables"
 LEFT_OUT = "; amun tune has used the others"
@@ -85,13 +85,13 @@ def id_arguments(
         named = {name: number for number, name in enumerate(classes)}  # a name first: those of digits are numerals
         numeral = re.fullmatch("[0-9]{1,9}", options.of_class) is not None
         number = named.get(options.of_class, int(options.of_class) if numeral else -1)
-        known = f"one of {listed([*map(distinct, classes)])}, or a number below {len(classes)}"
-        require(0 <= number < len(classes), "--class", known, f"'{distinct(options.of_class)}'")
+        known = f"one of {listed([*map(unambiguous, classes)])}, or a number below {len(classes)}"
+        require(0 <= number < len(classes), "--class", known, f"'{unambiguous(options.of_class)}'")
         alike = [number for number, name in enumerate(classes) if name == options.of_class]
         require(len(alike) < 2, "--class", f"one of the numbers {alike}, which have one name", options.of_class)
         removed_ids = set(gone)
         ids = [row for row in data.labels.eq(number).nonzero()[:, 0].tolist() if row not in removed_ids]
-        require(bool(ids), "--class", "one that has samples left", f"'{distinct(options.of_class)}'")
+        require(bool(ids), "--class", "one that has samples left", f"'{unambiguous(options.of_class)}'")
     return {"ids": ids, "file": file, "fraction": options.fraction}
 
 

@@ -10,7 +10,7 @@ from amun_ext.cli.arguments import Commands, add_command
 from amun_ext.deletion import ledger
 from amun_ext.deletion.results import FORMAT, MODEL
 from amun_ext.files import file_digest
-from amun_ext.reading import parse_json, text_of
+from amun_ext.reading import read_json
 from amun_ext.validation import differences, printable, require
 
 OTHER = 7  # exit status
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from amun_ext.cli.main import parsed  # which imports this
 
     path = options.record
-    record = parse_json(str(path), text_of("record", path, "the record.json of amun forget"))
+    record = read_json(path, "record", "the record.json of amun forget")
     ours = isinstance(record, dict) and record.get("format") == FORMAT
     command: list[str] = record.get("command", []) if ours else []
     fits = isinstance(command, list) and all(isinstance(each, str) for each in command) and command[:1] == ["forget"]

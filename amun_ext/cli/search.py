@@ -37,7 +37,7 @@ from amun_ext.data import ImageDataset, Splits
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
-from amun_ext.reading import stored
+from amun_ext.reading import read_object
 from amun_ext.search import ATTACKS
 from amun_ext.validation import InputError, listed, require
 
@@ -160,7 +160,7 @@ def _remove_others(folder: Path, request: str) -> None:
     """The examples of another request, whose result is to be replaced."""
     if facts(folder, "searches.json").get("request") == request:
         return
-    methods = stored(folder / "searches.json").get("methods")
+    methods = read_object(folder / "searches.json").get("methods")
     for method in [name for name in ATTACKS if isinstance(methods, dict) and name in methods]:
         (folder / f"{method}.safetensors").unlink(missing_ok=True)
         for path in (folder / "curves").glob(f"{method}-*.safetensors"):

@@ -22,11 +22,11 @@ from amun_ext.validation import (
     InputError,
     call_user_function,
     check_labels,
-    distinct,
     is_number,
     listed,
     printable,
     require,
+    unambiguous,
 )
 
 CHANNELS = (1, 3, 4)
@@ -90,11 +90,11 @@ def _both_parts(root: Path, known: Set[str]) -> tuple[tuple[str, ...], Files]:
     if known:
         classes = test_classes = tuple(sorted({*known, *classes, *test_classes}))
     differ = {
-        "without": [distinct(name) for name in classes if name not in test_classes],
-        "with": [distinct(name) for name in test_classes if name not in classes],
+        "without": [unambiguous(name) for name in classes if name not in test_classes],
+        "with": [unambiguous(name) for name in test_classes if name not in classes],
     }
     actual = " and ".join(f"{kind} {listed(names)}" for kind, names in differ.items() if names)
-    expected = f"the classes of train, {listed([*map(distinct, classes)])}"
+    expected = f"the classes of train, {listed([*map(unambiguous, classes)])}"
     require(not actual, f"{root}/test", expected, f"those {actual}")
     return classes, {part: _labelled(root / part, classes, bool(known)) for part in ("train", "test")}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amun_ext.data.images import Data, subset
 from amun_ext.deletion.table import SHOWN, columns, first_of, lines_of
-from amun_ext.reading import text_of
+from amun_ext.reading import read_text
 from amun_ext.validation import InputError, check_integer, is_integer, is_number, require
 
 COLUMNS = ("id", "index")
@@ -160,7 +160,7 @@ def _parse(parts: Iterable[str], total: int, name: str) -> list[int]:
 
 
 def _read(path: Path, total: int) -> list[int]:
-    name, text, kind = str(path), text_of(str(path), path, "a readable file of ids"), path.suffix.lower()
+    name, text, kind = str(path), read_text(str(path), path, "a readable file of ids"), path.suffix.lower()
     if kind == ".json":
         # More commas than samples are a list of more: parsed it would take many times the memory of its text.
         require(text.count(",") < total, name, f"a list of at most {total} integers", f"{text.count(',')} commas")

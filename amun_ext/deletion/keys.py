@@ -8,7 +8,7 @@ from pathlib import Path
 from amun_ext.deletion.ids import COLUMNS as IDS
 from amun_ext.deletion.table import columns, first_of, lines_of
 from amun_ext.files import file_digest
-from amun_ext.reading import text_of
+from amun_ext.reading import read_text
 from amun_ext.validation import InputError, require
 
 KEY, SHA256, GROUP = "key", "sha256", "group"
@@ -32,7 +32,7 @@ def named_rows(
     """
     name, column = str(path), ""
     if path.suffix.lower() == ".csv":
-        (column,), cells = columns(lines_of(text_of(name, path, "a readable file of ids")), name, [(*IDS, *COLUMNS)])
+        (column,), cells = columns(lines_of(read_text(name, path, "a readable file of ids")), name, [(*IDS, *COLUMNS)])
     expected = "left out: only a .csv file with a column group needs it"
     require(groups is None or column == GROUP, "groups", expected, groups)
     if column not in COLUMNS:
@@ -59,7 +59,7 @@ def named_rows(
 def read_groups(path: Path) -> dict[str, list[str]]:
     """Group -> its keys. InputError for another table than one of key and group, and for a pair twice."""
     name = str(path)
-    _, cells = columns(lines_of(text_of(name, path, "a readable table of keys and groups")), name, [[KEY], [GROUP]])
+    _, cells = columns(lines_of(read_text(name, path, "a readable table of keys and groups")), name, [[KEY], [GROUP]])
     found: dict[str, list[str]] = defaultdict(list)
     for key, group in cells:
         found[group].append(key)

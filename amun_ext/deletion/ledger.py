@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amun_ext.files import file_digest
-from amun_ext.reading import parse_json, stored, text_of
+from amun_ext.reading import parse_json, read_object, read_text
 from amun_ext.validation import require
 
 FILE = "ledger.jsonl"
@@ -73,8 +73,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The entries of the ledger in the folder, the last of which is of the model in it. InputError as `entries`, for no
     model or another, and for another last line than the record beside it has the hash of."""
     require(folder.is_dir(), "folder", "a folder that amun forget has written", folder)
-    path, made, record = folder / FILE, folder / MODEL, stored(folder / RECORD)
-    text = text_of("ledger", path, "a ledger of amun forget")
+    path, made, record = folder / FILE, folder / MODEL, read_object(folder / RECORD)
+    text = read_text("ledger", path, "a ledger of amun forget")
     found = entries(text, str(path))
     require(bool(found), str(path), "a ledger with an entry", "an empty one")
     require(made.is_file(), str(path), f"beside its {MODEL}", "no such file there")
@@ -97,7 +97,7 @@ def text_beside(model: Path) -> str:
     if model.name != MODEL or not path.is_file():
         return ""
     read(model.parent)
-    return text_of("ledger", path, "a ledger of amun forget")
+    return read_text("ledger", path, "a ledger of amun forget")
 
 
 def line_hash(text: str) -> str:

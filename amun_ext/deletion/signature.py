@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from amun_ext.reading import text_of
+from amun_ext.reading import read_text
 from amun_ext.validation import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _modules() -> tuple[ModuleType, ModuleType]:
 
 def _loaded(path: Path, expected: str, load: Callable[[bytes], Any], kind: type) -> Any:
     try:
-        key = load(text_of("key", path, expected).encode())
+        key = load(read_text("key", path, expected).encode())
     except (ValueError, TypeError) as error:  # a TypeError where it has a password
         if isinstance(error, InputError):
             raise

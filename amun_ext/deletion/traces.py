@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from amun_ext.deletion.record import Record
 from amun_ext.files import is_workplace
-from amun_ext.reading import parse_json, stored
+from amun_ext.reading import parse_json, read_object
 from amun_ext.search.adversarial_set import FORMAT
 from amun_ext.unlearning.cross_fit import FORMAT as TARGETS
 from amun_ext.validation import InputError, is_integer
@@ -84,7 +84,9 @@ def _is_cross_fit(metadata: Mapping[str, str], record: Record) -> bool:
 
 def _results(folder: Path, paths: list[Path], record: Record, forgotten: set[int]) -> Iterator[tuple[Path, str]]:
     """Adversarial examples, and pages with images, of results about some of the samples."""
-    about = [name for name in PAGES if folder / name in paths and _is_about(stored(folder / name), record, forgotten)]
+    about = [
+        name for name in PAGES if folder / name in paths and _is_about(read_object(folder / name), record, forgotten)
+    ]
     for path in [folder / PAGES[name] for name in about]:
         if path in paths and b"data:image" in path.read_bytes():
             yield path, "a page with images"
@@ -106,7 +108,7 @@ def _is_about(read: dict[str, Any], record: Record, forgotten: set[int]) -> bool
 def _answers(folder: Path, paths: list[Path], record: Record) -> Iterator[tuple[Path, str]]:
     """What models say of all samples that were trained on half of them."""
     for name, kind in ANSWERS.items():
-        identity = stored(folder / name) if folder / name in paths else {}
+        identity = read_object(folder / name) if folder / name in paths else {}
         data = identity.get("data")
         if isinstance(data, str) and data.partition(" ")[0] == record.training_data:
             for path in paths:

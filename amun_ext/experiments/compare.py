@@ -24,7 +24,7 @@ from amun_ext.files import atomic_folder, no_link, to_jsonable, workplace, write
 from amun_ext.info import versions
 from amun_ext.metrics.measures import Values
 from amun_ext.progress import progress_bar
-from amun_ext.reading import stored
+from amun_ext.reading import read_object
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS, Targets
 from amun_ext.unlearning.config import MethodConfig, TunedOptions, resolve_config
@@ -251,7 +251,7 @@ def _path(folder: Path, name: str, identity: object) -> Path:
 
 def _read(path: Path, identity: object) -> dict[str, Any] | None:
     """What the file has, if it is there, whole and of this identity."""
-    kept = stored(path)
+    kept = read_object(path)
     return kept if kept.get("identity") == identity else None
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.files import to_jsonable, write_json
 from amun_ext.models.reinitialise import describe_init
-from amun_ext.reading import parse_json, text_of
+from amun_ext.reading import read_json
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, PRESETS, Targets, unlearn
@@ -166,7 +166,7 @@ def load_tuned_options(
 ) -> tuple[dict[tuple[str, bool], dict[str, Any]], dict[str, Any]]:
     """The options and the metadata that `save_tuned_options` wrote. InputError for another file or a bad recipe."""
     try:
-        content = parse_json(str(path), text_of(str(path), path, TUNED_FILE))
+        content = read_json(path, expected=TUNED_FILE)
         require(content.get("format") == FORMAT, str(path), TUNED_FILE, "another")
         tuned = {
             (row["method"], row["retain"]): {**row["options"], "recipe": Recipe(**row["options"]["recipe"])}

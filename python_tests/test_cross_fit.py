@@ -234,6 +234,7 @@ class TestCommands:
         left = targets.read_bytes()
         targets.write_bytes(whole)  # as after a kill before its rows were removed
         assert self.amun("forget", digits_checkpoint, *request, "--dry-run") == 0
+        assert cli.main(["replay", str(tmp_path / "first/record.json"), "--out", str(tmp_path / "again")]) == 0
         assert targets.read_bytes() == whole
         assert self.amun("forget", digits_checkpoint, *request) == 0
         assert "already done" in capsys.readouterr().out

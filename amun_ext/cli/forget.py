@@ -45,7 +45,7 @@ from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits
 from amun_ext.data.images import subset
 from amun_ext.deletion import Request, estimate, guards, ledger
-from amun_ext.deletion.request import retraining
+from amun_ext.deletion.request import retraining, unfamiliar_samples
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
 from amun_ext.files import file_digest, keep_only, workplace
@@ -93,6 +93,7 @@ def add(commands: Commands) -> None:
     add_images(command)
     add_overwrite(command)
     add_tables(command)
+    command.set_defaults(replays=False)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -160,7 +161,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
 
 def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
     """Remove the rows of all samples that the new model has forgotten: no later request may use them."""
-    if options.targets is not None:
+    if options.targets is not None and not options.replays:
         forgotten = torch.tensor(record_of(options.out / MODEL).gone, dtype=torch.int64, device="cpu")
         remove_targets(options.targets, subset(splits.train, forgotten))
         print(f"the rows of the forgotten samples are removed from {options.targets}")
@@ -175,6 +176,8 @@ def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:
     took = {name: estimate.seconds(original, request_sets, config) for name, config in stages.items()}
     print(f"samples to forget: {len(request_sets.ids)}, ids {listed([*map(str, request_sets.ids.tolist())])}")
     print(f"samples to retain: {len(request_sets.retain)}; forgotten by earlier requests: {len(request_sets.before)}")
+    for remark in unfamiliar_samples(original, splits, request_sets):
+        print(printable(f"note: {remark}"))
     for name, value in request.config.to_dict().items():
         print(printable(f"  {name}: {in_words(value)}"))
     for name, seconds in took.items():

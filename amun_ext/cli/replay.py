@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     same = again.model.is_file() and file_digest(again.model) == record.get(ledger.PARENT)
     require(same, "record", f"of the model in {printable(str(again.model))}", "of another, or there is none")
     again.out, again.quiet, again.debug = options.out, options.quiet, options.debug
-    again.overwrite, again.download, again.sign_key = False, False, None
+    again.overwrite, again.download, again.sign_key, again.replays = False, False, None, True
     status: int = again.run(again)
     if status not in (0, 3):
         return status

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, aligned, find_duplicates, find_near_copies, fingerprint, training_data, without
 from amun_ext.data.images import subset
-from amun_ext.deletion import drift, ledger
+from amun_ext.deletion import drift, ledger, unfamiliar
 from amun_ext.deletion.ids import forget_ids, split
 from amun_ext.deletion.keys import keys_of
 from amun_ext.deletion.record import Record
@@ -244,7 +244,7 @@ def forget(
         drifted = "not measured: their images are erased" if relapsed is None else relapsed
         report = replace(report, facts={**report.facts, "earlier_requests": drifted})
     remarks = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
-    report = replace(report, remarks=[*report.remarks, *remarks])
+    report = replace(report, remarks=[*report.remarks, *unfamiliar_samples(original, splits, request_sets), *remarks])
     missing = set(ids_without_example)
     done = [number for number in request_sets.ids.tolist() if number not in missing]
     record = replace(
@@ -258,6 +258,13 @@ def forget(
     known_as = keys_of(len(splits.train), splits.names)
     keys = [known_as[number] for number in done]
     return Outcome(report, models[row], record.to_metadata(), keys, ids_without_example, seconds.get(row))
+
+
+def unfamiliar_samples(original: nn.Module, splits: Splits, request_sets: Sets) -> list[str]:
+    """A remark on samples of the request that `original` does not look as if it was trained on."""
+    rows, error = unfamiliar.unfamiliar(original, request_sets.forget, splits.test)
+    keys = keys_of(len(splits.train), splits.names)
+    return unfamiliar.remarks([keys[number] for number in request_sets.ids[rows].tolist()], error)
 
 
 def warm_up() -> None:

@@ -35,9 +35,7 @@ def process_pool(work: Callable[..., Result], model: object, count: int) -> Iter
         yield lambda jobs: ((key, work(model, *job)) for key, job in jobs)
         return
     try:
-        packed = pickle.dumps(
-            model
-        )  # by value: multiprocessing would send tensors as open files, whose number is limited
+        packed = pickle.dumps(model)  # by value: multiprocessing sends tensors as open files, whose number is limited
     except Exception as error:  # user code may raise anything
         expected = "1 for a model or init that cannot be pickled"
         raise InputError(f"num_workers must be {expected}, got {count}: {error}") from error

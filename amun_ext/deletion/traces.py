@@ -84,9 +84,8 @@ def _is_cross_fit(metadata: Mapping[str, str], record: Record) -> bool:
 
 def _results(folder: Path, paths: list[Path], record: Record, forgotten: set[int]) -> Iterator[tuple[Path, str]]:
     """Adversarial examples, and pages with images, of results about some of the samples."""
-    about = [
-        name for name in PAGES if folder / name in paths and _is_about(read_object(folder / name), record, forgotten)
-    ]
+    pages = [name for name in PAGES if folder / name in paths]
+    about = [name for name in pages if _is_about(read_object(folder / name), record, forgotten)]
     for path in [folder / PAGES[name] for name in about]:
         if path in paths and b"data:image" in path.read_bytes():
             yield path, "a page with images"

@@ -1,4 +1,4 @@
-"""AdversarialSet: what a search found, row by row, as a dataset and as a file."""
+"""AdversarialSet: the results of a search, as a dataset and as a file."""
 
 import os
 from dataclasses import dataclass, fields
@@ -18,9 +18,9 @@ FORMAT = {"format": "amun_ext.AdversarialSet", "version": "1"}
 
 
 class Transfer(NamedTuple):
-    """How the examples of one model fare on another."""
+    """The predictions of another model on the examples."""
 
-    fooled: Tensor  # [N] bool, whether the other model's label is a wrong one, too; False where no example was found
+    fooled: Tensor  # [N] bool, whether the other model's label is wrong too; False where no example was found
     labels: Tensor  # [N] int64, the other model's label of each image, -1 where a logit is NaN
 
 
@@ -28,8 +28,8 @@ class Transfer(NamedTuple):
 class AdversarialSet(Dataset[tuple[Tensor, int]]):
     """Adversarial examples, a row for every input of the search.
 
-    As a dataset it has the found examples only, (image, wrong label) each: a sample whose search failed keeps its own
-    image and true label in its row, and those are never to be trained on.
+    As a dataset it has only the found examples, as (image, wrong label): the row of a sample without an example has its
+    own image and true label, which must not be trained on.
 
     Examples:
         >>> import torch
@@ -44,13 +44,13 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         [1, 0]
     """
 
-    images: Tensor  # [N, ...] like the inputs; the input itself where none was found
-    labels: Tensor  # [N] int64, the model's label of `images`: wrong where found, the true one elsewhere
+    images: Tensor  # [N, ...] like the inputs; the input itself if no example was found
+    labels: Tensor  # [N] int64, the model's label of `images`: wrong if found, otherwise the true one
     true_labels: Tensor  # [N] int64, of the inputs
     source_index: Tensor  # [N] int64, row of the input
     eps: Tensor  # [N] radius at which it was found; 0 for an input that was already misclassified
-    distance: Tensor  # [N] L2 norm of image - input; inf where none was found
-    grad_evals: Tensor  # [N] int32, gradients spent on the sample
+    distance: Tensor  # [N] L2 norm of image - input; inf if none was found
+    grad_evals: Tensor  # [N] int32, gradients computed for the sample
     found: Tensor  # [N] bool
 
     @cached_property
@@ -77,8 +77,8 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
     def transfer(self, model: nn.Module, batch_size: int = 256) -> Transfer:
         """Which of the examples fool another model, and with which label (paper, appendix E.4).
 
-        `model` maps inputs like `images` to logits [N, K]; it runs in eval mode and is left as it was. A row is to be
-        compared with `labels` to see whether both models take it for the same class.
+        `model` maps inputs like `images` to logits [N, K]; it runs in eval mode and is left as it was. Compare the
+        result's labels with `labels` to see whether both models predict the same class.
 
         Raises:
             InputError: the model does not fit the images, or has fewer classes than the true labels need.
@@ -88,28 +88,25 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
         classes, needed = count_classes(model, self.images), int(self.true_labels.max()) + 1
         require(classes >= needed, "model", f"of at least {needed} classes", classes)
         device, dtype = placement(model, self.images)
-        answers = []
+        predicted = []
         with eval_mode(model):
             for x in self.images.split(batch_size):
-                logits = logits_of(model, x.to(device, dtype, copy=True))  # a copy: it may change its input in place
-                answers.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1))
-        labels = torch.cat(answers).to(self.labels.device)
+                logits = logits_of(model, x.to(device, dtype, copy=True))  # a model may change its input in place
+                predicted.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1))
+        labels = torch.cat(predicted).to(self.labels.device)
         return Transfer(self.found & (labels != self.true_labels) & (labels >= 0), labels)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, completely or not at all."""
         write_tensors(path, {field.name: getattr(self, field.name).contiguous() for field in fields(self)}, FORMAT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` or a search with `out` wrote, mapped into memory. Raises InputError for any other file."""
+        """Read what `save` or a search with `out` wrote, mapped into memory. InputError for any other file."""
+        expected, name = "a file that AdversarialSet.save wrote", os.fspath(path)
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                ours = all(metadata.get(key) == value for key, value in FORMAT.items())
-                require(ours, "path", "a file that AdversarialSet.save wrote", os.fspath(path))
+                require(FORMAT.items() <= (file.metadata() or {}).items(), "path", expected, name)
                 return cls(**{field.name: file.get_tensor(field.name) for field in fields(cls)})
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"path must be a file that AdversarialSet.save wrote, got {os.fspath(path)}: {error}"
-            ) from error
+            raise InputError(f"path must be {expected}, got {name}: {error}") from error

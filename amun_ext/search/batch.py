@@ -1,4 +1,4 @@
-"""How many samples to search at once when the user does not say."""
+"""The default batch size of a search."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ UNKNOWN_CACHE = 32 * 2**20
 
 
 def default_batch_size(model: nn.Module, probe: Tensor) -> int:
-    """On a CPU 32 samples a thread, fewer where a layer's input and output do not fit the last-level cache.
+    """On a CPU 32 samples a thread, or fewer if the input and output of a layer do not fit the last-level cache.
 
-    Measured on ResNet-18, VGG-19 and small networks: time per sample is flat from 32 on, and rises where batches leave
-    the cache. `probe` [n, ...] is on the model's device and in its dtype.
+    Measured on ResNet-18, VGG-19 and small networks: time per sample is constant from 32 on, and rises beyond the
+    cache. `probe` [n, ...] is on the model's device and in its dtype.
     """
     if probe.device.type != "cpu":
         return ON_GPU
@@ -27,7 +27,7 @@ def default_batch_size(model: nn.Module, probe: Tensor) -> int:
             largest = max(largest, output.nbytes)
 
     leaves = (module for module in model.modules() if not [*module.children()])
-    scripted = torch.jit.ScriptModule, torch.jit.ScriptFunction  # they take no hooks
+    scripted = torch.jit.ScriptModule, torch.jit.ScriptFunction  # which have no hooks
     handles = [module.register_forward_hook(record) for module in leaves if not isinstance(module, scripted)]
     try:
         with eval_mode(model), torch.no_grad():
@@ -40,7 +40,7 @@ def default_batch_size(model: nn.Module, probe: Tensor) -> int:
 
 
 def last_level_cache() -> int:
-    """Its size in bytes, as Linux tells it."""
+    """Its size in bytes, from Linux."""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=UNKNOWN_CACHE)

@@ -1,10 +1,9 @@
-"""FFGSM: the weak attack of the paper's appendix E.5, to see how much the quality of the examples matters.
+"""FFGSM: the weak attack of the paper's appendix E.5, to measure how much the quality of the examples matters.
 
-The appendix describes it in words: one gradient, then steps along its sign, the step growing until the sample is
-misclassified; if that takes too long, from the start again at a slightly perturbed image with a new gradient. What it
-leaves open is decided here: lengths are L2 norms, the first step is `eps_init` long and each further one `eps_growth`
-times as long, `steps` of them make a try, there are TRIES tries, and each but the first starts at a point `eps_init`
-away from the image in a random direction.
+The appendix describes it in words: one gradient, then growing steps along its sign until the sample is misclassified;
+after too many steps it starts again from a slightly perturbed image with a new gradient. The rest is decided here:
+lengths are L2 norms, the first step is `eps_init` long and each further one `eps_growth` times as long, there are TRIES
+tries of `steps` steps, and each but the first starts `eps_init` away from the image in a random direction.
 """
 
 from typing import Any
@@ -20,7 +19,7 @@ TRIES = 5
 
 
 def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
-    """Search the samples `queue` [Q] of the table. What a sample gets does not depend on the others."""
+    """Search the samples `queue` [Q] of the table. The result of a sample does not depend on the others."""
     table, config = search.table, search.config
     table.status[queue] = Status.EXHAUSTED
     for batch in queue.split(search.batch_size):
@@ -28,11 +27,11 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
         for attempt in range(TRIES):
             x = table.inputs[left]
             if attempt:
-                aside = table.eps[left].view(search.per_sample) * _directions(search.first_row + left, attempt, x)
-                x = (x + aside).clamp(*search.bounds)
+                noise = table.eps[left].view(search.per_sample) * _directions(search.first_row + left, attempt, x)
+                x = (x + noise).clamp(*search.bounds)
             attack, grad = search.gradient(x, table.labels[left])
             table.grad_evals[left] += 1
-            direction = _unit(grad.sign())  # zero without a gradient: such a sample stays where it is
+            direction = _unit(grad.sign())  # zero without a gradient: such a sample does not move
             if attempt == 0:
                 stuck = left[~direction.flatten(1).any(1) & ~attack.adversarial]
                 table.status[stuck] = Status.NO_GRADIENT
@@ -42,7 +41,8 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
             length = table.eps[left]
             for step in range(config.steps + 1):
                 hit = attack.adversarial
-                _keep(search, left[hit], x[hit], attack.predicted[hit])
+                search.replace(left[hit], x[hit], attack.predicted[hit])
+                table.status[left[hit]] = Status.FOUND
                 left, x, direction, length = left[~hit], x[~hit], direction[~hit], length[~hit]
                 if step == config.steps or not len(left):
                     break
@@ -54,14 +54,8 @@ def ffgsm(search: Search, queue: Tensor, bar: "tqdm[Any]") -> None:
         bar.update(len(batch))
 
 
-def _keep(search: Search, rows: Tensor, x: Tensor, labels: Tensor) -> None:
-    table = search.table
-    table.images[rows], table.found_labels[rows], table.status[rows] = x, labels, Status.FOUND
-    table.distance[rows] = search.distances(rows)
-
-
 def _directions(rows: Tensor, attempt: int, like: Tensor) -> Tensor:
-    """A random direction for each row, the same in whatever batch."""
+    """A random direction for each row, the same in any batch."""
     noise = [
         torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(TRIES * int(row) + attempt), device="cpu")
         for row in rows

@@ -23,15 +23,14 @@ from amun_ext.search.attacks import PythonRule
 from amun_ext.search.batch import default_batch_size
 from amun_ext.search.ffgsm import ffgsm
 from amun_ext.search.loop import Search
-from amun_ext.search.postprocess import quantize as put_on_grid
-from amun_ext.search.postprocess import refine as bring_closer
+from amun_ext.search.postprocess import bisect_to_input, round_to_grid
 from amun_ext.search.results_file import PENDING, Rows, open_results
 from amun_ext.search.samples import Samples
 from amun_ext.search.settings import MAX_RADIUS, resolve_settings
 from amun_ext.validation import check_bounds, check_integer, check_labels, require
 
-CHUNK_BYTES = 2**26  # of images that are searched at once in memory
-CHUNK_BATCHES = 4  # of a chunk whose results go to a file: what a kill can cost
+CHUNK_BYTES = 2**26  # of images that are held in memory at once
+CHUNK_BATCHES = 4  # of a chunk with results in a file: a kill loses at most these
 
 
 def find_min_adversarial(
@@ -127,7 +126,7 @@ def find_min_adversarial(
     """
     samples = Samples(inputs, labels, check_bounds(bounds))
     like = samples.like
-    low, high = samples.bounds  # as the images have them: 0.3 is another number in float32
+    low, high = samples.bounds  # rounded to the type of the images
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     chosen = {"eps_init": eps_init, "eps_growth": eps_growth, "steps": steps, "step_fraction": step_fraction}
     diagonal = min((high - low) * math.sqrt(like[0].numel()), MAX_RADIUS)
@@ -172,9 +171,9 @@ def find_min_adversarial(
                     images, true_labels = samples.read(part, classes)
                     search = Search(model, fast_model, images, true_labels, settings, batch_size, start)
                     _search_all(search, ffgsm if method == "ffgsm" else Search.run, bar)
-                    bring_closer(search, refine)
+                    bisect_to_input(search, refine)
                     if quantize is not None:
-                        search.mark_not_found(put_on_grid(search, quantize))
+                        search.mark_not_found(round_to_grid(search, quantize))
                     search.mark_not_found(search.farther_than(settings.step.eps_max))
                     without_gradient += int((search.table.status == ops.Status.NO_GRADIENT).sum())
                     in_one_step += search.count_in_one_step()
@@ -199,10 +198,10 @@ def find_min_adversarial(
 
 
 def _search_all(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], None], bar: "tqdm[Any]") -> None:
-    """Search all samples on the fast model, and those whose example does not hold on the caller's model again there.
+    """Search all samples on the fast model, then those whose example fails on the caller's model again on that model.
 
-    Batches of another size also round differently, which decides for a point on the boundary. A search in reduced
-    precision may miss what one in the caller's finds.
+    Rounding, which also depends on the batch size, may decide for a point on the boundary. After a search in reduced
+    precision, samples without an example are searched again too.
     """
     run(search, torch.arange(len(search.table.labels), device=search.device), bar)
     search.use_fast_model = False
@@ -219,12 +218,12 @@ def _search_all(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], Non
 
 
 def _write(rows: Rows, part: range, search: Search) -> None:
-    """Put what a chunk has found into the rows `part`, by the names of AdversarialSet."""
-    table, count = search.table, len(part)
+    """Write the results of a chunk into the rows `part`, by the names of AdversarialSet."""
+    table = search.table
     found = table.status == ops.Status.FOUND
     images = torch.where(found.view(search.per_sample), table.images, table.inputs).to(search.input_dtype)
-    distance = (images.to(table.inputs.dtype) - table.inputs).flatten(1).norm(dim=1)  # as the caller's dtype has them
-    # Only pgd has a radius of its own, and an example that was put onto the grid may be beyond it.
+    distance = (images.to(table.inputs.dtype) - table.inputs).flatten(1).norm(dim=1)  # after rounding to that dtype
+    # only pgd has a radius of its own, and an example on the grid may be beyond it
     within = distance <= table.eps * (1 + 1e-4)
     eps = torch.where(within, table.eps, distance) if search.config.rule == "pgd" else distance
     columns = {
@@ -235,13 +234,13 @@ def _write(rows: Rows, part: range, search: Search) -> None:
         "eps": eps.masked_fill(found & (distance == 0), 0),
         "distance": distance.masked_fill(~found, math.inf),
         "found": found,
-        "grad_evals": table.grad_evals,  # last: it says that the row is there
+        "grad_evals": table.grad_evals,  # last, because it marks the row as complete
     }
     for name, column in columns.items():
-        rows[name][part.start : part.start + count] = column
+        rows[name][part.start : part.stop] = column
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Of its parts, weights and buffers."""
-    state = dict(chain(model.named_parameters(), model.named_buffers()))  # not state_dict(), which may lack buffers
+    """Of its modules, weights and buffers."""
+    state = dict(chain(model.named_parameters(), model.named_buffers()))  # state_dict() may lack buffers
     return digest(state, repr([type(module).__qualname__ for module in model.modules()]))

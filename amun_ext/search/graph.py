@@ -1,18 +1,18 @@
-"""One iteration of a search as one CUDA graph, whose replay costs the host a single launch."""
+"""One iteration of a search as a CUDA graph, which the host replays with a single launch."""
 
 import warnings
 from collections.abc import Callable
 
 import torch
 
-WARM_UP = 3  # iterations before the capture: libraries choose and set up their kernels in them
+WARM_UP = 3  # iterations before the capture, in which libraries choose and set up their kernels
 
 
 def cuda_graphed(iterate: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """`iterate`, which on a GPU is captured as a graph and replayed from then on.
+    """`iterate`, which on a GPU is captured as a graph and then replayed.
 
-    It must work in place on tensors that stay where they are. Where it cannot be captured, for example because the
-    model reads a result on the host, it runs as it is, with a warning.
+    It must work in place on tensors that keep their memory. If it cannot be captured, for example because the model
+    reads a result on the host, it runs without a graph, with a warning.
     """
     if device.type != "cuda":
         return iterate
@@ -23,7 +23,7 @@ def cuda_graphed(iterate: Callable[[], None], device: torch.device) -> Callable[
         nonlocal graph, calls
         calls += 1
         if calls == WARM_UP + 1:
-            graph = _capture(iterate, device)  # which runs nothing
+            graph = _capture(iterate, device)  # does not run it
         if graph is not None:
             graph.replay()
         elif calls <= WARM_UP:
@@ -35,7 +35,7 @@ def cuda_graphed(iterate: Callable[[], None], device: torch.device) -> Callable[
 
 
 def _on_side_stream(iterate: Callable[[], None], device: torch.device) -> None:
-    """On a stream of its own, as in a capture."""
+    """On another stream, as in a capture."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

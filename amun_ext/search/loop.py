@@ -1,4 +1,4 @@
-"""The loop of a search: it calls the model, and moves a batch of slots through the table of all samples."""
+"""The loop of a search: it evaluates the model on a batch of slots, which work through the table of all samples."""
 
 import math
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from amun_ext.search.graph import cuda_graphed
 from amun_ext.search.settings import Settings
 from amun_ext.validation import require
 
-HOST_CHECK_EVERY = 16  # iterations between two reads of a CUDA queue: a read waits for the device
-REDUCED_PART = 0.7  # of the steps of a search of fixed length are made in the reduced precision
+HOST_CHECK_EVERY = 16  # iterations between two reads of a CUDA queue, which wait for the device
+REDUCED_PART = 0.7  # of the steps of a search of fixed length run in the reduced precision
 
 
 class Search:
-    """The search of one chunk of samples, whose first is row `first_row` of all."""
+    """The search of one chunk of samples, from row `first_row` on."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class Search:
         self.model, self.fast_model, self.settings = model, fast_model, settings
         self.batch_size, self.first_row = batch_size, first_row
         self.config, self.bounds, self.loss = settings.step, settings.bounds, settings.loss
-        self.use_fast_model = True  # in the reduced precision, if any; else the caller's model in its own
+        self.use_fast_model = True  # in the reduced precision, if any; False: the caller's model in its own
         self.input_dtype = inputs.dtype
         self.device, self.model_dtype = placement(model, inputs)
-        # Iterates are kept in float32 (float64) also for half models: steps of eps/10 vanish in 8 bits of mantissa.
+        # Iterates are float32 (float64) also for half models, in which steps of eps/10 would be rounded away.
         x0 = inputs.detach().to(self.device, ops.accumulate_dtype(inputs.dtype), copy=True).contiguous()
         labels = labels.detach().to(self.device, torch.int64, copy=True)
         count = len(x0)
@@ -58,17 +58,16 @@ class Search:
     # ----------------------------------------------------------------------------------------------------- the model
 
     def _logits(self, x: Tensor) -> Tensor:
-        """The model's logits of the iterates as the caller will get them, in the dtype of the inputs."""
-        # Cloned, because a model may change its input in place.
-        held = x.to(self.input_dtype).to(self.model_dtype).clone()
+        """The logits of the iterates, rounded to the dtype of the inputs, as the results will be."""
+        rounded = x.to(self.input_dtype).to(self.model_dtype).clone()  # a model may change its input in place
         if self.use_fast_model and self.settings.precision:
             with torch.autocast(self.device.type, self.settings.precision):
-                return logits_of(self.fast_model, held).float()
-        return logits_of(self.fast_model if self.use_fast_model else self.model, held)
+                return logits_of(self.fast_model, rounded).float()
+        return logits_of(self.fast_model if self.use_fast_model else self.model, rounded)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, labels: Tensor) -> ops.AttackLoss:
-        """Do `x` [B, ...] fool the model?"""
+        """Whether `x` [B, ...] are adversarial, and the start of the backward pass."""
         return ops.attack_loss(self._logits(x), labels, self.loss, self.settings.min_margin)
 
     def gradient(self, x: Tensor, labels: Tensor) -> tuple[ops.AttackLoss, Tensor]:
@@ -77,9 +76,9 @@ class Search:
             x = x.detach().requires_grad_()
             logits = self._logits(x)
             attack = ops.attack_loss(logits, labels, self.loss, self.settings.min_margin)
-            if not logits.requires_grad:  # a constant model: no gradient
+            if not logits.requires_grad:  # the model is constant
                 return attack, torch.zeros_like(x)
-            # Of x alone: no weight gradient is computed, and no .grad is written.
+            # with respect to x alone: no weight gradient is computed, and no .grad is written
             (grad,) = torch.autograd.grad(logits, x, attack.grad_logits, allow_unused=True)
         return attack, torch.zeros_like(x) if grad is None else grad
 
@@ -88,8 +87,8 @@ class Search:
     def run(self, queue: Tensor, bar: "tqdm[Any]") -> None:
         """Search the samples `queue` [Q], each from its row of `table.images`.
 
-        With "pgd" a sample ends as soon as it is found, and its slot is refilled from the queue. With the other rules
-        all samples make equally many steps, batch by batch; their last evaluation needs no gradient.
+        With "pgd" the search of a sample ends at its first example, and its slot is refilled from the queue. With the
+        other rules all samples make equally many steps, batch by batch; the last evaluation needs no gradient.
         """
         self.table.status[queue] = ops.Status.PENDING
         if self.config.rule == "pgd":
@@ -113,7 +112,7 @@ class Search:
         on_cpu, steps = self.device.type == "cpu", self.config.steps
         reduced_steps = int(REDUCED_PART * steps) if self.use_fast_model and self.settings.precision else 0
         slots: ActiveBatch | None = None
-        advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a CUDA graph has one model and one loss
+        advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a CUDA graph per model and loss
         for rows in queue.split(self.batch_size):
             if slots is None or on_cpu:  # a CUDA graph needs the same tensors each time
                 slots = ActiveBatch(self, rows)
@@ -143,7 +142,7 @@ class Search:
     # ----------------------------------------------------------------------------------------------------- afterwards
 
     def batches(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """`rows` [M] in batches, none of which is empty."""
+        """`rows` [M] in batches; none for no rows."""
         return rows.split(self.batch_size) if len(rows) else ()
 
     def found_rows(self) -> Tensor:
@@ -151,7 +150,7 @@ class Search:
         return rows
 
     def recheck(self, rows: Tensor) -> Tensor:
-        """Evaluate the examples of `rows` again in plain batches; returns the rows [M] whose example does not hold."""
+        """Evaluate the examples of `rows` again in plain batches; returns the rows [M] whose example fails."""
         table, lost = self.table, torch.zeros_like(rows, dtype=torch.bool)
         for batch in self.batches(torch.arange(len(rows), device=rows.device)):
             attack = self.evaluate(table.images[rows[batch]], table.labels[rows[batch]])
@@ -161,21 +160,21 @@ class Search:
         return rows[lost]
 
     def retry(self, rows: Tensor, bar: "tqdm[Any]") -> None:
-        """Search `rows` again: pgd continues from an example that did not hold, the other rules start over."""
+        """Search `rows` again: pgd continues from an example that failed, the other rules start over."""
         restarted = rows if self.config.rule != "pgd" else rows[self.table.status[rows] != ops.Status.FOUND]
         self.table.images[restarted], self.table.eps[restarted] = self.table.inputs[restarted], self.settings.eps_init
         self.table.distance[restarted], self.table.step_count[restarted] = math.inf, 0
         self.run(rows, bar)
 
     def farther_than(self, radius: float) -> Tensor:
-        """Rows [M] whose example is farther away: not every method has a last radius."""
+        """Rows [M] whose example is farther away, since not every attack keeps to a radius."""
         rows = self.found_rows()
         return rows[self.table.distance[rows] > radius * (1 + 1e-4)]
 
     def count_in_one_step(self) -> int:
-        """How many samples pgd found by its first step of a given radius, which may be too long for them."""
-        given = self.config.rule == "pgd" and self.settings.eps_init > 0
-        return int((self.table.grad_evals[self.found_rows()] == 2).sum()) if given else 0
+        """How many samples pgd found by a first step that was not estimated, and may be too long."""
+        fixed = self.config.rule == "pgd" and self.settings.eps_init > 0
+        return int((self.table.grad_evals[self.found_rows()] == 2).sum()) if fixed else 0
 
     def mark_not_found(self, rows: Tensor) -> None:
         self.table.status[rows] = ops.Status.EXHAUSTED
@@ -206,17 +205,14 @@ class ActiveBatch:
     def restart(self, queue: Tensor) -> None:
         """Start another queue, no longer than the first. All slots must be idle."""
         self.queue[: len(queue)] = queue
-        self.queue[len(queue) :] = -1  # no sample: skipped
+        self.queue[len(queue) :] = -1  # skipped
         self.queue_position.zero_()
         self.fill()
 
     def fill(self) -> None:
-        unread = (
-            self.batch.sample_index.bool(),
-            self.batch.sample_index.clone(),
-            self.batch.x.new_zeros(len(self.batch.x)),
-        )
-        self._step(*unread, grad=torch.zeros_like(self.batch.x))
+        """A step of idle slots, which reads no feedback."""
+        index, x = self.batch.sample_index, self.batch.x
+        self._step(index.bool(), index.clone(), x.new_zeros(len(x)), grad=torch.zeros_like(x))
 
     def advance(self) -> None:
         """One evaluation of the model and its gradient, and one step of every slot."""
@@ -233,7 +229,7 @@ class ActiveBatch:
         return int((self.batch.sample_index >= 0).sum())
 
     def compact(self) -> None:
-        """Drop the idle slots, which appear when the queue is empty."""
+        """Drop the idle slots, once the queue is empty."""
         active = self.batch.sample_index >= 0
         if not active.all():
             self.batch = ops.SlotBatch(*(part[active] for part in self.batch))
@@ -263,8 +259,8 @@ class ActiveBatch:
         )
         moved = rule(iterate)
         fits = isinstance(moved, Tensor) and moved.shape == x.shape
-        got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
-        require(fits, "what method returns", f"the next iterates, of shape {tuple(x.shape)}", got)
+        actual = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
+        require(fits, "what method returns", f"the next iterates, of shape {tuple(x.shape)}", actual)
         table.eps[sample] = iterate.eps
         next_x = self.batch.x.clone()
         next_x[active] = moved.detach().to(next_x)

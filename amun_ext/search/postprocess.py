@@ -1,19 +1,19 @@
-"""Post-processing of examples: bring them closer, and round them to the 8-bit grid."""
+"""Post-processing of examples: bisection towards the input, and rounding to the 8-bit grid."""
 
 import torch
 from torch import Tensor
 
 from amun_ext.search.loop import Search
 
-# How far beyond the example the grid is searched: by these parts of the perturbation, one after the other. The large
-# ones are for perturbations of less than a level, down to what float32 can tell from none.
+# By how much of the perturbation an example is moved on before it is rounded. The large parts are for perturbations
+# below a level, down to the resolution of float32.
 NEAR = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 120.0)
 STRETCH = (*NEAR, 500.0, 2e3, 8e3, 3e4, 1.2e5)
-BISECTIONS = 4  # between the first of them that will do and the one before
+BISECTIONS = 4  # between the first part whose rounded example is adversarial and the part before
 
 
 @torch.no_grad()
-def refine(search: Search, passes: int) -> None:
+def bisect_to_input(search: Search, passes: int) -> None:
     """Bisect the segment from input to example, batch by batch; every example that is kept has been evaluated."""
     table = search.table
     for rows in search.batches(search.found_rows()) if passes else ():
@@ -29,12 +29,11 @@ def refine(search: Search, passes: int) -> None:
 
 
 @torch.no_grad()
-def quantize(search: Search, levels: int) -> Tensor:
+def round_to_grid(search: Search, levels: int) -> Tensor:
     """Replace every example by one whose elements are on the grid low + (high - low) * k / levels.
 
-    Rounding moves an example, by as much as the whole perturbation where that is small. So it is stretched away from
-    the input until its rounded form fools the model, and then as little as that takes. Returns the rows [M] for which
-    none was found; theirs are left as they are.
+    Rounding may move a small perturbation back across the boundary. So the perturbation is lengthened until the rounded
+    example is adversarial, then bisected. Returns the rows [M] without such an example, which are unchanged.
     """
     table, left = search.table, []
     for rows in search.batches(search.found_rows()):
@@ -64,7 +63,7 @@ def quantize(search: Search, levels: int) -> Tensor:
 
 
 def on_grid(x: Tensor, bounds: tuple[float, float], levels: int) -> Tensor:
-    """The nearest grid points inside the box; for bounds (0, 1) exactly k / levels, as a loaded image has it."""
+    """The nearest grid points inside the box; for bounds (0, 1) exactly k / levels, as in a loaded image."""
     low, high = bounds
     steps = ((x - low) * (levels / (high - low))).round().clamp(0, levels)
-    return (steps / levels * (high - low) + low).clamp(low, high)  # rounding may lead out of it
+    return (steps / levels * (high - low) + low).clamp(low, high)  # rounding may leave the box

@@ -1,4 +1,4 @@
-"""Where the results of a search go: into memory, or into a file that outlives the process."""
+"""The results of a search, in memory or in a file that a stopped search resumes from."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from amun_ext.search.adversarial_set import FORMAT, AdversarialSet
 from amun_ext.search.samples import Samples
 from amun_ext.validation import InputError, require
 
-DTYPE_NAMES = {  # as safetensors has them
+DTYPE_NAMES = {  # of safetensors
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -32,11 +32,11 @@ DTYPE_NAMES = {  # as safetensors has them
 }
 Rows = dict[str, Tensor]  # a tensor for each field of AdversarialSet
 Opened = Iterator[tuple[Rows, Callable[[], None]]]  # and a function that flushes them to disk
-PENDING = -1  # in grad_evals: this row has not been searched
+PENDING = -1  # in grad_evals: the row has not been searched
 
 
 def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Types and shapes of the results, the widest elements first, which keeps all of them aligned in a file."""
+    """Types and shapes of the results, the widest elements first, so that all are aligned in a file."""
     count, like = len(samples), samples.like
     types = dict.fromkeys(("labels", "true_labels", "source_index"), torch.int64)
     types |= dict.fromkeys(("eps", "distance"), accumulate_dtype(like.dtype))
@@ -48,7 +48,7 @@ def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 @contextlib.contextmanager
 def open_results(out: str | os.PathLike[str] | None, samples: Samples, metadata: dict[str, str]) -> Opened:
-    """Rows to fill in: in memory, where the inputs are, or in the file `out`."""
+    """Rows to fill in: in memory on the device of the inputs, or in the file `out`."""
     if out is not None:
         with open_results_file(Path(out), samples, metadata) as rows_and_flush:
             yield rows_and_flush
@@ -61,14 +61,14 @@ def open_results(out: str | os.PathLike[str] | None, samples: Samples, metadata:
 
 @contextlib.contextmanager
 def open_results_file(path: Path, samples: Samples, metadata: dict[str, str]) -> Opened:
-    """Rows to fill in that live in a file.
+    """Rows to fill in, mapped to a file.
 
-    The file is `path`.partial until it is full and becomes `path`. With the same samples and the same `metadata` the
-    rows that it has are kept. Its space on the disk is allocated at once.
+    The file is `path`.partial until it is complete and becomes `path`. Rows of an earlier run with the same samples and
+    `metadata` are kept. Its disk space is allocated at the start.
 
     Raises:
         InputError: the file is of another search, or another process writes it.
-        OSError: no space is left.
+        OSError: there is not enough disk space.
     """
     metadata = FORMAT | metadata | {"samples": samples.fingerprint()}
     partial = path.with_name(f"{path.name}.partial")
@@ -85,7 +85,7 @@ def open_results_file(path: Path, samples: Samples, metadata: dict[str, str]) ->
                     os.posix_fallocate(file.fileno(), 0, size)
                     start, length = places["grad_evals"][2:]
                     os.pwrite(file.fileno(), length * PENDING.to_bytes(4, "little", signed=True), start)
-                    os.pwrite(file.fileno(), header, 0)  # last: without it the file counts as new
+                    os.pwrite(file.fileno(), header, 0)  # last, because without it the file counts as new
                 except OSError:
                     partial.unlink()
                     raise
@@ -119,11 +119,11 @@ def _header(samples: Samples, metadata: dict[str, str]) -> tuple[bytes, dict[str
 
 
 def _check_same_search(path: Path, existing: Path, metadata: dict[str, str]) -> None:
+    expected = "a new file or one of this search"
     try:
         with safe_open(existing, framework="pt") as file:
             found = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"out must be a new file or one of this search, got {path}: {error}") from error
+        raise InputError(f"out must be {expected}, got {path}: {error}") from error
     differ = sorted(key for key in metadata.keys() | found.keys() if metadata.get(key) != found.get(key))
-    theirs = {key: found.get(key) for key in differ}
-    require(not differ, "out", "a new file or one of this search", f"{existing} with other {theirs}")
+    require(not differ, "out", expected, f"{existing} with other { ({key: found.get(key) for key in differ}) }")

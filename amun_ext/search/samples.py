@@ -1,4 +1,4 @@
-"""The samples of a search: tensors, or a Dataset that is read a chunk at a time."""
+"""The samples of a search: tensors, or a Dataset that is read in chunks."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from amun_ext.validation import InputError, check_images, check_labels, require
 
 
 class Samples:
-    """Inputs and labels, read and checked a chunk at a time; those of tensors, which may be memory maps, at once."""
+    """Inputs and labels. Those of a Dataset are read and checked in chunks, tensors are checked at once."""
 
     def __init__(
         self, inputs: Tensor | Dataset[Any] | DataLoader[Any], labels: Tensor | None, bounds: tuple[float, float]
@@ -34,7 +34,7 @@ class Samples:
             rows = range(min(len(self), 8))
             first = as_tensors(inputs, "inputs", rows)
         self.like = first[0]
-        # As the images have them: 0.3 is another number in float32.
+        # rounded to the type of the images: 0.3 is another number in float32
         low, high = torch.tensor(
             bounds, dtype=self.like.dtype if self.like.is_floating_point() else None, device="cpu"
         ).tolist()
@@ -45,7 +45,7 @@ class Samples:
         return len(self.inputs)  # type: ignore[arg-type]
 
     def read(self, rows: range, classes: int | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs [M, ...] and labels [M]. InputError for items of a Dataset that are not what they must be."""
+        """Inputs [M, ...] and labels [M]. InputError for bad items of a Dataset."""
         if isinstance(self.inputs, Tensor):
             assert self.labels is not None
             return self.inputs[rows.start : rows.stop], self.labels[rows.start : rows.stop]
@@ -63,20 +63,20 @@ class Samples:
                 check_images("inputs", part, self.bounds)
             check_labels("labels", labels, len(inputs), classes)
         except InputError:
-            if not isinstance(self.inputs, Tensor):  # which item of the Dataset?
+            if not isinstance(self.inputs, Tensor):  # name the item of the Dataset
                 for row, image, label in zip(rows, inputs.split(1), labels.split(1), strict=True):
                     check_images(f"inputs[{row}]", image, self.bounds)
                     check_labels(f"inputs[{row}] label", label, 1, classes)
             raise
 
     def fingerprint(self) -> str:
-        """Of all samples of a tensor; of a Dataset, whose items may take long to read, the first ones and how many."""
+        """Of all samples of a tensor; of a Dataset, which may be slow, of its first items and its length."""
         inputs, labels = self.read(range(len(self) if isinstance(self.inputs, Tensor) else min(len(self), 64)))
         return f"{len(self)} {digest({'inputs': inputs, 'labels': labels})}"
 
 
 def _dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
-    """That whose items a loader gives out, all of them and as they are, be it in another order."""
+    """The dataset of a loader. InputError for a loader that skips, repeats or changes items."""
     sampler = loader.sampler
     plain = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The settings of a search: the arguments of find_min_adversarial that have no tensors in them, checked."""
+"""The settings of a search: the checked arguments of find_min_adversarial, without tensors."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,15 +10,15 @@ from amun_ext import ops
 from amun_ext.search.attacks import ATTACKS, USER_RULE, Attack, PythonRule
 from amun_ext.validation import check_integer, is_number, require
 
-MAX_RADIUS = 1e18  # whose square is finite in float32; also of the factor between two radii
+MAX_RADIUS = 1e18  # its square is finite in float32; also the largest factor between two radii
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Settings:
-    method: str  # of a rule in Python its module and name: what str() gives has its address, which changes
+    method: str  # of a rule in Python its module and name, because its str() differs between runs
     step: ops.StepConfig
-    rule: PythonRule | None  # where step.rule is "external"
+    rule: PythonRule | None  # if step.rule is "external"
     loss: str
     last_loss: str  # of the second half of a search of fixed length
     min_margin: float
@@ -30,11 +30,11 @@ class Settings:
 
     @property
     def first_step(self) -> float:
-        """Its length in pgd; 0 where it is estimated."""
+        """Its length in pgd; 0 if it is estimated."""
         return self.eps_init * self.step.step_fraction
 
     def as_metadata(self) -> dict[str, str]:
-        """What identifies a search, by name; without the batch size, which may depend on the machine."""
+        """What identifies a search; without the batch size, which may depend on the machine."""
         own = {field.name: getattr(self, field.name) for field in fields(self)} | self.step._asdict()
         return {name: str(value) for name, value in own.items() if name != "step"}
 
@@ -52,7 +52,7 @@ def resolve_settings(
     quantize: int | None,
     precision: str | None,
 ) -> Settings:
-    """The settings; `chosen` has those of the method's own that the caller named. InputError as the docstring says."""
+    """The settings; `chosen` has the options of the method, None for its defaults. InputError as the docstring says."""
     known = method in ATTACKS if isinstance(method, str) else callable(method)
     require(known, "method", f"one of {tuple(ATTACKS)} or a function", repr(method))
     if isinstance(method, str):
@@ -66,12 +66,12 @@ def resolve_settings(
     radius = options.get("eps_init")
     require(radius is None or 1e-20 <= radius <= MAX_RADIUS, "eps_init", f"from 1e-20 to {MAX_RADIUS:g}", radius)
     if bounds != (0, 1) and chosen["eps_init"] is None:
-        radius = None  # 0.04 is a length in the unit of images
+        radius = None  # the default of 0.04 is a length in the box (0, 1)
     least = radius or 1e-20
     eps_max = diagonal if eps_max is None else eps_max
     _number("eps_max", eps_max)
     require(least <= eps_max < math.inf, "eps_max", f"finite and at least eps_init = {least}", eps_max)
-    eps_max = min(eps_max, max(diagonal, least))  # nothing is farther
+    eps_max = min(eps_max, max(diagonal, least))  # no point of the box is farther
     refine = check_integer("refine", refine, 0)
     _number("min_margin", min_margin)
     require(0 <= min_margin < math.inf, "min_margin", "finite and not negative", min_margin)
@@ -79,9 +79,10 @@ def resolve_settings(
         quantize = check_integer("quantize", quantize, 1)
         require(all(map(math.isfinite, bounds)), "quantize", f"None without a box, bounds = {bounds}", quantize)
     require(precision in PRECISIONS, "precision", f"one of {tuple(PRECISIONS)}", repr(precision))
+    own = row.constants | {option: value for option, value in options.items() if option != "eps_init"}
     return Settings(
         method=name,
-        step=_step(name, row, options, eps_max),
+        step=ops.StepConfig(rule=name if name in ops.RULES else "external", eps_max=eps_max, **own),
         rule=rule,
         loss=loss,
         last_loss=last_loss,
@@ -95,7 +96,7 @@ def resolve_settings(
 
 
 def _options(method: str, row: Attack, given: dict[str, Any]) -> dict[str, Any]:
-    """The method's own settings, with what the caller has given in their place."""
+    """The method's default options, replaced by those that the caller has given."""
     named = {name: value for name, value in given.items() if value is not None}
     for name, value in named.items():
         require(name in row.options, name, f"left out: method {method} has no such setting", value)
@@ -118,9 +119,3 @@ def _options(method: str, row: Attack, given: dict[str, Any]) -> dict[str, Any]:
 
 def _number(name: str, value: object) -> None:
     require(is_number(value), name, "a number", repr(value))
-
-
-def _step(method: str, row: Attack, options: dict[str, Any], eps_max: float) -> ops.StepConfig:
-    named = row.constants | {name: value for name, value in options.items() if name != "eps_init"}
-    rule = method if method in ops.RULES else "external"
-    return ops.StepConfig(rule=rule, eps_max=eps_max, **named)

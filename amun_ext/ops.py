@@ -15,9 +15,9 @@ _search_step_ = torch.ops.amun_ext.search_step_.default
 _masked_sgd_ = torch.ops.amun_ext.masked_sgd_.default
 _sm_taylor_softmax = torch.ops.amun_ext.sm_taylor_softmax.default
 
-# No op has a gradient, but what autograd does by default lets results say that they have one.
+# No op has a gradient, but what autograd does by default lets results say that they have one, and takes its time.
 _autograd = torch.library.Library("amun_ext", "IMPL")
-for _name in ("attack_loss", "sm_taylor_softmax"):
+for _name in ("attack_loss", "search_step_", "sm_taylor_softmax"):
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 LOSSES = ("cross_entropy", "margin")
@@ -179,8 +179,11 @@ def search_step_(
     """
     if batch.x.requires_grad:
         raise RuntimeError("x must not require grad: it changes in place")
-    originals, state, (rule, steps), params = samples[:2], samples[2:], config[:2], config[2:]
-    _search_step_(batch, feedback, originals, state, queue, queue_position, rule, steps, params, bounds)
+    rule, steps, *params = config
+    inputs, labels, *state = samples
+    # As lists, which the dispatcher reads faster than tuples: a microsecond of nine.
+    lists = (list(batch), list(feedback), [inputs, labels], state)
+    _search_step_(*lists, queue, queue_position, rule, steps, params, bounds)
 
 
 @torch.library.register_fake("amun_ext::search_step_")

@@ -24,12 +24,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attack_loss(const Tensor& logits_, co
                   loss, "\"");
   STD_TORCH_CHECK(min_margin >= 0 && is_finite_float(min_margin), "min_margin must be finite and not negative, got ",
                   min_margin);
+  check_column("labels", labels, rows, ScalarType::Long, logits.device());
   const auto row = [&](ScalarType type) { return torch::stable::new_empty(logits, {rows}, type); };
   const Tensor adversarial = row(ScalarType::Bool), predicted = row(ScalarType::Long),
                margin = row(accumulate_dtype(dtype)), grad_logits = torch::stable::new_empty(logits, {rows, classes});
   launch(logits, dtype,
          AttackLossArgs{rows, classes, loss == "margin" ? Loss::margin : Loss::cross_entropy, min_margin,
-                        logits.const_data_ptr(), column<const int64_t>("labels", labels, rows, logits),
+                        logits.const_data_ptr(), static_cast<const int64_t*>(labels.const_data_ptr()),
                         static_cast<bool*>(adversarial.mutable_data_ptr()),
                         static_cast<int64_t*>(predicted.mutable_data_ptr()), margin.mutable_data_ptr(),
                         grad_logits.mutable_data_ptr()});

@@ -19,6 +19,7 @@
 
 namespace amun {
 
+using torch::stable::Device;
 using torch::stable::Tensor;
 
 inline std::string text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
@@ -83,29 +84,29 @@ void check_dtype(const Name& name, const Tensor& tensor, ScalarType dtype) {
 }
 
 template <typename Name>
-void check_device(const Name& name, const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the first argument");
+void check_device(const Name& name, const Tensor& tensor, const Device& device) {
+  STD_TORCH_CHECK(tensor.device() == device, name, " must be on the device of the first argument");
 }
 
-// The dtype of a tensor that the kernels see as E; void: that of sums over `like`.
+inline void check_placed(const char* name, const Tensor& tensor, ScalarType dtype, const Device& device) {
+  check_dtype(name, tensor, dtype);
+  check_device(name, tensor, device);
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+inline void check_column(const char* name, const Tensor& tensor, int64_t rows, ScalarType dtype, const Device& device) {
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(sizes.size() == 1 && sizes[0] == rows, name, " must have shape [", rows, "], got ", text(sizes));
+  check_placed(name, tensor, dtype, device);
+}
+
+// The dtype of a tensor whose elements the kernels see as E.
 template <typename E>
-ScalarType dtype_of(const Tensor& like) {
+constexpr ScalarType dtype_of() {
   if constexpr (std::is_same_v<E, int64_t>) return ScalarType::Long;
   if constexpr (std::is_same_v<E, int32_t>) return ScalarType::Int;
   if constexpr (std::is_same_v<E, int8_t>) return ScalarType::Char;
   if constexpr (std::is_same_v<E, bool>) return ScalarType::Bool;
-  return accumulate_dtype(like.scalar_type());
-}
-
-// The data of a tensor [rows]; where E is const, the op only reads it.
-template <typename E>
-E* column(const char* name, const Tensor& tensor, int64_t rows, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == rows, name, " must have shape [", rows, "], got ",
-                  text(tensor.sizes()));
-  check_dtype(name, tensor, dtype_of<std::remove_const_t<E>>(like));
-  check_device(name, tensor, like);
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-  return static_cast<E*>(tensor.mutable_data_ptr());
 }
 
 }  // namespace amun

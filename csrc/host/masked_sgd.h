@@ -40,7 +40,7 @@ inline void check_beside(const Entry& name, const Tensor& tensor, ScalarType dty
   same = same || param.numel() == 0;
   STD_TORCH_CHECK(same, name, " must have the strides of its parameter, ", text(strides), ", got ", text(own_strides));
   check_dtype(name, tensor, dtype);
-  check_device(name, tensor, param);
+  check_device(name, tensor, param.device());
 }
 
 template <auto launch>
@@ -74,7 +74,7 @@ void masked_sgd(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
     check_float(name, param);
     STD_TORCH_CHECK(is_dense(param), name, " must be dense and without overlap, got strides ", text(param.strides()),
                     " for ", text(param.sizes()));
-    check_device(name, param, params[0]);
+    check_device(name, param, params[0].device());
     check_beside({"grads", i}, grads[i], dtype, param);
     MaskedSgdTensor tensor{param.mutable_data_ptr(), grads[i].const_data_ptr(), nullptr, nullptr, param.numel(), 0};
     const bool wide = remembered && momentum_buffers[i].scalar_type() != dtype;

@@ -72,22 +72,36 @@ void search_step(std::vector<Tensor> batch, std::vector<Tensor> feedback, std::v
   for (int64_t i = 1; i < x.dim(); ++i) args.row_length *= x.size(i);
   args.queue_length = queue.size(0);
 
+  // Each read of a tensor is a call into torch, and there are eighteen tensors: what they share is read once.
+  const auto shape = x.sizes();
+  const auto device = x.device();
+  const ScalarType dtype = x.scalar_type(), sums = accumulate_dtype(dtype);
+  const int64_t image_bytes = args.row_length * x.element_size(), sum_bytes = sums == ScalarType::Double ? 8 : 4;
+
   std::vector<Span> spans;
   spans.reserve(18);
-  const auto take_images = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t rows) {
-    bool same = tensor.dim() == x.dim() && tensor.size(0) == rows;
-    for (int64_t i = 1; same && i < x.dim(); ++i) same = tensor.size(i) == x.size(i);
-    STD_TORCH_CHECK(same, name, " must have ", rows, " rows of the images' shape, got ", text(tensor.sizes()),
-                    " for x ", text(x.sizes()));
-    check_dtype(name, tensor, x.scalar_type());
-    check_device(name, tensor, x);
-    STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-    place = tensor.mutable_data_ptr();
-    spans.push_back(span(name, tensor, !std::is_const_v<E>));
+  const auto take = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t bytes) {
+    char* const data = static_cast<char*>(tensor.mutable_data_ptr());
+    place = reinterpret_cast<E*>(data);
+    spans.push_back({name, data, data + bytes, !std::is_const_v<E>});
+  };
+  const auto take_images = [&](auto*& place, const char* name, const Tensor& tensor, int64_t rows) {
+    const auto sizes = tensor.sizes();
+    const bool same = sizes.size() == shape.size() && sizes[0] == rows &&
+                      std::equal(sizes.begin() + 1, sizes.end(), shape.begin() + 1);
+    STD_TORCH_CHECK(same, name, " must have ", rows, " rows of the images' shape, got ", text(sizes), " for x ",
+                    text(shape));
+    check_placed(name, tensor, dtype, device);
+    take(place, name, tensor, rows * image_bytes);
   };
   const auto take_column = [&]<typename E>(E*& place, const char* name, const Tensor& tensor, int64_t rows) {
-    place = column<E>(name, tensor, rows, x);
-    spans.push_back(span(name, tensor, !std::is_const_v<E>));
+    if constexpr (std::is_void_v<std::remove_const_t<E>>) {
+      check_column(name, tensor, rows, sums, device);
+      take(place, name, tensor, rows * sum_bytes);
+    } else {
+      check_column(name, tensor, rows, dtype_of<std::remove_const_t<E>>(), device);
+      take(place, name, tensor, rows * sizeof(E));
+    }
   };
   take_images(args.x, "x", x, args.batch_size);
   take_column(args.sample_index, "sample_index", batch[1], args.batch_size);
@@ -112,14 +126,14 @@ void search_step(std::vector<Tensor> batch, std::vector<Tensor> feedback, std::v
   STD_TORCH_CHECK(steps >= 1 && steps <= std::numeric_limits<int32_t>::max(), "steps must be in [1, 2^31), got ",
                   steps);
   const double largest =
-      x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+      dtype == ScalarType::Double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
   args.rule = rule_of(rule);
   args.steps = static_cast<int32_t>(steps);
   args.params = params_of(params, args.rule, std::sqrt(largest));
   args.low = bounds[0];
   args.high = bounds[1];
   STD_TORCH_CHECK(args.low < args.high, "low must be less than high, got ", args.low, " and ", args.high);
-  launch(x, x.scalar_type(), args);
+  launch(x, dtype, args);
 }
 
 }  // namespace amun

@@ -24,7 +24,7 @@ Tensor sm_taylor_softmax(const Tensor& logits_, const Tensor& labels_, int64_t o
                   temperature);
   STD_TORCH_CHECK((floor > 0 && is_finite_float(floor)) || floor == -infinity,
                   "floor must be positive and finite, or -inf for none, got ", floor);
-  const int64_t* const true_classes = column<const int64_t>("labels", labels, samples, logits);
+  check_column("labels", labels, samples, ScalarType::Long, logits.device());
   const auto sizes = logits.sizes();
   const Tensor signal =
       torch::stable::new_empty(logits, {sizes.data(), sizes.size() - 1}, accumulate_dtype(logits.scalar_type()));
@@ -35,7 +35,7 @@ Tensor sm_taylor_softmax(const Tensor& logits_, const Tensor& labels_, int64_t o
                       order,
                       {1 / temperature, margin, floor},
                       logits.const_data_ptr(),
-                      true_classes,
+                      static_cast<const int64_t*>(labels.const_data_ptr()),
                       signal.mutable_data_ptr()});
   return signal;
 }

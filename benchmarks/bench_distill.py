@@ -7,6 +7,7 @@ shadows are kept under build/distill: a stopped benchmark goes on where it was.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from amun_ext.unlearning import Targets, prepare
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 FOLDER = Path(__file__).parent.parent / "build/distill"
+Table = dict[str, dict[str, dict[str, float]]]
 COLUMNS = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
 FINE_TUNING = {  # by whether the retain set is used
     "distill": {True: {"lr": 0.05}, False: {"lr": 0.02}},
@@ -49,26 +51,34 @@ def configs(with_retain: bool, targets: Targets) -> dict[str, MethodConfig | Non
     return {"amun:no-forget": config("amun", include_forget=False), "distill": config("distill")}
 
 
-def gaps(splits: Splits, seed: int, repeats: int) -> dict[str, Any]:
-    """The tables of `amun compare` for one request."""
-    folder = FOLDER / f"seed-{seed}"
-    original, checkpoint = untrained(splits, seed), folder / "original.safetensors"
+def trained(splits: Splits, seed: int) -> nn.Module:
+    """The original of a seed."""
+    original, checkpoint = untrained(splits, seed), FOLDER / f"seed-{seed}/original.safetensors"
     if checkpoint.exists():
         models.load_checkpoint(checkpoint, original)
     else:
         fit(original, [Pass([DataPart(splits.train)])], demo.TRAINING, RunOptions(seed=seed))
         models.save_checkpoint(checkpoint, original, {})
-    targets = prepare(original, splits, demo.TRAINING, out=folder / "targets.safetensors", seed=seed, progress=True)
+    return original
+
+
+def prepared(splits: Splits, seed: int) -> Targets:
+    """The cross-fit of a seed."""
+    out = FOLDER / f"seed-{seed}/targets.safetensors"
+    return prepare(untrained(splits, seed), splits, demo.TRAINING, out=out, seed=seed, progress=True)
+
+
+def gaps(splits: Splits, seed: int, repeats: int, rows: Mapping[str, Mapping[str, MethodConfig | None]]) -> Table:
+    """The tables of `amun compare` for one request: setting -> title -> measure -> mean."""
     ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
-    rows = {"with": configs(True, targets), "without": configs(False, targets)}
     compared = compare(
-        original,
+        trained(splits, seed),
         splits.test,
         sets(splits, ids, Record()),
         rows,
         resolve_config("retrain", default={"recipe": demo.TRAINING}),
         seeds=repeats,
-        out=folder,
+        out=FOLDER / f"seed-{seed}",
         progress=True,
     )
     return {
@@ -80,7 +90,7 @@ def gaps(splits: Splits, seed: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(runs: list[Table]) -> dict[str, Any]:
     """Mean and deviation of every measure over the requests."""
 
     def statistic(values: list[float]) -> dict[str, float]:
@@ -97,7 +107,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def u_lira(splits: Splits, seed: int, count: int, workers: int) -> dict[str, dict[str, float]]:
     """U-LiRA's area on shadows of the whole procedure: 50 where nothing is found."""
     model, ids = untrained(splits, seed), forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
-    targets = prepare(model, splits, demo.TRAINING, out=FOLDER / f"seed-{seed}/targets.safetensors", seed=seed)
+    targets = prepared(splits, seed)
     with_retain, without = (configs(each, targets) for each in (True, False))
     methods = {
         "no-op": NO_OP,
@@ -129,7 +139,11 @@ def main() -> None:
         torch.set_num_threads(options.workers)  # one each
         result["u_lira"] = u_lira(splits, int(options.seeds.split(",")[0]), options.shadows, options.workers)
     else:
-        runs = {seed: gaps(splits, seed, options.repeats) for seed in map(int, options.seeds.split(","))}
+        runs = {}
+        for seed in map(int, options.seeds.split(",")):
+            targets = prepared(splits, seed)
+            rows = {"with": configs(True, targets), "without": configs(False, targets)}
+            runs[seed] = gaps(splits, seed, options.repeats, rows)
         result |= {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
     write("distill", {name: to_jsonable(value) for name, value in result.items() if name != "machine"})
 

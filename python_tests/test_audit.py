@@ -328,6 +328,9 @@ class TestCommand:
         again = ("--retrained-model", out / "retrained.safetensors", out / "retrained-1.safetensors")
         assert amun("audit", *after, *again, *kept, "--out", tmp_path / "b") == 0
         assert json.loads((tmp_path / "b/audit.json").read_text())["rows"] == told["rows"]
+        runs = ("--other-runs", tmp_path / "f/model.safetensors")
+        assert amun("audit", *after, *again, *runs, "--out", tmp_path / "d") == 0
+        assert json.loads((tmp_path / "d/audit.json").read_text())["rows"]["audited"]["KLoM, forget"]["value"] >= 0
         assert set(told["verdicts"]) == {"RMIA", "U-LiRA"}
         assert models.read_metadata(out / "retrained.safetensors")["unlearning"].startswith('{"method": "retrain"')
 

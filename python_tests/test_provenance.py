@@ -93,3 +93,11 @@ def test_another_folder(tmp_path) -> None:
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     with pytest.raises(InputError, match=r"of one with seed 1 instead of 2, recipe lr 0.1 instead of 0.3$"):
         claim_folder(tmp_path / "a.json", {"seed": 2, "recipe": asdict(Recipe(3, 0.3))}, "study")
+
+
+def test_other_runs_have_forgotten_the_same() -> None:
+    audited, path = replace(RECORD, forgotten=(3, 4)), [Path("a.safetensors")]
+    provenance.check_runs(path, [replace(RECORD, forgotten=(4, 3))], audited)
+    for forgotten in ((3,), (3, 4, 5), ()):
+        with pytest.raises(InputError, match=r"^--other-runs must be"):
+            provenance.check_runs(path, [replace(RECORD, forgotten=forgotten)], audited)

@@ -41,7 +41,7 @@ from amun_ext.validation import is_number, require
 
 
 def audit(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     splits: Splits,
     ids: Tensor,
     *,
@@ -69,7 +69,9 @@ def audit(
     `amun_ext.auditing.power`).
 
     Args:
-        model: the unlearned classifier.
+        model: the unlearned classifier; or several, unlearned in the same way with different seeds. The verdict is on
+            the first; tables show their mean and the range of their intervals, and KLoM (see `amun_ext.metrics.klom`)
+            if there are several retrained models.
         splits: the data that the original was trained on, in its order, and test data that no model was trained on.
         ids: row numbers of the training set, each once.
         original: the model before unlearning. Without it the verdict is never "forgotten".
@@ -103,12 +105,12 @@ def audit(
         'cannot tell'
     """
     retrained_models = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
-    others = check(
-        model, splits, ids, original, retrained_models, references, shadows, previously_forgotten, equivalence_margin
-    )
+    unlearned = list(model) if isinstance(model, Sequence) else [model]
+    rest = references, shadows, previously_forgotten, equivalence_margin
+    others = check(unlearned, splits, ids, original, retrained_models, *rest)
     removed_ids = torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
-    given = [(ORIGINAL, original), (AUDITED, model), *((RETRAINED, each) for each in retrained_models)]
-    models = [(name, each) for name, each in given if each is not None]
+    of_kinds = {ORIGINAL: [] if original is None else [original], AUDITED: unlearned, RETRAINED: retrained_models}
+    models = [(name, each) for name, of_kind in of_kinds.items() for each in of_kind]
     names, seconds_by_name = list(dict(models)), dict(seconds or {})
     require(set(seconds_by_name) <= set(names), "seconds", f"of models among {names}", list(seconds_by_name))
     rows = _rows(len(splits.train), len(splits.test), ids, removed_ids)
@@ -154,7 +156,7 @@ def audit(
 
 
 def check(
-    model: nn.Module,
+    unlearned: Sequence[nn.Module],
     splits: Splits,
     ids: Tensor,
     original: nn.Module | None = None,
@@ -177,17 +179,19 @@ def check(
         "different from each other and from previously_forgotten",
         "some twice",
     )
-    for name, each in [("model", model), (ORIGINAL, original), *((RETRAINED, each) for each in retrained)]:
+    require(len(unlearned) > 0, "model", "one at least", "none")
+    first, every = unlearned[0], [*(("model", each) for each in unlearned), (ORIGINAL, original)]
+    for name, each in [*every, *((RETRAINED, each) for each in retrained)]:
         if each is not None or name == "model":
             require(isinstance(each, nn.Module), name, "an nn.Module", type(each).__name__)
             assert each is not None
-            require(architecture(each) == architecture(model), name, "of the audited model's architecture", "another")
+            require(architecture(each) == architecture(first), name, "of the audited model's architecture", "another")
     others: dict[str, ModelSignals] = {}
     for kind, models, expected in ((REFERENCES, references, ModelSignals), (SHADOWS, shadows, Shadows)):
         if models is not None:
             fits = isinstance(models, expected) and isinstance(models, Shadows) == (kind == SHADOWS)
             require(fits, kind, f"what load_{kind} gives", type(models).__name__)
-            check_same(kind, models, model, splits)
+            check_same(kind, models, first, splits)
             others[kind] = models
     if shadows is not None:
         check_shadows(shadows, ids)

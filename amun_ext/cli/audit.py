@@ -78,6 +78,14 @@ def add(commands: Commands) -> None:
     add_ids(command, required=False)
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     command.add_argument("--original", type=Path, help="checkpoint of the model before unlearning")
+    command.add_argument(
+        "--other-runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="checkpoints unlearned as --model was, with other seeds, for KLoM (needs several retrained models); the "
+        "verdict is on --model",
+    )
     retrained = command.add_mutually_exclusive_group()
     retrained.add_argument(
         "--retrained-model",
@@ -143,6 +151,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         provenance.check_original(options.original, original_record, record, ids.tolist())
     references = None if options.references is None else auditing.load_references(options.references)
     shadows = None if options.shadows is None else auditing.load_shadows(options.shadows)
+    runs = [rebuilt(options, splits, path) for path in options.other_runs]
     retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
     removed_ids = [*ids.tolist(), *previously_forgotten]
     for path in paths:  # of an earlier run for the same ids, or none
@@ -153,10 +162,13 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
             "a folder without other retrained models",
             f"{path}, trained on the ids",
         )
+    provenance.check_runs(options.other_runs, [each for _, each in runs], record)
     remarks = provenance.check_retrained(options.retrained_model, [each for _, each in retrained], removed_ids)
     remarks += provenance.remarks(record, ids.tolist(), references)
     given = [each for each, _ in retrained]
-    check(model, splits, ids, original, given, references, shadows, previously_forgotten, options.equivalence_margin)
+    unlearned = [model, *(each for each, _ in runs)]
+    rest = references, shadows, previously_forgotten, options.equivalence_margin
+    check(unlearned, splits, ids, original, given, *rest)
     if shadows is not None:
         provenance.check_shadows(shadows, record, previously_forgotten)
     first = init(options, splits, model, record)
@@ -166,7 +178,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     )
     retrained += from_scratch
     found = auditing.audit(
-        model,
+        unlearned,
         splits,
         ids,
         original=original,

@@ -33,6 +33,13 @@ def check_retrained(paths: Sequence[Path], records: Sequence[Record], removed_id
     return remarks
 
 
+def check_runs(paths: Sequence[Path], runs: Sequence[Record], record: Record) -> None:
+    """InputError for a model that has not forgotten the same ids as the audited one."""
+    for path, run in zip(paths, runs, strict=True):
+        same = sorted(run.gone) == sorted(record.gone)
+        require(same, "--other-runs", "models that have forgotten the ids of --model", f"{path.name}, with others")
+
+
 def check_original(path: Path, original: Record, record: Record, ids: Sequence[int]) -> None:
     """InputError for a model that the audited one was not made of, or that has forgotten some of the ids itself.
 

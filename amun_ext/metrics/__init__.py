@@ -1,6 +1,7 @@
 """Measures of forgetting and attacks of membership inference, as functions of arrays (paper sections 3 and 7)."""
 
 from amun_ext.metrics.auc import Auc, auc, auc_difference, auc_interval, roc, tpr_at_fpr
+from amun_ext.metrics.klom import klom
 from amun_ext.metrics.lira import lira
 from amun_ext.metrics.measures import MEASURES, Estimate, Measure, Observation, gap
 from amun_ext.metrics.mis import mis, mis_threshold
@@ -20,6 +21,7 @@ __all__ = [
     "auc_difference",
     "auc_interval",
     "gap",
+    "klom",
     "lira",
     "log_odds",
     "mis",

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amun_ext.metrics.auc import FEW, auc, auc_interval, tpr_at_fpr
+from amun_ext.metrics.klom import klom
 from amun_ext.metrics.mis import mis, mis_threshold
+from amun_ext.metrics.signals import log_odds
 
 Z95 = 1.96
 SETS = ("forget", "retain", "test")
@@ -56,6 +58,7 @@ class Measure:
     value: Callable[..., Estimate]  # of an Observation, and of the baseline's if `has_baseline`
     digits: int = 1
     has_baseline: bool = False  # compares the model with a retrained one
+    of_several: bool = False  # compares several models with several retrained ones, which `value` takes at once
     has_bootstrap: bool = False  # `value` takes bootstrap=True, for an audit
     in_gap: bool = False
     in_report: bool = False  # a column of `evaluate`, which has quick measures only
@@ -116,6 +119,17 @@ def divergence(model: Observation, baseline: Observation, name: str, *, jensen_s
     return mean(each.numpy())
 
 
+def margin_divergence(models: Sequence[Observation], baselines: Sequence[Observation], name: str) -> Estimate:
+    """Mean over a set of KLoM; of the samples that have one."""
+
+    def margins(of: Sequence[Observation]) -> Tensor:
+        return torch.stack([log_odds(each.logits[name], each.labels[name]) for each in of])
+
+    divergences = klom(margins(models), margins(baselines))
+    found = divergences[~np.isnan(divergences)]
+    return mean(found) if len(found) else Estimate(math.nan)
+
+
 def summarize_runs(runs: Sequence[Estimate]) -> Estimate:
     """The mean of several models of a kind, with the range of their intervals, or of their values if they have none."""
     if len(runs) == 1:
@@ -169,7 +183,10 @@ def measure(
     measured = {}
     for each in measures:
         value = partial(each.value, bootstrap=True) if detailed and each.has_bootstrap else each.value
-        if not each.has_baseline:
+        if each.of_several:
+            if min(len(models), len(baselines)) > 1:
+                measured[each.name] = each.value(models, baselines)
+        elif not each.has_baseline:
             measured[each.name] = summarize_runs([value(model) for model in models])
         elif baselines:
             measured[each.name] = summarize_runs([value(model, base) for model in models for base in baselines])
@@ -275,6 +292,14 @@ MEASURES = (
         partial(divergence, name="retain", jensen_shannon=True),
         digits=3,
         has_baseline=True,
+    ),
+    Measure(
+        "KLoM, forget",
+        "divergence of the margins of several models from those of several retrained ones, mean over the forget set, "
+        "nats; less is better, but few models alone make it large",
+        partial(margin_divergence, name="forget"),
+        digits=2,
+        of_several=True,
     ),
     Measure(
         "speed-up",

@@ -15,15 +15,15 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: Path) -> Iterator[None]:
+def locked(path: Path, what: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which is removed afterwards; that of a dead process is taken over.
 
     On a file system without locks a symbolic link beside it names the process that holds it. A link from another
     machine, or from before a restart of this one, must be removed by hand.
 
-    InputError if another process has the lock of `what`.
+    InputError if another process has the lock of `what`; with `wait` it waits until that one is done.
     """
-    file = _open(path, what)
+    file = _open(path, what, wait)
     try:
         yield
     finally:
@@ -32,11 +32,11 @@ def locked(path: Path, what: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _open(path: Path, what: Path) -> int:
+def _open(path: Path, what: Path, wait: bool) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            _lock(file, path, what)
+            _lock(file, path, what, wait)
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
         except BaseException:
@@ -45,9 +45,9 @@ def _open(path: Path, what: Path) -> int:
         os.close(file)  # another process has removed it before we locked it
 
 
-def _lock(file: int, path: Path, what: Path) -> None:
+def _lock(file: int, path: Path, what: Path, wait: bool) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise InputError(f"out must not be in use by another process, got {what}") from error
     except OSError as error:

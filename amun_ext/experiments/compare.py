@@ -1,12 +1,10 @@
 """Compare unlearning methods on one request over several seeds, one cell of a table at a time."""
 
-import hashlib
-import json
 import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from amun_ext.data import fingerprint
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
 from amun_ext.digest import digest
 from amun_ext.evaluation import evaluate
+from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.comparison import NOOP, Comparison, RunResult, TableRow
-from amun_ext.files import atomic_folder, no_link, to_jsonable, workplace, write_json
+from amun_ext.files import atomic_folder, no_link, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.metrics.measures import Values
 from amun_ext.progress import progress_bar
-from amun_ext.reading import read_object
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS, Targets
 from amun_ext.unlearning.config import MethodConfig, TunedOptions, resolve_config
@@ -44,7 +42,7 @@ class SharedInputs:
     original: nn.Module
     test: TensorDataset
     request_sets: Sets
-    cells: Path
+    cells: Cache
     place: Path  # of what goes when all are done
     identity: Mapping[str, object]
 
@@ -126,7 +124,9 @@ def compare(
         workplace(out, "compare") as place,  # near copies of what is to be forgotten, which go when all are done
         progress_bar(progress, jobs, "compare", unit="model") as bar,
     ):
-        shared = SharedInputs(original, test, request_sets, cells, place, _identity(original, test, request_sets))
+        shared = SharedInputs(
+            original, test, request_sets, Cache(cells, place), place, _identity(original, test, request_sets)
+        )
         for job in bar:
             bar.set_postfix_str(f"{job.name}, seed {job.seed}")
             done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, shared)
@@ -173,22 +173,12 @@ def _identity(original: nn.Module, test: TensorDataset, request_sets: Sets) -> d
 def _cell(job: _Job, shared: SharedInputs) -> RunResult:
     """The result of the job: read from its file, or computed and written there."""
     config = None if job.config is None else job.config.to_dict()
-    identity = to_jsonable({**shared.identity, "config": config, "seed": job.seed})
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))
-    path = _path(shared.cells, ".".join(part for part in parts if part is not None), identity)
-    kept = _read(path, identity)
-    if kept is not None:
-        row = {column: math.nan if value is None else value for column, value in kept["row"].items()}
-        return RunResult(row, kept["failed"], kept["left_out"])
-    result = _made(job, shared)
-    content = {
-        "identity": identity,
-        "row": to_jsonable(result.row),
-        "failed": result.failed,
-        "left_out": result.left_out,
-    }
-    write_json(path, content, scratch=shared.place)
-    return result
+    name = ".".join(part for part in parts if part is not None)
+    identity = {**shared.identity, "config": config, "seed": job.seed}
+    kept = shared.cells.values(name, identity, lambda: asdict(_made(job, shared)))
+    kept["row"] = {column: math.nan if value is None else value for column, value in kept["row"].items()}
+    return RunResult(**kept)
 
 
 def _made(job: _Job, shared: SharedInputs) -> RunResult:
@@ -229,30 +219,18 @@ def _seen(model: nn.Module, seconds: float, shared: SharedInputs) -> Values:
 
 def _examples(search: Mapping[str, Any], shared: SharedInputs) -> tuple[AdversarialSet, float]:
     """The adversarial examples of the forget set, and the seconds of their search, which all cells of it share."""
-    identity = to_jsonable({**shared.identity, "search": search})
-    about = _path(shared.place, "examples", identity)
-    file = about.with_suffix(".safetensors")
-    kept = _read(about, identity)
-    if kept is not None and file.exists():
-        return AdversarialSet.load(file), kept["seconds"]
-    start = time.perf_counter()
-    found = find_min_adversarial(shared.original, *shared.request_sets.forget.tensors, **search)
-    seconds = time.perf_counter() - start
-    found.save(file)
-    write_json(about, {"identity": identity, "seconds": seconds})
-    return found, seconds
+    identity, searches = {**shared.identity, "search": search}, Cache(shared.place, shared.place)
+    file = searches.path("examples", identity, ".safetensors")
 
+    def make() -> dict[str, float]:
+        start = time.perf_counter()
+        found = find_min_adversarial(shared.original, *shared.request_sets.forget.tensors, **search)
+        seconds = time.perf_counter() - start
+        found.save(file)
+        return {"seconds": seconds}
 
-def _path(folder: Path, name: str, identity: object) -> Path:
-    """The file of a cell: its name has a hash of all settings."""
-    known_by = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
-    return folder / f"{name}.{known_by}.json"
-
-
-def _read(path: Path, identity: object) -> dict[str, Any] | None:
-    """What the file has, if it is there, whole and of this identity."""
-    kept = read_object(path)
-    return kept if kept.get("identity") == identity else None
+    seconds = searches.values("examples", identity, make)["seconds"]
+    return AdversarialSet.load(file), seconds
 
 
 def _title(name: str, chosen: MethodConfig | None) -> str:

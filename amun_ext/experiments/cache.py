@@ -1,0 +1,52 @@
+"""Results that are kept: each in a file that is named by a hash of everything that decides it."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amun_ext.files import to_jsonable, write_json
+from amun_ext.locks import locked
+from amun_ext.reading import stored
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of finished files. `scratch` is for unfinished ones, and for locks: processes may share both."""
+
+    folder: Path
+    scratch: Path
+
+    def path(self, name: str, identity: object, suffix: str = ".json") -> Path:
+        """Where the result is, or is to be: the name has a hash of all settings."""
+        text = json.dumps(to_jsonable(identity), sort_keys=True)
+        return self.folder / f"{name}.{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}{suffix}"
+
+    def values(self, name: str, identity: object, make: Callable[[], Mapping[str, object]]) -> dict[str, Any]:
+        """The JSON values that `make` returns, made once; they are kept beside the identity."""
+        path, identity = self.path(name, identity), to_jsonable(identity)
+        with self._alone(path):
+            kept = stored(path)
+            if kept.get("identity") != identity:
+                kept = {"identity": identity, **{key: to_jsonable(value) for key, value in make().items()}}
+                write_json(path, kept, scratch=self.scratch)
+        return {key: value for key, value in kept.items() if key != "identity"}
+
+    def file(self, name: str, identity: object, suffix: str, make: Callable[[Path], object]) -> Path:
+        """The file, or folder, that `make` writes, made once. It is given a path that is the same after a kill."""
+        path = self.path(name, identity, suffix)
+        with self._alone(path):
+            if not path.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                make(self.scratch / path.name)
+                (self.scratch / path.name).replace(path)
+        return path
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Another process that makes the same is waited for."""
+        with locked(self.scratch / f".{path.name}.lock", path, wait=True):
+            yield

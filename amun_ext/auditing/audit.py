@@ -113,11 +113,11 @@ def audit(
     models = [(name, each) for name, of_kind in of_kinds.items() for each in of_kind]
     names, seconds_by_name = list(dict(models)), dict(seconds or {})
     require(set(seconds_by_name) <= set(names), "seconds", f"of models among {names}", list(seconds_by_name))
-    rows = _rows(len(splits.train), len(splits.test), ids, removed_ids)
+    rows = set_rows(len(splits.train), len(splits.test), ids, removed_ids)
     everything = concat_splits(splits)
     kinds: dict[str, list[Observation]] = {name: [] for name in names}
     for name, each in models:
-        kinds[name].append(_see(each, everything, rows, others, seconds_by_name.get(name, math.nan)))
+        kinds[name].append(observe(each, everything, rows, others, seconds_by_name.get(name, math.nan)))
     observations, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
     audited = observations[AUDITED]
     objection = why_not_random(splits, ids, random_forget_set)
@@ -199,14 +199,14 @@ def check(
     return others
 
 
-def _rows(train: int, test: int, ids: Tensor, removed_ids: Tensor) -> dict[str, Tensor]:
+def set_rows(train: int, test: int, ids: Tensor, removed_ids: Tensor) -> dict[str, Tensor]:
     """Set -> rows of the training set followed by the test set."""
     kept = torch.ones(train, dtype=torch.bool, device="cpu")
     kept[removed_ids] = False
     return {"forget": ids, "retain": kept.nonzero()[:, 0], "test": torch.arange(train, train + test, device="cpu")}
 
 
-def _see(
+def observe(
     model: nn.Module,
     everything: TensorDataset,
     rows: Mapping[str, Tensor],

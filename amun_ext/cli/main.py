@@ -20,6 +20,7 @@ from amun_ext.cli import (
     purge,
     references,
     replay,
+    reproduce,
     search,
     shadows,
     train,
@@ -35,7 +36,7 @@ NO_SPACE = 6  # exit status
 # In the order of --help.
 COMMANDS = (
     *(demo, train, prepare, forget, replay, ledger, purge),
-    *(search, compare, tune, audit, references, shadows, info),
+    *(search, compare, tune, audit, references, shadows, reproduce, info),
 )
 
 

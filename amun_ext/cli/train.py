@@ -19,6 +19,7 @@ from amun_ext.models import accuracy, predict
 from amun_ext.models.reinitialise import describe_init
 from amun_ext.models.state import count_classes
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.training.recipe import RECIPES
 from amun_ext.validation import InputError, require
 
 KEPT = "training.safetensors"  # that a stopped one goes on with
@@ -41,11 +42,18 @@ def add(commands: Commands) -> None:
     command.add_argument("--init", type=Path, help="checkpoint with the initial weights (default: random, by --seed)")
     command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     add_overwrite(command)
+    command.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="the published recipe for CIFAR-10 (200 epochs), or a fast one (20 epochs, large batches, bfloat16); "
+        "the options below change single fields of it",
+    )
     add_recipe(command, "training", demo.TRAINING)
 
 
 def run(options: argparse.Namespace) -> None:
-    training = replace(demo.TRAINING, **recipe(options))
+    start = demo.TRAINING if options.recipe is None else RECIPES[options.recipe]
+    training = replace(start, **recipe(options))
     check_folder(options.out.parent)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
     with workplace(options.out.parent, f"train-{options.out.name}") as place:

@@ -48,5 +48,5 @@ class Cache:
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
         """Another process that makes the same is waited for."""
-        with locked(self.scratch / f".{path.name}.lock", path, wait=True):
+        with locked(self.scratch / f"{path.name}.lock", path, wait=True):
             yield

@@ -60,7 +60,7 @@ class TableRow:
         return [cell.row for cell in self.cells.values() if not cell.failed]
 
     def over_seeds(self, column: str) -> Statistic:
-        return _statistic([row[column] for row in self.rows])
+        return statistic([row[column] for row in self.rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Comparison(Result):
         line, retrain = self.tables[setting][name], self.tables[setting][RETRAIN]
         baseline = {column.name: retrain.over_seeds(column.name).mean for column in MEASURED}
         measures = {column.name: line.over_seeds(column.name) for column in MEASURED}
-        return measures | {"gap": _statistic([gap(row, baseline) for row in line.rows])}
+        return measures | {"gap": statistic([gap(row, baseline) for row in line.rows])}
 
     def remarks(self, setting: str, name: str) -> list[str]:
         """Short remarks on a row, see REMARKS."""
@@ -150,7 +150,8 @@ def explanations() -> dict[str, str]:
     return columns | own | REMARKS
 
 
-def _statistic(values: Sequence[float]) -> Statistic:
+def statistic(values: Sequence[float]) -> Statistic:
+    """Mean, standard deviation and number."""
     mean = float(np.mean(values)) if values else math.nan
     return Statistic(mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from amun_ext.models.resnet import resnet18
+from amun_ext.models.resnet import resnet18, resnet18_amun
 from amun_ext.models.small_cnn import small_cnn
 from amun_ext.models.vgg import vgg19
 from amun_ext.validation import call_user_function, is_integer, require
@@ -12,7 +12,12 @@ from amun_ext.validation import call_user_function, is_integer, require
 MOST = 100_000  # classes or channels, of which weights have the square
 
 # name -> function(num_classes, in_channels[, width]); all take images of any size from 8x8 on
-MODELS: dict[str, Callable[..., nn.Module]] = {"small-cnn": small_cnn, "resnet18": resnet18, "vgg19": vgg19}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small-cnn": small_cnn,
+    "resnet18": resnet18,
+    "resnet18-amun": resnet18_amun,
+    "vgg19": vgg19,
+}
 
 
 def build(name: str, *, num_classes: int, in_channels: int, width: int | None = None) -> nn.Module:

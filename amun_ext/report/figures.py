@@ -5,7 +5,9 @@ matplotlib takes a second to import, so it is imported where something is drawn.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,3 +138,12 @@ def png(image: NDArray[np.float32]) -> bytes:
 
 def png_uri(image: NDArray[np.float32]) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
+
+
+def standalone(picture: str) -> str:
+    """An SVG in the page's light colours, for places without the page's style."""
+    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    colours = dict(reversed(re.findall(r"--([\w-]+): (#\w+)", style)))  # the first of each name
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], picture).replace(
+        "currentColor", colours["ink"]
+    )

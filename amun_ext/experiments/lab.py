@@ -1,0 +1,214 @@
+"""What experiments share: trained models, references, searches and tuned options, each made once and kept."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import amun_ext
+from amun_ext import models, tuning
+from amun_ext.auditing.audit import observe, set_rows
+from amun_ext.auditing.model_signals import ModelSignals, concat_splits
+from amun_ext.auditing.references import KIND, load_references, train_references
+from amun_ext.data import Splits, fingerprint, load
+from amun_ext.data.images import subset as rows_of
+from amun_ext.deletion import Record, forget_ids
+from amun_ext.deletion.ids import some_ids
+from amun_ext.deletion.request import RETRAIN, RETRAIN_SEED, Sets, sets
+from amun_ext.experiments.cache import Cache
+from amun_ext.experiments.scales import Scale
+from amun_ext.metrics.measures import MEASURES, SETS, Observation, Values, measure, set_accuracy
+from amun_ext.random_state import own_random_state
+from amun_ext.search import AdversarialSet, find_min_adversarial
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.config import MethodConfig, load_tuned_options, resolve_config
+
+PLAIN, CONFIDENCE = "plain", "confidence"
+# How a network is trained: fields of the recipe that differ from the scale's.
+TRAININGS: dict[str, dict[str, Any]] = {PLAIN: {}}
+LARGE = 0.5  # share of the data from which on AMUN leaves D_F out (paper, section 6.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """The shared things of all experiments at one scale, in one cache. Numbers of models and draws count from 0."""
+
+    scale: Scale
+    cache: Cache
+    data_dir: Path | None = None
+    device: str = "cpu"
+    workers: int = 1
+
+    @cached_property
+    def splits(self) -> Splits:
+        splits = load(self.scale.data, self.data_dir)
+        if self.scale.images is None:
+            return splits
+
+        def some(data: TensorDataset, count: int) -> TensorDataset:
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0), device="cpu")
+            return rows_of(data, order[:count])
+
+        train, test = (some(*pair) for pair in zip((splits.train, splits.test), self.scale.images, strict=True))
+        return Splits(train, test, splits.classes)  # type: ignore[arg-type]
+
+    @cached_property
+    def test(self) -> Tensor:
+        """The rows of the test set that no tuning has seen."""
+        rows = torch.arange(len(self.splits.test), device="cpu")
+        used = some_ids(len(rows), count=len(rows) // 2, seed=0) if self.scale.trials else rows[:0]
+        return rows[~torch.isin(rows, used)]
+
+    def recipe(self, training: str = PLAIN) -> Recipe:
+        return replace(self.scale.training, **TRAININGS[training])
+
+    def identity(self, training: str = PLAIN) -> dict[str, object]:
+        """What decides a model that is trained on these data."""
+        return {**self._data, "recipe": asdict(self.recipe(training))}
+
+    @cached_property
+    def _data(self) -> dict[str, object]:
+        return {
+            "data": [fingerprint(part) for part in (self.splits.train, self.splits.test)],
+            "model": [self.scale.model, self.scale.width],
+            "device": self.device,
+            "amun_ext": amun_ext.__version__,
+        }
+
+    def untrained(self, seed: int) -> nn.Module:
+        shape = {"num_classes": len(self.splits.classes), "in_channels": self.splits.train[0][0].shape[0]}
+        with own_random_state():
+            torch.manual_seed(seed)
+            return models.build(self.scale.model, width=self.scale.width, **shape).to(self.device)
+
+    def original(self, model: int, training: str = PLAIN) -> nn.Module:
+        """The network before unlearning, of which `model` is the seed."""
+        recipe = self.recipe(training)
+
+        def train(network: nn.Module, checkpoint: Path) -> None:
+            run = RunOptions(seed=model, checkpoint=checkpoint)
+            fit(network, [Pass([DataPart(self.splits.train)])], recipe, run)
+
+        return self._model("original", {**self.identity(training), "seed": model}, self.untrained(model), train)
+
+    def retrained(self, model: int, subset: int, run: int, fraction: float, training: str = PLAIN) -> nn.Module:
+        """A network that never saw the forget set."""
+        forgotten = self.sets(model, subset, fraction)
+        seed = RETRAIN_SEED + _seed(model, subset, run)
+
+        def train(network: nn.Module, checkpoint: Path) -> None:
+            config = resolve_config(RETRAIN, default={"recipe": self.recipe(training)})
+            made = config.unlearn(network, forgotten.forget, forgotten.retain, seed=seed, checkpoint=checkpoint)
+            network.load_state_dict(made.state_dict())
+
+        identity = {**self.identity(training), "ids": forgotten.ids.tolist(), "seed": seed}
+        return self._model("retrained", identity, self.untrained(seed), train)
+
+    def _model(
+        self, name: str, identity: object, network: nn.Module, train: Callable[[nn.Module, Path], None]
+    ) -> nn.Module:
+        def make(path: Path) -> None:
+            train(network, path.with_suffix(".training"))
+            models.save_checkpoint(path, network, {})
+
+        models.load_checkpoint(self.cache.file(name, identity, ".safetensors", make), network)
+        return network
+
+    def sets(self, model: int, subset: int, fraction: float) -> Sets:
+        """What is forgotten and what is retained: another draw for every model."""
+        ids = forget_ids(len(self.splits.train), fraction=fraction, seed=_seed(model, subset))
+        return sets(self.splits, ids, Record(), include_duplicates=True)
+
+    def examples(
+        self, model: int, data: TensorDataset, search: str | None = None, training: str = PLAIN
+    ) -> AdversarialSet:
+        """The closest adversarial examples of `data` by an original network."""
+        method = search or self.scale.search
+        identity = {**self.identity(training), "seed": model, "of": fingerprint(data), "search": method}
+
+        def make(path: Path) -> None:
+            find_min_adversarial(self.original(model, training), data, method=method, out=path)
+
+        return AdversarialSet.load(self.cache.file("examples", identity, ".safetensors", make))
+
+    def references(self, training: str = PLAIN) -> ModelSignals | None:
+        """None where the scale has none."""
+        if not self.scale.references:
+            return None
+        identity = {**self.identity(training), "references": self.scale.references}
+
+        def make(folder: Path) -> None:
+            how: dict[str, Any] = {"models": self.scale.references, "num_workers": self.workers}
+            train_references(self.untrained(0), self.splits, self.recipe(training), out=folder, **how)
+
+        return load_references(self.cache.file(KIND, identity, "", make))
+
+    def config(self, method: str, retain: bool, fraction: float, training: str = PLAIN, **options: Any) -> MethodConfig:
+        """How a method is run: tuned if the scale has trials, else by its own options and the paper's form of AMUN."""
+        tuned = self.tuned(retain, fraction)
+        if "include_forget" in METHODS[method].options:
+            options = {"search": self.scale.search, **options}
+            if (method, retain) not in tuned:
+                options = {"include_forget": fraction < LARGE, **options}
+        ours = self.recipe(training)
+        recipe = {name: getattr(ours, name) for name in ("batch_size", "augment", "precision", "channels_last")}
+        recipe = {**recipe, "epochs": self.scale.epochs} if METHODS[method].trains else {"batch_size": ours.batch_size}
+        given = tuned if (method, retain) in tuned else None
+        return resolve_config(method, retain, tuned=given, recipe={**recipe, **_kept(training)}, **options)
+
+    def tuned(self, retain: bool, fraction: float) -> dict[tuple[str, bool], dict[str, Any]]:
+        """What `tune` chooses for a request of this size, with a retrained model of other samples (appendix C)."""
+        if not self.scale.trials:
+            return {}
+        methods = [name for name in tuning.tunable(retain) if not METHODS[name].needs_targets]
+        how: dict[str, Any] = {"trials": self.scale.trials, "with_retain": retain, "objective": "retrain"}
+        identity = {**self.identity(), "fraction": fraction, "methods": methods, **how, "epochs": self.scale.epochs}
+
+        def make(path: Path) -> None:
+            recipe = replace(self.recipe(), epochs=self.scale.epochs, schedule="constant", warmup_epochs=0)
+            folder, metadata = path.with_suffix(""), Record(recipe=self.recipe()).to_metadata()
+            more = {"recipe": recipe, "metadata": metadata, "num_workers": self.workers, **how}
+            ids = self.sets(0, 0, fraction).ids
+            tuning.write(tuning.tune(self.original(0), self.splits, ids, methods, out=folder, **more), folder)
+            (folder / "tuned.json").replace(path)
+
+        return load_tuned_options(self.cache.file("tuned", identity, ".json", make))[0]
+
+    def measure(self, network: nn.Module, ids: list[int], references: ModelSignals | None) -> Values:
+        """All measures of a network that is to have forgotten the `ids`.
+
+        The AUCs are those of RMIA where there are references, and beside them those of the confidence attack.
+        """
+        seen = self._observe(network, ids, {} if references is None else {KIND: references})
+        plain = replace(seen, attacks={CONFIDENCE: seen.attacks[CONFIDENCE]})
+        measures = [each for each in MEASURES if not each.has_baseline and each.name != "seconds"]
+        values = {name: of.value for name, of in measure([seen], [], measures).items()}
+        areas = [each for each in measures if each.name.endswith("AUC")]
+        return values | {f"{name}, {CONFIDENCE}": of.value for name, of in measure([plain], [], areas).items()}
+
+    def accuracies(self, network: nn.Module, ids: list[int]) -> Values:
+        """UA, RA and TA."""
+        seen = self._observe(network, ids, {})
+        return {f"{name[0].upper().replace('F', 'U')}A": set_accuracy(seen, name).value for name in SETS}
+
+    def _observe(self, network: nn.Module, ids: list[int], others: dict[str, ModelSignals]) -> Observation:
+        forgotten = torch.tensor(ids, dtype=torch.int64, device="cpu")
+        rows = set_rows(len(self.splits.train), len(self.splits.test), forgotten, forgotten)
+        rows["test"] = rows["test"][self.test]
+        return observe(network, concat_splits(self.splits), rows, others, math.nan)
+
+
+def _kept(training: str) -> dict[str, Any]:
+    """Of a robust training what fine-tuning keeps."""
+    return {name: value for name, value in TRAININGS[training].items() if name == "spectral_norm"}
+
+
+def _seed(model: int, subset: int, run: int = 0) -> int:
+    return 100 * model + 10 * subset + run

@@ -1,0 +1,70 @@
+"""At what size the paper's experiments run: data, network, trainings and number of repeats."""
+
+from dataclasses import asdict, dataclass, replace
+
+from amun_ext.training import PAPER_TRAINING, Recipe
+
+PAPER_FINE_TUNING = 10  # epochs of every method (paper, appendix C)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`repeats`: models, forget sets of each, runs of each. `references`: for RMIA; 0 for the confidence attack alone.
+
+    `trials`: of `tune` for each method; 0 takes the methods' own options. `images`: of the training and of the test
+    set, None for all.
+    """
+
+    data: str
+    images: tuple[int, int] | None
+    model: str
+    width: int | None
+    training: Recipe
+    repeats: tuple[int, int, int]
+    references: int
+    trials: int
+    epochs: int = PAPER_FINE_TUNING  # of fine-tuning
+    ablation_epochs: int = 20
+    request: float = 0.02  # share of the training set in each of the requests in a row
+    requests: int = 5
+    search: str = "pgd"
+    fractions: tuple[float, ...] = (0.1, 0.5)
+
+    def of_models(self, count: int | None) -> "Scale":
+        """The same with another number of models."""
+        return self if count is None else replace(self, repeats=(count, *self.repeats[1:]))
+
+    def identity(self) -> dict[str, object]:
+        """What decides a cell; how often it is repeated does not."""
+        return {name: value for name, value in asdict(self).items() if name != "repeats"}
+
+    @property
+    def draws(self) -> list[dict[str, int]]:
+        """The arguments of a measurement that say which of the repeats it is."""
+        models, subsets, runs = map(range, self.repeats)
+        return [
+            {"model": model, "subset": subset, "run": run} for model in models for subset in subsets for run in runs
+        ]
+
+
+SMALL_TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)
+SCALES = {
+    "smoke": Scale(
+        "digits",
+        (200, 100),
+        "small-cnn",
+        4,
+        Recipe(epochs=5, lr=0.1, batch_size=20),
+        (1, 1, 1),
+        references=2,
+        trials=0,
+        epochs=1,
+        ablation_epochs=2,
+        search="ddn",
+        fractions=(0.1,),
+    ),
+    "small": Scale(
+        "fashion-mnist-mini", None, "small-cnn", None, SMALL_TRAINING, (3, 1, 1), references=16, trials=8, search="ddn"
+    ),
+    "paper": Scale("cifar10", None, "resnet18-amun", None, PAPER_TRAINING, (3, 3, 3), references=128, trials=30),
+}

@@ -10,7 +10,7 @@ from typing import Any
 
 from amun_ext.files import to_jsonable, write_json
 from amun_ext.locks import locked
-from amun_ext.reading import stored
+from amun_ext.reading import read_object
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cache:
         """The JSON values that `make` returns, made once; they are kept beside the identity."""
         path, identity = self.path(name, identity), to_jsonable(identity)
         with self._alone(path):
-            kept = stored(path)
+            kept = read_object(path)
             if kept.get("identity") != identity:
                 kept = {"identity": identity, **{key: to_jsonable(value) for key, value in make().items()}}
                 write_json(path, kept, scratch=self.scratch)

@@ -21,7 +21,7 @@ from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, wr
 from amun_ext.info import versions
 from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
-from amun_ext.reading import parse_json, text_of
+from amun_ext.reading import read_json
 from amun_ext.report import Document, Result, parts
 from amun_ext.report.figures import standalone
 from amun_ext.validation import check_integer, require
@@ -59,7 +59,7 @@ class Reproduction(Result):
     @classmethod
     def read(cls, path: Path) -> "Reproduction":
         """What `write` wrote as JSON."""
-        content = parse_json(str(path), text_of(str(path), path, "a result of amun reproduce"))
+        content = read_json(path, expected="a result of amun reproduce")
         known = isinstance(content, dict) and content.get("name") in EXPERIMENTS
         require(known, str(path), "a result of amun reproduce", "another file")
         return cls(content["name"], [(each["cell"], each["values"]) for each in content["cells"]], content["facts"])

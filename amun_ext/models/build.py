@@ -9,7 +9,7 @@ from amun_ext.models.small_cnn import small_cnn
 from amun_ext.models.vgg import vgg19
 from amun_ext.validation import call_user_function, is_integer, require
 
-MOST = 100_000  # classes or channels, of which weights have the square
+MOST = 100_000  # classes or channels; weights grow with their square
 
 # name -> function(num_classes, in_channels[, width]); all take images of any size from 8x8 on
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -24,8 +24,8 @@ def build(name: str, *, num_classes: int, in_channels: int, width: int | None = 
     """A new model with random weights: a name in MODELS, or "module:function", which is called with the keywords
     num_classes and in_channels and returns an nn.Module.
 
-    `width` is the channel count of the first layer, to which all others are in proportion; each architecture has its
-    own default. InputError for an unknown name and for counts that are no positive integers (two classes at least).
+    `width` is the channel count of the first layer, which scales all others; each architecture has its own default.
+    InputError for an unknown name, fewer than two classes, or other bad counts.
     """
     counts = {"num_classes": (num_classes, 2), "in_channels": (in_channels, 1)}
     counts |= {} if width is None else {"width": (width, 1)}

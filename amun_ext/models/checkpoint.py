@@ -1,4 +1,4 @@
-"""Weights on disk: written whole or not at all, loaded exactly or not at all."""
+"""Write and read checkpoints: complete and of this architecture, or not at all."""
 
 import math
 import os
@@ -16,12 +16,12 @@ from amun_ext.files import write_tensors
 from amun_ext.reading import check_file
 from amun_ext.validation import InputError, listed, require
 
-PARALLEL = "module."  # what DataParallel puts before every name
+PARALLEL = "module."  # DataParallel's prefix of every name
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the state dict of `model` with `metadata` to a .safetensors file. InputError for values that no training
-    leaves (see `load_checkpoint`) and for a state that is not all tensors."""
+    """Write the state dict of `model` with `metadata` to a .safetensors file. InputError for a state that
+    `load_checkpoint` would refuse."""
     path = Path(path)
     require(path.suffix == ".safetensors", "checkpoint", "a path that ends in .safetensors", path)
     text = all(isinstance(part, str) for pair in metadata.items() for part in pair)
@@ -29,36 +29,35 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Ma
     state = model.state_dict()
     _check_tensors(str(path), state)
     _check_values(str(path), state, model)
-    # cloned, because the format refuses tensors that share memory, as tied weights do
+    # cloned, because safetensors refuses tensors that share memory, such as tied weights
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     write_tensors(path, tensors, dict(metadata))
 
 
 def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
-    """Load weights into `model` and return the file's metadata (none but in .safetensors).
+    """Load weights into `model` and return the file's metadata (empty for other formats than .safetensors).
 
-    Reads .safetensors, and .pt or .pth with a state dict in it or under "state_dict" or "model". Keys and shapes must
-    be the model's; floating-point tensors are cast to the model's type (half precision into a float32 model and back),
-    all others must have it. InputError else, and for NaN anywhere, infinite parameters, and running statistics that are
-    infinite or below a variance of 0; the model is then as it was. Other buffers may be infinite, as attention masks
-    are. No value is looked at before names and shapes have been found right: a tensor may claim to be of any size.
+    Reads .safetensors, and .pt or .pth with a state dict at the top or under "state_dict" or "model". Keys and shapes
+    must be the model's; floating-point tensors are cast to the model's type, others must have it. InputError otherwise,
+    for NaN, for infinite parameters or running statistics, and for negative running variances; the model is then
+    unchanged. Other buffers may be infinite, such as attention masks.
     """
     path = Path(path)
     expected = model.state_dict()
     state, metadata = _fitting(path, expected)
-    cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may make one infinite
+    cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may overflow
     _check_values(str(path), cast, model)
     model.load_state_dict(state)
     return metadata
 
 
 def check_fits(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """InputError as `load_checkpoint`, but for values; `model` may be on the device meta, where it takes no memory."""
+    """InputError as `load_checkpoint`, without a check of values; `model` may be on the device meta."""
     _fitting(Path(path), model.state_dict())
 
 
 def _fitting(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What is in the file, which has the names, shapes and types that are `expected`."""
+    """The tensors and metadata of the file, whose names, shapes and types must be those of `expected`."""
     state, metadata = _read(path)
     if state and all(key.startswith(PARALLEL) for key in state):
         state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
@@ -96,7 +95,7 @@ def _read(path: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, s
         state = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # an unpickler may raise anything at a file that is no checkpoint
+    except Exception as error:  # an unpickler may raise anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path} must be a checkpoint: {reason}") from error
     for key in ("state_dict", "model"):
@@ -110,15 +109,17 @@ def _check_tensors(name: str, state: Mapping[str, Any]) -> None:
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     require(not others, name, "a state dict of tensors", f"other things at {listed(others)}")
     unlike = [key for key, value in state.items() if not _is_plain(value)]
-    require(
-        not unlike, name, "of dense tensors with values", f"sparse, quantised, nested or meta ones at {listed(unlike)}"
-    )
+    actual = f"sparse, quantised, nested or meta ones at {listed(unlike)}"
+    require(not unlike, name, "of dense tensors with values", actual)
 
 
 def _check_values(name: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Refuse values that no training leaves, in a state of the model's names and shapes."""
-    numbers = {key: value for key, value in state.items() if value.is_floating_point() and value.numel()}
-    edges = {key: [float(edge) for edge in _wide(value).aminmax()] for key, value in numbers.items()}
+    """InputError for values that no training produces, in a state with the model's names and shapes."""
+    edges = {}
+    for key, value in state.items():
+        if value.is_floating_point() and value.numel():
+            wide = value if value.itemsize >= 4 else value.float()  # 8-bit types have no aminmax
+            edges[key] = [float(edge) for edge in wide.aminmax()]
     nan = [key for key, (low, _) in edges.items() if math.isnan(low)]
     require(not nan, name, "free of NaN", f"NaN in {listed(nan)}")
     statistics = _statistics(model)
@@ -129,19 +130,14 @@ def _check_values(name: str, state: Mapping[str, Tensor], model: nn.Module) -> N
     require(not below, name, "of running variances from 0 on", f"values below 0 in {listed(below)}")
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Of a type that has all operations, which those of 8 bits have not."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
 def _statistics(model: nn.Module) -> list[str]:
-    """The names of the running statistics of normalisations."""
+    """The names of running means and variances."""
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _NormBase)]
     return [key for name, module in norms for key, _ in module.named_buffers(name, recurse=False)]
 
 
 def _check_packed(path: Path) -> None:
-    """torch.save does not compress: a file that unpacks to more than it is was made to fill the memory."""
+    """InputError for a compressed file, which torch.save does not write: it may unpack to any size."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
             size = sum(part.file_size for part in packed.infolist())

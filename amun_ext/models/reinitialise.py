@@ -12,7 +12,7 @@ from amun_ext.digest import digest
 from amun_ext.random_state import own_random_state
 from amun_ext.validation import InputError, listed, require
 
-# A function that builds the model anew, the state dict that its training began with, or None: `reset_parameters`.
+# A function that builds the model, the state dict that its training began with, or None for `reset_parameters`.
 Init: TypeAlias = Callable[[], nn.Module] | Mapping[str, Tensor] | None
 
 WAYS = (
@@ -22,14 +22,13 @@ WAYS = (
 
 
 def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) -> nn.Module:
-    """A copy of `model` with the weights and buffers of one that has not been trained.
+    """A copy of `model` with weights and buffers from before training.
 
-    They come from `init`, which draws from the global random state. A function must give all that the model had before
-    training, buffers included; only frozen parameters stay where it has others. `probe` [n, ...] are inputs, for a
-    forward in training mode that shows which buffers training changes.
+    They come from `init`, which draws from the global random state. A function must return the whole model as before
+    training, buffers included; frozen parameters are kept if it has others. `probe` [n, ...] are inputs for a forward
+    in training mode, which shows the buffers that training changes.
 
-    InputError for what is not of the model's architecture, or has its trained weights; without `init`, as
-    `reinitialised`.
+    InputError for another architecture and for the trained weights; without `init`, as `reinitialised`.
     """
     if init is None:
         return reinitialised(model, probe)
@@ -49,20 +48,20 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
 
 
 def deep_copy(model: nn.Module) -> nn.Module:
-    """A deep copy. What a forward has left behind with its graph, as the older weight_norm does, comes without it."""
+    """A deep copy, in which tensors with a graph, such as the weight of the older weight_norm, are detached."""
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
 
 
 def check_init(model: nn.Module, init: Init) -> None:
-    """InputError as `untrained`, with no trace in the random state."""
+    """InputError as `untrained`; the random state is left as it was."""
     devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
     with own_random_state(sorted(devices)):
         untrained(model, init)
 
 
 def describe_init(init: Init) -> str | None:
-    """What tells one `init` from another, in files: the function's name and arguments, or a hash of the weights."""
+    """An identity of `init` for files: the function's name and arguments, or a hash of the weights."""
     if init is None:
         return None
     if isinstance(init, Mapping):
@@ -76,18 +75,18 @@ def describe_init(init: Init) -> str | None:
 
 
 def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
-    """A copy with fresh weights from every module's `reset_parameters`, drawn from the global random state.
+    """A copy with new weights from every module's `reset_parameters`, drawn from the global random state.
 
-    What was not trained stays as it is: parameters without requires_grad, with the buffers of modules that have no
-    others (a pre-trained backbone), and floating-point buffers that training does not change (constants such as the
-    mean of a normalisation). For the latter a forward in training mode is made on `probe` [n, ...], where it is given.
+    Untrained tensors are kept: frozen parameters, the buffers of modules with only such parameters (a pre-trained
+    backbone), and floating-point buffers that training does not change (such as the mean of a normalisation), which a
+    forward in training mode on `probe` [n, ...] shows, if it is given.
 
-    InputError names the parameters that no module draws anew, and the buffers that training changes: they would carry
-    over what the model has learned, as under weight_norm, whose module resets only the product.
+    InputError names the parameters and trained buffers that no module resets: they would keep what the model has
+    learned, as under weight_norm, whose module resets only the product.
     """
     fresh = deep_copy(model)
-    stays = _frozen(fresh)
-    learned = [(name, each) for name, each in [*fresh.named_parameters(), *fresh.named_buffers()] if name not in stays]
+    frozen = _frozen(fresh)
+    learned = [(name, each) for name, each in [*fresh.named_parameters(), *fresh.named_buffers()] if name not in frozen]
     with torch.no_grad():
         for _, tensor in learned:
             if tensor.is_floating_point():
@@ -98,8 +97,8 @@ def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
         buffers, before = dict(fresh.named_buffers()), dict(model.named_buffers())
         constants = [name for name, tensor in learned if name in buffers and tensor.isnan().any()]
         for name, tensor in [*fresh.named_parameters(), *fresh.named_buffers()]:
-            if name in stays:
-                tensor.copy_(stays[name])
+            if name in frozen:
+                tensor.copy_(frozen[name])
             elif name in constants:
                 tensor.copy_(before[name])
     kept = [name for name, tensor in learned if name not in constants and tensor.isnan().any()]
@@ -110,25 +109,25 @@ def reinitialised(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
 
 
 def _rebuild(fresh: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Put what the function builds into `fresh`, the trained model, but for frozen parameters that are others."""
+    """Load the model that the function builds into `fresh`, the trained model, except for other frozen parameters."""
     require(callable(build) and not isinstance(build, nn.Module), "init", "a function or a state dict", type(build))
     try:
         built = build()
-    except Exception as error:  # it is the user's, and may raise anything
+    except Exception as error:  # user code may raise anything
         actual = f"{type(error).__name__}: {error}"
         raise InputError(f"init must be a function that builds the model without arguments, got {actual}") from error
     require(isinstance(built, nn.Module), "what init returns", "an nn.Module", type(built).__name__)
-    stays = _frozen(fresh)
+    frozen = _frozen(fresh)
     _load(fresh, built.state_dict())
-    theirs, own = dict(built.named_buffers()), dict(fresh.named_parameters())
-    # One that knows the frozen weights has their statistics from before training, too.
-    known = all(torch.equal(own[name], value) for name, value in stays.items() if name in own)
+    buffers, parameters = dict(built.named_buffers()), dict(fresh.named_parameters())
+    # a function that loads the frozen weights also loads their statistics from before training
+    loads_frozen = all(torch.equal(parameters[name], value) for name, value in frozen.items() if name in parameters)
     with torch.no_grad():
-        for name, buffer in fresh.named_buffers():  # among them some that are in no state dict, and learn all the same
-            buffer.copy_(theirs[name])
-        for name, tensor in [*own.items(), *fresh.named_buffers()]:
-            if name in stays and not known:
-                tensor.copy_(stays[name])
+        for name, buffer in fresh.named_buffers():  # a state dict may lack some
+            buffer.copy_(buffers[name])
+        for name, tensor in [*parameters.items(), *fresh.named_buffers()]:
+            if name in frozen and not loads_frozen:
+                tensor.copy_(frozen[name])
 
 
 def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -144,7 +143,7 @@ def _shape(value: object) -> object:
 
 
 def on_gpu(value: object) -> bool:
-    """Also of what is no tensor: the extra state of a module, or packed weights."""
+    """False for extra state and packed weights, which are no tensors."""
     return isinstance(value, Tensor) and value.is_cuda
 
 
@@ -160,11 +159,11 @@ def _frozen(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _changed(model: nn.Module, names: list[str], probe: Tensor) -> list[str]:
-    """Those of the buffers that a forward in training mode changes."""
-    tried = deep_copy(model).train()
-    before = {name: each.clone() for name, each in tried.named_buffers()}
-    devices = {each.device.index for each in [*tried.parameters(), *tried.buffers()] if each.is_cuda}
+    """The buffers among `names` that a forward in training mode changes."""
+    trained = deep_copy(model).train()
+    before = {name: each.clone() for name, each in trained.named_buffers()}
+    devices = {each.device.index for each in [*trained.parameters(), *trained.buffers()] if each.is_cuda}
     with torch.no_grad(), own_random_state(sorted(devices)):
-        tried(probe)
-    after = dict(tried.named_buffers())
+        trained(probe)
+    after = dict(trained.named_buffers())
     return [name for name in names if not torch.equal(before[name], after[name])]

@@ -1,6 +1,6 @@
 """ResNet-18 (He, Zhang, Ren and Sun, 2016) for small images: a 3x3 stem of stride 1 and no max-pooling.
 
-Parameters have torchvision's names, so the weights of its resnet18 fit where its stem was changed in the same way.
+Parameters have torchvision's names, so the weights of its resnet18 fit if its stem is changed in the same way.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Sequential()  # the identity, where shapes allow it
+        self.downsample = nn.Sequential()  # the identity
         if stride != 1 or inputs != outputs:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))

@@ -1,4 +1,4 @@
-"""Three convolutions, for experiments that end within minutes on a processor."""
+"""Three convolutions, for experiments within minutes on a CPU."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from torch import nn
 def small_cnn(num_classes: int, in_channels: int, width: int = 32) -> nn.Module:
     """About 57,000 parameters by default: three blocks of convolution, batch norm and ReLU, the first two halving.
 
-    Strides rather than pooling halve the image, which trains in a quarter of the time.
+    Strides halve the image instead of pooling, which trains in a quarter of the time.
     """
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -15,34 +15,34 @@ from amun_ext.random_state import same_random_state
 from amun_ext.validation import InputError, require
 
 FILLABLE = (dict, list, deque)
-HOLDING = (list, tuple, deque)
-MODULES_OWN = frozenset(vars(nn.Module()))  # parameters, submodules, hooks
+SEQUENCES = (list, tuple, deque)
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: parameters, submodules, hooks
 
 
 def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Where and in which floating-point type `model` wants its inputs; those of `like` when it has no weights."""
+    """The device and floating-point type of the weights; those of `like` for a model without weights."""
     weights = chain(model.parameters(), model.buffers())
     weight = next((tensor for tensor in weights if tensor.is_floating_point()), like)
     return weight.device, weight.dtype
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """What `model` answers to `x`; of an object with logits beside other things, as transformers return, the logits."""
-    answer = model(x)
-    logits: Tensor = getattr(answer, "logits", answer)
+    """The output of `model` for `x`, or its attribute `logits`, as transformers return it."""
+    output = model(x)
+    logits: Tensor = getattr(output, "logits", output)
     return logits
 
 
 @torch.no_grad()
 def count_classes(model: nn.Module, inputs: Tensor) -> int:
-    """K, from the logits [n, K] of the first two of `inputs` [N, ...], in eval mode. InputError for other answers."""
+    """K, from the logits [n, K] of the first two of `inputs` [N, ...], in eval mode. InputError for other outputs."""
     device, dtype = placement(model, inputs)
     require(device.type != "meta", "model", "of weights with values", "tensors on the device meta")
     probe = inputs[:2].to(device, dtype, copy=True)
     with eval_mode(model):
         try:
             logits = logits_of(model, probe)
-        except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
+        except (Exception, SystemExit) as error:  # user code may raise anything
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"model must take inputs of shape {tuple(probe.shape)}, got {reason}") from error
     is_logits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(probe) and logits.shape[1] >= 2
@@ -58,11 +58,8 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's training flag, its tensors and the random state are as before.
 
-    Among them those that are no buffers and that a forward makes anew, such as features that are kept, be it in lists
-    or mappings, and the weight of the older weight_norm: they would keep a graph, and with it the module from being
-    copied.
-
-    Not for two threads with one model: the mode is the model's.
+    That includes tensors in plain attributes, lists and mappings, such as kept features and the weight of the older
+    weight_norm: they would keep a graph, with which a module cannot be copied. Not for two threads with one model.
     """
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     buffers = [
@@ -71,7 +68,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    filled = [(held, copy.copy(held)) for _, before in attributes for held in _fillable(before)]
+    containers = [(each, copy.copy(each)) for _, before in attributes for each in _fillable(before)]
     devices = {tensor.device.index for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda}
     try:
         with same_random_state(sorted(devices)):
@@ -79,17 +76,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         if modes:
-            with contextlib.suppress(NotImplementedError):  # _to_eval has said so
-                model.train(modes[0][1])  # through a train() of the model's own, if it has one
+            with contextlib.suppress(NotImplementedError):  # _to_eval has raised
+                model.train(modes[0][1])  # a model may have its own train()
         for module, training in modes:
             module.training = training
-        for held, contents in filled:
-            _put_back_contents(held, contents)
+        for container, contents in containers:
+            _restore_contents(container, contents)
         for module, before in attributes:
-            _put_back_tensors(vars(module), before)
+            _restore_tensors(vars(module), before)
         for module, name, buffer, values in buffers:
-            setattr(module, name, buffer)  # a forward may have put another in its place
-            if not torch.equal(buffer, values):  # a needless write would break graphs that hold the buffer
+            setattr(module, name, buffer)  # a forward may have replaced it
+            if not torch.equal(buffer, values):  # a write would invalidate graphs that use the buffer
                 with torch.no_grad():
                     buffer.copy_(values)
 
@@ -102,8 +99,8 @@ def _to_eval(model: nn.Module) -> None:
         raise InputError(f"model must be {expected}, got {type(model).__name__}: {error}") from error
 
 
-def _put_back_tensors(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in [name for name, value in attributes.items() if value is not before.get(name) and _holds_tensor(value)]:
+def _restore_tensors(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in [name for name, value in attributes.items() if value is not before.get(name) and _has_tensor(value)]:
         if name in before:
             attributes[name] = before[name]
         else:
@@ -111,33 +108,33 @@ def _put_back_tensors(attributes: dict[str, Any], before: dict[str, Any]) -> Non
 
 
 def _fillable(attributes: dict[str, Any]) -> list[Any]:
-    """The containers among a module's own attributes that a forward can put tensors into."""
-    return [value for name, value in attributes.items() if name not in MODULES_OWN and isinstance(value, FILLABLE)]
+    """The containers among a module's attributes that a forward can put tensors into."""
+    return [value for name, value in attributes.items() if name not in OWN_ATTRIBUTES and isinstance(value, FILLABLE)]
 
 
-def _put_back_contents(held: Any, contents: Any) -> None:
-    now, before = _parts(held), _parts(contents)
+def _restore_contents(container: Any, contents: Any) -> None:
+    now, before = _items(container), _items(contents)
     same = len(now) == len(before) and all(one is other for one, other in zip(now, before, strict=True))
-    if not same and _holds_tensor(held):
-        held.clear()
-        (held.update if isinstance(held, dict) else held.extend)(contents)
+    if not same and _has_tensor(container):
+        container.clear()
+        (container.update if isinstance(container, dict) else container.extend)(contents)
 
 
-def _parts(value: Any) -> list[Any]:
-    """What a container or a simple namespace holds; nothing of any other value."""
+def _items(value: Any) -> list[Any]:
+    """The values in a container or simple namespace; none for any other value."""
     if isinstance(value, types.SimpleNamespace):
         value = vars(value)
-    return [*value.values()] if isinstance(value, dict) else [*value] if isinstance(value, HOLDING) else []
+    return [*value.values()] if isinstance(value, dict) else [*value] if isinstance(value, SEQUENCES) else []
 
 
-def _holds_tensor(value: object) -> bool:
-    seen: set[int] = set()
+def _has_tensor(value: object) -> bool:
+    visited: set[int] = set()
     left = [value]
     while left:
         value = left.pop()
         if isinstance(value, Tensor):
             return True
-        if id(value) not in seen:  # a container may hold itself
-            seen.add(id(value))
-            left += _parts(value)
+        if id(value) not in visited:  # a container may contain itself
+            visited.add(id(value))
+            left += _items(value)
     return False

@@ -16,7 +16,7 @@ def vgg19(num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
         for _ in range(count):
             layers += [nn.Conv2d(channels, multiple * width, 3, padding=1), nn.BatchNorm2d(multiple * width), nn.ReLU()]
             channels = multiple * width
-        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # rounded down, five halvings leave nothing of 28x28
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # rounding down would leave nothing of 28x28
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(*layers),

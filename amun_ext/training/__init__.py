@@ -1,4 +1,4 @@
-"""The one training loop: original models, retraining from scratch and every fine-tuning method run through `fit`."""
+"""The training loop `fit`, which trains original models, retrains and runs every fine-tuning method."""
 
 from amun_ext.training.loop import Epoch, RunOptions, fit
 from amun_ext.training.parts import DataPart, Pass, Teacher, crop_and_flip

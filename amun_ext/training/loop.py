@@ -30,14 +30,13 @@ Mask = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch did: its number from 1 on, the learning rate of its last step, mean cross-entropy before its steps,
-    accuracy in percent after them."""
+    """The results of an epoch."""
 
-    number: int
-    lr: float
-    loss: float
+    number: int  # from 1 on
+    lr: float  # of its last step
+    loss: float  # mean cross-entropy, each sample before its step
     seconds: float
-    accuracy: Mapping[str, float]  # by the names of `RunOptions.eval_sets`
+    accuracy: Mapping[str, float]  # percent, after the epoch, by the names of `RunOptions.eval_sets`
 
 
 TRAINABLE = "a map to logits that depend on its trainable parameters"
@@ -45,12 +44,12 @@ TRAINABLE = "a map to logits that depend on its trainable parameters"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a training, apart from its recipe.
+    """The options of a training apart from its recipe.
 
     seed: of shuffling, augmentation, dropout and random labels. mask: name -> bool tensor of the parameters that may
     change, see MaskedSGD, or a function that makes it when the training begins; `mask_gradient_only` as in MaskedSGD.
     checkpoint: a file, written after every epoch, from which the same training resumes. eval_sets: sets whose accuracy
-    every epoch reports. on_epoch: called after each; random numbers that it draws change nothing in the training.
+    every epoch reports. on_epoch: called after each; random numbers that it draws do not change the training.
     num_workers: processes that read a Dataset. progress: show a bar.
     """
 
@@ -67,7 +66,7 @@ class RunOptions:
         for name in ("seed", "num_workers"):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), 0))
         require(
-            not self.mask_gradient_only or self.mask is not None, "mask_gradient_only", "False without a mask", "True"
+            not self.mask_gradient_only or self.mask is not None, "mask_gradient_only", "False without a mask", True
         )
         require(self.on_epoch is None or callable(self.on_epoch), "on_epoch", "a function", self.on_epoch)
         named = isinstance(self.eval_sets, Mapping) and all(isinstance(name, str) for name in self.eval_sets)
@@ -92,13 +91,13 @@ def fit(
     settings: object = None,
     description: str = "train",
 ) -> list[Epoch]:
-    """Minimise cross-entropy over `passes`, one after the other in every epoch, in place. Returns what epochs did.
+    """Minimise cross-entropy over `passes`, one after the other in every epoch, in place. Returns the epochs.
 
-    penalty: from the model and the number of the epoch (from 0 on) to a scalar that is added to the loss of each batch.
-    settings: those of penalty and of the parts' labels, plain values, by which a checkpoint knows this training.
-    Shuffling, augmentation and dropout follow from the seed; the caller's random state, the modules' training flags and
-    the layout of weights in memory are put back. Raises InputError for what `check` refuses, for parts that do not fit
-    together and for a checkpoint of another training, FloatingPointError when the loss diverges.
+    penalty: a function of the model and the number of the epoch (from 0 on), a scalar added to the loss of each batch.
+    settings: those of penalty and of the parts' labels, plain values, which identify the training in a checkpoint.
+    Shuffling, augmentation and dropout follow from the seed. The caller's random state, the modules' training flags and
+    the memory layout of weights are restored. InputError as `check`, for parts that do not fit together and for a
+    checkpoint of another training; FloatingPointError if the loss diverges.
     """
     like = check_parts(passes)
     check(model, recipe, run, like)
@@ -106,8 +105,8 @@ def fit(
     feeds = [BatchLoader(each.parts, device, dtype, run.num_workers) for each in passes]
     targets = [target for feed in feeds for target in feed.targets if target is not None]
     classes = count_classes(model, like[None]) if targets else 0
-    for given in [target.shape[1] for target in targets if isinstance(target, Tensor)]:
-        require(given == classes, "targets", f"of the model's {classes} classes", given)
+    for width in [target.shape[1] for target in targets if isinstance(target, Tensor)]:
+        require(width == classes, "targets", f"of the model's {classes} classes", width)
     statistics = recipe.batch_norm == "train" and any(map(_is_batch_norm, model.modules()))
     fewest = min(map(len, feeds))
     expected = "at least two samples: BatchNorm has no variance of one"
@@ -131,7 +130,7 @@ def fit(
         for x, labels, rows in feed.batches(epoch, recipe.batch_size, order):
             if recipe.augment:
                 x = torch.where(feed.augmented(rows)[:, None, None, None], crop_and_flip(x, order), x)
-            # Else plainly: a crop comes laid out by channels, over which a model's own view() may stumble.
+            # contiguous otherwise, because a crop is channels_last, on which a model's view() may fail
             x = x.contiguous(memory_format=layouts[recipe.channels_last and x.dim() == 4])
             labels = feed.soft_labels(x, labels, rows, classes)
             rate = next(rates)
@@ -143,13 +142,13 @@ def fit(
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
                     logits = logits_of(model, piece)
                 require(logits.requires_grad, "model", TRAINABLE, "others")
-                # a sum over a batch is beyond what half precision tells apart
+                # half precision is too coarse for a sum over a batch
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(wide, targets, reduction="sum")
                 total += loss.detach()
                 scaler.scale((-loss if each.ascend else loss) / len(x)).backward()
             moved = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
-            require(moved, "model", TRAINABLE, "others")  # a quantised layer lets no gradient through
+            require(moved, "model", TRAINABLE, "others")  # a quantised layer may stop the gradient
             if penalty is not None:
                 scaler.scale(penalty(model, epoch)).backward()
             scaler.step(optimizer)
@@ -179,18 +178,18 @@ def fit(
                     if not (math.isfinite(loss) and _finite(optimizer)):
                         actual = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
                         raise FloatingPointError(f"{description}: {actual}; lower lr (now {recipe.lr})")
-                    watched = {name: _accuracy(model, data) for name, data in run.eval_sets.items()}
-                    epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, watched)
+                    accuracies = {name: _accuracy(model, data) for name, data in run.eval_sets.items()}
+                    epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, accuracies)
                     history.append(epoch)
                     checkpoint.write([asdict(each) for each in history])
-                    shown = {name: f"{percent:.1f}" for name, percent in watched.items()}
+                    shown = {name: f"{percent:.1f}" for name, percent in accuracies.items()}
                     bar.set_postfix({"loss": f"{loss:.4f}", **shown})
                     bar.update()
                     if run.on_epoch is not None:
                         with same_random_state(devices):
                             run.on_epoch(epoch)
     finally:
-        optimizer.zero_grad()  # the last batch's gradient is a trace of its samples
+        optimizer.zero_grad()  # the gradient of the last batch tells about its samples
         for module, flag in training:
             module.training = flag
     return history
@@ -205,11 +204,10 @@ def check(model: nn.Module, recipe: Recipe, run: RunOptions, like: Tensor) -> No
     require(not broken, "model", "of finite weights", f"NaN or infinite ones in {listed(broken)}")
     require(not recipe.augment or like.dim() == 3, "augment", "off for inputs other than [N, C, H, W]", like.dim() + 1)
     scaled = recipe.precision == "float16" and any(weight.dtype == torch.float16 for weight in trainable)
-    require(
-        not scaled, "precision", "None or bfloat16 for a model of float16, whose gradients cannot be scaled", "float16"
-    )
+    expected = "None or bfloat16 for a model of float16, whose gradients cannot be scaled"
+    require(not scaled, "precision", expected, "float16")
     if run.mask is not None and not callable(run.mask):
-        _optimizer(model, recipe, run.mask, run.mask_gradient_only)  # which refuses masks that do not fit
+        _optimizer(model, recipe, run.mask, run.mask_gradient_only)  # InputError for masks that do not fit
     if run.checkpoint is not None:
         check_place(run.checkpoint)
         others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
@@ -228,7 +226,7 @@ def _optimizer(model: nn.Module, recipe: Recipe, mask: Mask | None, mask_gradien
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """The generators that a forward draws from, and no others: those of other devices are the caller's."""
+    """Only the generators that a forward uses; those of other devices are the caller's."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -236,7 +234,7 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the weights are; the loss is that before the last step."""
+    """Whether the weights are finite; the loss does not see the last step."""
     weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
@@ -252,7 +250,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _check_single(model: nn.Module, sample: Tensor) -> None:
-    """InputError where a batch of one is too small: over several pixels BatchNorm has a variance of one image."""
+    """InputError if BatchNorm has no variance of one sample; over several pixels it has."""
     try:
         with eval_mode(model):
             model.train()(sample[None])
@@ -269,7 +267,7 @@ def _mode(model: nn.Module, batch_norm: str) -> None:
 
 @contextlib.contextmanager
 def _channels_last(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Weights and buffers [A, B, C, D] in that layout inside, if `wanted`, and afterwards in their own."""
+    """Weights and buffers [A, B, C, D] in that layout, if `wanted`, and afterwards in their own."""
     tensors = [each for each in chain(model.parameters(), model.buffers()) if wanted and each.dim() == 4]
     strides = [each.stride() for each in tensors]
     try:

@@ -1,4 +1,4 @@
-"""What to train on: parts of the data, shuffled together into passes, and how their batches are made."""
+"""The data of a training: parts, shuffled together into passes, and their batches."""
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +23,14 @@ Teacher: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 class DataPart:
     """Some of the data to train on, and whether the recipe's augmentation applies.
 
-    `data` is a map-style dataset of (input, label). A TensorDataset lives on the device; any other is read through a
-    DataLoader again in every epoch: what its transforms draw from torch follows from the seed and `num_workers`.
-    `labels`, from the number of the epoch (from 0 on) to a tensor [N], replace the data's own; they are called for when
-    the pass begins. So do soft labels, `targets`: a tensor [N, classes], or a teacher, a function from inputs [B, ...]
-    as they are trained on, augmented ones too, and their labels [B] to soft labels [B, classes]. The loss of a sample
-    is -sum(targets * log_softmax). The sum of a row is the weight of its sample, where one with a label has the weight
-    1; the loss of a negative weight is climbed.
+    `data` is a map-style dataset of (input, label). A TensorDataset is moved to the device; any other is read through a
+    DataLoader in every epoch, with random transforms that follow from the seed and `num_workers`.
+
+    Two options replace the labels. `labels` is a function of the number of the epoch (from 0 on), called when the pass
+    begins, that returns a tensor [N]. `targets` are soft labels: a tensor [N, classes], or a teacher, a function of the
+    augmented inputs [B, ...] and their labels [B] that returns soft labels [B, classes]. The loss of a sample is
+    -sum(targets * log_softmax), so the sum of a row is the weight of its sample, 1 for one with a label; a negative
+    weight ascends the loss.
     """
 
     data: Dataset[Any]
@@ -40,16 +41,15 @@ class DataPart:
 
 @dataclass(frozen=True)
 class Pass:
-    """The shuffled union of `parts`, every sample once, in all epochs or the first `epochs`. `ascend`: climb the loss
-    instead of descending it."""
+    """The shuffled union of `parts`, every sample once."""
 
     parts: Sequence[DataPart]
-    ascend: bool = False
-    epochs: int | None = None
+    ascend: bool = False  # the loss instead of descending it
+    epochs: int | None = None  # only in the first ones
 
 
 class BatchLoader:
-    """The batches of a pass, by the row numbers of the union of its parts."""
+    """The batches of a pass; rows are those of the union of its parts."""
 
     def __init__(self, parts: Sequence[DataPart], device: torch.device, dtype: torch.dtype, num_workers: int) -> None:
         self.parts, self.device, self.dtype, self.num_workers = parts, device, dtype, num_workers
@@ -59,7 +59,7 @@ class BatchLoader:
         self.targets = [
             part.targets.to(device, wide) if isinstance(part.targets, Tensor) else part.targets for part in parts
         ]
-        self.datasets: list[TensorDataset] = []  # one for each type in memory, none where some are no tensors
+        self.datasets: list[TensorDataset] = []  # one for each type in memory; none if a part must be read item by item
         sets = [moved(part.data, device, dtype) for part in parts if in_memory(part.data)]
         if len(sets) == len(parts):
             self.datasets = [concat([*some]) for _, some in groupby(sets, lambda data: stored(data)[0].dtype)]
@@ -68,23 +68,23 @@ class BatchLoader:
         return sum(self.sizes)
 
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs [B, ...], labels [B] and rows of the union [B] on the CPU, all rows once, shuffled by `order`."""
+        """Inputs [B, ...], labels [B] and rows [B] on the CPU: all rows once, shuffled by `order`."""
         rows = torch.randperm(len(self), generator=order, device="cpu").split(split_sizes(len(self), size))
         replaced = self._replaced_labels(epoch)
-        for batch, (x, own) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
+        for batch, (x, labels) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
             if replaced is not None:
-                given = replaced[batch.to(self.device)]
-                own = torch.where(given < 0, own, given)
-            yield x, own, batch
+                new = replaced[batch.to(self.device)]
+                labels = torch.where(new < 0, labels, new)
+            yield x, labels, batch
 
     def augmented(self, rows: Tensor) -> Tensor:
-        """Which of the rows [B] the recipe's augmentation applies to."""
+        """Whether the recipe's augmentation applies to each of the rows [B]."""
         flags = torch.tensor([part.augment for part in self.parts], device="cpu")
         return flags[torch.bucketize(rows, self.ends, right=True)].to(self.device)
 
     @torch.no_grad()
     def soft_labels(self, x: Tensor, labels: Tensor, rows: Tensor, classes: int) -> Tensor:
-        """[B, classes]: the targets of rows [B], one-hot where a part has none; `labels` [B] where no part has any."""
+        """The targets [B, classes] of rows [B], one-hot for parts without; `labels` [B] if no part has any."""
         if all(targets is None for targets in self.targets):
             return labels
         soft = F.one_hot(labels, classes).to(torch.promote_types(self.dtype, torch.float32))
@@ -103,12 +103,12 @@ class BatchLoader:
             for batch in rows:
                 yield self._gather(batch)
             return
-        # on the CPU, because a forked worker can use no GPU
+        # on the CPU, because a forked worker cannot use a GPU
         sets = [part.data for part in self.parts]
         cpu = torch.device("cpu")
         sets = [moved(data, cpu, stored(data)[0].dtype) if in_memory(data) else data for data in sets]
         union: ConcatDataset[Any] = ConcatDataset(sets)
-        # The workers' seeds follow from seed and epoch, not from what shuffles: that goes on as if all were tensors.
+        # a generator of its own, so that the shuffling is the same as for tensors
         loader = DataLoader(
             union,
             batch_sampler=[batch.tolist() for batch in rows],
@@ -116,13 +116,13 @@ class BatchLoader:
             collate_fn=partial(_stacked, dtype=self.dtype),
             generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch),
         )
-        with torch.device("cpu"):  # else it draws its seed where new tensors go by default
+        with torch.device("cpu"):  # a default device must not draw its seed
             batches = iter(loader)
         for x, labels in batches:
             yield x.to(self.device), labels.to(self.device)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [B, ...] and labels [B] of rows of the datasets, one behind the other."""
+        """Inputs [B, ...] and labels [B] of rows of the concatenated datasets."""
         if len(self.datasets) == 1:
             images, labels = self.datasets[0][rows.to(self.device)]
             return images.to(self.dtype), labels
@@ -138,7 +138,7 @@ class BatchLoader:
         return images.to(self.dtype), labels
 
     def _replaced_labels(self, epoch: int) -> Tensor | None:
-        """Labels [N] in place of the data's own, -1 where there are none; None where no part has any."""
+        """Labels [N] in place of the data's own, -1 for parts without; None if no part has any."""
         if all(part.labels is None for part in self.parts):
             return None
         replaced = []
@@ -151,7 +151,7 @@ class BatchLoader:
 
 
 def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
-    """Whether its tensors are all there is; a class of the user's may transform them when an item is read."""
+    """Whether its items are rows of its tensors; a user's subclass may transform them."""
     plain = isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
     return plain or type(data) is ImageDataset
 
@@ -196,18 +196,18 @@ def _check_targets(part: DataPart, targets: Tensor) -> None:
 
 
 def _stacked(items: Sequence[tuple[Any, Any]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Inputs [B, ...] and labels [B], each item cast for itself: parts of several types may meet in a batch."""
+    """Inputs [B, ...] and labels [B]; items are cast one by one, because their types may differ."""
     images = [_tensor(image).to("cpu", dtype) for image, _ in items]
     return torch.stack(images), torch.tensor([operator.index(label) for _, label in items], device="cpu")
 
 
 def _tensor(item: Any) -> Tensor:
-    """An input as it is, wherever new tensors go by default."""
+    """An input as a tensor, not on the default device."""
     return item if isinstance(item, Tensor) else torch.as_tensor(item, device="cpu")
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop after padding by 4, and a horizontal flip with probability 1/2, each image [N, C, H, W] its own."""
+    """A random crop after padding by 4, and a horizontal flip with probability 1/2, of each image [N, C, H, W]."""
     count, _, height, width = images.shape
     top, left = torch.randint(0, 9, (2, count, 1), generator=generator, device="cpu").to(images.device)
     flip = (torch.rand(count, 1, generator=generator, device="cpu") < 0.5).to(images.device)
@@ -220,7 +220,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def split_sizes(count: int, size: int) -> list[int]:
-    """`count` in batches of `size`; a last one of one joins its neighbour, because BatchNorm has no variance of one."""
+    """`count` in batches of `size`; a last sample alone joins the batch before, for BatchNorm."""
     full, rest = divmod(count, size)
     if rest == 1 and full > 0:
         return [size] * (full - 1) + [size + 1]

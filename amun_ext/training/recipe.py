@@ -1,4 +1,4 @@
-"""How to train: the numbers that decide what a model becomes, whatever it is trained on."""
+"""The hyperparameters of a training."""
 
 import math
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum, as in all the published experiments (paper, appendix C), by default.
+    """The default is SGD with momentum, as in all the published experiments (paper, appendix C).
 
-    `optimizer` "adamw" is torch.optim.AdamW with betas (momentum, 0.999); its weight decay, which is decoupled from the
-    gradient, is usually larger (0.05 to 0.1 for a ViT). In the first `warmup_epochs` the learning rate rises linearly,
-    step by step, to `lr`, which the last of these steps has; then the schedule begins (as after a SequentialLR).
-    `batch_norm` is "train" (the published choice: batch statistics, and the running ones move), "frozen" (the running
-    statistics are used and stay; dropout stays on), or "eval" (the whole model in eval mode, dropout off as well).
-    `precision` is that of autocast, None for the model's own; "float16" scales the loss. A batch is computed in
-    `accumulation_steps` pieces, which changes nothing but the memory it needs and what BatchNorm takes for a batch.
+    `optimizer` "adamw" is torch.optim.AdamW with betas (momentum, 0.999); its decoupled weight decay is usually larger
+    (0.05 to 0.1 for a ViT). In the first `warmup_epochs` the learning rate rises linearly, step by step, to `lr` at the
+    last of these steps; then the schedule begins (as after a SequentialLR). `batch_norm` is "train" (the published
+    choice: batch statistics, running statistics are updated), "frozen" (running statistics, not updated; dropout on),
+    or "eval" (the whole model in eval mode, dropout off). `precision` is that of autocast, None for the model's own;
+    "float16" scales the loss. A batch is computed in `accumulation_steps` pieces, which saves memory; BatchNorm then
+    has the statistics of a piece.
     """
 
     epochs: int
@@ -58,8 +58,7 @@ class Recipe:
         self.lr_factor(self.warmup_epochs)
 
     def lr_factor(self, epoch: int, done: float = 1.0) -> float:
-        """The learning rate of an epoch (from 0 on), as a fraction of `lr`; in warm-up at the step with which this
-        share of the epoch is done."""
+        """The learning rate of an epoch (from 0 on), as a fraction of `lr`; in warm-up after a part `done` of it."""
         if epoch < self.warmup_epochs:
             return (epoch + done) / self.warmup_epochs
         epoch, epochs = epoch - self.warmup_epochs, self.epochs - self.warmup_epochs

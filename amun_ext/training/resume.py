@@ -24,7 +24,7 @@ FORMAT = "amun_ext.training.1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training, and the file at `path` that keeps it; None keeps nothing."""
+    """The state of a training, and its file at `path`; None for no file."""
 
     path: Path | None
     training_id: str
@@ -35,7 +35,7 @@ class Checkpoint:
     order: torch.Generator
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """The state after an epoch, whole or not at all. OSError when it cannot be written."""
+        """Write the state after an epoch, completely or not at all. OSError if it cannot be written."""
         if self.path is None:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -44,16 +44,16 @@ class Checkpoint:
         tensors |= {"order": self.order.get_state(), "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        # cloned, because the format refuses tensors that share memory, as tied weights do
+        # cloned, because safetensors refuses tensors that share memory, such as tied weights
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         state = json.dumps({"history": list(history), "scaler": self.scaler.state_dict()})
         metadata = {"format": FORMAT, "training_id": self.training_id, "state": state, "digest": _digest(copies, state)}
         write_tensors(self.path, copies, metadata)
 
     def resume(self) -> list[dict[str, Any]]:
-        """Put back what the file has, if there is one. Returns what its epochs did.
+        """Restore the state from the file, if there is one. Returns its epochs.
 
-        InputError for a file that is not one of this very training; nothing is changed then.
+        InputError for a file of another training, before anything is changed.
         """
         if self.path is None or not self.path.exists():
             return []
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def training_id(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Tensor] | None, settings: object) -> str:
-    """A digest of all that decides a training: first weights, data, mask and settings."""
+    """A digest of all inputs of a training: initial weights, data, mask and settings."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     parts = [[_settings(part) for part in each.parts] for each in passes]
     data = [(each.ascend, each.epochs, some) for each, some in zip(passes, parts, strict=True)]
@@ -94,21 +94,21 @@ def _settings(part: DataPart) -> object:
 
 
 def _contents(data: Any) -> object:
-    """Of tensors their values; of another Dataset, whose items may be random, its length."""
+    """A digest of tensors; the length of another Dataset, whose items may be random."""
     if isinstance(data, ImageDataset):
         return fingerprint(data)
     return digest(dict(enumerate(data.tensors))) if isinstance(data, TensorDataset) else len(data)
 
 
 def check_place(path: Path) -> None:
-    """InputError where no file can be made under this name; missing folders are made when it is written."""
+    """InputError if no file can be written at `path`; missing folders are created later."""
     folder = next(each for each in path.absolute().parents if each.exists())
     fits = not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     require(fits, "checkpoint", "a file in a folder that can be written to", path)
 
 
 def _digest(tensors: Mapping[str, Tensor], state: str) -> str:
-    """Of all that a file holds; safetensors checks only its header."""
+    """Of the whole content; safetensors checks only its header."""
     return hashlib.sha256(f"{state}{digest(dict(sorted(tensors.items())))}".encode()).hexdigest()
 
 

@@ -42,9 +42,10 @@ from amun_ext.cli.loading import (
 from amun_ext.cli.method import add_method, chosen_config, settled
 from amun_ext.cli.provenance import check_targets
 from amun_ext.cli.start import add_init, init
-from amun_ext.data import Splits
+from amun_ext.data import Splits, training_data
 from amun_ext.data.images import subset
-from amun_ext.deletion import Request, estimate, guards, ledger
+from amun_ext.deletion import Request, estimate, guards, ledger, pending
+from amun_ext.deletion.pending import Pending
 from amun_ext.deletion.request import retraining, unfamiliar_samples
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
@@ -72,7 +73,10 @@ def add(commands: Commands) -> None:
     )
     add_data(command)
     add_checkpoint(command)
-    add_ids(command, required=True)
+    which = add_ids(command, required=True)
+    which.add_argument(
+        "--pending", type=Path, help="list of amun request: all its requests, which are then removed from it"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder of the results")
     add_duplicates(command)
     add_method(command)
@@ -120,6 +124,13 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     before = ledger.text_beside(options.model)
     known_by = file_digest(options.model)
     record = replace(record, made_of=(*(record.made_of or ()), known_by))
+    waiting = []
+    if options.pending is not None:
+        waiting = pending.read(options.pending, training_data(splits), len(splits.train))
+        if not waiting:
+            print(f"no request is pending in {options.pending}")
+            return 0
+        options.ids = ",".join(map(str, dict.fromkeys(row for each in waiting for row in each.ids)))
     ids = ids_to_forget(options, splits, record.gone)
     first = init(options, splits, original, record)
     request = Request(
@@ -138,7 +149,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     done = finished(options.out, request_digest)
     if done is not None:
         if place is not None:
-            _remove_targets(options, splits)
+            _clean_up(options, splits, waiting)
         print(f"already done: {describe_request(done)} in {options.out}")
         return _status(done["ids_without_example"])
     if not options.overwrite:
@@ -153,18 +164,22 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     outcome = deletion.forget(original, measured, request, place=place, history=history, facts=facts, progress=show)
     guards.check(outcome, original, options.floor)
     how = {"with_images": options.with_images, "command": options.command}
-    write(outcome, options.out, place, **how, before=before, sign=sign)
-    _remove_targets(options, splits)
+    write(outcome, options.out, place, **how, before=before, sign=sign, requests=waiting)
+    _clean_up(options, splits, waiting)
     tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
 
 
-def _remove_targets(options: argparse.Namespace, splits: Splits) -> None:
-    """Remove the rows of all samples that the new model has forgotten: no later request may use them."""
+def _clean_up(options: argparse.Namespace, splits: Splits, waiting: Sequence[Pending]) -> None:
+    """Remove all that the new model has forgotten from the lists of targets, which no later request may use, and of
+    pending requests."""
+    gone = record_of(options.out / MODEL).gone
     if options.targets is not None and not options.replays:
-        forgotten = torch.tensor(record_of(options.out / MODEL).gone, dtype=torch.int64, device="cpu")
-        remove_targets(options.targets, subset(splits.train, forgotten))
+        remove_targets(options.targets, subset(splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")))
         print(f"the rows of the forgotten samples are removed from {options.targets}")
+    if waiting:
+        pending.remove(options.pending, training_data(splits), len(splits.train), waiting, gone)
+        print(f"the forgotten samples are removed from {options.pending}")
 
 
 def _print_plan(original: nn.Module, splits: Splits, request: Request) -> None:

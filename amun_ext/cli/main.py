@@ -21,6 +21,7 @@ from amun_ext.cli import (
     references,
     replay,
     reproduce,
+    request,
     search,
     shadows,
     train,
@@ -35,7 +36,7 @@ NO_SPACE = 6  # exit status
 
 # In the order of --help.
 COMMANDS = (
-    *(demo, train, prepare, forget, replay, ledger, purge),
+    *(demo, train, prepare, forget, request, replay, ledger, purge),
     *(search, compare, tune, audit, references, shadows, reproduce, info),
 )
 

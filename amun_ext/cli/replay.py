@@ -11,7 +11,7 @@ from amun_ext.deletion import ledger
 from amun_ext.deletion.results import FORMAT, MODEL
 from amun_ext.files import file_digest
 from amun_ext.reading import read_json
-from amun_ext.validation import differences, printable, require
+from amun_ext.validation import differences, is_integer, printable, require
 
 OTHER = 7  # exit status
 
@@ -57,6 +57,10 @@ def run(options: argparse.Namespace) -> int:
     require(same, "record", f"of the model in {printable(str(again.model))}", "of another, or there is none")
     again.out, again.quiet, again.debug = options.out, options.quiet, options.debug
     again.overwrite, again.download, again.sign_key, again.replays = False, False, None, True
+    if again.pending is not None:
+        ids = record.get("ids")
+        require(isinstance(ids, list) and all(map(is_integer, ids)), "record", "with the ids of its requests", path)
+        again.pending, again.ids = None, ",".join(map(str, ids))
     status: int = again.run(again)
     if status not in (0, 3):
         return status

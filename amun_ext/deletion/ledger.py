@@ -63,8 +63,10 @@ def entries(text: str, name: str) -> list[dict[str, Any]]:
         previous = _hash(lines[number - 2]) if number > 1 else None
         bound = entry.get(PREVIOUS) == previous
         require(bound, where, "with the hash of the line before", "another hash")
-        parent = found[-1][CHILD] if found else entry[PARENT]
-        require(entry[PARENT] == parent, where, "of the model of the line before", "another model")
+        models = [entry[PARENT], entry[CHILD]]
+        together = bool(found) and models == [found[-1][PARENT], found[-1][CHILD]]  # requests of one fine-tuning
+        follows = not found or together or entry[PARENT] == found[-1][CHILD]
+        require(follows, where, "of the model of the line before", "another model")
         found.append(entry)
     return found
 

@@ -90,7 +90,7 @@ class Outcome:
     report: Report
     model: nn.Module
     metadata: dict[str, str]  # of the new checkpoint
-    keys: list[str]  # of the samples that it has forgotten: names of files, or row numbers
+    keys: dict[int, str]  # id -> key of the samples that it has forgotten: names of files, or row numbers
     ids_without_example: list[int]  # ids without an adversarial example
     seconds: float | None  # that it took; None where an earlier try did a part
 
@@ -256,7 +256,7 @@ def forget(
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
     known_as = keys_of(len(splits.train), splits.names)
-    keys = [known_as[number] for number in done]
+    keys = {number: known_as[number] for number in done}
     return Outcome(report, models[row], record.to_metadata(), keys, ids_without_example, seconds.get(row))
 
 

@@ -1,0 +1,42 @@
+"""amun request: add a request to a list of pending ones."""
+
+import argparse
+from pathlib import Path
+
+from amun_ext.cli.arguments import Commands, add_checkpoint, add_command, add_data, add_ids
+from amun_ext.cli.earlier import now
+from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, load_for, record_of
+from amun_ext.data import training_data
+from amun_ext.deletion import pending
+from amun_ext.validation import require
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "request",
+        run,
+        "add a request to a list of pending ones, which amun forget --pending forgets together in one fine-tuning",
+        "example:\n"
+        "  amun request --model original.safetensors --data photos --ids-file request.csv --pending pending.csv\n"
+        "  amun forget --model original.safetensors --data photos --pending pending.csv --out forgotten\n\n"
+        "The list contains row numbers and no names. Any model that was trained on the same data will do.",
+    )
+    add_data(command)
+    add_checkpoint(command)
+    add_ids(command, required=True)
+    command.add_argument("--pending", type=Path, required=True, help=".csv file of pending requests, made if missing")
+
+
+def run(options: argparse.Namespace) -> None:
+    check_folder(options.pending.parent)
+    check_free(options.pending.parent, options.pending.name)
+    require(options.pending.parent.is_dir(), "--pending", "in a folder", options.pending)
+    splits = load_for(options)
+    record, data = record_of(options.model), training_data(splits)
+    require(record.training_data in (None, data), "--data", "the data that the checkpoint was trained on", "other data")
+    ids = ids_to_forget(options, splits, record.gone).tolist()
+    again = sorted({*ids} & {*record.gone})
+    require(not again, "ids", "not forgotten by an earlier request", again[:5])
+    added = pending.add(options.pending, data, len(splits.train), ids, now())
+    print(f"request {added.number} to forget {len(ids)} samples is pending in {options.pending}")

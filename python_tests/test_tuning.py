@@ -71,7 +71,7 @@ class TestSets:
             seen.append(given)
             return "not tried"
 
-        monkeypatch.setattr(context, "attempt", attempt)
+        monkeypatch.setattr("amun_ext.tuning.tune.run_trial", attempt)
         result = tune(out, trials=1, objective="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
         (given,) = seen
         gone = rows(TensorDataset(*splits().train[:20])) | rows(TensorDataset(*splits().train[150:153]))
@@ -139,9 +139,7 @@ class TestTune:
         forget, retain = (TensorDataset(*splits().train[index]) for index in (torch.tensor(result.ids), left))
         options = space.options(trial.parameters, SHORT)
         model = resolve_config("l1-sparse", default=options).unlearn(original(), forget, retain, seed=0)
-        given = context.TrialContext(
-            original(), forget, retain, held_out, True, None, 0, {"original": result.original.row}
-        )
+        given = context.TrialContext(forget, retain, held_out, True, None, 0, rows={"original": result.original.row})
         assert given.observe(model).row == trial.result.row
 
     def test_without_the_retain_set(self, out, tmp_path) -> None:
@@ -191,7 +189,7 @@ class TestTrials:
             assert all(trial.result is None for trial in trials)
         assert "the loss is nan; lower lr (now" in result.trials["ft"][0].failure
         assert result.tuned_options() == {}
-        assert result.counted()["ft"] == "3 trials, of which 3 diverged and 0 lost too much accuracy"
+        assert result.trial_counts()["ft"] == "3 trials, of which 3 diverged and 0 lost too much accuracy"
         tuning.write(result, out)
         page = (out / "tuning.html").read_text()
         assert "What diverged" in page
@@ -202,7 +200,7 @@ class TestTrials:
 
     def test_logits_that_are_not_finite_are_a_failure(self, monkeypatch) -> None:
         forget, retain = TensorDataset(*splits().train[:9]), TensorDataset(*splits().train[9:])
-        given = context.TrialContext(original(), forget, retain, splits().test, True, None, 0)
+        given = context.TrialContext(forget, retain, splits().test, True, None, 0)
 
         def broken(*_: object, **__: object) -> nn.Module:
             model = untrained()
@@ -210,7 +208,7 @@ class TestTrials:
             return model
 
         monkeypatch.setattr("amun_ext.unlearning.config.unlearn", broken)
-        outcome = context.attempt(given, "ft", {"recipe": SHORT})
+        outcome = context.run_trial(given, original(), "ft", {"recipe": SHORT})
         assert isinstance(outcome, str)
         assert "not finite" in outcome
 

@@ -69,7 +69,7 @@ class TestSpace:
     @pytest.mark.parametrize("method", [name for name in METHODS if name != "retrain"])
     def test_each_method_has_its_dimensions(self, method: str) -> None:
         draw = Noted()
-        values = space.drawn(method, draw)
+        values = space.draw_parameters(method, draw)
         own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"], "distill": ["weight"]}
         own |= {"amun+salun": ["mask", "include_forget"], "scrub": ["kl_weight", "ascent_epochs"], "neggrad+": ["beta"]}
         own |= {"ssd": ["selection", "dampening"], "msg": ["reset_fraction"]}
@@ -117,9 +117,9 @@ class TestChoice:
         assert result.best("ft", "retrain") is kept[3]
         assert [result.feasible(each) for each in trials] == [False, False, True, True, False]
         assert [result.feasible(each, "retrain") for each in trials] == [False, True, True, True, True]
-        assert result.counted()["ft"] == "5 trials, of which 1 diverged and 2 lost too much accuracy"
+        assert result.trial_counts()["ft"] == "5 trials, of which 1 diverged and 2 lost too much accuracy"
         no_better = replace(result, original=context.TrialResult({"TA": 80.0, "expected gap": 2.0, "gap": 5.0}, {}))
-        assert "no better than doing nothing (expected gap 2.00, and 2.00" in no_better.counted()["ft"]
+        assert "no better than doing nothing (expected gap 2.00, and 2.00" in no_better.trial_counts()["ft"]
         assert replace(result, max_accuracy_drop=10.0).best("ft") is kept[3]
         assert replace(result, max_accuracy_drop=-11.0).best("ft") is None
 

@@ -40,11 +40,11 @@ class TestGoingOn:
             made.append(arguments)
             return attempt(*arguments)
 
-        attempt = context.attempt
-        monkeypatch.setattr(context, "attempt", stops)
+        attempt = context.run_trial
+        monkeypatch.setattr("amun_ext.tuning.tune.run_trial", stops)
         with pytest.raises(KeyboardInterrupt):
             tune(out, ["amun"], trials=trials)
-        monkeypatch.setattr(context, "attempt", lambda *arguments: made.append(arguments) or attempt(*arguments))
+        monkeypatch.setattr("amun_ext.tuning.tune.run_trial", lambda *given: made.append(given) or attempt(*given))
         assert results(tune(out, ["amun"], trials=trials)) == whole
         assert len(made) == attempts  # none twice
         assert results(tune(out, ["amun"], trials=trials)) == whole
@@ -61,7 +61,8 @@ class TestGoingOn:
 
     def test_every_cut_of_the_journal(self, out, monkeypatch) -> None:
         """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""
-        monkeypatch.setattr(context, "attempt", lambda given, method, options, _: repr(sorted(options.items())))
+        run = "amun_ext.tuning.tune.run_trial"
+        monkeypatch.setattr(run, lambda given, model, method, options, _: repr(sorted(options.items())))
         first = results(tune(out, trials=3))["ft"]
         journal = out / "journal.log"
         whole, ends = journal.read_bytes(), set()
@@ -124,7 +125,7 @@ class TestWorkers:
     def test_what_becomes_of_them_is_told(self, tmp_path) -> None:
         """An error of theirs is raised here, and one that is killed is not waited for."""
         forget, rest = TensorDataset(*splits().train[:20]), TensorDataset(*splits().train[20:])
-        given = context.TrialContext(original(), forget, rest, splits().test, True, None, 0)
+        given = context.TrialContext(forget, rest, splits().test, True, None, 0)
         wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
         with parallel.process_pool(partial(begun, given, tmp_path), original(), 2) as attempts:
             with pytest.raises(InputError, match="gamma must be"):
@@ -146,7 +147,7 @@ class TestWorkers:
             "from amun_ext.tuning import context\n"
             "forget, rest = (TensorDataset(torch.rand(9, 1, 8, 8), torch.arange(9)) for _ in range(2))\n"
             "model = build('small-cnn', num_classes=9, in_channels=1)\n"
-            "given = context.TrialContext(torch.nn.Identity(), forget, rest, rest, True, None, 0)\n"
+            "given = context.TrialContext(forget, rest, rest, True, None, 0)\n"
             "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}, 0\n"
             f"work = partial(begun, given, pathlib.Path({str(tmp_path)!r}))\n"
             "with parallel.process_pool(work, model, 2) as attempts:\n"

@@ -11,7 +11,6 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.auditing.attacks import all_scores
 from amun_ext.auditing.baseline import attacks_of_verdict, why_not_random
-from amun_ext.auditing.flags import flags, no_op
 from amun_ext.auditing.members import find_suspected_members, harm
 from amun_ext.auditing.model_signals import ModelSignals, check_same, concat_splits, signals_from
 from amun_ext.auditing.power import overall_verdict
@@ -24,6 +23,7 @@ from amun_ext.data import Splits
 from amun_ext.data.images import stored
 from amun_ext.deletion.ids import split
 from amun_ext.digest import architecture
+from amun_ext.evaluation.remarks import common_remarks, labelled
 from amun_ext.metrics.measures import (
     AUDIT_MEASURES,
     PAIRS,
@@ -119,23 +119,25 @@ def audit(
     for name, each in models:
         kinds[name].append(observe(each, everything, rows, others, seconds_by_name.get(name, math.nan)))
     observations, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
-    audited = observations[AUDITED]
+    audited, original_seen = observations[AUDITED], observations.get(ORIGINAL)
+    reference = RETRAINED if baselines else ORIGINAL
+    warnings = common_remarks(audited, original_seen, observations.get(reference), reference)
     objection = why_not_random(splits, ids, random_forget_set)
     verdict, verdicts = overall_verdict(
         audited,
-        observations.get(ORIGINAL),
+        original_seen,
         baselines,
         others,
         objection,
         margin=equivalence_margin,
-        no_op=no_op(observations),
+        no_op=warnings.get("no-op", ""),
     )
     attacks = attacks_of_verdict(audited, baselines, others)
     members = find_suspected_members(audited, ids, attacks[-1])  # U-LiRA where there are shadows: it is per sample
     return Audit(
         verdict=verdict,
         verdicts=verdicts,
-        flags=[*remarks, *flags(observations)],
+        flags=[*remarks, *labelled(warnings)],
         rows={
             name: measure(of, [] if name == RETRAINED else baselines, AUDIT_MEASURES, detailed=True)
             for name, of in kinds.items()
@@ -145,7 +147,7 @@ def audit(
             for attack in audited.attacks
         },
         members=members,
-        harm=harm(audited, observations.get(RETRAINED) or observations.get(ORIGINAL)),
+        harm=harm(audited, observations.get(reference)),
         runs={} if shadows is None else auc_over_shadows(shadows),
         observations=observations,
         pictures=[splits.train[each.id][0].cpu().float().numpy() for each in members.samples[:PICTURES]],

@@ -4,8 +4,7 @@ import argparse
 import math
 import re
 import reprlib
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -20,12 +19,11 @@ from amun_ext.validation import printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-DATA_HELP = (
-    f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with train_images, "
-    "train_labels, test_images, test_labels; or your own module:function"
-)
-
 RESUMES = "run the same command again to resume"
+
+# Options of several commands, which name those that they have, see `add_options`.
+DATA = ("--data", "--data-dir", "--download", "--resize", "--test-fraction", "--device", "--seed")
+CHECKPOINT = ("--model", "--arch", "--width")
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,40 +60,9 @@ def add_command(
     return command
 
 
-def add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", required=True, help=DATA_HELP)
-    command.add_argument(
-        "--data-dir", type=Path, help="folder with the files of fashion-mnist or cifar10 (default: ./data)"
-    )
-    command.add_argument("--download", action="store_true", help="download these files if they are missing")
-    command.add_argument(
-        "--resize",
-        type=count,
-        metavar="PIXELS",
-        help="scale and crop the images of a folder to squares of this size; later commands read it from the model",
-    )
-    command.add_argument(
-        "--test-fraction",
-        type=float,
-        metavar="SHARE",
-        help="hold out this share as the test set, for a folder of <class>/*.png without train and test; the split "
-        "depends only on the contents of the files, and later commands read it from the model",
-    )
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    command.add_argument("--device", type=device, default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
-    command.add_argument("--seed", type=seed, default=0, help="random seed (default: %(default)s)")
-
-
-def add_checkpoint(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", type=Path, required=True, help="checkpoint: .safetensors, or .pt/.pth (weights only)"
-    )
-    command.add_argument(
-        "--arch",
-        help="architecture, if the checkpoint does not name it, or your own module:function, which is run only if you "
-        "give it here",
-    )
-    command.add_argument("--width", type=int, help="channels of the first layer of --arch")
+def add_options(command: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        command.add_argument(name, **OPTIONS[name])
 
 
 def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._MutuallyExclusiveGroup:
@@ -117,42 +84,6 @@ def add_ids(command: argparse.ArgumentParser, required: bool) -> argparse._Mutua
     return which
 
 
-def add_duplicates(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--include-duplicates", action="store_true", help="also forget identical and near copies under other ids"
-    )
-    command.add_argument(
-        "--duplicate-distance",
-        type=float,
-        metavar="DISTANCE",
-        help="distance below which images are near copies, from 0 (only identical ones) to 1 (default: "
-        f"{LIMIT_LARGE:g}, for images below {LARGE} pixels {LIMIT:g})",
-    )
-
-
-def add_images(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--with-images",
-        action="store_true",
-        help="show some of the forgotten images in the HTML page (default: none)",
-    )
-
-
-def add_overwrite(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--overwrite", action="store_true", help="replace the result of another request or training")
-
-
-def add_workers(command: argparse.ArgumentParser, what: str) -> None:
-    text = f"{what} in parallel, one process each (default: %(default)s)"
-    command.add_argument("--workers", type=int, default=1, help=text)
-
-
-def add_tables(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--tables", action="store_true", help="also write every table as .csv and .tex into the folder tables in --out"
-    )
-
-
 def add_settings(command: argparse.ArgumentParser) -> None:
     group = command.add_mutually_exclusive_group()
     group.add_argument("--preset", choices=PRESETS, help="options from a publication")
@@ -163,77 +94,28 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         action="append",
         help="options chosen by amun tune; repeat it for files of other methods or of the other setting",
     )
-    add_targets(command)
-
-
-def add_targets(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--targets",
-        type=Path,
-        metavar="FILE",
-        help="out-of-fold logits from amun prepare, for the method distill; with any method amun forget removes the "
-        "rows of the forgotten samples from this file",
-    )
+    add_options(command, "--targets")
 
 
 def add_recipe(
-    command: argparse.ArgumentParser, title: str, default: Recipe | None = None, *, searched: bool = False
+    command: argparse.ArgumentParser, title: str, default: Recipe | None = None, tuned: Sequence[str] = ()
 ) -> None:
-    """Options left out stay None, see `recipe`. `searched`: leave out the options that amun tune chooses."""
-
-    def default_of(name: str) -> str:
-        return "" if default is None else f" (default: {getattr(default, name)})"
-
+    """The fields of a `Recipe`, but for those that are `tuned`; what is not given stays None."""
     group = command.add_argument_group(title)
-    group.add_argument("--epochs", type=int, help=f"passes over the data{default_of('epochs')}")
-    if searched:
-        command.set_defaults(lr=None, schedule=None)
-    else:
-        group.add_argument("--lr", type=float, help=f"learning rate{default_of('lr')}")
-        group.add_argument(
-            "--schedule", help=f"constant, cosine or step:N (a tenth every N epochs){default_of('schedule')}"
-        )
-    warmup = f"first epochs, in which the learning rate rises linearly{default_of('warmup_epochs')}"
-    group.add_argument("--warmup-epochs", type=int, help=warmup)
-    group.add_argument("--optimizer", choices=OPTIMIZERS, help=f"sgd with momentum, or adamw{default_of('optimizer')}")
-    group.add_argument("--momentum", type=float, help=f"momentum of sgd, first beta of adamw{default_of('momentum')}")
-    group.add_argument("--weight-decay", type=float, help=f"for adamw often 0.05 or more{default_of('weight_decay')}")
-    group.add_argument("--batch-size", type=int, help=f"samples per step{default_of('batch_size')}")
-    group.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        help="random crop and horizontal flip, not of adversarial examples",
-    )
-    group.add_argument(
-        "--batch-norm",
-        choices=BATCH_NORM,
-        help="train: batch statistics; frozen: running statistics, not updated; eval: the same, and no dropout"
-        + default_of("batch_norm"),
-    )
-    group.add_argument(
-        "--precision",
-        choices=tuple(PRECISIONS)[1:],
-        help="dtype of autocast, for mixed precision (default: no autocast)",
-    )
-    group.add_argument(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        help="channels-last memory format of images, which makes many networks faster",
-    )
-    group.add_argument(
-        "--accumulation-steps",
-        type=int,
-        help=f"micro-batches per step, which saves memory{default_of('accumulation_steps')}",
-    )
+    for field, settings in RECIPE.items():
+        if field not in tuned:
+            value = getattr(default, field, None)
+            note = "" if value is None or isinstance(value, bool) else f" (default: {value})"
+            group.add_argument(f"--{field.replace('_', '-')}", **{**settings, "help": settings["help"] + note})
 
 
-def recipe(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a `Recipe` that were given, of those that add_recipe asks for."""
-    return given(options, *(field.name for field in fields(Recipe) if field.name in options))
+def given_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
-def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
+def given_recipe(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `Recipe` that were given."""
+    return given_options(options, *RECIPE)
 
 
 def path(text: str) -> Path:
@@ -281,3 +163,101 @@ def seed(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**31 - 1, got {reprlib.repr(text)}")
     return int(text)
+
+
+OPTIONS: Mapping[str, dict[str, Any]] = {
+    "--data": {
+        "required": True,
+        "help": f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with "
+        "train_images, train_labels, test_images, test_labels; or your own module:function",
+    },
+    "--data-dir": {"type": Path, "help": "folder with the files of fashion-mnist or cifar10 (default: ./data)"},
+    "--download": {"action": "store_true", "help": "download these files if they are missing"},
+    "--resize": {
+        "type": count,
+        "metavar": "PIXELS",
+        "help": "scale and crop the images of a folder to squares of this size; later commands read it from the model",
+    },
+    "--test-fraction": {
+        "type": float,
+        "metavar": "SHARE",
+        "help": "hold out this share as the test set, for a folder of <class>/*.png without train and test; the split "
+        "depends only on the contents of the files, and later commands read it from the model",
+    },
+    "--device": {
+        "type": device,
+        "default": "cuda" if torch.cuda.is_available() else "cpu",
+        "help": "cpu, cuda or cuda:N (default: %(default)s)",
+    },
+    "--seed": {"type": seed, "default": 0, "help": "random seed (default: %(default)s)"},
+    "--model": {
+        "type": Path,
+        "required": True,
+        "help": "checkpoint: .safetensors, or .pt/.pth (weights only)",
+    },
+    "--arch": {
+        "help": "architecture, if the checkpoint does not name it, or your own module:function, which is run only if "
+        "you give it here"
+    },
+    "--width": {"type": int, "help": "channels of the first layer of --arch"},
+    "--init": {
+        "type": Path,
+        "help": "checkpoint with the weights that training started from, for a model that was fine-tuned (default: new "
+        "random weights by the seed; your own module:function is called again; frozen weights stay)",
+    },
+    "--include-duplicates": {"action": "store_true", "help": "also forget identical and near copies under other ids"},
+    "--duplicate-distance": {
+        "type": float,
+        "metavar": "DISTANCE",
+        "help": "distance below which images are near copies, from 0 (only identical ones) to 1 (default: "
+        f"{LIMIT_LARGE:g}, for images below {LARGE} pixels {LIMIT:g})",
+    },
+    "--targets": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "out-of-fold logits from amun prepare, for the method distill; with any method amun forget removes the "
+        "rows of the forgotten samples from this file",
+    },
+    "--workers": {
+        "type": int,
+        "default": 1,
+        "help": "number of processes; each trains one model or runs one trial at a time (default: %(default)s)",
+    },
+    "--out": {"type": Path, "required": True, "help": "folder of the results"},
+    "--overwrite": {"action": "store_true", "help": "replace the result of another request or training"},
+    "--with-images": {
+        "action": "store_true",
+        "help": "show some of the forgotten images in the HTML page (default: none)",
+    },
+    "--tables": {
+        "action": "store_true",
+        "help": "also write every table as .csv and .tex into the folder tables in --out",
+    },
+}
+RECIPE: Mapping[str, dict[str, Any]] = {
+    "epochs": {"type": int, "help": "passes over the data"},
+    "lr": {"type": float, "help": "learning rate"},
+    "schedule": {"help": "constant, cosine or step:N (a tenth every N epochs)"},
+    "warmup_epochs": {"type": int, "help": "first epochs, in which the learning rate rises linearly"},
+    "optimizer": {"choices": OPTIMIZERS, "help": "sgd with momentum, or adamw"},
+    "momentum": {"type": float, "help": "momentum of sgd, first beta of adamw"},
+    "weight_decay": {"type": float, "help": "for adamw often 0.05 or more"},
+    "batch_size": {"type": int, "help": "samples per step"},
+    "augment": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "random crop and horizontal flip, not of adversarial examples",
+    },
+    "batch_norm": {
+        "choices": BATCH_NORM,
+        "help": "train: batch statistics; frozen: running statistics, not updated; eval: the same, and no dropout",
+    },
+    "precision": {
+        "choices": tuple(PRECISIONS)[1:],
+        "help": "dtype of autocast, for mixed precision (default: no autocast)",
+    },
+    "channels_last": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "channels-last memory format of images, which makes many networks faster",
+    },
+    "accumulation_steps": {"type": int, "help": "micro-batches per step, which saves memory"},
+}

@@ -9,44 +9,20 @@ from os.path import realpath
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amun_ext import auditing, info, models
 from amun_ext.auditing.audit import check
 from amun_ext.auditing.result import FILES
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.cli import provenance
-from amun_ext.cli.arguments import (
-    RESUMES,
-    Commands,
-    add_checkpoint,
-    add_command,
-    add_data,
-    add_ids,
-    add_images,
-    add_overwrite,
-    add_tables,
-    count,
-)
-from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, now, request_of
-from amun_ext.cli.loading import (
-    about,
-    audited_ids,
-    check_folder,
-    check_free,
-    check_tables,
-    load_for,
-    rebuilt,
-    record_of,
-    tell,
-)
-from amun_ext.cli.start import add_init, init
-from amun_ext.data import Splits, without
-from amun_ext.deletion import Record
-from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets, warm_up
+from amun_ext.cli.arguments import CHECKPOINT, DATA, RESUMES, Commands, add_command, add_ids, add_options, count
+from amun_ext.cli.loading import Inputs, audited_ids, input_facts, load_model, open_inputs, read_record
+from amun_ext.cli.output_folder import check_folder, check_no_other_result, check_out, now, print_result, request_digest
+from amun_ext.data import without
+from amun_ext.deletion.request import RETRAIN_SEED, sets, warm_up
 from amun_ext.deletion.results import SECONDS
 from amun_ext.files import file_digest, workplace
-from amun_ext.unlearning.config import MethodConfig
 from amun_ext.validation import require
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
@@ -73,10 +49,9 @@ def add(commands: Commands) -> None:
         + ", ".join(f"{code} {answer}" for answer, code in EXIT_STATUS.items()),
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     add_ids(command, required=False)
-    command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    add_options(command, "--out")
     command.add_argument("--original", type=Path, help="checkpoint of the model before unlearning")
     command.add_argument(
         "--other-runs",
@@ -104,7 +79,7 @@ def add(commands: Commands) -> None:
         help="train a model without the ids by the recipe in the checkpoint, or N models with different seeds, so that "
         "the verdict includes the variation between training runs",
     )
-    add_init(command)
+    add_options(command, "--init")
     command.add_argument("--references", type=Path, help="folder written by amun references")
     command.add_argument("--shadows", type=Path, help="folder written by amun shadows")
     command.add_argument(
@@ -121,9 +96,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--fail-unless", choices=["forgotten"], help="exit with a status other than 0 for any other verdict"
     )
-    add_images(command)
-    add_overwrite(command)
-    add_tables(command)
+    add_options(command, "--with-images", "--overwrite", "--tables")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,64 +107,60 @@ def run(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace, place: Path) -> int:
     paths = [options.out / RETRAINED.format(f"-{number}" if number else "") for number in range(options.retrain)]
-    check_free(options.out, *FILES, *(path.name for path in paths))
-    check_no_strangers(options.out, *FILES)
-    check_tables(options)
+    check_out(options, *FILES, *(path.name for path in paths), own=FILES)
     for path in (options.model, options.original):
         own = path is not None and realpath(path) in map(realpath, paths)
         require(not own, "--out", "another folder: --retrain would overwrite the model", path)
-    splits = load_for(options)
-    model, record = rebuilt(options, splits)
+    inputs = open_inputs(options)
+    splits, model, record, _ = inputs
     ids, previously_forgotten = audited_ids(options, splits, record)
-    request = request_of(options.model, ids.tolist())
-    check_no_other_request(options, request, FILES[0])
+    request = request_digest(options.model, ids.tolist())
+    check_no_other_result(options, FILES, request)
     original = None
     if options.original is not None:
-        original, original_record = rebuilt(options, splits, options.original)
+        original, original_record = load_model(options, splits, options.original)
         provenance.check_original(options.original, original_record, record, ids.tolist())
     references = None if options.references is None else auditing.load_references(options.references)
     shadows = None if options.shadows is None else auditing.load_shadows(options.shadows)
-    runs = [rebuilt(options, splits, path) for path in options.other_runs]
-    retrained = [rebuilt(options, splits, path) for path in options.retrained_model]
+    runs = [load_model(options, splits, path) for path in options.other_runs]
+    loaded = [load_model(options, splits, path) for path in options.retrained_model]
+    retrained, records = [each for each, _ in loaded], [each for _, each in loaded]
     removed_ids = [*ids.tolist(), *previously_forgotten]
     for path in paths:  # of an earlier run for the same ids, or none
-        others = path.exists() and sorted(record_of(path).gone) != sorted(removed_ids)
-        require(
-            not others,
-            "--out",
-            "a folder without other retrained models",
-            f"{path}, trained on the ids",
-        )
+        other = path.exists() and sorted(read_record(path).gone) != sorted(removed_ids)
+        require(not other, "--out", "a folder without other retrained models", f"{path}, trained on the ids")
     provenance.check_runs(options.other_runs, [each for _, each in runs], record)
-    remarks = provenance.check_retrained(options.retrained_model, [each for _, each in retrained], removed_ids)
+    remarks = provenance.check_retrained(options.retrained_model, records, removed_ids)
     remarks += provenance.remarks(record, ids.tolist(), references)
-    given = [each for each, _ in retrained]
-    unlearned = [model, *(each for each, _ in runs)]
-    rest = references, shadows, previously_forgotten, options.equivalence_margin
-    check(unlearned, splits, ids, original, given, *rest)
+    unlearned, margin = [model, *(each for each, _ in runs)], options.equivalence_margin
+    check(unlearned, splits, ids, original, retrained, references, shadows, previously_forgotten, margin)
     if shadows is not None:
         provenance.check_shadows(shadows, record, previously_forgotten)
-    first = init(options, splits, model, record)
-    config = retraining(model, record, init=first) if paths else None
-    from_scratch, took = _retrained(
-        paths, place, options, splits, model, record, torch.tensor(removed_ids, device="cpu"), config
-    )
-    retrained += from_scratch
+    seconds = {
+        "audited": [provenance.seconds(options.model, record)],
+        "retrained": [*map(provenance.seconds, options.retrained_model, records)],
+    }
+    took: dict[str, float] = {}
+    if paths:
+        from_scratch, took = _retrain(paths, place, options, inputs, removed_ids)
+        retrained += from_scratch
+        seconds["retrained"] += took.values()
+    known = {name: [each for each in times if each is not None] for name, times in seconds.items()}
     found = auditing.audit(
         unlearned,
         splits,
         ids,
         original=original,
-        retrained=[each for each, _ in retrained],
+        retrained=retrained,
         references=references,
         shadows=shadows,
         previously_forgotten=previously_forgotten,
         random_forget_set=options.random_forget_set or options.fraction is not None,
-        equivalence_margin=options.equivalence_margin,
-        seconds=_seconds(options, record, [each for _, each in retrained], [*took.values()]),
+        equivalence_margin=margin,
+        seconds={name: statistics.mean(times) for name, times in known.items() if times},
         remarks=remarks,
         facts={
-            **about(options, record),
+            **input_facts(options, record),
             "request": request,
             "ids": ids.tolist(),
             "previously_forgotten_ids": previously_forgotten,
@@ -206,28 +175,22 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     )
     found.write(options.out, with_images=options.with_images, place=place)
     written = ", ".join([*FILES, *(path.name for path in paths)])
-    tell(options, found, f"{written} into {options.out}")
+    print_result(options, found, f"{written} into {options.out}")
     return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
 
 
-def _retrained(
-    paths: Sequence[Path],
-    place: Path,
-    options: argparse.Namespace,
-    splits: Splits,
-    model: nn.Module,
-    record: Record,
-    removed_ids: Tensor,
-    config: MethodConfig | None,
-) -> tuple[list[tuple[nn.Module, Record]], dict[str, float]]:
+def _retrain(
+    paths: Sequence[Path], place: Path, options: argparse.Namespace, inputs: Inputs, removed_ids: Sequence[int]
+) -> tuple[list[nn.Module], dict[str, float]]:
     """Train one model per path without `removed_ids`; also the seconds of each, by the digest of its file."""
-    if config is None:
-        return [], {}
-    there = ~torch.isin(removed_ids, torch.tensor(splits.absent, dtype=torch.int64, device="cpu"))
-    request_sets = sets(splits, removed_ids[there], replace(record, forgotten=splits.absent), include_duplicates=True)
+    splits, model, record, _ = inputs
+    config = inputs.retraining()
+    absent = {*splits.absent}
+    there = torch.tensor([number for number in removed_ids if number not in absent], dtype=torch.int64, device="cpu")
+    request_sets = sets(splits, there, replace(record, forgotten=splits.absent), include_duplicates=True)
     new_record = replace(
         record,
-        forgotten=tuple(sorted(removed_ids.tolist())),
+        forgotten=tuple(sorted(removed_ids)),
         manifest=without(record.manifest, splits.absent),
         unlearning=config.to_dict(),
         made_of=None,
@@ -238,28 +201,16 @@ def _retrained(
     for number, path in enumerate(paths):
         checkpoint, seed = place / TRAINING.format(number), options.seed + RETRAIN_SEED + number
         its_record = replace(new_record, seed=seed)
-        if not options.overwrite and path.exists() and record_of(path) == its_record:  # an earlier audit has made it
-            trained.append(rebuilt(options, splits, path))
-            if (known := provenance.seconds(path, its_record)) is not None:
-                took[file_digest(path)] = known
-            continue
-        fresh, start = not checkpoint.exists(), time.perf_counter()
-        how = {"seed": seed, "checkpoint": checkpoint, "progress": not options.quiet}
-        each = config.unlearn(model, request_sets.forget, request_sets.retain, **how)
-        seconds = time.perf_counter() - start
-        models.save_checkpoint(place / path.name, each, its_record.to_metadata())
-        if fresh:  # else another try has done a part
-            took[file_digest(place / path.name)] = seconds
-        (place / path.name).replace(path)
-        trained.append((each, its_record))
+        if not options.overwrite and path.exists() and read_record(path) == its_record:  # an earlier audit has made it
+            trained.append(load_model(options, splits, path)[0])
+            seconds = provenance.seconds(path, its_record)
+        else:
+            resumed, start = checkpoint.exists(), time.perf_counter()
+            how = {"seed": seed, "checkpoint": checkpoint, "progress": not options.quiet}
+            trained.append(config.unlearn(model, request_sets.forget, request_sets.retain, **how))
+            seconds = None if resumed else time.perf_counter() - start
+            models.save_checkpoint(place / path.name, trained[-1], its_record.to_metadata())
+            (place / path.name).replace(path)
+        if seconds is not None:
+            took[file_digest(path)] = seconds
     return trained, took
-
-
-def _seconds(
-    options: argparse.Namespace, audited: Record, retrained: Sequence[Record], took: Sequence[float]
-) -> dict[str, float]:
-    """What is known of the time that models took."""
-    given = [provenance.seconds(path, known) for path, known in zip(options.retrained_model, retrained, strict=False)]
-    times_of = {"audited": [provenance.seconds(options.model, audited)], "retrained": [*given, *took]}
-    known = {name: [each for each in times if each is not None] for name, times in times_of.items()}
-    return {name: statistics.mean(times) for name, times in known.items() if times}

@@ -1,42 +1,29 @@
 """amun compare: compare methods, over several seeds, with retraining."""
 
 import argparse
-from pathlib import Path
 
 from amun_ext.cli.arguments import (
+    CHECKPOINT,
+    DATA,
     RESUMES,
     Commands,
-    add_checkpoint,
     add_command,
-    add_data,
-    add_duplicates,
     add_ids,
-    add_overwrite,
+    add_options,
     add_recipe,
     add_settings,
-    add_tables,
-    recipe,
+    given_options,
+    given_recipe,
 )
-from amun_ext.cli.earlier import check_no_other_request, check_no_strangers, request_of
-from amun_ext.cli.loading import (
-    about,
-    check_folder,
-    check_free,
-    check_tables,
-    chosen_options,
-    ids_to_forget,
-    load_for,
-    rebuilt,
-    tell,
-    unseen,
-)
-from amun_ext.cli.provenance import check_targets
-from amun_ext.cli.start import add_init, init
-from amun_ext.deletion.request import retraining, sets
+from amun_ext.cli.loading import held_back_test_set, input_facts, load_options, open_inputs, select_ids
+from amun_ext.cli.output_folder import check_no_other_result, check_out, print_result, request_digest
+from amun_ext.deletion.request import sets
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.unlearning import METHODS
 from amun_ext.validation import check_integer
+
+FILES = ("compare.json", "compare.html")
 
 
 def add(commands: Commands) -> None:
@@ -55,11 +42,9 @@ def add(commands: Commands) -> None:
         "its default options. --seed only draws the --fraction; methods and retraining run with the seeds 0, 1, ...",
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     add_ids(command, required=True)
-    command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    add_duplicates(command)
+    add_options(command, "--out", "--include-duplicates", "--duplicate-distance")
     command.add_argument(
         "--methods",
         default=",".join(compare.DEFAULT),
@@ -74,45 +59,33 @@ def add(commands: Commands) -> None:
         help="with the retain set, without, or both (default: %(default)s)",
     )
     add_settings(command)
-    add_init(command)
-    add_overwrite(command)
-    add_tables(command)
+    add_options(command, "--init", "--overwrite", "--tables")
     add_recipe(command, "retraining (default: the recipe in the checkpoint)")
 
 
 def run(options: argparse.Namespace) -> None:
-    check_folder(options.out)
-    check_free(options.out, "compare.json", "compare.html")
-    check_no_strangers(options.out, "compare.json", "compare.html")
-    check_tables(options)
+    check_out(options, *FILES, own=FILES)
     names = [name.strip() for name in options.methods.split(",")]
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
-    chosen = chosen_options(options)
+    chosen = load_options(options)
     rows = {setting: compare.resolve_configs(names, setting == "with", **chosen) for setting in settings}
     check_integer("seeds", options.seeds, 1)
-    splits = load_for(options)
-    original, record = rebuilt(options, splits)
-    check_targets(chosen["targets"], original, record, splits)
-    ids = ids_to_forget(options, splits, record.gone)
-    request = request_of(options.model, ids.tolist())
-    check_no_other_request(options, request, "compare.json")
-    test, tested_on = unseen(options, splits)
+    inputs = open_inputs(options, chosen["targets"])
+    splits, original, record, _ = inputs
+    ids = select_ids(options, splits, record.gone)
+    request = request_digest(options.model, ids.tolist())
+    check_no_other_result(options, FILES, request)
+    test, tested_on = held_back_test_set(options, splits)
     compared = compare.compare(
         original,
         test,
-        sets(
-            splits,
-            ids,
-            record,
-            include_duplicates=options.include_duplicates,
-            duplicate_distance=options.duplicate_distance,
-        ),
+        sets(splits, ids, record, **given_options(options, "include_duplicates", "duplicate_distance")),
         rows,
-        retraining(original, record, recipe(options), init(options, splits, original, record)),
+        inputs.retraining(given_recipe(options)),
         seeds=options.seeds,
         out=options.out,
         facts={
-            **about(options, record),
+            **input_facts(options, record),
             "request": request,
             **({} if options.fraction is None else {"forget_set": f"drawn by seed {options.seed}"}),
             **tested_on,
@@ -120,4 +93,4 @@ def run(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     compare.write(compared, options.out)
-    tell(options, compared, f"compare.json and compare.html into {options.out}")
+    print_result(options, compared, f"{' and '.join(FILES)} into {options.out}")

@@ -13,35 +13,18 @@ import torch
 from torch import nn
 
 from amun_ext import deletion
-from amun_ext.cli.arguments import (
-    RESUMES,
-    Commands,
-    add_checkpoint,
-    add_command,
-    add_data,
-    add_duplicates,
-    add_ids,
-    add_images,
-    add_overwrite,
-    add_tables,
-    percent,
-)
-from amun_ext.cli.earlier import check_no_other, describe_request, finished, now
-from amun_ext.cli.loading import (
-    about,
+from amun_ext.cli.arguments import CHECKPOINT, DATA, RESUMES, Commands, add_command, add_ids, add_options, percent
+from amun_ext.cli.loading import held_back_test_set, input_facts, open_inputs, read_record, select_ids
+from amun_ext.cli.method import add_method, chosen_config, complete_config
+from amun_ext.cli.output_folder import (
     check_folder,
-    check_free,
-    check_tables,
-    ids_to_forget,
-    load_for,
-    rebuilt,
-    record_of,
-    tell,
-    unseen,
+    check_no_other_result,
+    check_out,
+    describe_request,
+    finished_request,
+    now,
+    print_result,
 )
-from amun_ext.cli.method import add_method, chosen_config, settled
-from amun_ext.cli.provenance import check_targets
-from amun_ext.cli.start import add_init, init
 from amun_ext.data import Splits, training_data
 from amun_ext.data.images import subset
 from amun_ext.deletion import Request, estimate, guards, ledger, pending
@@ -71,14 +54,12 @@ def add(commands: Commands) -> None:
         "without a result: 4 the model is unchanged, 5 its test accuracy is below --floor",
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     which = add_ids(command, required=True)
     which.add_argument(
         "--pending", type=Path, help="list of amun request: all its requests, which are then removed from it"
     )
-    command.add_argument("--out", type=Path, required=True, help="folder of the results")
-    add_duplicates(command)
+    add_options(command, "--out", "--include-duplicates", "--duplicate-distance")
     add_method(command)
     command.add_argument("--retrain", action="store_true", help="also retrain from scratch, for comparison")
     command.add_argument(
@@ -93,10 +74,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print what would be done and how long it would take; write nothing"
     )
-    add_init(command)
-    add_images(command)
-    add_overwrite(command)
-    add_tables(command)
+    add_options(command, "--init", "--with-images", "--overwrite", "--tables")
     command.set_defaults(replays=False)
 
 
@@ -110,20 +88,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _forget(options: argparse.Namespace, place: Path | None) -> int:
     """place: the workplace; None for a dry run."""
-    chosen = chosen_config(options)
-    check_free(options.out, *RESULTS)
-    check_tables(options)
-    own = realpath(options.model) == realpath(options.out / "model.safetensors")
-    expected = "another folder: the result would overwrite --model"
-    require(not own, "--out", expected, options.out)
+    config = chosen_config(options)
+    check_out(options, *RESULTS)
+    own = realpath(options.model) == realpath(options.out / MODEL)
+    require(not own, "--out", "another folder: the result would overwrite --model", options.out)
     key = None if options.sign_key is None else private_key(options.sign_key)
     sign = None if key is None else partial(signature, key)
-    splits = load_for(options)
-    original, record = rebuilt(options, splits)
-    check_targets(chosen.targets, original, record, splits)
+    inputs = open_inputs(options, config.targets)
+    splits, original, record, init = inputs
     before = ledger.text_beside(options.model)
-    known_by = file_digest(options.model)
-    record = replace(record, made_of=(*(record.made_of or ()), known_by))
+    model_digest = file_digest(options.model)
+    record = replace(record, made_of=(*(record.made_of or ()), model_digest))
     waiting = []
     if options.pending is not None:
         waiting = pending.read(options.pending, training_data(splits), len(splits.train))
@@ -131,49 +106,57 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
             print(f"no request is pending in {options.pending}")
             return 0
         options.ids = ",".join(map(str, dict.fromkeys(row for each in waiting for row in each.ids)))
-    ids = ids_to_forget(options, splits, record.gone)
-    first = init(options, splits, original, record)
     request = Request(
-        ids=ids,
+        ids=select_ids(options, splits, record.gone),
         include_duplicates=options.include_duplicates,
         duplicate_distance=options.duplicate_distance,
-        config=settled(chosen, original, record, options, first),
+        config=complete_config(config, inputs, options),
         retrain=options.retrain and options.method != "retrain",
         seed=options.seed,
         record=record,
-        init=first,
+        init=init,
     )
-    test, tested_on = unseen(options, splits)
+    test, tested_on = held_back_test_set(options, splits)
     measured = replace(splits, test=test)
-    request_digest = f"{request.digest(known_by, measured)}{' with images' * options.with_images}"
-    done = finished(options.out, request_digest)
+    request_digest = f"{request.digest(model_digest, measured)}{' with images' * options.with_images}"
+    done = finished_request(options.out, request_digest)
     if done is not None:
         if place is not None:
             _clean_up(options, splits, waiting)
         print(f"already done: {describe_request(done)} in {options.out}")
         return _status(done["ids_without_example"])
-    if not options.overwrite:
-        check_no_other(options.out)
+    check_no_other_result(options, RESULTS)
     if place is None:
         _print_plan(original, measured, request)
         return 0
     keep_only(place, request_digest, options.overwrite)
-    facts = {**about(options, record), DIGEST: known_by, "request": request_digest, "date": now(), **tested_on}
-    history = ledger.entries(before, ledger.FILE)
-    show = not options.quiet
-    outcome = deletion.forget(original, measured, request, place=place, history=history, facts=facts, progress=show)
+    outcome = deletion.forget(
+        original,
+        measured,
+        request,
+        place=place,
+        history=ledger.entries(before, ledger.FILE),
+        facts={
+            **input_facts(options, record),
+            DIGEST: model_digest,
+            "request": request_digest,
+            "date": now(),
+            **tested_on,
+        },
+        progress=not options.quiet,
+    )
     guards.check(outcome, original, options.floor)
     how = {"with_images": options.with_images, "command": options.command}
     write(outcome, options.out, place, **how, before=before, sign=sign, requests=waiting)
     _clean_up(options, splits, waiting)
-    tell(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
+    print_result(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
 
 
 def _clean_up(options: argparse.Namespace, splits: Splits, waiting: Sequence[Pending]) -> None:
     """Remove all that the new model has forgotten from the lists of targets, which no later request may use, and of
     pending requests."""
-    gone = record_of(options.out / MODEL).gone
+    gone = read_record(options.out / MODEL).gone
     if options.targets is not None and not options.replays:
         remove_targets(options.targets, subset(splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")))
         print(f"the rows of the forgotten samples are removed from {options.targets}")

@@ -3,14 +3,9 @@
 import argparse
 from dataclasses import replace
 
-from torch import nn
-
-from amun_ext.cli.arguments import add_recipe, add_settings, given, recipe
-from amun_ext.cli.loading import chosen_options
-from amun_ext.deletion import Record
-from amun_ext.deletion.request import retraining
+from amun_ext.cli.arguments import add_recipe, add_settings, given_options, given_recipe
+from amun_ext.cli.loading import Inputs, load_options
 from amun_ext.experiments import demo
-from amun_ext.models.reinitialise import Init
 from amun_ext.search import ATTACKS
 from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, resolve_config
@@ -42,7 +37,7 @@ def add_method(command: argparse.ArgumentParser) -> None:
 
 
 def chosen_config(options: argparse.Namespace) -> MethodConfig:
-    """What add_method asks for, but for the recipe of retraining, which the checkpoint knows."""
+    """The options of add_method; `complete_config` adds what the checkpoint knows."""
     if options.method is None:  # distill is closer to retraining, see docs/benchmarks/unlearning.md
         options.method = "amun" if options.targets is None else "distill"
     method = METHODS[options.method]
@@ -50,18 +45,16 @@ def chosen_config(options: argparse.Namespace) -> MethodConfig:
     return resolve_config(
         options.method,
         not options.without_retain,
-        **chosen_options(options),
+        **load_options(options),
         default=default,
         fraction=options.mask_fraction,
-        recipe=recipe(options),
-        **given(options, "include_forget", "search"),
+        recipe=given_recipe(options),
+        **given_options(options, "include_forget", "search"),
     )
 
 
-def settled(
-    chosen: MethodConfig, model: nn.Module, record: Record, options: argparse.Namespace, init: Init
-) -> MethodConfig:
-    """The config with the checkpoint's recipe, where the method is to retrain, and with `init`, where it has one."""
-    if options.method == "retrain":
-        return retraining(model, record, recipe(options), init)
-    return replace(chosen, options={**chosen.options, **({"init": init} if "init" in chosen.options else {})})
+def complete_config(config: MethodConfig, inputs: Inputs, options: argparse.Namespace) -> MethodConfig:
+    """The config with what the checkpoint knows: for method retrain its recipe; where the method has it, `init`."""
+    if config.method == "retrain":
+        return inputs.retraining(given_recipe(options))
+    return replace(config, options={**config.options, **({"init": inputs.init} if "init" in config.options else {})})

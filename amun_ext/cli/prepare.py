@@ -4,19 +4,17 @@ import argparse
 from pathlib import Path
 
 from amun_ext.cli.arguments import (
+    CHECKPOINT,
+    DATA,
     RESUMES,
     Commands,
-    add_checkpoint,
     add_command,
-    add_data,
-    add_overwrite,
+    add_options,
     add_recipe,
-    add_workers,
-    recipe,
+    given_recipe,
 )
-from amun_ext.cli.loading import check_folder, check_free, load_for, rebuilt
-from amun_ext.cli.start import add_init, init
-from amun_ext.deletion.request import retraining
+from amun_ext.cli.loading import open_inputs
+from amun_ext.cli.output_folder import check_folder, check_free
 from amun_ext.unlearning import cross_fit
 from amun_ext.validation import check_integer, require
 
@@ -35,13 +33,10 @@ def add(commands: Commands) -> None:
         "as much as training the original --folds - 1 times, once for all requests.",
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     command.add_argument("--out", type=Path, required=True, help="file of the targets (.safetensors)")
     command.add_argument("--folds", type=int, default=5, help="number of folds, at least 2 (default: %(default)s)")
-    add_workers(command, "models to train")
-    add_init(command)
-    add_overwrite(command)
+    add_options(command, "--workers", "--init", "--overwrite")
     add_recipe(command, "training (default: the recipe in the checkpoint)")
 
 
@@ -50,10 +45,9 @@ def run(options: argparse.Namespace) -> None:
     check_free(options.out.parent, options.out.name)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
     check_integer("folds", options.folds, 2)
-    splits = load_for(options)
-    model, record = rebuilt(options, splits)
-    first = init(options, splits, model, record)
-    training = retraining(model, record, recipe(options), first).recipe
+    inputs = open_inputs(options)
+    splits, model, record, init = inputs
+    training = inputs.retraining(given_recipe(options)).recipe
     if not options.quiet:
         print(cross_fit.cost(len(splits.train) - len(record.gone), options.folds, training), flush=True)
     targets = cross_fit.prepare(
@@ -62,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         training,
         out=options.out,
         folds=options.folds,
-        init=first,
+        init=init,
         previously_forgotten=record.gone,
         seed=options.seed,
         num_workers=options.workers,

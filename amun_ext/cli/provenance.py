@@ -9,7 +9,7 @@ from torch import nn
 
 from amun_ext.auditing import ModelSignals, Shadows
 from amun_ext.auditing.result import FILES
-from amun_ext.cli.earlier import facts
+from amun_ext.cli.output_folder import report_facts
 from amun_ext.data import Splits, training_data
 from amun_ext.deletion import Record
 from amun_ext.deletion.results import SECONDS
@@ -102,7 +102,7 @@ def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None)
 def seconds(path: Path, record: Record) -> float | None:
     """The seconds that the model took, from the report or audit beside it, or from an older checkpoint itself."""
     for name in ("report.json", FILES[0]):
-        known = facts(path.parent, name).get(SECONDS)
+        known = report_facts(path.parent, name).get(SECONDS)
         took = known.get(file_digest(path)) if isinstance(known, dict) and known else None
         if isinstance(took, int | float) and not isinstance(took, bool):
             return float(took)

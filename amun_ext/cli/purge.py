@@ -5,8 +5,8 @@ from pathlib import Path
 
 from amun_ext import info
 from amun_ext.cli.arguments import Commands, add_command
-from amun_ext.cli.earlier import now
-from amun_ext.cli.loading import record_of
+from amun_ext.cli.loading import read_record
+from amun_ext.cli.output_folder import now
 from amun_ext.deletion.traces import UNFINISHED, Trace, traces
 from amun_ext.files import file_digest, no_link, remove_workplace, write_json
 from amun_ext.report import Document, text
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
         require(not options.receipt.exists(), "--receipt", "a new file", f"{options.receipt}, which exists")
     for folder in options.folders:
         require(folder.is_dir(), "FOLDER", "a folder", folder)
-    record = record_of(options.model)
+    record = read_record(options.model)
     kept = options.model.resolve()
     found = {trace.path.resolve(): trace for folder in options.folders for trace in traces(folder, record)}
     found.pop(kept, None)
@@ -61,8 +61,8 @@ def _remove(found: list[Trace], options: argparse.Namespace) -> None:
     receipt = {
         "date": now(),
         "model": file_digest(options.model),
-        "samples": len(record_of(options.model).gone),
-        "removed": [_told(trace) for trace in found],
+        "samples": len(read_record(options.model).gone),
+        "removed": [_receipt_entry(trace) for trace in found],
         "versions": info.versions(),
     }
     for trace in found:
@@ -74,7 +74,7 @@ def _remove(found: list[Trace], options: argparse.Namespace) -> None:
     print(f"\nremoved {len(found)} files or folders; wrote {options.receipt}")
 
 
-def _told(trace: Trace) -> dict[str, object]:
+def _receipt_entry(trace: Trace) -> dict[str, object]:
     digest = {} if trace.path.is_dir() else {"sha256": file_digest(trace.path)}
     return {"file": str(trace.path), "what": trace.what, "bytes": trace.size, **digest}
 

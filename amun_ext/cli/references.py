@@ -5,18 +5,17 @@ from pathlib import Path
 
 from amun_ext import auditing
 from amun_ext.cli.arguments import (
+    CHECKPOINT,
+    DATA,
     RESUMES,
     Commands,
-    add_checkpoint,
     add_command,
-    add_data,
+    add_options,
     add_recipe,
-    add_workers,
-    recipe,
+    given_recipe,
 )
-from amun_ext.cli.loading import check_folder, load_for, rebuilt
-from amun_ext.cli.start import add_init, init
-from amun_ext.deletion.request import retraining
+from amun_ext.cli.loading import open_inputs
+from amun_ext.cli.output_folder import check_folder
 
 
 def add(commands: Commands) -> None:
@@ -33,26 +32,25 @@ def add(commands: Commands) -> None:
         "request and method with this architecture, recipe and data.",
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     command.add_argument("--out", type=Path, required=True, help="folder of the references")
     command.add_argument("--num-models", type=int, default=16, help="an even number (default: %(default)s)")
-    add_workers(command, "models to train")
-    add_init(command)
+    add_options(command, "--workers", "--init")
     add_recipe(command, "training (default: the recipe in the checkpoint)")
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    splits = load_for(options)
-    model, record = rebuilt(options, splits)
-    first = init(options, splits, model, record)
-    training = retraining(model, record, recipe(options), first)
-    how = {
-        "models": options.num_models,
-        "seed": options.seed,
-        "num_workers": options.workers,
-        "progress": not options.quiet,
-    }
-    references = auditing.train_references(model, splits, training.recipe, out=options.out, init=first, **how)
+    inputs = open_inputs(options)
+    references = auditing.train_references(
+        inputs.model,
+        inputs.splits,
+        inputs.retraining(given_recipe(options)).recipe,
+        out=options.out,
+        init=inputs.init,
+        models=options.num_models,
+        seed=options.seed,
+        num_workers=options.workers,
+        progress=not options.quiet,
+    )
     print(f"{len(references)} references of {references.membership.shape[1]} samples are in {options.out}")

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from amun_ext.cli.arguments import Commands, add_checkpoint, add_command, add_data, add_ids
-from amun_ext.cli.earlier import now
-from amun_ext.cli.loading import check_folder, check_free, ids_to_forget, load_for, record_of
+from amun_ext.cli.arguments import CHECKPOINT, DATA, Commands, add_command, add_ids, add_options
+from amun_ext.cli.loading import load_splits, read_record, select_ids
+from amun_ext.cli.output_folder import check_folder, check_free, now
 from amun_ext.data import training_data
 from amun_ext.deletion import pending
 from amun_ext.validation import require
@@ -22,8 +22,7 @@ def add(commands: Commands) -> None:
         "  amun forget --model original.safetensors --data photos --pending pending.csv --out forgotten\n\n"
         "The list contains row numbers and no names. Any model that was trained on the same data will do.",
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     add_ids(command, required=True)
     command.add_argument("--pending", type=Path, required=True, help=".csv file of pending requests, made if missing")
 
@@ -32,10 +31,10 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.pending.parent)
     check_free(options.pending.parent, options.pending.name)
     require(options.pending.parent.is_dir(), "--pending", "in a folder", options.pending)
-    splits = load_for(options)
-    record, data = record_of(options.model), training_data(splits)
+    splits = load_splits(options)
+    record, data = read_record(options.model), training_data(splits)
     require(record.training_data in (None, data), "--data", "the data that the checkpoint was trained on", "other data")
-    ids = ids_to_forget(options, splits, record.gone).tolist()
+    ids = select_ids(options, splits, record.gone).tolist()
     again = sorted({*ids} & {*record.gone})
     require(not again, "ids", "not forgotten by an earlier request", again[:5])
     added = pending.add(options.pending, data, len(splits.train), ids, now())

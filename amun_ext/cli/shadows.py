@@ -5,12 +5,11 @@ from pathlib import Path
 
 from amun_ext import auditing
 from amun_ext.auditing.shadows import cost
-from amun_ext.cli.arguments import RESUMES, Commands, add_checkpoint, add_command, add_data, add_ids, add_workers
-from amun_ext.cli.loading import audited_ids, check_folder, load_for, rebuilt
-from amun_ext.cli.method import add_method, chosen_config, settled
-from amun_ext.cli.provenance import check_method, check_targets
-from amun_ext.cli.start import add_init, init
-from amun_ext.deletion.request import retraining
+from amun_ext.cli.arguments import CHECKPOINT, DATA, RESUMES, Commands, add_command, add_ids, add_options
+from amun_ext.cli.loading import audited_ids, open_inputs
+from amun_ext.cli.method import add_method, chosen_config, complete_config
+from amun_ext.cli.output_folder import check_folder
+from amun_ext.cli.provenance import check_method
 
 
 def add(commands: Commands) -> None:
@@ -28,44 +27,37 @@ def add(commands: Commands) -> None:
         "or with a larger --num-models to add shadows.",
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     add_ids(command, required=False)
     command.add_argument("--out", type=Path, required=True, help="folder of the shadows")
     command.add_argument("--num-models", type=int, default=16, help="even, at least 6 (default: %(default)s)")
-    add_workers(command, "models to train")
+    add_options(command, "--workers", "--init")
     add_method(command)
-    add_init(command)
 
 
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
-    chosen = chosen_config(options)
-    splits = load_for(options)
-    model, record = rebuilt(options, splits)
+    config = chosen_config(options)
+    inputs = open_inputs(options, config.targets)
+    splits, model, record, init = inputs
     ids, previously_forgotten = audited_ids(options, splits, record)
-    first = init(options, splits, model, record)
-    chosen = settled(chosen, model, record, options, first)
-    check_targets(chosen.targets, model, record, splits)
-    training = retraining(model, record, init=first).recipe
-    check_method("the flags", chosen.to_dict(), record)
+    config = complete_config(config, inputs, options)
+    recipe = inputs.retraining().recipe
+    check_method("the flags", config.to_dict(), record)
     if not options.quiet:
-        print(f"{cost(splits, ids, chosen, training, options.num_models)}", flush=True)
-    how = {
-        "models": options.num_models,
-        "seed": options.seed,
-        "num_workers": options.workers,
-        "progress": not options.quiet,
-    }
+        print(cost(splits, ids, config, recipe, options.num_models), flush=True)
     shadows = auditing.train_shadows(
         model,
         splits,
         ids,
-        chosen,
-        training,
+        config,
+        recipe,
         out=options.out,
-        init=first,
+        init=init,
         previously_forgotten=previously_forgotten,
-        **how,
+        models=options.num_models,
+        seed=options.seed,
+        num_workers=options.workers,
+        progress=not options.quiet,
     )
     print(f"{len(shadows)} shadows of {len(shadows.rows)} samples are in {options.out}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from amun_ext import models
-from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_data, add_overwrite, add_recipe, recipe
-from amun_ext.cli.earlier import MUST_BE
-from amun_ext.cli.loading import check_folder, check_free, load_data
+from amun_ext.cli.arguments import DATA, RESUMES, Commands, add_command, add_options, add_recipe, given_recipe
+from amun_ext.cli.loading import load_data
+from amun_ext.cli.output_folder import NO_OTHER_RESULT, check_folder, check_free
 from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
 from amun_ext.experiments import demo
@@ -36,12 +36,12 @@ def add(commands: Commands) -> None:
         "Run the same command again to resume from the last epoch; if the training is done, this does nothing.",
         RESUMES,
     )
-    add_data(command)
+    add_options(command, *DATA)
     command.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
     command.add_argument("--width", type=int, help="channels of the first layer (default: that of the architecture)")
     command.add_argument("--init", type=Path, help="checkpoint with the initial weights (default: random, by --seed)")
     command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    add_overwrite(command)
+    add_options(command, "--overwrite")
     command.add_argument(
         "--recipe",
         choices=RECIPES,
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     start = demo.TRAINING if options.recipe is None else RECIPES[options.recipe]
-    training = replace(start, **recipe(options))
+    training = replace(start, **given_recipe(options))
     check_folder(options.out.parent)
     require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
     with workplace(options.out.parent, f"train-{options.out.name}") as place:
@@ -86,7 +86,7 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
         theirs = _metadata(options.out)
         differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
         actual = f"{options.out}, a model with other {', '.join(sorted(differ))}"
-        require(not differ, "--out", MUST_BE, actual)
+        require(not differ, "--out", NO_OTHER_RESULT, actual)
         print(f"already done: this training's model is in {options.out}")
         return
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)

@@ -3,37 +3,25 @@
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from amun_ext import tuning
 from amun_ext.cli.arguments import (
+    CHECKPOINT,
+    DATA,
     RESUMES,
     Commands,
-    add_checkpoint,
     add_command,
-    add_data,
     add_ids,
+    add_options,
     add_recipe,
-    add_tables,
-    add_targets,
-    add_workers,
-    recipe,
+    given_recipe,
 )
-from amun_ext.cli.earlier import check_no_strangers
-from amun_ext.cli.loading import (
-    about,
-    check_folder,
-    check_free,
-    check_tables,
-    ids_to_forget,
-    load_for,
-    rebuilt,
-    targets_of,
-    tell,
-)
-from amun_ext.cli.provenance import check_targets
-from amun_ext.cli.start import add_init, init
+from amun_ext.cli.loading import input_facts, open_inputs, select_ids
+from amun_ext.cli.output_folder import check_out, print_result
 from amun_ext.tuning.tune import JOURNAL, STUDY
+from amun_ext.unlearning import load_targets
+
+FILES = ("tuned.json", "trials.json", "tuning.html")
 
 
 def add(commands: Commands) -> None:
@@ -52,10 +40,9 @@ def add(commands: Commands) -> None:
         "exit status: 0 done, 1 failed, 2 bad input, 3 no trial of some method keeps the accuracy",
         RESUMES,
     )
-    add_data(command)
-    add_checkpoint(command)
+    add_options(command, *DATA, *CHECKPOINT)
     add_ids(command, required=True)
-    command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    add_options(command, "--out")
     command.add_argument(
         "--methods", default="amun", help=f"some of {', '.join(tuning.tunable())} (default: %(default)s)"
     )
@@ -74,46 +61,37 @@ def add(commands: Commands) -> None:
         help="points of held-out accuracy that a trial may lose (default: %(default)s)",
     )
     command.add_argument("--without-retain", action="store_true", help="fine-tune without the retain set")
-    add_targets(command)
-    add_tables(command)
-    add_workers(command, "trials to run")
-    add_init(command)
-    add_recipe(command, "fine-tuning (lr and schedule are tuned)", tuning.RECIPE, searched=True)
+    add_options(command, "--targets", "--tables", "--workers", "--init")
+    tuned = ("lr", "schedule")
+    add_recipe(command, "fine-tuning (lr and schedule are tuned)", tuning.RECIPE, tuned)
 
 
 def run(options: argparse.Namespace) -> int:
-    check_folder(options.out)
-    names = "tuned.json", "trials.json", "tuning.html"
-    check_free(options.out, *names)
-    if not (options.out / STUDY).is_file():  # which a study begins with
-        check_no_strangers(options.out, *names, JOURNAL)
-    check_tables(options)
-    splits = load_for(options)
-    original, record = rebuilt(options, splits)
-    targets = targets_of(options)
-    check_targets(targets, original, record, splits)
-    ids = ids_to_forget(options, splits, record.gone)
+    resumed = (options.out / STUDY).is_file()
+    check_out(options, *FILES, own=() if resumed else (*FILES, JOURNAL))
+    targets = None if options.targets is None else load_targets(options.targets)
+    splits, original, record, init = open_inputs(options, targets)
     tuned = tuning.tune(
         original,
         splits,
-        ids,
+        select_ids(options, splits, record.gone),
         [name.strip() for name in options.methods.split(",")],
         out=options.out,
         trials=options.trials,
         objective=options.objective,
         with_retain=not options.without_retain,
-        recipe=replace(tuning.RECIPE, **recipe(options)),
+        recipe=replace(tuning.RECIPE, **given_recipe(options)),
         max_accuracy_drop=options.max_accuracy_drop,
         metadata=record.to_metadata(),
-        init=init(options, splits, original, record),
+        init=init,
         targets=targets,
         num_workers=options.workers,
         seed=options.seed,
-        facts=about(options, record),
+        facts=input_facts(options, record),
         progress=not options.quiet,
     )
     tuning.write(tuned, options.out)
-    tell(options, tuned, f"tuned.json, trials.json and tuning.html into {options.out}")
+    print_result(options, tuned, f"tuned.json, trials.json and tuning.html into {options.out}")
     missing = [method for method in tuned.trials if tuned.best(method) is None]
     for method in missing:
         print(f"amun: no trial of {method} keeps the accuracy (--max-accuracy-drop, --trials)", file=sys.stderr)

@@ -2,33 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amun_ext.search import AdversarialSet
 from amun_ext.validation import check_images, check_labels, require
 
 SHOWN = 8
-
-
-class AdversarialExamples(Protocol):
-    """Row i belongs to row i of the forget set. Where `found` is False the other fields mean nothing."""
-
-    @property
-    def images(self) -> Tensor: ...  # [N, C, H, W] in [0, 1]
-    @property
-    def labels(self) -> Tensor: ...  # [N], the wrong labels
-    @property
-    def distance(self) -> Tensor: ...  # [N], L2
-    @property
-    def found(self) -> Tensor: ...  # [N] bool
-    @property
-    def eps(self) -> Tensor: ...  # [N]
-    @property
-    def grad_evals(self) -> Tensor: ...  # [N]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +25,7 @@ class Example:
     distance: float
 
 
-def check_examples(examples: AdversarialExamples, images: Tensor, classes: int | None) -> None:
+def check_examples(examples: AdversarialSet, images: Tensor, classes: int | None) -> None:
     """Refuse examples that are not aligned with the forget `images` [N, C, H, W], or broken where found."""
     require(images.dim() == 4, "forget images", "[N, C, H, W] to be shown", f"shape {tuple(images.shape)}")
     fields = dict.fromkeys(("labels", "distance", "found", "eps", "grad_evals"), (len(images),))
@@ -57,7 +40,7 @@ def check_examples(examples: AdversarialExamples, images: Tensor, classes: int |
         require(broken == 0, "adversarial.distance", "finite where found", f"{broken} not finite")
 
 
-def summarise(examples: AdversarialExamples) -> dict[str, float]:
+def summarize_search(examples: AdversarialSet) -> dict[str, float]:
     """How many were found and at what cost; medians over those found, NaN if none."""
     found = examples.found.bool()
     return {
@@ -69,7 +52,7 @@ def summarise(examples: AdversarialExamples) -> dict[str, float]:
     }
 
 
-def pick(examples: AdversarialExamples, images: Tensor, labels: Tensor, classes: Sequence[str]) -> list[Example]:
+def pick_examples(examples: AdversarialSet, images: Tensor, labels: Tensor, classes: Sequence[str]) -> list[Example]:
     """At most `SHOWN` pairs, evenly spread from the closest to the farthest."""
     found = examples.found.bool().nonzero().squeeze(1)
     ordered = found[examples.distance[found].argsort(stable=True)]

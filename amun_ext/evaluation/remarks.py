@@ -1,14 +1,34 @@
-"""Warnings that need no retrained model: they compare with the model before and with test samples."""
+"""Warnings about an unlearned model: barely changed, broken, or still able to tell forgotten from test samples."""
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amun_ext.metrics.auc import auc
+from amun_ext.metrics.measures import Observation, set_accuracy
 
 UNCHANGED = 0.1  # median change of the log-odds of forget samples, below which a model has barely changed
 BROKEN = 5.0  # points of test accuracy below another model's
 
 LogOdds = NDArray[np.float64]  # [N]
+
+
+def common_remarks(
+    after: Observation, before: Observation | None, reference: Observation | None, reference_name: str
+) -> dict[str, str]:
+    """Kind -> remark, empty where all is well; reference: the model to compare test accuracy with."""
+    found = {}
+    if before is not None:
+        found["no-op"] = no_op(*(model.attacks["confidence"]["forget"] for model in (before, after)))
+    if reference is not None:
+        ours, others = (set_accuracy(model, "test").value for model in (after, reference))
+        found["broken"] = broken(ours, reference_name, others)
+    return found
+
+
+def labelled(remarks: Mapping[str, str]) -> list[str]:
+    return [f"{kind}: {remark}" for kind, remark in remarks.items() if remark]
 
 
 def no_op(before: LogOdds, after: LogOdds) -> str:

@@ -13,13 +13,14 @@ from torch.utils.data import TensorDataset
 from amun_ext.data.images import stored
 from amun_ext.data.splits import checked_dataset
 from amun_ext.evaluation.document import document
-from amun_ext.evaluation.examples import AdversarialExamples, Example, check_examples, pick, summarise
-from amun_ext.evaluation.remarks import broken, no_op, remembers
+from amun_ext.evaluation.examples import Example, check_examples, pick_examples, summarize_search
+from amun_ext.evaluation.remarks import common_remarks, labelled, remembers
 from amun_ext.files import to_jsonable, write_json
 from amun_ext.metrics.measures import REPORT_MEASURES, Measure, Observation, Values, measure
 from amun_ext.metrics.signals import log_odds
 from amun_ext.models import predict
 from amun_ext.report import Document, Result
+from amun_ext.search import AdversarialSet
 from amun_ext.validation import check_bounds, check_labels, require
 
 
@@ -66,7 +67,7 @@ def evaluate(
     seconds: Mapping[str, float] | None = None,
     baseline: str | None = "retrain",
     highlight: str | None = None,
-    adversarial: AdversarialExamples | None = None,
+    adversarial: AdversarialSet | None = None,
     classes: Sequence[str] = (),
     bounds: tuple[float, float] | None = (0.0, 1.0),
     facts: Mapping[str, object] | None = None,
@@ -134,26 +135,17 @@ def evaluate(
         before=before,
         highlight=highlight,
         baseline=baseline,
-        search=None if adversarial is None else summarise(adversarial),
-        remarks=_remarks(observed, rows, before, highlight, baseline or before),
-        examples=[] if adversarial is None else pick(adversarial, images, labels, classes),
+        search=None if adversarial is None else summarize_search(adversarial),
+        remarks=[] if highlight == before else _remarks(observed, before, highlight, baseline or before),
+        examples=[] if adversarial is None else pick_examples(adversarial, images, labels, classes),
         facts=dict(facts or {}),
     )
 
 
-def _remarks(
-    observed: Mapping[str, Observation], rows: Mapping[str, Values], before: str, highlight: str, reference: str
-) -> list[str]:
-    """reference: the row whose test accuracy that of the highlighted row is compared with."""
-    if highlight == before:
-        return []
-    old, new = observed[before].scores, observed[highlight].scores
-    found = {
-        "no-op": no_op(old["forget"], new["forget"]),
-        "broken": broken(rows[highlight]["TA"], reference, rows[reference]["TA"]),
-        "remembers": remembers(*((each["forget"], each["test"]) for each in (old, new))),
-    }
-    return [f"{kind}: {remark}" for kind, remark in found.items() if remark]
+def _remarks(observed: Mapping[str, Observation], before: str, highlight: str, reference: str) -> list[str]:
+    old, new = observed[before], observed[highlight]
+    pairs = ((each.scores["forget"], each.scores["test"]) for each in (old, new))
+    return labelled(common_remarks(new, old, observed[reference], reference) | {"remembers": remembers(*pairs)})
 
 
 def _observe(

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,9 @@ class TrialResult:
 
 @dataclass(frozen=True, eq=False)
 class TrialContext:
-    """`rows` are all that a trial is compared with: those of the original and, where there is one, of the retrained."""
+    """The sets of all trials, and the rows of the original and the retrained model to compare with."""
 
-    original: nn.Module
-    forget: TensorDataset  # the stand-in
+    forget: TensorDataset  # the proxy forget set
     retain: TensorDataset
     held_out: TensorDataset
     with_retain: bool
@@ -56,15 +55,17 @@ class TrialContext:
         return TrialResult(row, shown, seconds)
 
 
-def attempt(context: TrialContext, method: str, options: Mapping[str, Any], run: int = 0) -> TrialResult | str:
+def run_trial(
+    context: TrialContext, original: nn.Module, method: str, options: Mapping[str, Any], run: int = 0
+) -> TrialResult | str:
     """The result of these options, or why they have none. Every `run` has its own seed."""
     start = time.perf_counter()
     config = resolve_config(method, context.with_retain, default=options, targets=context.targets)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has told it once
+            warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has warned once
             model = config.unlearn(
-                context.original,
+                original,
                 context.forget,
                 context.retain,
                 adversarial=context.adversarial,
@@ -75,27 +76,20 @@ def attempt(context: TrialContext, method: str, options: Mapping[str, Any], run:
     seconds = time.perf_counter() - start
     try:
         return context.observe(model, seconds)
-    except InputError as error:  # the same sets with the original were none: this model's logits are not finite
+    except InputError as error:  # the sets fit the original, so this model's logits are not finite
         return str(error)
 
 
-def run_trial(
-    context: TrialContext, original: nn.Module, method: str, options: Mapping[str, Any], run: int
-) -> TrialResult | str:
-    """`attempt`, with the model given by itself: it travels to other processes otherwise than the sets do."""
-    return attempt(replace(context, original=original), method, options, run)
-
-
 def split_test_set(test: Data, seed: int) -> tuple[Data, Data]:
-    """A random half of the test set, held out to choose options with, and the other, to measure on what was chosen."""
+    """(held out, rest): a random half of the test set to choose options with, and the other half to measure on."""
     require(len(test) >= 4, "test", "of four samples at least, to be split in two", len(test))
     return split(test, some_ids(len(test), count=len(test) // 2, seed=seed))
 
 
 def proxy_forget_set(retain: TensorDataset, count: int, seed: int) -> tuple[TensorDataset, TensorDataset, Tensor]:
-    """A random set to forget in place of the request, out of what the request retains; what is left; the rows drawn.
+    """(forget, retain, rows of forget): `count` samples, drawn from the retain set of the request, or half if fewer.
 
-    As many samples as the request's `count`, or half of all where that is less. Copies of what is drawn are in neither.
+    Copies of drawn samples are in neither set.
     """
     expected = "such that four samples at least are left to tune on"
     require(len(retain) >= 4, "ids", expected, f"{len(retain)} left")

@@ -28,9 +28,10 @@ SIZE = (3.6, 2.9)
 
 def document(tuning: Tuning) -> parts.Document:
     failed = {
-        f"{method}, trial {trial.number}": f"{_first(trial)} {trial.parameters[_first(trial)]:.3g}: {trial.failure}"
+        f"{method}, trial {trial.number}": f"{name} {trial.parameters[name]:.3g}: {trial.failure}"
         for method, trials in tuning.trials.items()
         for trial in trials
+        for name in [_main_parameter(trial)]
         if trial.failure is not None
     }
     schedules = [parts.Mark(schedule, colour, points=MARKERS["o"]) for schedule, colour in _colours().items()]
@@ -41,7 +42,7 @@ def document(tuning: Tuning) -> parts.Document:
             parts.Paragraph(_summary(tuning)),
             parts.Paragraph(CAVEAT, soft=True),
             _choices(tuning),
-            parts.Items([f"{method}: {sentence}" for method, sentence in tuning.counted().items()]),
+            parts.Items([f"{method}: {sentence}" for method, sentence in tuning.trial_counts().items()]),
             parts.Glossary({name: COLUMNS[name][0] for name in COLUMNS if name in tuning.original.row}),
             key,
             *(block for method in tuning.trials for block in _method(tuning, method)),
@@ -87,7 +88,7 @@ def _table(
     of: str = "model",
     **more: Any,
 ) -> Table:
-    """Of groups and names of rows: what was measured and the options that were searched."""
+    """(group, name) of each row -> its measures and the options that were searched."""
     columns = [column for column in COLUMNS if column in tuning.original.row]
     searched = list(dict.fromkeys(each for _, parameters in models.values() for each in parameters))
     rows = [
@@ -95,7 +96,7 @@ def _table(
             title,
             [
                 *(value(math.nan if row is None else row[each], COLUMNS[each][1]) for each in columns),
-                *(_shown(parameters.get(each)) for each in searched),
+                *(_parameter_cell(parameters.get(each)) for each in searched),
             ],
             group,
         )
@@ -104,7 +105,7 @@ def _table(
     return Table(name, of, [Column(each) for each in [*columns, *searched]], rows, **more)
 
 
-def _shown(of: object) -> Cell:
+def _parameter_cell(of: object) -> Cell:
     if isinstance(of, float):
         return Cell(f"{of:.3g}", {"": of})
     return word("" if of is None else str(of))
@@ -120,36 +121,36 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
     }
     shown = {title: result for title, result in models.items() if result is not None}
     sets = [quantiles for result in shown.values() for quantiles in result.log_odds.values()]
-    # The axis that all panels of a method have, but for the outermost percent of a set.
+    # All panels of a method have one axis, without the outermost percent of each set.
     ends = min(quantiles[1] for quantiles in sets), max(quantiles[-2] for quantiles in sets)
     column = OBJECTIVES[tuning.objective].column
     figures = []
     if found:
         caption = "Hollow: lost too much accuracy. Ringed: chosen. Dotted: the original model."
-        first = _first(found[0])
-        draw = partial(_rates, tuning, method, found, best, first)
+        first = _main_parameter(found[0])
+        draw = partial(_draw_trials, tuning, method, found, best, first)
         figures.append(parts.Figure(f"{method}: {column} by {first}", draw, caption))
     for title, result in shown.items():
         caption = f"The largest distance between the curves (KS) is {number(result.row['KS'])} points."
-        draw = partial(_confidence, f"{method} {title}", result, ends)
+        draw = partial(_draw_confidence, f"{method} {title}", result, ends)
         figures.append(parts.Figure(f"{method}: confidence, {title}", draw, caption))
     chosen = "No trial keeps the accuracy." if best is None else f"Chosen: trial {best.number}."
     return [parts.Heading(method), parts.Figures(figures, chosen)]
 
 
-def _first(trial: Trial) -> str:
-    """The parameter that decides most: the learning rate, where there is one."""
+def _main_parameter(trial: Trial) -> str:
+    """The first of the search space: the learning rate, where there is one."""
     return next(iter(trial.parameters))
 
 
 def _colours() -> dict[str, str]:
-    """Schedule -> colour, none of those of the sets."""
+    """Schedule -> colour, different from those of the sets."""
     schedules = SPACE["schedule"]
     assert isinstance(schedules, OneOf)
     return {schedule: f"series-{2 + index % (SERIES - 2)}" for index, schedule in enumerate(schedules.values)}
 
 
-def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None, first: str) -> str:
+def _draw_trials(tuning: Tuning, method: str, found: list[Trial], best: Trial | None, first: str) -> str:
     """`first` is the parameter of the horizontal axis."""
     column, colours = OBJECTIVES[tuning.objective].column, _colours()
 
@@ -169,7 +170,7 @@ def _rates(tuning: Tuning, method: str, found: list[Trial], best: Trial | None, 
     return svg(f"{method} rates", draw, SIZE)
 
 
-def _confidence(salt: str, result: TrialResult, ends: tuple[float, float]) -> str:
+def _draw_confidence(salt: str, result: TrialResult, ends: tuple[float, float]) -> str:
     def draw(axes: Any) -> None:
         for name in ("test", "forget"):
             axes.plot(result.log_odds[name], 100.0 * QUANTILES, linewidth=2.0, markevery=10, **line(SETS[name]))

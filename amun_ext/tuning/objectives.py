@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from amun_ext.metrics import MEASURES, gap
 from amun_ext.metrics.measures import Values
 
-COIN = 50.0
+GUESSING = 50.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) 
 
 
 def expected(original: Values) -> Values:
-    """What retraining should give, from the original's row: a model like it, to which the forget set is held-out data.
+    """What retraining should give, from the original's row: for a retrained model the forget set is held-out data.
 
     The distance from this ranks trials as the distance from a retrained model does, more closely than the distance
     between the distributions of log-odds (docs/benchmarks/unlearning.md).
     """
-    return {"UA": original["TA"], "RA": original["RA"], "TA": original["TA"], "FT AUC": COIN}
+    return {"UA": original["TA"], "RA": original["RA"], "TA": original["TA"], "FT AUC": GUESSING}
 
 
 def objective_row(

@@ -15,26 +15,27 @@ from amun_ext.tuning.objectives import COLUMNS, OBJECTIVES, floor
 from amun_ext.tuning.space import Parameters, options
 from amun_ext.unlearning.config import save_tuned_options
 
-FINALISTS = 3  # trials of a method that are made a second time: one run of many can be good by luck
+FINALISTS = 3  # trials of a method that are run a second time: the best of many single runs can be good by luck
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A set of options and its `result`, or the reason of its `failure`; of a finalist the `rerun` as well."""
+    """A set of options with its `result` or the reason of its `failure`; a finalist also has a `rerun`."""
 
     method: str
     number: int
     parameters: Parameters
     result: TrialResult | None
     failure: str | None
-    rerun: TrialResult | str | None = None  # likewise, of a second run with another seed
+    rerun: TrialResult | str | None = None  # result or failure of a second run with another seed
 
     @property
     def row(self) -> Values | None:
         """The mean of the runs; None where one failed."""
-        rows = [run.row if isinstance(run, TrialResult) else None for run in (self.result, self.rerun or self.result)]
-        first, second = rows
-        return None if first is None or second is None else {name: (first[name] + second[name]) / 2 for name in first}
+        first, second = self.result, self.rerun or self.result
+        if not isinstance(first, TrialResult) or not isinstance(second, TrialResult):
+            return None
+        return {name: (value + second.row[name]) / 2 for name, value in first.row.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +54,11 @@ class Tuning(Result):
 
     @property
     def objectives(self) -> list[str]:
-        """Names of those that the trials can be judged by."""
+        """Names of the objectives whose column was measured."""
         return [name for name, each in OBJECTIVES.items() if each.column in self.original.row]
 
     def feasible(self, trial: Trial, objective: str | None = None) -> bool:
-        """Whether the trial came to an end, and keeps the accuracy that the objective asks for."""
+        """Whether the trial has a result that keeps the accuracy of the objective."""
         return self._keeps(None if trial.result is None else trial.result.row, objective)
 
     def finalists(self, method: str, objective: str | None = None) -> list[Trial]:
@@ -69,7 +70,7 @@ class Tuning(Result):
     def best(self, method: str, objective: str | None = None) -> Trial | None:
         """The feasible trial that an objective prefers, the first of equal ones; None where none is feasible.
 
-        By the objective of the search: of the leading ones, by the mean of their runs. By another: by the first run.
+        By the objective of the search, finalists are compared by the mean of their runs; by another, by the first run.
         """
         finalists = self.finalists(method, objective)
         if objective in (None, self.objective):
@@ -92,7 +93,7 @@ class Tuning(Result):
             if trial is not None
         }
 
-    def counted(self) -> dict[str, str]:
+    def trial_counts(self) -> dict[str, str]:
         """Method -> a sentence about its trials."""
         sentences = {}
         for method, trials in self.trials.items():

@@ -11,7 +11,7 @@ Parameters = Mapping[str, Any]  # by the names of SPACE
 
 
 class Draw(Protocol):
-    """Where the values come from: a trial of Optuna, which remembers what it has drawn."""
+    """A trial of Optuna: it draws the values, and gives the same ones when asked again."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float: ...
     def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any: ...
@@ -54,7 +54,7 @@ SPACE: Mapping[str, Between | OneOf] = {
 RECIPE_FIELDS = {field.name for field in fields(Recipe)}
 
 
-def drawn(method: str, draw: Draw) -> dict[str, Any]:
+def draw_parameters(method: str, draw: Draw) -> dict[str, Any]:
     """A value of each dimension that the method has, always in the same order."""
     row = METHODS[method]
     own = {*row.options, *(RECIPE_FIELDS if row.trains else ()), *(() if row.fraction is None else ("mask",))}
@@ -62,7 +62,7 @@ def drawn(method: str, draw: Draw) -> dict[str, Any]:
 
 
 def options(parameters: Parameters, recipe: Recipe) -> dict[str, Any]:
-    """Arguments of `unlearn`; what is not searched of its recipe is that of `recipe`."""
+    """Arguments of `unlearn`; fields of the recipe that are not searched are those of `recipe`."""
     in_recipe = RECIPE_FIELDS & parameters.keys()
     others = {name: value for name, value in parameters.items() if name not in in_recipe}
     return {**others, "recipe": replace(recipe, **{name: parameters[name] for name in in_recipe})}

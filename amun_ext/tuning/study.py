@@ -15,9 +15,9 @@ from amun_ext.validation import InputError, require
 if TYPE_CHECKING:  # it takes a second to import, and may be absent
     import optuna
 
-# Of a trial in the journal, beside Optuna's own. A finished one has a row or a failure.
+# Attributes of a trial in the journal. A finished trial has a row or a failure.
 ROW, LOG_ODDS, SECONDS, FAILURE, ACCURACY = "row", "log odds", "seconds", "failure", "accuracy"
-RERUN = "rerun {}"  # of a study: what the second run of a trial gave, by its number
+RERUN = "rerun {}"  # attribute of a study: the outcome of the second run of a trial, by its number
 
 
 def check_optuna() -> None:
@@ -25,8 +25,8 @@ def check_optuna() -> None:
     require(installed, "amun tune", "used with Optuna installed: pip install 'amun_ext[tune]'", "none")
 
 
-class _Held:
-    """In place of Optuna's lock files: the whole folder is locked already, and a Ctrl-C among theirs is an OSError."""
+class _NoLock:
+    """Replaces Optuna's lock files: the folder is locked already, and Ctrl-C in Optuna's lock would be an OSError."""
 
     def acquire(self) -> bool:
         return True
@@ -37,16 +37,16 @@ class _Held:
 
 @contextlib.contextmanager
 def journal(path: Path) -> Iterator["optuna.storages.BaseStorage"]:
-    """The storage at `path`, which must be ours alone. InputError for a broken file."""
+    """The storage at `path`, in a locked folder. InputError for a broken file."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    with path.open("ab+") as file, _quietly(optuna):
-        # A kill can leave half a line, to which the next would be added.
+    with path.open("ab+") as file, _without_logs(optuna):
+        # A kill can leave half a line, and the next line would be appended to it.
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         try:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_Held()))  # type: ignore[arg-type]
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]
         except (ValueError, KeyError) as error:
             raise InputError(f"out must have a journal that can be read, got {path}: {error!r}") from error
         yield storage
@@ -63,9 +63,9 @@ def pending_trials(
 ) -> Iterator["optuna.Trial"]:
     """First the trials that a kill has stopped, then new ones, until there are `count` in all.
 
-    What `draw` draws for a trial follows from the seed, its number and the trials that are finished: where these come
-    one by one a study that was stopped goes on as if it had not been. All of it is in the journal before the trial
-    begins, in one line: a kill among the draws of one trial would have the rest of them begin anew.
+    The parameters of a trial follow from the seed, its number and the finished trials: with one worker a resumed study
+    gives the same trials as one that was never stopped. All parameters of a trial are written to the journal in one
+    line before it begins, so that a kill cannot come between them.
     """
     import optuna
 
@@ -73,20 +73,11 @@ def pending_trials(
     for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
         yield optuna.Trial(study, trial._trial_id)
     while (number := len(study.get_trials(deepcopy=False))) < count or study.get_trials(states=(states.WAITING,)):
-        if not study.get_trials(states=(states.WAITING,)):  # else a kill came between the next line and its begin
-            study.enqueue_trial(_drawn(study, _sampler(seed, number, parallel), draw))
+        if not study.get_trials(states=(states.WAITING,)):  # a kill can leave an enqueued trial that has not begun
+            copy = optuna.create_study(sampler=_sampler(seed, number, parallel))
+            copy.add_trials(study.get_trials(deepcopy=False))
+            study.enqueue_trial(dict(draw(copy.ask())))
         yield study.ask()
-
-
-def _drawn(
-    study: "optuna.Study", sampler: "optuna.samplers.BaseSampler", draw: "Callable[[optuna.Trial], Parameters]"
-) -> dict[str, Any]:
-    """For a new trial, without a trace in the study."""
-    import optuna
-
-    copy = optuna.create_study(sampler=sampler)
-    copy.add_trials(study.get_trials(deepcopy=False))
-    return dict(draw(copy.ask()))
 
 
 def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
@@ -94,60 +85,47 @@ def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 
 def tell(trial: "optuna.Trial", outcome: TrialResult | str, column: str, floor: float) -> None:
-    """`column` of the row is to be small; the trial is out of the question where the accuracy is below `floor`."""
+    """Record the outcome: `column` of the row is minimised, under the constraint that TA is `floor` at least."""
     import optuna
 
-    for name, entry in _told(outcome).items():
+    for name, entry in _to_attributes(outcome).items():
         trial.set_user_attr(name, entry)
     if isinstance(outcome, str):
         trial.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
-    if not trial.constraints:  # else a kill came between this line and the next
+    if not trial.constraints:  # a kill can come between this line and the next
         trial.set_constraint(ACCURACY, floor - outcome.row["TA"])
     trial.study.tell(trial, outcome.row[column])
 
 
-def outcome(trial: "optuna.trial.FrozenTrial") -> TrialResult | str:
-    """Of a trial that `tell` has told."""
-    return _outcome(trial.user_attrs)
-
-
 def record_rerun(study: "optuna.Study", number: int, outcome: TrialResult | str) -> None:
-    """The outcome of a trial's second run, of which the sampler knows nothing."""
-    study.set_user_attr(RERUN.format(number), _told(outcome))
+    """The outcome of a trial's second run, which the sampler does not see."""
+    study.set_user_attr(RERUN.format(number), _to_attributes(outcome))
 
 
-def rerun_outcome(study: "optuna.Study", number: int) -> TrialResult | str | None:
-    """Of a trial's second run; None where there was none."""
-    attributes = study.user_attrs.get(RERUN.format(number))
-    return None if attributes is None else _outcome(attributes)
-
-
-def _told(outcome: TrialResult | str) -> dict[str, Any]:
+def _to_attributes(outcome: TrialResult | str) -> dict[str, Any]:
     if isinstance(outcome, str):
         return {FAILURE: outcome}
     return {ROW: outcome.row, LOG_ODDS: outcome.log_odds, SECONDS: outcome.seconds}
 
 
-def _outcome(attributes: Mapping[str, Any]) -> TrialResult | str:
-    return (
-        attributes[FAILURE]
-        if FAILURE in attributes
-        else TrialResult(attributes[ROW], attributes[LOG_ODDS], attributes[SECONDS])
-    )
+def outcome_from(attributes: Mapping[str, Any]) -> TrialResult | str:
+    """The outcome of a trial, or of a second run, from its attributes in the journal."""
+    if FAILURE in attributes:
+        return str(attributes[FAILURE])
+    return TrialResult(attributes[ROW], attributes[LOG_ODDS], attributes[SECONDS])
 
 
 def _sampler(seed: int, number: int, parallel: bool) -> "optuna.samplers.BaseSampler":
     import optuna
 
     own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    # multivariate: a rate that falls every epoch must begin higher than one that stays
+    # multivariate: a learning rate that falls every epoch has to start higher than a constant one
     return optuna.samplers.TPESampler(seed=own, multivariate=True, constant_liar=parallel)
 
 
 @contextlib.contextmanager
-def _quietly(optuna: Any) -> Iterator[None]:
-    """Without a line for each trial."""
+def _without_logs(optuna: Any) -> Iterator[None]:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

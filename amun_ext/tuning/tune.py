@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -24,10 +24,10 @@ from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.tuning import study
-from amun_ext.tuning.context import TrialContext, TrialResult, proxy_forget_set, run_trial, split_test_set
+from amun_ext.tuning.context import TrialContext, proxy_forget_set, run_trial, split_test_set
 from amun_ext.tuning.objectives import OBJECTIVES, floor
 from amun_ext.tuning.result import Trial, Tuning
-from amun_ext.tuning.space import drawn, options
+from amun_ext.tuning.space import draw_parameters, options
 from amun_ext.unlearning import METHODS, Targets
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 from amun_ext.validation import check_integer, require
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import optuna
 
 RECIPE = Recipe(epochs=10, lr=0.01)
-MAX_ACCURACY_DROP = 5.0  # a guard against ruin and no more: on 1,500 images a point or two of accuracy is noise
-# The files of a study. All but the first two can be made again; they are kept for more trials.
+MAX_ACCURACY_DROP = 5.0  # refuses only broken models: on 1,500 images a point or two of accuracy is noise
+# The files of a study. The first two are needed to resume it; the others save time when trials are added.
 STUDY, JOURNAL = "study.json", "journal.log"
 EXAMPLES, RETRAINED, RETRAINING = "examples.safetensors", "retrained.safetensors", "retraining.safetensors"
 FORMAT = "amun_ext.tuning.1"
@@ -65,8 +65,8 @@ def tune(
 ) -> Tuning:
     """Tune the options with which each of `methods` is to unlearn the training samples `ids`.
 
-    The samples of the request are not used. A proxy forget set, as many other training samples drawn at random (or half
-    of them, if that is fewer), stands in for them: each trial unlearns it from a copy of the model. Held-out data are a
+    The samples of the request are not used. Each trial unlearns a proxy forget set from a copy of the model: as many
+    other training samples, drawn at random (or half of them, if that is fewer). Held-out data are a
     random half of the test set; measure the chosen options on the other half (`split_test_set`), because the best of
     many trials looks better on the first half than it is. The three best trials of a method are repeated with another
     seed, and the one with the best mean is chosen: near divergence a learning rate gives a different result every time.
@@ -102,11 +102,8 @@ def tune(
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     check_methods(methods, with_retain)
     require(objective in OBJECTIVES, "objective", f"one of {tuple(OBJECTIVES)}", repr(objective))
-    trials, num_workers, seed = (
-        check_integer("trials", trials, 1),
-        check_integer("num_workers", num_workers, 1),
-        check_integer("seed", seed, 0),
-    )
+    trials, num_workers = check_integer("trials", trials, 1), check_integer("num_workers", num_workers, 1)
+    seed = check_integer("seed", seed, 0)
     require(0 <= max_accuracy_drop <= 100, "max_accuracy_drop", "points of accuracy, from 0 to 100", max_accuracy_drop)
     splits = aligned(splits, record.to_metadata())
     request_sets = sets(splits, ids, record, include_duplicates=True)
@@ -131,22 +128,21 @@ def tune(
     }
     searches = [resolve_config(method, with_retain, targets=targets).search for method in methods]
     how = next((search for search in searches if search is not None), None)
-    with workplace(out, "tune") as place, _begun(out, identity, place) as storage:
+    with workplace(out, "tune") as place, _open_study(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
         if how is not None:
             found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
             adversarial = found.to("cpu")
-        context = TrialContext(model, forget, retain, held_out, with_retain, adversarial, seed, targets)
+        context = TrialContext(forget, retain, held_out, with_retain, adversarial, seed, targets)
         compared = {"original": context.observe(model).row}
         context, retrained = replace(context, rows=compared), None
         if from_scratch is not None:
-            alike = _retrained(context, from_scratch, out, place, progress)
-            retrained = context.observe(alike)
-            context = replace(context, rows={**compared, "retrained": retrained.row})
-            retrained = context.observe(alike)
+            retrained_model = _retrain(model, context, from_scratch, out, place, progress)
+            context = replace(context, rows={**compared, "retrained": context.observe(retrained_model).row})
+            retrained = context.observe(retrained_model)
         removed_ids = {*request_sets.ids.tolist(), *request_sets.before}
         kept = [number for number in range(len(splits.train)) if number not in removed_ids]
-        nothing = Tuning(
+        tuning = Tuning(
             trials={},
             original=context.observe(model),
             retrained=retrained,
@@ -168,27 +164,27 @@ def tune(
                 "versions": versions(),
             },
         )
-        with process_pool(partial(run_trial, replace(context, original=nn.Identity())), model, num_workers) as attempts:
+        with process_pool(partial(run_trial, context), model, num_workers) as run_trials:
             studies = {method: study.opened(storage, method) for method in methods}
             least = floor(objective, compared["original"], max_accuracy_drop)
             for method, each in studies.items():
-                draw = partial(drawn, method)
-                asking = study.pending_trials(each, trials, seed, draw, parallel=num_workers > 1)
-                jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in asking)
-                before = study.finished(each)
-                with progress_bar(progress, total=trials, initial=len(before), desc=method, unit="trial") as bar:
-                    for trial, outcome in attempts(jobs):
+                draw = partial(draw_parameters, method)
+                pending = study.pending_trials(each, trials, seed, draw, parallel=num_workers > 1)
+                jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in pending)
+                done = len(study.finished(each))
+                with progress_bar(progress, total=trials, initial=done, desc=method, unit="trial") as bar:
+                    for trial, outcome in run_trials(jobs):
                         study.tell(trial, outcome, OBJECTIVES[objective].column, least)
                         bar.update()
-            once = replace(nothing, trials=_trials(studies))
-            finalists = [once.finalists(method) for method in methods]
-            rerun = [trial for led in finalists if len(led) > 1 for trial in led if trial.rerun is None]
-            more = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in rerun)
+            first_runs = replace(tuning, trials=_trials(studies))
+            finalists = [first_runs.finalists(method) for method in methods]
+            rerun = [trial for best in finalists if len(best) > 1 for trial in best if trial.rerun is None]
+            reruns = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in rerun)
             with progress_bar(progress and bool(rerun), total=len(rerun), desc="the best again", unit="trial") as bar:
-                for led, outcome in attempts(more):
-                    study.record_rerun(studies[led.method], led.number, outcome)
+                for trial, outcome in run_trials(reruns):
+                    study.record_rerun(studies[trial.method], trial.number, outcome)
                     bar.update()
-        return replace(nothing, trials=_trials(studies))
+        return replace(tuning, trials=_trials(studies))
 
 
 def tunable(with_retain: bool = True) -> list[str]:
@@ -206,7 +202,7 @@ def check_methods(methods: Sequence[str], with_retain: bool) -> None:
 
 
 @contextlib.contextmanager
-def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[optuna.storages.BaseStorage]":
+def _open_study(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[optuna.storages.BaseStorage]":
     """The journal in `out`. InputError where it is of another study."""
     no_link(out / JOURNAL)
     others = (out / JOURNAL).exists() and not (out / STUDY).exists()
@@ -216,35 +212,29 @@ def _begun(out: Path, identity: Mapping[str, object], place: Path) -> "Iterator[
         yield storage
 
 
-def _retrained(context: TrialContext, config: MethodConfig, out: Path, place: Path, progress: bool) -> nn.Module:
-    """A model that has not seen the stand-in, nor the request; from its file, where there is one."""
+def _retrain(
+    original: nn.Module, context: TrialContext, config: MethodConfig, out: Path, place: Path, progress: bool
+) -> nn.Module:
+    """A model trained without the proxy forget set and the request; read from its file, if there is one."""
     path, unfinished = out / RETRAINED, place / RETRAINED
     if path.exists():
-        model = copy.deepcopy(context.original)
+        model = copy.deepcopy(original)
         load_checkpoint(path, model)
         return model
-    model = config.unlearn(
-        context.original,
-        context.forget,
-        context.retain,
-        seed=context.seed + RETRAIN_SEED,  # as a request does it
-        checkpoint=place / RETRAINING,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"seed": context.seed + RETRAIN_SEED, "checkpoint": place / RETRAINING, "progress": progress}
+    model = config.unlearn(original, context.forget, context.retain, **how)
     save_checkpoint(unfinished, model, Record(recipe=config.recipe).to_metadata())
     unfinished.replace(path)
     return model
 
 
 def _trials(studies: "Mapping[str, optuna.Study]") -> dict[str, list[Trial]]:
-    """Those that are finished, by method."""
-    return {
-        method: [_trial(method, trial, study.rerun_outcome(each, trial.number)) for trial in study.finished(each)]
-        for method, each in studies.items()
-    }
+    """The finished trials, by method."""
+    return {method: [_trial(method, each, trial) for trial in study.finished(each)] for method, each in studies.items()}
 
 
-def _trial(method: str, frozen: "optuna.trial.FrozenTrial", rerun: TrialResult | str | None) -> Trial:
-    outcome = study.outcome(frozen)
+def _trial(method: str, its_study: "optuna.Study", frozen: "optuna.trial.FrozenTrial") -> Trial:
+    outcome, rerun = study.outcome_from(frozen.user_attrs), its_study.user_attrs.get(study.RERUN.format(frozen.number))
     result, failure = (None, outcome) if isinstance(outcome, str) else (outcome, None)
+    rerun = None if rerun is None else study.outcome_from(rerun)
     return Trial(method, frozen.number, frozen.params, result, failure, rerun)

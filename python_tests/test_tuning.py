@@ -71,7 +71,7 @@ class TestSets:
             seen.append(given)
             return "not tried"
 
-        monkeypatch.setattr("amun_ext.tuning.tune.run_trial", attempt)
+        monkeypatch.setitem(tuning.tune.__globals__, "run_trial", attempt)
         result = tune(out, trials=1, objective="retrain", metadata={**METADATA, "forgotten": "[150, 151, 152]"})
         (given,) = seen
         gone = rows(TensorDataset(*splits().train[:20])) | rows(TensorDataset(*splits().train[150:153]))

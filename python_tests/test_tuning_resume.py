@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from tuning_tools import IDS, METADATA, SHORT, finished, original, results, splits, tune, untrained
 
-from amun_ext import InputError, parallel
+from amun_ext import InputError, parallel, tuning
 from amun_ext.data import Splits
 from amun_ext.files import workplace
 from amun_ext.training import Recipe
@@ -41,10 +41,10 @@ class TestGoingOn:
             return attempt(*arguments)
 
         attempt = context.run_trial
-        monkeypatch.setattr("amun_ext.tuning.tune.run_trial", stops)
+        monkeypatch.setitem(tuning.tune.__globals__, "run_trial", stops)
         with pytest.raises(KeyboardInterrupt):
             tune(out, ["amun"], trials=trials)
-        monkeypatch.setattr("amun_ext.tuning.tune.run_trial", lambda *given: made.append(given) or attempt(*given))
+        monkeypatch.setitem(tuning.tune.__globals__, "run_trial", lambda *given: made.append(given) or attempt(*given))
         assert results(tune(out, ["amun"], trials=trials)) == whole
         assert len(made) == attempts  # none twice
         assert results(tune(out, ["amun"], trials=trials)) == whole
@@ -61,8 +61,7 @@ class TestGoingOn:
 
     def test_every_cut_of_the_journal(self, out, monkeypatch) -> None:
         """Whatever a kill has left of the journal, what was finished stays, and all are there in the end."""
-        run = "amun_ext.tuning.tune.run_trial"
-        monkeypatch.setattr(run, lambda given, model, method, options, _: repr(sorted(options.items())))
+        monkeypatch.setitem(tuning.tune.__globals__, "run_trial", lambda *job: repr(sorted(job[3].items())))
         first = results(tune(out, trials=3))["ft"]
         journal = out / "journal.log"
         whole, ends = journal.read_bytes(), set()

@@ -1,21 +1,14 @@
 """A document as Markdown, for a pull request: no pictures, the glossaries folded."""
 
-from amun_ext.report.parts import Answer, Block, Document, Glossary, Heading, Items, Paragraph
+from amun_ext.report.parts import Answer, Block, Document, Glossary, Items, Paragraph
 from amun_ext.report.tables import Table
 
 
 def render(document: Document) -> str:
-    parts, heading = [f"## {document.title}\n"], ""
-    for block in document.blocks:
-        if isinstance(block, Heading):
-            heading = f"### {block.text}\n"
-        elif shown := _shown(block):
-            parts += [heading, shown]
-            heading = ""
-    return "\n".join(part for part in parts if part)
+    return "\n".join([f"## {document.title}\n", *document.as_text(_markdown, "### {}\n".format)])
 
 
-def _shown(block: Block) -> str:
+def _markdown(block: Block) -> str:
     match block:
         case Paragraph():
             return f"**{block.lead}** {block.text}\n" if block.lead else f"{block.text}\n"

@@ -127,6 +127,18 @@ class Document:
         """Name -> table, the main one first."""
         return {block.name: block for block in self.blocks if isinstance(block, Table)}
 
+    def as_text(self, shown: Callable[[Block], str], heading: Callable[[str], str]) -> list[str]:
+        """What is `shown` of each block, where that is anything; a heading only above a block that is shown."""
+        texts: list[str] = []
+        above: list[str] = []
+        for block in self.blocks:
+            if isinstance(block, Heading):
+                above = [heading(block.text)]
+            elif text := shown(block):
+                texts += [*above, text]
+                above = []
+        return texts
+
 
 class Result:
     """A result that has a document can be shown, and its tables exported."""

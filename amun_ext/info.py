@@ -10,7 +10,7 @@ from amun_ext.extension import OPS, build_record, library
 
 
 def versions() -> dict[str, str]:
-    """Of everything that can change a result."""
+    """Versions of everything that can change a result."""
     packages = ("numpy", "safetensors", "scikit-learn", "matplotlib")
     return {
         "amun_ext": amun_ext.__version__,

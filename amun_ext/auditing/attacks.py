@@ -15,7 +15,7 @@ from amun_ext.metrics.rmia import PRESETS, rmia
 
 U_LIRA = "U-LiRA"
 Scores = NDArray[np.float64]  # [N], NaN for a sample without a score
-Signals = Mapping[str, Tensor]  # of the audited model, as those that answers keep: name -> [N]
+Signals = Mapping[str, Tensor]  # of the audited model: name in KEPT_SIGNALS -> [N]
 Groups = Mapping[str, Tensor]  # name of a set -> its rows
 
 
@@ -23,9 +23,9 @@ Groups = Mapping[str, Tensor]  # name of a set -> its rows
 class Attack:
     name: str
     explanation: str
-    scores: Callable[..., Scores]  # (signals, groups), and the models that it needs between them
-    needs: str | None = None  # the kind of these models
-    least: int = 0  # how many
+    scores: Callable[..., Scores]  # of (signals, groups), or of (signals, models, groups)
+    needs: str | None = None  # the kind of models
+    min_models: int = 0
 
 
 def _confidence(signals: Signals, groups: Groups) -> Scores:
@@ -33,7 +33,7 @@ def _confidence(signals: Signals, groups: Groups) -> Scores:
 
 
 def _softmax(signals: Signals) -> Tensor:
-    return signals["log-odds"].double().sigmoid()  # in float64, where that of confident samples does not round to one
+    return signals["log-odds"].double().sigmoid()  # float32 rounds confident predictions to one
 
 
 def _rmia(signals: Signals, models: ModelSignals, groups: Groups) -> Scores:
@@ -62,7 +62,7 @@ def _u_lira(signals: Signals, models: Shadows, groups: Groups) -> Scores:
     return scores
 
 
-# The measures use the first attack whose models are there.
+# The measures use the first attack whose models are given.
 ATTACKS = (
     Attack("RMIA", "likelihood ratio to the references (Zarifzadeh et al. 2024)", _rmia, references.KIND, 2),
     Attack(
@@ -92,17 +92,17 @@ ATTACKS = (
         "likelihood ratio of shadows that forgot the sample to shadows that never saw it (Hayes et al. 2024)",
         _u_lira,
         shadows.KIND,
-        shadows.LEAST,
+        shadows.MIN_SHADOWS,
     ),
 )
 
 
 def all_scores(signals: Signals, models: Mapping[str, ModelSignals], groups: Groups) -> dict[str, Scores]:
-    """Attack -> scores, for the attacks whose models are there; `models` by their kind."""
+    """Attack -> scores, for the attacks whose models are given; `models` by their kind."""
     scores = {}
     for attack in ATTACKS:
         if attack.needs is None:
             scores[attack.name] = attack.scores(signals, groups)
-        elif attack.needs in models and len(models[attack.needs]) >= attack.least:
+        elif attack.needs in models and len(models[attack.needs]) >= attack.min_models:
             scores[attack.name] = attack.scores(signals, models[attack.needs], groups)
     return scores

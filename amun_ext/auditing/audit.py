@@ -119,13 +119,13 @@ def audit(
     for name, each in models:
         kinds[name].append(observe(each, everything, rows, others, seconds_by_name.get(name, math.nan)))
     observations, baselines = {name: of[0] for name, of in kinds.items()}, kinds.get(RETRAINED, [])
-    audited, original_seen = observations[AUDITED], observations.get(ORIGINAL)
+    audited, original_observed = observations[AUDITED], observations.get(ORIGINAL)
     reference = RETRAINED if baselines else ORIGINAL
-    warnings = common_remarks(audited, original_seen, observations.get(reference), reference)
+    warnings = common_remarks(audited, original_observed, observations.get(reference), reference)
     objection = why_not_random(splits, ids, random_forget_set)
     verdict, verdicts = overall_verdict(
         audited,
-        original_seen,
+        original_observed,
         baselines,
         others,
         objection,
@@ -143,7 +143,7 @@ def audit(
             for name, of in kinds.items()
         },
         attacks={
-            attack: {name: _attacked([each.attacks[attack] for each in of]) for name, of in kinds.items()}
+            attack: {name: _attack_measures([each.attacks[attack] for each in of]) for name, of in kinds.items()}
             for attack in audited.attacks
         },
         members=members,
@@ -168,19 +168,15 @@ def check(
     previously_forgotten: Sequence[int] = (),
     equivalence_margin: float = MARGIN,
 ) -> dict[str, ModelSignals]:
-    """The references and shadows by kind. InputError as `audit`: for callers that have work to do before it."""
+    """The references and shadows by kind. InputError as `audit`, for callers that train models before the audit."""
     require(isinstance(splits, Splits), "splits", "a data.Splits", type(splits).__name__)
     rows = isinstance(ids, Tensor) and ids.dim() == 1 and len(ids) > 0 and ids.dtype == torch.int64
     require(rows, "ids", "a tensor of row numbers [n] int64, one at least", reprlib.repr(ids))
     number = is_number(equivalence_margin) and 0 < equivalence_margin < 50
     require(number, "equivalence_margin", "points of AUC between 0 and 50", repr(equivalence_margin))
     removed_ids = [*ids.tolist(), *previously_forgotten]
-    require(
-        len(set(removed_ids)) == len(removed_ids),
-        "ids",
-        "different from each other and from previously_forgotten",
-        "some twice",
-    )
+    distinct = len(set(removed_ids)) == len(removed_ids)
+    require(distinct, "ids", "different from each other and from previously_forgotten", "some twice")
     require(len(unlearned) > 0, "model", "one at least", "none")
     first, every = unlearned[0], [*(("model", each) for each in unlearned), (ORIGINAL, original)]
     for name, each in [*every, *((RETRAINED, each) for each in retrained)]:
@@ -226,7 +222,7 @@ def observe(
     )
 
 
-def _attacked(scores: Sequence[Scores]) -> dict[str, Estimate]:
-    """The measures of an attack, for one model or several of a kind."""
+def _attack_measures(scores: Sequence[Scores]) -> dict[str, Estimate]:
+    """AUCs and true-positive rate of an attack, for the scores of one model or several."""
     areas = {f"{sets} AUC": summarize_runs([attack_auc(each, sets) for each in scores]) for sets in PAIRS}
     return areas | {"TPR @ 1 % FPR": summarize_runs([tpr_at(each, 1.0) for each in scores])}

@@ -14,12 +14,12 @@ from amun_ext.data import Splits
 from amun_ext.metrics.auc import AucDifference, auc_difference
 from amun_ext.metrics.measures import Observation, attack_auc, summarize_runs
 
-LEAST_EXPECTED = 5.0  # ids of a class
-UNEVEN = 1e-3  # p-value below which a forget set is no random draw, by its classes
+MIN_EXPECTED = 5.0  # ids of a class, for the chi-squared test
+UNEVEN = 1e-3  # p-value of the class counts below which a forget set is not a random draw
 
 
 def why_not_random(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
-    """Why retraining need not give an FT AUC of 50; empty where it does."""
+    """Why FT AUC of a retrained model need not be 50; empty where it is."""
     from scipy.stats import chisquare  # here, because it takes a second to import
 
     if not random_forget_set:
@@ -28,7 +28,7 @@ def why_not_random(splits: Splits, ids: Tensor, random_forget_set: bool) -> str:
     classes = int(labels.max()) + 1
     expected = torch.bincount(labels, minlength=classes).double() * len(ids) / len(labels)
     found = torch.bincount(labels[ids], minlength=classes).double()
-    few = expected < LEAST_EXPECTED  # too few for the test; merged into one group
+    few = expected < MIN_EXPECTED  # merged into one group for the test
     groups = [torch.cat([counts[~few], counts[few].sum()[None]]).numpy() for counts in (found, expected)]
     groups = [each[groups[1] > 0] for each in groups]
     p = float(chisquare(*groups).pvalue) if len(groups[0]) > 1 else 1.0
@@ -58,20 +58,16 @@ def difference_to_baseline(
     if theirs:
         mean = summarize_runs([attack_auc(each.attacks[attack], "FT") for each in baselines]).value
         several = f"{len(theirs)} retrained models'" if len(theirs) > 1 else "the retrained model's"
-        return area, _of(attack, auc_difference(ours, *theirs)), f"{several} {mean:.1f}"
+        return area, _with_variance(attack, auc_difference(ours, *theirs)), f"{several} {mean:.1f}"
     if not others:
-        return (
-            area,
-            None,
-            "there is no baseline: no retrained model, references or shadows",
-        )
+        return area, None, "there is no baseline: no retrained model, references or shadows"
     if objection:
         return area, None, f"there is no retrained model, and {objection}"
-    return area, _of(attack, auc_difference(ours)), "50"
+    return area, _with_variance(attack, auc_difference(ours)), "50"
 
 
-def _of(attack: str, difference: AucDifference) -> AucDifference:
-    """U-LiRA has as many test samples as ids: with more ids, both parts of the variance shrink."""
+def _with_variance(attack: str, difference: AucDifference) -> AucDifference:
+    """U-LiRA uses as many test samples as ids, so more ids make both parts of the variance smaller."""
     if attack != U_LIRA:
         return difference
     both = difference.member_variance + difference.nonmember_variance

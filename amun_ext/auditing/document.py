@@ -25,7 +25,7 @@ MODELS = {
     RETRAINED: parts.Mark(RETRAINED, "test", (4, 1.6)),
     AUDITED: parts.Mark(AUDITED, "forget"),
 }
-LEAST = 0.1  # percent, where the axes of a ROC curve begin
+MIN_RATE = 0.1  # percent, where the axes of a ROC curve begin
 SHOWN = 10  # samples in a list
 CAVEAT = (
     "An audit is an empirical measurement: it describes these models on these samples under these attacks. A stronger "
@@ -52,7 +52,7 @@ def document(audit: Audit) -> parts.Document:
         f"Audit: {answer}",
         [
             parts.Answer(answer.capitalize(), reason(audit), tone),
-            parts.Items(sentences(audit)),
+            parts.Items(findings(audit)),
             *tested,
             parts.Paragraph(CAVEAT, soft=True),
             parts.Heading("Measures"),
@@ -84,17 +84,17 @@ def document(audit: Audit) -> parts.Document:
 def reason(audit: Audit) -> str:
     """The reason for the verdict, and how many ids would decide it."""
     verdict = audit.verdict
-    said = f"{verdict.reason[0].upper()}{verdict.reason[1:]}."
+    text = f"{verdict.reason[0].upper()}{verdict.reason[1:]}."
     if verdict.answer != CANNOT_TELL or math.isnan(verdict.required_ids):
-        return said
+        return text
     if verdict.required_ids > audit.sizes["forget"] + audit.sizes["retain"]:
-        return f"{said} The training set has too few samples to decide this."
+        return f"{text} The training set has too few samples to decide this."
     ids = f"{verdict.required_ids:,.0f} ids instead of {audit.sizes['forget']:,}"
-    return f"{said} With {ids} the same difference would decide."
+    return f"{text} With {ids} the same difference would decide."
 
 
-def sentences(audit: Audit) -> list[str]:
-    """Further findings, the most important first."""
+def findings(audit: Audit) -> list[str]:
+    """Sentences, the most important first."""
     members = audit.members
     found = [*audit.flags]
     others = {attack: each for attack, each in audit.verdicts.items() if each is not audit.verdict}
@@ -168,14 +168,14 @@ def _class(audit: Audit, label: int) -> str:
 
 def _roc(audit: Audit, attack: str) -> str:
     def draw(axes: Any) -> None:
-        axes.plot([LEAST, 100], [LEAST, 100], color=INK, linewidth=0.8, linestyle=(0, (1.2, 1.6)))
+        axes.plot([MIN_RATE, 100], [MIN_RATE, 100], color=INK, linewidth=0.8, linestyle=(0, (1.2, 1.6)))
         for name, mark in MODELS.items():
             if name in audit.observations:
                 scores = audit.observations[name].attacks[attack]
                 curve = roc(scores["forget"], scores["test"])
-                false, true = (np.maximum(side, LEAST / 2) for side in (curve.fpr, curve.tpr))
+                false, true = (np.maximum(side, MIN_RATE / 2) for side in (curve.fpr, curve.tpr))
                 axes.step(false, true, where="post", linewidth=1.8, **line(mark))
-        ends = (LEAST, 100)
+        ends = (MIN_RATE, 100)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         axes.set(xlabel="test samples called members, %", ylabel="forget samples, %")
         for axis in (axes.xaxis, axes.yaxis):

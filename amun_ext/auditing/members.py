@@ -9,12 +9,12 @@ from torch import Tensor
 
 from amun_ext.metrics.measures import Observation
 
-FPR = 1.0  # percent of the test samples that would be called members as well
+FPR = 1.0  # percent of the test samples above the threshold
 
 
 @dataclass(frozen=True)
 class SuspectedMember:
-    """A forget sample beyond the threshold."""
+    """A forget sample above the threshold."""
 
     id: int
     score: float
@@ -25,13 +25,13 @@ class SuspectedMember:
 
 @dataclass(frozen=True)
 class Members:
-    attack: str  # that suspects them
+    attack: str
     samples: list[SuspectedMember]  # the most member-like first
-    threshold: float  # the score that they exceed
-    expected_by_chance: float  # mean number for as many samples like those of the test set
+    threshold: float  # of the score
+    expected_by_chance: float  # mean number if the forget samples were like the test samples
 
 
-def above_test(forget: NDArray[np.float64], test: NDArray[np.float64]) -> int:
+def count_above_test(forget: NDArray[np.float64], test: NDArray[np.float64]) -> int:
     """How many of `forget` [n] score higher than all but FPR percent of `test` [m]."""
     return int((forget > _threshold(np.sort(test))).sum())
 
@@ -41,7 +41,7 @@ def _threshold(ordered: NDArray[np.float64]) -> float:
 
 
 def find_suspected_members(observation: Observation, ids: Tensor, attack: str) -> Members:
-    """The forget samples that `attack` calls members where it does FPR percent of the test samples, at most."""
+    """The forget samples above the threshold of `attack` that at most FPR percent of the test samples exceed."""
     forget, test = observation.attacks[attack]["forget"], np.sort(observation.attacks[attack]["test"])
     allowed = int(FPR * len(test) / 100)
     threshold = _threshold(test)
@@ -64,7 +64,7 @@ def find_suspected_members(observation: Observation, ids: Tensor, attack: str) -
 
 
 def harm(observation: Observation, baseline: Observation | None) -> Mapping[str, float]:
-    """Retained and test samples that the baseline has right and the model has wrong, and the other way round."""
+    """Retained and test samples that the baseline classifies correctly and the model does not, and vice versa."""
     if baseline is None:
         return {}
     changes = {}

@@ -24,8 +24,8 @@ from amun_ext.training import Recipe
 from amun_ext.validation import InputError, check_integer, require
 
 KEPT_SIGNALS = ("log-odds", "sm-taylor")  # of every sample and model
-Signals = dict[str, Tensor]  # name in KEPT -> [N] float32
-Start = tuple[nn.Module, Init]  # the model under audit, and where the first weights of others like it come from
+Signals = dict[str, Tensor]  # name in KEPT_SIGNALS -> [N] float32
+Start = tuple[nn.Module, Init]  # the architecture and the initial weights of each model
 Work = Callable[[Start, Tensor, int], Signals]
 
 
@@ -34,17 +34,17 @@ class ModelSignals:
     """The signals of M models for N samples, and which model was trained on which sample."""
 
     membership: Tensor  # [M, N] bool
-    signals: Mapping[str, Tensor]  # name in KEPT -> [M, N] float32
-    about: Mapping[str, object]  # what they were made of
+    signals: Mapping[str, Tensor]  # name in KEPT_SIGNALS -> [M, N] float32
+    about: Mapping[str, object]  # architecture, data, recipe and other settings
 
     def __len__(self) -> int:
         return len(self.membership)
 
 
 def draw_membership(samples: int, models: int, seed: int = 0) -> Tensor:
-    """Which sample is in the half of which model, [M, N] bool: of models 2i and 2i + 1 in one, and not in the other.
+    """[M, N] bool, True where a model is trained on a sample. Models 2i and 2i + 1 have complementary random halves.
 
-    So every sample is in exactly half of the models, and more models leave the former ones as they are.
+    Every sample is in exactly half of the models. Adding models does not change the earlier rows.
     """
     rows = []
     for pair in range(models // 2):
@@ -56,14 +56,14 @@ def draw_membership(samples: int, models: int, seed: int = 0) -> Tensor:
 
 
 def signals_from(logits: Tensor, labels: Tensor) -> Signals:
-    """The signals that are kept, from logits [N, K]."""
+    """KEPT_SIGNALS of logits [N, K]."""
     return {name: SIGNALS[name](logits, labels).float() for name in KEPT_SIGNALS}
 
 
 def check_settings(models: int, seed: int, num_workers: int) -> tuple[int, int, int]:
-    """The three as Python integers."""
+    """The arguments as Python integers."""
     models = check_integer("models", models, 2)
-    require(models % 2 == 0, "models", "even: they come in pairs", models)
+    require(models % 2 == 0, "models", "even, because models come in pairs", models)
     return models, check_integer("seed", seed, 0), check_integer("num_workers", num_workers, 1)
 
 
@@ -139,7 +139,7 @@ def set_identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, in
     check_init(model, init)
     return {
         "architecture": architecture(model),
-        "data": _data(splits),
+        "data": _data_identity(splits),
         "recipe": asdict(recipe),
         "init": describe_init(init),
         "seed": seed,
@@ -148,19 +148,19 @@ def set_identity(model: nn.Module, splits: Splits, recipe: Recipe, seed: int, in
 
 def check_same(kind: str, others: ModelSignals, model: nn.Module, splits: Splits) -> None:
     """InputError for models of another architecture than the model's, or of other samples."""
-    same = others.about["data"] == _data(splits)
+    same = others.about["data"] == _data_identity(splits)
     require(same, kind, "trained on these training and test samples, in this order", "models of other data")
     same = others.about["architecture"] == architecture(model)
     require(same, kind, "of the model's architecture", "another")
 
 
 def concat_splits(splits: Splits) -> TensorDataset:
-    """Training and test set, one behind the other, on the CPU."""
+    """The training set followed by the test set, on the CPU."""
     cpu = torch.device("cpu")
     return concat([moved(data, cpu, data.stored[0].dtype) for data in (splits.train, splits.test)])
 
 
-def _data(splits: Splits) -> str:
+def _data_identity(splits: Splits) -> str:
     return f"{training_data(splits)} {fingerprint(splits.test)}"
 
 

@@ -1,9 +1,9 @@
-"""When a passed test of FT AUC means "forgotten": the audit must have shown that it would notice otherwise.
+"""The power of the test: "forgotten" is the verdict only if the audit would have detected the opposite.
 
-A weak attack finds no difference between any two models, so that a model which has forgotten nothing passes as well.
-"Forgotten" therefore needs the original model: the same test must detect that it was trained on the forget samples
-(one-sided, at LEVEL) and must not pass it. And AUC is a mean over samples: if more samples look like members than
-chance allows, the answer is "not forgotten".
+A weak attack finds no difference between any two models, so a model that has forgotten nothing passes the test as
+well. "Forgotten" therefore needs the original model: the same test must detect that it was trained on the forget
+samples (one-sided, at LEVEL), and the original must not pass. AUC is a mean over samples: if more samples look like
+members than chance allows, the answer is "not forgotten".
 """
 
 import math
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from amun_ext.auditing.baseline import attacks_of_verdict, difference_to_baseline
-from amun_ext.auditing.members import FPR, above_test
+from amun_ext.auditing.members import FPR, count_above_test
 from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict, judge, worst
 from amun_ext.metrics.measures import Observation
 
 EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
-UNUSUAL = 0.05  # the same for a retrained model: below it the forget samples are atypical
+UNUSUAL = 0.05  # p-value of a retrained model below which the forget samples are atypical
 
 
 def overall_verdict(
@@ -32,10 +32,10 @@ def overall_verdict(
 ) -> tuple[Verdict, dict[str, Verdict]]:
     """The verdict, and that of every attack. objection: why 50 is no baseline; no_op: that the model barely changed.
 
-    A model has forgotten if it passes under all attacks and one of them would have detected that it has not.
+    A model has forgotten if it passes the test of every attack, and one of these tests detects the original.
     """
     ids = len(audited.labels["forget"])
-    passed, answered = [], {}
+    passed, verdicts = [], {}
     for attack in attacks_of_verdict(audited, baselines, others):
 
         def verdict(model: Observation, attack: str = attack) -> Verdict:
@@ -45,16 +45,16 @@ def overall_verdict(
         if found.answer == FORGOTTEN and (too_many := excess(audited, baselines, attack)):
             found = replace(found, answer=NOT_FORGOTTEN, reason=f"{found.reason}, but {too_many}")
         passed.append(found.answer == FORGOTTEN)
-        doubt = no_op or shows_nothing(None if original is None else verdict(original))
+        doubt = no_op or why_no_power(None if original is None else verdict(original))
         if passed[-1] and doubt:
             found = replace(found, answer=CANNOT_TELL, reason=f"{found.reason}, but {doubt}", required_ids=math.nan)
-        answered[attack] = found
-    shown = [found for found in answered.values() if found.answer == FORGOTTEN]
-    return (shown[0] if all(passed) and shown else worst(list(answered.values()))), answered
+        verdicts[attack] = found
+    shown = [found for found in verdicts.values() if found.answer == FORGOTTEN]
+    return (shown[0] if all(passed) and shown else worst(list(verdicts.values()))), verdicts
 
 
-def shows_nothing(original: Verdict | None) -> str:
-    """Why the test would not detect a model that has forgotten nothing; empty where it would."""
+def why_no_power(original: Verdict | None) -> str:
+    """Why the test does not detect the original model; empty where it does."""
     if original is None:
         return "without the original model nothing shows that a model which has forgotten nothing would fail this test"
     if original.answer == FORGOTTEN:
@@ -69,7 +69,7 @@ def shows_nothing(original: Verdict | None) -> str:
 
 
 def excess(audited: Observation, baselines: Sequence[Observation], attack: str) -> str:
-    """That more forget samples look like members than chance allows; empty where they are not more.
+    """That more forget samples look like members than chance allows; empty otherwise.
 
     The threshold is that of the test samples, so for samples like them the number is beta-binomial. Where retrained
     models have unusually many as well, the samples are atypical, and there must be more than theirs by Fisher's exact
@@ -78,7 +78,7 @@ def excess(audited: Observation, baselines: Sequence[Observation], attack: str) 
     from scipy.stats import betabinom, hypergeom  # here, because it takes a second to import
 
     forget, test = audited.attacks[attack]["forget"], audited.attacks[attack]["test"]
-    ids, count = len(forget), above_test(forget, test)
+    ids, count = len(forget), count_above_test(forget, test)
     allowed = int(FPR * len(test) / 100)
 
     def chance_of(found: int) -> float:
@@ -87,11 +87,11 @@ def excess(audited: Observation, baselines: Sequence[Observation], attack: str) 
 
     p = chance_of(count)
     if baselines:
-        theirs = [above_test(each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in baselines]
+        theirs = [count_above_test(each.attacks[attack]["forget"], each.attacks[attack]["test"]) for each in baselines]
         usual = math.ceil(sum(theirs) / len(theirs))
         if chance_of(usual) < UNUSUAL:
             p = max(p, float(hypergeom.sf(count - 1, 2 * ids, count + usual, ids)))
-    if p > EXCESS * (1 - 1e-9):  # one in a hundred, rounded, is not less
+    if p > EXCESS * (1 - 1e-9):  # tolerates rounding at p = EXCESS
         return ""
     return (
         f"under {attack}, {count} of {ids} forget samples look more like members than 99 % of the test samples, and "

@@ -1,7 +1,7 @@
 """Reference models: networks like the audited one, each trained on a random half of all samples.
 
-RMIA and LiRA compare the audited model with them. Training and test samples are halved alike, as in the published
-experiments: a prior that has seen the forget samples but not the test samples would call non-members members.
+RMIA and LiRA compare the audited model with them. The halves include test samples, as in the published experiments:
+references that are trained on the forget samples but on no test samples would bias the attacks.
 One set of references serves every request, every method and every seed.
 """
 
@@ -32,7 +32,7 @@ from amun_ext.unlearning.retrain import train_from_scratch
 from amun_ext.validation import require
 
 KIND = "references"
-SEED = 2000  # added to the seed, so that no reference begins with the weights of the original or the retrained model
+SEED = 2000  # added to the seed, so that no reference has the initial weights of the original or retrained model
 
 
 def train_references(
@@ -75,7 +75,7 @@ def train_references(
         KIND,
         out,
         set_identity(model, splits, recipe, seed, init),
-        partial(_trained, everything, recipe),
+        partial(_train_reference, everything, recipe),
         (model, init),
         membership,
         first_seed=seed + SEED,
@@ -92,7 +92,7 @@ def load_references(folder: str | os.PathLike[str], models: int | None = None) -
     return load(KIND, folder, models)
 
 
-def _trained(everything: TensorDataset, recipe: Recipe, start: Start, half: Tensor, seed: int) -> Signals:
+def _train_reference(everything: TensorDataset, recipe: Recipe, start: Start, half: Tensor, seed: int) -> Signals:
     model, init = start
     inside, labels = subset(everything, half), stored(everything)[1]
     return signals_from(predict(train_from_scratch(model, inside, recipe, seed, init), everything), labels)

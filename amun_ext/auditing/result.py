@@ -25,14 +25,14 @@ PICTURES = 12
 class Audit(Result):
     """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
 
-    verdict: Verdict  # of `verdicts` the worse, see `amun_ext.auditing.power`
+    verdict: Verdict  # the worst of `verdicts`, see `amun_ext.auditing.power`
     verdicts: Mapping[str, Verdict]  # by attack
-    flags: Sequence[str]  # sentences, none where all is well
+    flags: Sequence[str]  # warnings
     rows: Mapping[str, Mapping[str, Estimate]]  # model -> measure
     attacks: Mapping[str, Mapping[str, Mapping[str, Estimate]]]  # attack -> model -> FT, FR, RT AUC and TPR @ 1 % FPR
     members: Members  # forget samples that still look like members
     harm: Mapping[str, float]  # what happened to retained samples
-    runs: Mapping[str, float]  # U-LiRA's FT AUC against other runs of the method; none without shadows
+    runs: Mapping[str, float]  # FT AUC of U-LiRA over other runs of the method; empty without shadows
     observations: Mapping[str, Observation]
     pictures: Sequence[NDArray[np.float32]]  # [C, H, W], of the first of `members`, PICTURES at most
     classes: Sequence[str]
@@ -72,7 +72,7 @@ class Audit(Result):
         return document(self)
 
     def write(self, folder: str | os.PathLike[str], *, with_images: bool = False, place: Path | None = None) -> None:
-        """Its FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples.
+        """Write FILES into `folder`, all or none. `with_images`: the page shows some of the forget samples.
 
         place: the workplace in `folder`, where there is one.
         """

@@ -1,4 +1,4 @@
-"""Shadow models for U-LiRA: trained, unlearned by the method under audit, and never shown the other half.
+"""Shadow models for U-LiRA: each is trained, then unlearns half of the samples; it never sees the other half.
 
 The attack of Hayes et al. (2024, U-LiRA) tests each sample by itself: does a model that was trained on it and then
 unlearned it differ from a model that has never seen it? The samples are the forget set and as many test samples. Each
@@ -44,8 +44,8 @@ from amun_ext.unlearning.retrain import train_from_scratch
 from amun_ext.validation import is_integer, require
 
 KIND = "shadows"
-SEED = 3000  # added to the seed, so that no shadow begins with the weights of another model
-LEAST = 6  # shadows: for each pair left out, two shadows forgot a sample and two never saw it
+SEED = 3000  # added to the seed, so that no shadow has the initial weights of another model
+MIN_SHADOWS = 6  # without one pair, two shadows forgot each sample and two never saw it
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Shadows(ModelSignals):
 
     @property
     def ids(self) -> int:
-        """How many of the samples are the forget set."""
+        """Number of samples in the forget set."""
         ids = self.about["ids"]
         assert isinstance(ids, int)
         return ids
@@ -118,7 +118,7 @@ def train_shadows(
             "rows": rows.tolist(),
             "previously_forgotten": previously_forgotten,
         },
-        partial(_shadow, retain, samples, recipe, unlearning),
+        partial(_train_shadow, retain, samples, recipe, unlearning),
         (model, init),
         draw_membership(len(rows), models, seed),
         first_seed=seed + SEED,
@@ -140,7 +140,7 @@ def load_shadows(folder: str | os.PathLike[str], models: int | None = None) -> S
 
 
 def cost(splits: Splits, ids: Tensor, unlearning: MethodConfig, recipe: Recipe, models: int) -> str:
-    """A sentence on what the shadows will cost."""
+    """The cost of the shadows, in a sentence."""
     check_models(models)
     training, tuning = recipe.epochs, unlearning.recipe.epochs
     folds = 0 if unlearning.targets is None else unlearning.targets.folds
@@ -153,7 +153,7 @@ def cost(splits: Splits, ids: Tensor, unlearning: MethodConfig, recipe: Recipe, 
 
 
 def check_models(models: int) -> None:
-    require(models >= LEAST and models % 2 == 0, "models", f"an even number, {LEAST} at least", models)
+    require(models >= MIN_SHADOWS and models % 2 == 0, "models", f"an even number, {MIN_SHADOWS} at least", models)
 
 
 def check_shadows(shadows: Shadows, ids: Tensor) -> None:
@@ -163,10 +163,10 @@ def check_shadows(shadows: Shadows, ids: Tensor) -> None:
 
 
 def auc_over_shadows(shadows: Shadows) -> dict[str, float]:
-    """U-LiRA's area, percent, against every shadow in the place of the audited model: mean and standard deviation.
+    """AUC of U-LiRA in percent with each shadow as the audited model: mean and standard deviation.
 
-    A shadow is attacked with all others but its pair, whose half is the rest of its own. Each has forgotten another
-    half, so the deviation is that of runs and of samples together.
+    The other model of its pair, which has the complementary half, is left out. Each shadow has forgotten another half,
+    so the deviation includes that of runs and of samples.
     """
     odds, forgot = shadows.signals["log-odds"], shadows.membership
     areas = []
@@ -179,10 +179,7 @@ def auc_over_shadows(shadows: Shadows) -> dict[str, float]:
 
 
 def _sets(splits: Splits, ids: Tensor, previously_forgotten: Sequence[int], seed: int) -> tuple[TensorDataset, Tensor]:
-    """The retain set, and the rows of the samples of the shadows.
-
-    Test samples with a copy in the training set are left out: the model has seen them.
-    """
+    """(retain set, rows of the shadows' samples). Test samples with a copy in the training set are left out."""
     retain = split(
         splits.train, torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
     )[1]
@@ -190,17 +187,13 @@ def _sets(splits: Splits, ids: Tensor, previously_forgotten: Sequence[int], seed
     never_seen = torch.tensor(
         [row for row in range(len(splits.test)) if row not in duplicated], dtype=torch.int64, device="cpu"
     )
-    require(
-        len(never_seen) >= 2,
-        "splits",
-        "with two test samples at least that are not in the training set",
-        len(never_seen),
-    )
+    expected = "with two test samples at least that are not in the training set"
+    require(len(never_seen) >= 2, "splits", expected, len(never_seen))
     chosen = torch.randperm(len(never_seen), generator=torch.Generator().manual_seed(seed), device="cpu")[: len(ids)]
     return retain, torch.cat([ids, len(splits.train) + never_seen[chosen].sort().values])
 
 
-def _shadow(
+def _train_shadow(
     retain: TensorDataset,
     samples: TensorDataset,
     recipe: Recipe,
@@ -214,7 +207,7 @@ def _shadow(
     everything = concat([retain, forget])
     trained = train_from_scratch(model, everything, recipe, seed, init)
     targets = None
-    if unlearning.targets is not None:  # the whole procedure: what prepares a request has seen the forget set as well
+    if unlearning.targets is not None:  # a request is prepared on data that include the forget set
         logits = cross_fit(model, everything, recipe, folds=unlearning.targets.folds, seed=seed, init=init)
         targets = logits[len(retain) :]
     unlearned = unlearning.unlearn(trained, forget, retain, targets=targets, seed=seed)

@@ -1,9 +1,9 @@
-"""The verdict: a stated rule, which may also answer "cannot tell".
+"""The verdict: an equivalence test with the answers forgotten, not forgotten, over-forgotten and cannot tell.
 
 The FT AUC of the audited model is compared with a baseline: the mean of retrained models on the same samples or, with
 reference or shadow models, 50. Two one-sided t-tests at the 5 % level (an equivalence test: Schuirmann 1987) decide
-whether the two differ by less than a margin. A difference that was not found is not proven absent: few ids give a wide
-interval, and with fewer than LEAST_IDS the interval is not reliable.
+whether the two differ by less than a margin. With few ids the interval is wide and the answer is "cannot tell"; with
+fewer than MIN_IDS the interval is not reliable.
 """
 
 import math
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from amun_ext.metrics.auc import AucDifference
 
 MARGIN = 5.0  # points of AUC
-LEVEL = 0.95  # one less the level of each one-sided test; both together are the 90 % interval
-LEAST_IDS = 10
+LEVEL = 0.95  # each one-sided test is at the 5 % level; both together correspond to the 90 % interval
+MIN_IDS = 10
 
 AUDITED, ORIGINAL, RETRAINED = "audited", "original", "retrained"  # models
 FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL = "forgotten", "not forgotten", "over-forgotten", "cannot tell"
@@ -27,7 +27,7 @@ class Verdict:
     difference: float  # of FT AUC from the baseline's, points; NaN without a valid baseline
     interval: tuple[float, float]  # of the difference, 90 %
     margin: float
-    required_ids: float  # forget samples at which the same difference would decide; infinite where none would; NaN
+    required_ids: float  # forget samples at which the same difference would decide; inf if none; NaN if unknown
 
 
 def judge(area: str, difference: AucDifference | None, against: str, *, ids: int, margin: float = MARGIN) -> Verdict:
@@ -38,33 +38,33 @@ def judge(area: str, difference: AucDifference | None, against: str, *, ids: int
     value, wide = difference.value, _quantile(difference) * difference.standard_error
     low, high = value - wide, value + wide
     measured = f"{area} differs from {against} by {value:+.1f} points, 90 % interval {low:+.1f} to {high:+.1f}"
-    if math.isnan(wide) or ids < LEAST_IDS:
+    if math.isnan(wide) or ids < MIN_IDS:
         few = f"{area} differs from {against} by {value:+.1f} points, with too few samples for a reliable interval"
-        could = nan if math.isnan(wide) else max(required_ids(difference, ids, margin), LEAST_IDS)
+        could = nan if math.isnan(wide) else max(required_ids(difference, ids, margin), MIN_IDS)
         return Verdict(CANNOT_TELL, few, value, (low, high), margin, could)
     if -margin < low and high < margin:
         answer, reason = FORGOTTEN, f"{measured}: less than {margin:g}"
     elif low > margin:
         answer, reason = NOT_FORGOTTEN, f"{measured}: more than {margin:g}, the forget samples still look like members"
     elif high < -margin:
-        answer, reason = (
-            OVER_FORGOTTEN,
-            (f"{measured}: more than {margin:g} below, the forget samples look less like members than unseen ones"),
-        )
+        answer = OVER_FORGOTTEN
+        reason = f"{measured}: more than {margin:g} below, the forget samples look less like members than unseen ones"
     else:
         answer, reason = CANNOT_TELL, f"{measured}: it may be more or less than {margin:g}"
     return Verdict(answer, reason, value, (low, high), margin, required_ids(difference, ids, margin))
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The joint verdict: "forgotten" if all attacks say so (which needs no correction for their number), "not
-    forgotten" if one of them says so."""
+    """The joint verdict: "not forgotten" if one attack says so, "forgotten" if all do.
+
+    The second is an intersection-union test, which needs no correction for the number of attacks.
+    """
     order = NOT_FORGOTTEN, OVER_FORGOTTEN, CANNOT_TELL, FORGOTTEN
     return min(verdicts, key=lambda each: (order.index(each.answer), -each.required_ids))
 
 
 def required_ids(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
-    """The number of forget samples that would decide, at the same difference, because its interval is shorter."""
+    """The number of forget samples that would decide, if the difference stayed the same."""
     left = (
         (abs(abs(difference.value) - margin) / _quantile(difference)) ** 2
         - difference.nonmember_variance

@@ -21,7 +21,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 RESUMES = "run the same command again to resume"
 
-# Options of several commands, which name those that they have, see `add_options`.
+# Names in OPTIONS, the table of the options that several commands have.
 DATA = ("--data", "--data-dir", "--download", "--resize", "--test-fraction", "--device", "--seed")
 CHECKPOINT = ("--model", "--arch", "--width")
 

@@ -25,7 +25,7 @@ from amun_ext.deletion.results import SECONDS
 from amun_ext.files import file_digest, workplace
 from amun_ext.validation import require
 
-RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # with the latter a stopped one goes on
+RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # the latter to resume from
 EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL: 12}  # with --fail-unless
 
 
@@ -126,7 +126,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     loaded = [load_model(options, splits, path) for path in options.retrained_model]
     retrained, records = [each for each, _ in loaded], [each for _, each in loaded]
     removed_ids = [*ids.tolist(), *previously_forgotten]
-    for path in paths:  # of an earlier run for the same ids, or none
+    for path in paths:  # an earlier run for the same ids may have left some
         other = path.exists() and sorted(read_record(path).gone) != sorted(removed_ids)
         require(not other, "--out", "a folder without other retrained models", f"{path}, trained on the ids")
     provenance.check_runs(options.other_runs, [each for _, each in runs], record)

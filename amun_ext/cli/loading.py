@@ -33,7 +33,7 @@ LEFT_OUT = "; amun tune has used the others"
 
 
 class Inputs(NamedTuple):
-    splits: Splits  # --data, in the rows that --model knows them by
+    splits: Splits  # --data, with the row numbers of --model's training
     model: nn.Module
     record: Record  # of the model
     init: Init  # the weights that retraining starts from
@@ -63,7 +63,7 @@ def _shape(splits: Splits) -> dict[str, int]:
 
 
 def load_data(options: argparse.Namespace, record: Record | None = None) -> Splits:
-    """What add_data asks for; a folder is resized and divided as it was for the training of the record's model."""
+    """The data of --data; a folder is resized and divided as for the training of the record's model."""
     record = record or Record()
     for name in ("resize", "test_fraction") if os.path.isdir(options.data) else ():
         known, given = getattr(record, name), getattr(options, name)
@@ -75,7 +75,7 @@ def load_data(options: argparse.Namespace, record: Record | None = None) -> Spli
 
 
 def load_splits(options: argparse.Namespace) -> Splits:
-    """--data, in the rows that --model knows them by; it tells of what is left out."""
+    """--data, with the row numbers of --model's training; prints which new files are left out."""
     record = read_record(options.model)
     splits = aligned(load_data(options, record), record.to_metadata())
     if splits.outside:
@@ -85,7 +85,7 @@ def load_splits(options: argparse.Namespace) -> Splits:
 
 
 def read_record(path: Path) -> Record:
-    """What the checkpoint says of itself. InputError for what is no file that can be read."""
+    """The record in the metadata of a checkpoint. InputError for a file that cannot be read."""
     check_file("checkpoint", path)
     return Record.read(models.read_metadata(path), path.name) if path.suffix == ".safetensors" else Record()
 
@@ -98,7 +98,7 @@ def select_ids(
     part: str = "train",
     draw_from_all: bool = False,
 ) -> Tensor:
-    """The rows of a part that add_ids asks for. `removed_ids` are not in a class, nor drawn unless `draw_from_all`."""
+    """The rows chosen by the options of add_ids. `removed_ids` are not in a class, nor drawn unless `draw_from_all`."""
     data, removed = getattr(splits, part), set(removed_ids)
     ids, file = options.ids, options.ids_file
     require(options.groups is None or file is not None, "--groups", "left out without --ids-file", options.groups)
@@ -157,7 +157,7 @@ def audited_ids(options: argparse.Namespace, splits: Splits, record: Record) -> 
 
 
 def load_model(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, Record]:
-    """The model at `path`, by default that of --model, and what its checkpoint says of it."""
+    """The model at `path`, by default that of --model, and the record in its checkpoint."""
     path = options.model if path is None else path
     record = read_record(path)
     arch = options.arch or record.arch
@@ -167,7 +167,7 @@ def load_model(options: argparse.Namespace, splits: Splits, path: Path | None = 
     require(options.arch is not None or ":" not in str(arch), "--arch", expected, "none")
     rows, unknown = len(splits.train), [number for number in record.gone if number >= len(splits.train)]
     require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
-    recorded = record.width if arch in models.MODELS else None  # a function of the user's takes none
+    recorded = record.width if arch in models.MODELS else None  # the user's own function takes no width
     width = recorded if options.width is None else options.width
     build = partial(models.build, str(arch), **_shape(splits), width=width)
     if arch in models.MODELS:  # the file may be much smaller than a model of this width
@@ -176,7 +176,7 @@ def load_model(options: argparse.Namespace, splits: Splits, path: Path | None = 
         count = sum(tensor.numel() for tensor in empty.state_dict().values())
         actual = f"one of {count} values with width {width} in a file of {path.stat().st_size} bytes"
         require(count <= path.stat().st_size, str(path), "a checkpoint of this architecture", actual)
-        check_fits(path, empty)  # a file with holes has any size
+        check_fits(path, empty)  # a sparse file can claim any size
     model = build()
     models.load_checkpoint(path, model)
     model = model.to(options.device)

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parsed(sys.argv[1:] if arguments is None else arguments)
         status = _run(options)
         output.flush()
-        if output.error is not None and not isinstance(output.error, BrokenPipeError):  # else nobody wants to read on
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):  # a closed pipe is no failure
             print(f"amun: some output could not be printed: {output.error}", file=sys.stderr)
-            return status if hasattr(options, "out") else status or 1  # files have the results
+            return status if hasattr(options, "out") else status or 1  # results in files are complete
         return status
 
 
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     except (OSError, FloatingPointError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         return _report("failed", str(error), options.debug, NO_SPACE if full else 1)
-    except (Exception, SystemExit) as error:  # a model or data of the user's may raise anything
+    except (Exception, SystemExit) as error:  # the user's model or data may raise anything
         reason = next(iter(str(error).splitlines()), "")
         return _report("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ def _report(kind: str, reason: str, debug: bool, status: int) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, and the `command` that they are of."""
+    """The parsed options; `command` has the arguments themselves."""
     options = parser().parse_args(arguments)
     options.command = [*arguments]
     return options

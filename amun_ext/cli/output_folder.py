@@ -1,4 +1,4 @@
-"""The folder --out: checked before any work, compared with an earlier result in it, and what is printed in the end."""
+"""The folder --out: checks before any work, earlier results in it, and the printed result."""
 
 import argparse
 import datetime
@@ -15,7 +15,7 @@ from amun_ext.reading import read_object
 from amun_ext.report import Result
 from amun_ext.validation import is_integer, printable, require
 
-RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # a folder of results has one
+RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # every folder of results has one
 TABLES = "tables"
 NO_OTHER_RESULT = "a folder without another result (--overwrite replaces it)"
 
@@ -27,7 +27,7 @@ def now() -> str:
 
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
-    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other
+    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other path
     require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
     require(printable(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
     links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
@@ -71,7 +71,7 @@ def report_facts(folder: Path, name: str = REPORT) -> dict[str, Any]:
 
 
 def finished_request(folder: Path, request: str) -> dict[str, Any] | None:
-    """The facts of this very request, where all of its results are in the folder, as they were written."""
+    """The facts of this request, if the folder has all of its results, unchanged."""
     facts = report_facts(folder)
     missing = facts.get("ids_without_example")
     whole = isinstance(missing, list) and all(map(is_integer, missing))
@@ -88,7 +88,7 @@ def describe_request(facts: dict[str, Any]) -> str:
 
 
 def request_digest(model: Path, *parts: object) -> str:
-    """A digest of the model's file and of what is done with it, such as the samples."""
+    """A digest of the model's file and of the samples and settings."""
     return digest({}, json.dumps([file_digest(model), *parts]))
 
 

@@ -13,7 +13,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(BaseException):
-    """A signal has asked for the end; everything on the way out is put in order."""
+    """A signal has ended the command; context managers still clean up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -22,7 +22,7 @@ class Ended(BaseException):
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Raise `Ended` for them inside; those that are ignored, as nohup has it, stay so."""
+    """Raise `Ended` on SIGTERM and SIGHUP, unless the signal is ignored, as under nohup."""
 
     def end(number: int, _: FrameType | None) -> None:
         raise Ended(number)
@@ -39,12 +39,12 @@ def ended_by_signals() -> Iterator[None]:
 
 
 class Output:
-    """A stream that a command outlives: what cannot be written is lost, and `error` says why."""
+    """A stream whose failure does not end the command: what cannot be written is lost, and `error` says why."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.error: OSError | None = None
-        with contextlib.suppress(AttributeError):  # a stream of another kind, which takes all letters
+        with contextlib.suppress(AttributeError):  # another kind of stream, which takes all letters
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:
@@ -61,7 +61,7 @@ class Output:
             act(*arguments)
         except OSError as error:
             self.error = error
-            with contextlib.suppress(OSError, ValueError):  # what is left in the buffer would fail again at exit
+            with contextlib.suppress(OSError, ValueError):  # the rest of the buffer would fail again at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.stream.fileno())
                 os.close(nowhere)
@@ -72,11 +72,11 @@ class Output:
 
 @contextlib.contextmanager
 def outputs() -> Iterator[Output]:
-    """Standard output and error are there inside, and no failure of theirs ends the work. Yields the output."""
+    """Make standard output and error streams whose failure does not end the command. Yields the output."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened would take its place, and get what is printed
+        except OSError:  # closed: the next file to be opened would get its number, and what is printed
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:

@@ -21,7 +21,7 @@ from amun_ext.validation import differences, require
 
 
 def check_retrained(paths: Sequence[Path], records: Sequence[Record], removed_ids: Sequence[int]) -> list[str]:
-    """InputError for a model that was trained on some of the ids; a remark on a model that does not say."""
+    """InputError for a model that was trained on some of the ids; a remark on a model without a record of its data."""
     remarks = []
     for path, record in zip(paths, records, strict=True):
         if record.training_data is None:
@@ -41,11 +41,11 @@ def check_runs(paths: Sequence[Path], runs: Sequence[Record], record: Record) ->
 
 
 def check_original(path: Path, original: Record, record: Record, ids: Sequence[int]) -> None:
-    """InputError for a model that the audited one was not made of, or that has forgotten some of the ids itself.
+    """InputError for a model that the audited one was not made from, or that has forgotten some of the ids itself.
 
-    The verdict uses it to prove that the audit would detect a model which has forgotten nothing.
+    The verdict uses it to show that the audit would detect a model that has forgotten nothing.
     """
-    kept = ("recipe", "seed", "init")  # of the first training, in every checkpoint that comes of it
+    kept = ("recipe", "seed", "init")  # of the original training; unlearned checkpoints keep them
     theirs, ours = ({name: getattr(each, name) for name in kept} for each in (original, record))
     known = [name for name in kept if theirs[name] is not None and ours[name] is not None]
     differ = differences(*({name: _plain(each[name]) for name in known} for each in (theirs, ours)))
@@ -57,7 +57,7 @@ def check_original(path: Path, original: Record, record: Record, ids: Sequence[i
 
 
 def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequence[int]) -> None:
-    """InputError for shadows of another recipe, method or history than the model's, as far as they are known."""
+    """InputError for shadows of another recipe, method or history than those in the model's record."""
     other = _other_recipe(shadows, record)
     require(not other, "--shadows", "trained with the recipe of the checkpoint", f"one with {other}")
     theirs, others = shadows.about["previously_forgotten"], sorted(previously_forgotten)
@@ -80,7 +80,7 @@ def check_targets(targets: Targets | None, model: nn.Module, record: Record, spl
 
 
 def check_method(argument: str, options: Mapping[str, object], record: Record) -> None:
-    """InputError for another method than that which made the model, or other options, where it is known."""
+    """InputError for another method, or other options, than those in the model's record."""
     if record.unlearning is not None:
         differ = differences(options, record.unlearning)
         expected = "of the method that made the model, with its options"
@@ -88,7 +88,7 @@ def check_method(argument: str, options: Mapping[str, object], record: Record) -
 
 
 def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None) -> list[str]:
-    """Signs that the audit may not be the intended one."""
+    """Remarks on ids and references that may not be the intended ones."""
     found = []
     others = set(ids) - set(record.gone)
     if record.forgotten is not None and others:
@@ -100,7 +100,7 @@ def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None)
 
 
 def seconds(path: Path, record: Record) -> float | None:
-    """The seconds that the model took, from the report or audit beside it, or from an older checkpoint itself."""
+    """The seconds that the model took, from the report or audit beside it, or from an older checkpoint."""
     for name in ("report.json", FILES[0]):
         known = report_facts(path.parent, name).get(SECONDS)
         took = known.get(file_digest(path)) if isinstance(known, dict) and known else None
@@ -114,9 +114,9 @@ def _plain(value: object) -> object:
 
 
 def _other_recipe(signals: ModelSignals, record: Record) -> str:
-    """How the recipe differs from that of the checkpoint, if this has one."""
+    """The differences of the recipe from that of the checkpoint, if it has one."""
     theirs = signals.about["recipe"]
     assert isinstance(theirs, Mapping)
     if record.recipe is None:
         return ""
-    return differences(asdict(Recipe(**theirs)), asdict(record.recipe))  # an older one lacks newer fields
+    return differences(asdict(Recipe(**theirs)), asdict(record.recipe))  # an older record lacks newer fields

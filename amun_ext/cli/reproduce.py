@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_tables, add_workers
+from amun_ext.cli.arguments import RESUMES, Commands, add_command, add_options
 from amun_ext.cli.arguments import device as device_type
-from amun_ext.cli.loading import check_folder, tell
+from amun_ext.cli.output_folder import check_folder, print_result
 from amun_ext.experiments import reproduce
 from amun_ext.experiments.scales import SCALES
 from amun_ext.validation import require
@@ -38,10 +38,9 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--seeds", type=int, help="number of original models (default: that of the scale)")
     command.add_argument("--out", type=Path, default=Path("reproduced"), help="folder (default: %(default)s)")
-    command.add_argument("--data-dir", type=Path, help="folder with the files of the data (default: ./data)")
+    add_options(command, "--data-dir")
     command.add_argument("--device", type=device_type, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add_workers(command, "cells to measure")
-    add_tables(command)
+    add_options(command, "--workers", "--tables")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -65,4 +64,4 @@ def run(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     reproduce.write(result, options.out)
-    tell(options, result, f"{options.name}.json, {options.name}.html and pictures into {options.out}")
+    print_result(options, result, f"{options.name}.json, {options.name}.html and pictures into {options.out}")

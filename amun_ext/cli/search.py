@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _remove_others(folder: Path, request: str) -> None:
-    """The examples of another request, whose result is to be replaced."""
+    """Remove the examples of another request, whose result is replaced."""
     if report_facts(folder, FILES[0]).get("request") == request:
         return
     methods = read_object(folder / FILES[0]).get("methods")
@@ -147,12 +147,12 @@ def _remove_others(folder: Path, request: str) -> None:
         (folder / f"{method}.safetensors").unlink(missing_ok=True)
         for path in (folder / "curves").glob(f"{method}-*.safetensors"):
             path.unlink()
-    for name in reversed(FILES):  # last: a run that is stopped goes on with examples of its own
+    for name in reversed(FILES):  # the record last, so that a stopped run still knows what to remove
         (folder / name).unlink(missing_ok=True)
 
 
 def _load_part(options: argparse.Namespace) -> Splits:
-    """The training samples under the ids that the model knows them by; others than these as they are."""
+    """The data with the row numbers of the model's training, or as they are if it was trained on others."""
     if options.part == "train":
         with contextlib.suppress(InputError):
             return load_splits(options)

@@ -22,7 +22,7 @@ from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.training.recipe import RECIPES
 from amun_ext.validation import InputError, require
 
-KEPT = "training.safetensors"  # that a stopped one goes on with
+RESUME = "training.safetensors"
 
 
 def add(commands: Commands) -> None:
@@ -94,7 +94,7 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
         model,
         [Pass([DataPart(splits.train)])],
         training,
-        RunOptions(seed=options.seed, checkpoint=place / KEPT, progress=not options.quiet),
+        RunOptions(seed=options.seed, checkpoint=place / RESUME, progress=not options.quiet),
     )
     models.save_checkpoint(place / options.out.name, model, metadata)
     (place / options.out.name).replace(options.out)

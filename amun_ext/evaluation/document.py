@@ -19,7 +19,7 @@ from amun_ext.report.tables import Column, Row, Table, number, value
 if TYPE_CHECKING:
     from amun_ext.evaluation.report import Report
 
-PERCENT = "\u00a0%"  # never on a line of its own
+PERCENT = "\u00a0%"  # no line break before it
 CAVEAT = (
     "This is an empirical measurement: it describes these models on these images under one simple attack, "
     "and says nothing about other attacks or other images."
@@ -29,7 +29,7 @@ CONFIDENCE = (
     "model was trained on an image uses them. All panels have the same axes; the outermost bars include all values "
     "beyond."
 )
-DATA = {  # what the names of rows and methods are made of
+DATA = {  # the data sets in names of rows and methods
     "D_F": "the forget set: the training samples that are to be forgotten",
     "D_R": "the retain set: all other training samples",
     "D_A": "the adversarial examples of D_F, with the wrong labels that the model gives them",
@@ -114,12 +114,12 @@ def _examples(report: Report) -> list[parts.Block]:
 
 
 def counted(count: float, what: str) -> str:
-    """The number and the noun, which agree."""
+    """The number with the noun in singular or plural."""
     return f"{count:.0f} {what}" + "s" * (count != 1)
 
 
 def summary(report: Report) -> str:
-    """One paragraph for a reader who has never heard of unlearning, from the numbers alone."""
+    """One paragraph for a reader who does not know unlearning."""
     before, after = report.rows[report.before], report.rows[report.highlight]
     retrain = report.rows[report.baseline] if report.baseline is not None else None
 

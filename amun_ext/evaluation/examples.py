@@ -1,4 +1,4 @@
-"""Forget images beside their adversarial examples: the search in numbers, and a few pairs to look at."""
+"""Forget images beside their adversarial examples: statistics of the search, and a few pairs for the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Example:
 
 
 def check_examples(examples: AdversarialSet, images: Tensor, classes: int | None) -> None:
-    """Refuse examples that are not aligned with the forget `images` [N, C, H, W], or broken where found."""
+    """InputError for examples that do not belong to the forget `images` [N, C, H, W], or are not finite."""
     require(images.dim() == 4, "forget images", "[N, C, H, W] to be shown", f"shape {tuple(images.shape)}")
     fields = dict.fromkeys(("labels", "distance", "found", "eps", "grad_evals"), (len(images),))
     for field, aligned in (fields | {"images": tuple(images.shape)}).items():
@@ -41,7 +41,7 @@ def check_examples(examples: AdversarialSet, images: Tensor, classes: int | None
 
 
 def summarize_search(examples: AdversarialSet) -> dict[str, float]:
-    """How many were found and at what cost; medians over those found, NaN if none."""
+    """Number of examples found, their cost, and medians over those found (NaN if none)."""
     found = examples.found.bool()
     return {
         "samples": len(found),

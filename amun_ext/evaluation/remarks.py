@@ -32,7 +32,7 @@ def labelled(remarks: Mapping[str, str]) -> list[str]:
 
 
 def no_op(before: LogOdds, after: LogOdds) -> str:
-    """That two models barely differ on the forget samples; empty where they do."""
+    """That two models barely differ on the forget samples; empty otherwise."""
     changed = float(np.median(np.abs(after - before)))
     if changed >= UNCHANGED:
         return ""
@@ -43,13 +43,13 @@ def no_op(before: LogOdds, after: LogOdds) -> str:
 
 
 def broken(accuracy: float, name: str, others: float) -> str:
-    """That `accuracy` is lower than that of the other model `name`, in percent; empty where it is not."""
+    """That `accuracy` is much lower than that of the other model `name`, in percent; empty otherwise."""
     lost = others - accuracy
     return f"{lost:.1f} points of test accuracy below the {name} model's {others:.1f} %" if lost > BROKEN else ""
 
 
 def remembers(before: tuple[LogOdds, LogOdds], after: tuple[LogOdds, LogOdds]) -> str:
-    """That the model still distinguishes forget (the first of each pair) from test samples; else empty.
+    """That the model still distinguishes forget from test samples (a pair per model); empty otherwise.
 
     It does if the model before does (95 % interval above 50) and over half of that excess of FT AUC is left.
     """

@@ -35,18 +35,18 @@ class Report(Result):
     highlight: str
     baseline: str | None
     search: Mapping[str, float] | None  # the adversarial examples in numbers
-    remarks: Sequence[str]  # what seems to be wrong with the highlighted model; empty where nothing does
-    examples: Sequence[Example]  # some of them, from the closest to the farthest
+    remarks: Sequence[str]  # warnings about the highlighted model
+    examples: Sequence[Example]  # some adversarial examples, from the closest to the farthest
     facts: Mapping[str, object]
 
     @property
     def columns(self) -> list[Measure]:
-        """The measures that some row has a value of."""
+        """The measures with a value in some row."""
         values = {each.name: [row.get(each.name, math.nan) for row in self.rows.values()] for each in REPORT_MEASURES}
         return [each for each in REPORT_MEASURES if not all(map(math.isnan, values[each.name]))]
 
     def to_dict(self) -> dict[str, object]:
-        """All but scores and images, in JSON values; `columns` explains the keys of a row."""
+        """Everything but scores and images, as plain JSON values; `columns` explains the keys of a row."""
         keys = ("rows", "sizes", "before", "highlight", "baseline", "search", "remarks", "facts")
         explained = {column.name: column.explanation for column in self.columns}
         return {key: to_jsonable(getattr(self, key)) for key in keys} | {"columns": explained}

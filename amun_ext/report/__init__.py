@@ -1,4 +1,4 @@
-"""How results look: a document of parts and tables, and text, Markdown, HTML, CSV, LaTeX and pandas made from it."""
+"""Documents of parts and tables, and their rendering as text, Markdown, HTML, CSV, LaTeX and pandas."""
 
 from amun_ext.report.parts import Document, Result
 from amun_ext.report.tables import Table, number

@@ -1,4 +1,4 @@
-"""Pictures of pages: SVG that takes the page's colours, in light and dark, and images as PNG.
+"""Figures of a page: plots as SVG in the colours of the page, light and dark, and images as PNG.
 
 matplotlib takes a second to import, so it is imported where something is drawn.
 """
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from amun_ext.report.parts import Mark
 
 BINS = 36
-SERIES = 10  # colours for things of any number, which repeat then: --series-0 and so on, as in style.css
-MARKERS = dict(zip("osD^vP<>ph*X", "●■◆▲▼✚◀▶⬟⬢★✖", strict=True))  # for each of SERIES another, and how a key has it
+SERIES = 10  # colours --series-0 to --series-9 of style.css, which repeat after that
+MARKERS = dict(zip("osD^vP<>ph*X", "●■◆▲▼✚◀▶⬟⬢★✖", strict=True))  # of matplotlib, and the same shape in a key
 DASHES = ((), (4.0, 1.6), (1.2, 1.2), (6.0, 1.6, 1.2, 1.6))  # lengths in multiples of the line's width
-# matplotlib wants colours, the page wants its own in light and dark: draw in these, then put the page's in their place.
+# A plot is drawn in the first of these colours, which are then replaced by the second, the variables of style.css.
 COLOURS = {
     "ink": ("#010101", "currentColor"),
     "retain": ("#010102", "var(--retain)"),
@@ -43,10 +43,7 @@ SETS = {"forget": Mark("forget", "forget"), "test": Mark("test", "test", (4, 1.5
 
 
 def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2, 2.9)) -> str:
-    """The picture that `draw` makes on the axes it is given, in the page's colours.
-
-    A `salt` of its own keeps the ids inside each picture apart from those of the others on the same page.
-    """
+    """What `draw` plots on its axes, in the colours of the page. Figures of one page need different `salt`s for ids."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -65,12 +62,12 @@ def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2
 
 
 def mark(index: int, name: str) -> Mark:
-    """The `index`-th of things of any number, as `line` draws it."""
+    """The mark of series `index`."""
     return Mark(name, f"series-{index % SERIES}", DASHES[index % len(DASHES)])
 
 
 def line(of: Mark) -> dict[str, Any]:
-    """How matplotlib is to draw it."""
+    """The arguments of matplotlib for a mark."""
     return {"color": COLOURS[of.colour][0], "linestyle": (0, tuple(of.dashes)) if of.dashes else "-"}
 
 
@@ -79,7 +76,7 @@ def histograms(
 ) -> dict[str, Callable[[], str]]:
     """One SVG per row of `scores` (row -> forget, retain, test -> log-odds [N]), all on the same axes.
 
-    Heights are percent of the set; the outermost bars hold the 0.5 % at either end that would stretch the axis.
+    Heights are percent of the set; the outermost bars include the 0.5 % of values beyond each end of the axis.
     `normals` adds a normal of the same mean and deviation for the forget and the test set, as in the paper's figure 3.
     """
     low, high = np.quantile(
@@ -111,23 +108,23 @@ def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[
 
 
 def _normal(values: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """The curve, as percent in a bar."""
+    """The normal density, in percent per bar."""
     at, spread = np.linspace(edges[0], edges[-1], 200), max(float(values.std()), 1e-12)
     density = np.exp(-(((at - values.mean()) / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
     return at, 100.0 * density * (edges[1] - edges[0])
 
 
 def amplification(differences: Sequence[NDArray[np.float32]]) -> int:
-    """By how much to enlarge differences of images so that the median one fills the grey scale from its middle on.
+    """The factor by which differences of images are enlarged, so that the median one uses the whole grey scale.
 
-    The farthest ones are clipped rather than the closest ones invisible.
+    Larger differences are clipped, so that smaller ones stay visible.
     """
     typical = float(np.median([np.abs(difference).max() for difference in differences]))
     return max(1, round(0.5 / typical)) if typical else 1
 
 
 def png(image: NDArray[np.float32]) -> bytes:
-    """The file of `image` [C, H, W] in [0, 1]: colour if C is 3, else the grey mean of its channels."""
+    """`image` [C, H, W] in [0, 1] as a PNG file: colour if C is 3, else the mean of its channels in grey."""
     from matplotlib.image import imsave
 
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else np.repeat(image.mean(axis=0)[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""A document as one HTML page in light and dark: no scripts, no other files, no network."""
+"""A document as one HTML page, light or dark, without scripts, other files or network."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -13,7 +13,7 @@ SHOWN = 400  # characters of a list
 
 
 def render(document: Document, with_images: bool = False) -> str:
-    """`with_images`: also those of what was to be forgotten."""
+    """The page; `with_images`: with the images of forgotten samples."""
     blocks = [
         block for block in document.blocks if not (isinstance(block, Images) and block.forgotten and not with_images)
     ]
@@ -22,7 +22,7 @@ def render(document: Document, with_images: bool = False) -> str:
 
 @cache
 def _environment() -> "jinja2.Environment":
-    import jinja2  # here, because not everyone who has a result makes a page of it
+    import jinja2  # here, because most commands need no page
 
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("amun_ext.report", "."),
@@ -38,7 +38,7 @@ def _environment() -> "jinja2.Environment":
 
 
 def in_words(value: object) -> str:
-    """A fact in words: numbers in a row as ranges, no more than a line or two of a long list."""
+    """A fact as text: consecutive numbers as ranges, and only the beginning of a long list."""
     match value:
         case None:
             return "none"

@@ -1,6 +1,6 @@
-"""Documents: the parts that every format can render, and the class of results that have one.
+"""Documents and their parts, and `Result`, the class of results that have a document.
 
-Text and Markdown leave pictures and `Facts` out: these are for a page.
+Text and Markdown leave out pictures and `Facts`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it all comes to, and why. tone: "good", "bad" or "unsure", for the colour beside it."""
+    """The main finding and its reason. tone: "good", "bad" or "unsure", for its colour."""
 
     answer: str
     reason: str
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Glossary:
-    """Each term and what it means."""
+    """Terms and their meanings."""
 
     terms: Mapping[str, str]
     title: str = ""
@@ -55,13 +55,13 @@ class Glossary:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a line or a point of a picture is: of a colour, see `amun_ext.report.figures`."""
+    """An entry of a key: the name and look of a line or point; for colours see `amun_ext.report.figures`."""
 
     name: str
     colour: str
-    dashes: Sequence[float] = ()  # lengths in widths of the line
-    points: str = ""  # what they look like, where there is no line
-    filled: bool = False  # a bar
+    dashes: Sequence[float] = ()  # lengths in multiples of the line's width
+    points: str = ""  # the character of a point, in place of a line
+    filled: bool = False  # a bar, in place of a line
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """draw: makes the SVG, when a page is made. label: what it is, for those who do not see it."""
+    """draw: returns the SVG when the page is rendered. label: the text for screen readers."""
 
     title: str
     draw: Callable[[], str]
@@ -89,7 +89,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: makes the address of the image, when a page is made that shows any; None for words alone."""
+    """pixels: returns the image as a data URI when a page with images is rendered; None for text alone."""
 
     alt: str
     pixels: Callable[[], str] | None
@@ -99,7 +99,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Images:
-    """Cards of rows of pictures, each with a caption. forgotten: of what was to be forgotten, shown only if told so."""
+    """Cards of rows of pictures, each with a caption. forgotten: shown only on a page `with_images`."""
 
     cards: Sequence[tuple[Sequence[Sequence[Picture]], str]]
     title: str
@@ -109,7 +109,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Facts:
-    """How the numbers were made; values may be mappings and lists."""
+    """Settings and provenance of the numbers; values may be mappings and lists."""
 
     entries: Mapping[str, object]
 
@@ -141,7 +141,7 @@ class Document:
 
 
 class Result:
-    """A result that has a document can be shown, and its tables exported."""
+    """A result with a document, which can be rendered, and whose tables can be exported."""
 
     def document(self) -> Document:
         raise NotImplementedError
@@ -166,8 +166,8 @@ class Result:
         return markdown.render(self.document())
 
     def to_html(self, path: str | os.PathLike[str], *, with_images: bool = False) -> None:
-        """One page that needs no other file and no network. `with_images`: it shows some of the forget images, each
-        beside what was made of it, so it must be deleted when they are."""
+        """One page that needs no other file and no network. `with_images`: it shows some of the forget images, so it
+        must be deleted when they are."""
         from amun_ext.report import html
 
         write_text(path, html.render(self.document(), with_images))

@@ -1,4 +1,4 @@
-"""Tables of results: what a cell shows and what it is as data, for text, Markdown, CSV, LaTeX and pandas."""
+"""Tables of results: cells with a text and their data, as text, Markdown, CSV, LaTeX and pandas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def number(value: float, digits: int = 1, unit: str = "") -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and what that is as data: what is added to the column's name -> value."""
+    """The text that is shown, and its data: suffix of the column's name -> value."""
 
     text: str
     data: Mapping[str, float | str]
@@ -47,34 +47,34 @@ def value(of: float, digits: int = 1) -> Cell:
 def interval(of: float, low: float, high: float, digits: int = 1) -> Cell:
     """A value with its interval in brackets, where there is one."""
     known = not any(map(math.isnan, (of, low, high)))
-    told = f" [{number(low, digits)}, {number(high, digits)}]" if known else ""
-    return Cell(number(of, digits) + told, {"": of, " low": low, " high": high})
+    ends = f" [{number(low, digits)}, {number(high, digits)}]" if known else ""
+    return Cell(number(of, digits) + ends, {"": of, " low": low, " high": high})
 
 
 def spread(mean: float, deviation: float, digits: int = 1) -> Cell:
     """A mean and its standard deviation, where there is one."""
-    told = "" if math.isnan(deviation) else f" ± {number(deviation, digits)}"
-    return Cell(number(mean, digits) + told, {"": mean, " sd": deviation})
+    ends = "" if math.isnan(deviation) else f" ± {number(deviation, digits)}"
+    return Cell(number(mean, digits) + ends, {"": mean, " sd": deviation})
 
 
 @dataclass(frozen=True)
 class Column:
     name: str  # the heading
-    words: bool = False  # to the left, where numbers are to the right
+    words: bool = False  # aligned to the left; numbers to the right
 
 
 @dataclass(frozen=True)
 class Row:
     name: str
     cells: Sequence[Cell]  # as many as there are columns
-    group: str = ""  # which it stands under, with its neighbours
+    group: str = ""  # the heading above it and its neighbours
 
 
 @dataclass(frozen=True)
 class Table:
-    """A row that is `marked` stands out; what rows and groups are is the heading of the first column.
+    """The row `marked` is highlighted; `of` and `groups_of` say what rows and groups are.
 
-    folded: many rows, in no text, and on a page only for those who open it.
+    folded: a long table, which text leaves out and a page shows on a click.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Table:
         return list(groups.items())
 
     def records(self) -> list[dict[str, float | str]]:
-        """Each row as data. A column with an interval or a deviation has others behind it, " low", " high", " sd"."""
+        """Each row as data. Intervals and deviations are further columns: " low", " high" and " sd"."""
         return [
             {
                 **({self.groups_of: row.group} if self.groups_of else {}),
@@ -109,7 +109,7 @@ class Table:
         ]
 
     def to_csv(self) -> str:
-        """All digits, and nothing where there is no number."""
+        """All digits; an empty cell where there is no number."""
         records = self.records()
         names = list(dict.fromkeys(name for record in records for name in record))
         written = io.StringIO()
@@ -120,7 +120,7 @@ class Table:
         return written.getvalue()
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A row for each of the table's. InputError where pandas is not installed."""
+        """One row per row of the table. InputError where pandas is not installed."""
         try:
             import pandas
         except ImportError as error:
@@ -128,7 +128,7 @@ class Table:
         return pandas.DataFrame(self.records())
 
     def to_latex(self) -> str:
-        """A tabular with the rules of booktabs, the numbers as they are shown."""
+        """A tabular for booktabs, with the numbers as they are shown."""
         kinds = "".join("l" if column.words else "r" for column in self.columns)
         lines = [f"\\begin{{tabular}}{{l{kinds}}}", r"\toprule", _latex([self.of, *self._names]), r"\midrule"]
         for group, rows in self.grouped:
@@ -139,7 +139,7 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
     def to_text(self) -> list[str]:
-        """Lines, aligned, with a rule below the headings."""
+        """Aligned lines, with a rule below the headings."""
         grid = list(self._lines("  "))
         widths = [max(map(len, column)) for column in zip(*(line for line in grid if len(line) > 1), strict=True)]
         left = [True, *(column.words for column in self.columns)]
@@ -163,7 +163,7 @@ class Table:
         return [column.name for column in self.columns]
 
     def _lines(self, indent: str = "") -> Iterator[list[str]]:
-        """The headings and the rows; one cell where a group begins, whose rows are indented."""
+        """The headings and the rows; a group begins with one cell, and its rows are indented."""
         yield [self.of, *self._names]
         for group, rows in self.grouped:
             if group:

@@ -221,7 +221,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "--workers": {
         "type": int,
         "default": 1,
-        "help": "number of processes; each trains one model or runs one trial at a time (default: %(default)s)",
+        "help": "number of processes; each does one model, trial or cell at a time (default: %(default)s)",
     },
     "--out": {"type": Path, "required": True, "help": "folder of the results"},
     "--overwrite": {"action": "store_true", "help": "replace the result of another request or training"},

@@ -55,7 +55,7 @@ class LargestFloat(TorchDispatchMode):
 
 def test_commands_read_batches_and_give_what_they_give_for_floats(tmp_path: Path, monkeypatch) -> None:
     """`predict` has the largest batches, 512 images."""
-    monkeypatch.setattr("amun_ext.data.images.HASHED_BYTES", 2**14)
+    monkeypatch.setattr("amun_ext.data.images.FLOAT_BYTES", 2**14)
     largest = {}
     for kind in ("uint8", "float32"):
         (tmp_path / kind).mkdir()

@@ -1,4 +1,4 @@
-"""Labelled images by name, from files, or from the user's own function: always whole tensors, always in [0, 1]."""
+"""Labelled images by name, from files, or from the user's own function: tensors in [0, 1]."""
 
 from amun_ext.data.duplicates import find_duplicates, find_near_copies
 from amun_ext.data.images import ImageDataset, fingerprint

@@ -16,7 +16,7 @@ def load(root: Path, download: bool = False) -> Splits:
         train, test = (torchvision.datasets.CIFAR10(root, train=part, download=download) for part in (True, False))
     except RuntimeError as error:
         if download:
-            raise  # the network's fault or torchvision's, not the caller's
+            raise  # a network error or one of torchvision
         raise InputError(f"CIFAR-10 must be in {root}/cifar-10-batches-py (download=True gets it): {error}") from error
     tensors = [image_dataset(part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for part in (train, test)]
     return Splits(tensors[0], tensors[1], tuple(train.classes))

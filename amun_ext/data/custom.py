@@ -31,7 +31,7 @@ from amun_ext.validation import (
 
 CHANNELS = (1, 3, 4)
 KEYS = "train_keys"  # in an .npz file
-MOST_CLASSES = 2**16  # where there are fewer samples: of -1 as uint32 nobody wants so many names
+MOST_CLASSES = 2**16  # or the number of samples, if larger; a label of -1 as uint32 would make 4 billion classes
 
 
 def load_folder(
@@ -40,13 +40,13 @@ def load_folder(
     """Read `root`/train/<class>/<image> and `root`/test/<class>/<image>, classes and images in alphabetical order.
 
     Training and test set must have the same classes, unless these are `known`: then some may be missing or new. With
-    `test_fraction` the images are in `root`/<class>, and about this share of them is the test set: the split depends
-    only on the content of each file, so adding or removing files moves no other, and equal files are on one side.
+    `test_fraction` the images are in `root`/<class>, and about this share of them is the test set. The split depends
+    only on the content of each file, so adding or removing files does not move others, and equal files stay together.
 
-    All images have one size, after being turned as their EXIF orientation says, or are scaled and cropped about their
-    middle to squares of `resize` pixels. They stay grey [1, H, W] when all are grey, else all become RGB [3, H, W]
-    (transparency is dropped). InputError names the file that is no 8-bit image or has another size. Files that start
-    with a dot are passed over. Warns of symbolic links that lead out of `root`.
+    Images are rotated by their EXIF orientation. All must have one size, or are scaled and cropped to centred squares
+    of `resize` pixels. They stay grey [1, H, W] if all are grey, otherwise all become RGB [3, H, W] (transparency is
+    dropped). InputError names a file that is no 8-bit image or has another size. Files that start with a dot are
+    ignored. Warns of symbolic links that lead out of `root`.
     """
     folders = {name for name in known if name == Path(name).name and name != ".."}
     find = _both_parts if test_fraction is None else partial(_divided, fraction=test_fraction)
@@ -57,7 +57,7 @@ def load_folder(
     paths = [path for part in files.values() for path, _ in part]
     for path in paths:
         check_file("data", path, "a folder of images")
-    _remark_on_links(root, paths)
+    _warn_of_links(root, paths)
     images: dict[Path, Tensor] = {}
     for path in paths:
         images[path] = image = torch.from_numpy(_read_image(path, resize))
@@ -115,12 +115,12 @@ def _labelled(folder: Path, classes: Sequence[str], may_lack: bool) -> list[tupl
 
 
 def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
-    """Read the arrays train_images, train_labels, test_images and test_labels; others are passed over.
+    """Read the arrays train_images, train_labels, test_images and test_labels; others are ignored.
 
-    Images are uint8, or floating point in [0, 1]; [N, H, W], [N, C, H, W], or [N, H, W, C] when the last axis has 1, 3
-    or 4 entries and the second has not (if both have, InputError: nobody can tell). Labels are integers [N]; classes
-    are called "0", "1", ... up to the largest training label unless named. An array train_keys [N] of different texts
-    or integers has what requests know the training samples by.
+    Images are uint8, or floating point in [0, 1]; [N, H, W], [N, C, H, W], or [N, H, W, C] if the last axis has 1, 3
+    or 4 entries and the second has not (InputError if both have). Labels are integers [N]; classes are called "0",
+    "1", ... up to the largest training label unless named. An array train_keys [N] of different texts or integers has
+    the keys of the training samples in requests.
     """
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
     check_file("data", path)
@@ -143,7 +143,7 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
         images = _channels_first(images, f"{name}_images")
         require(labels.shape == images.shape[:1], f"{name}_labels", f"of shape {images.shape[:1]}", labels.shape)
         if len(labels):
-            low, high = int(labels.min()), int(labels.max())  # before int64, which the largest do not fit into
+            low, high = int(labels.min()), int(labels.max())  # before int64, which may overflow
             most = max(MOST_CLASSES, len(labels))
             fits = low >= 0 and high < most
             require(fits, f"{name}_labels", f"classes in [0, {most})", f"values from {low} to {high}")
@@ -157,9 +157,9 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
 
 
 def load_function(name: str) -> Splits:
-    """Call the function that "module:function" names, without arguments. It returns Splits, or a pair (train, test) of
-    map-style datasets of (image tensor, int label); classes are then train.classes, or numbers when it has none. The
-    keys that requests know the training samples by are train.keys(), if it has that."""
+    """Call "module:function" without arguments. It returns Splits, or a pair (train, test) of map-style datasets of
+    (image tensor, int label); classes are then train.classes, if any, or numbers. The keys of the training samples in
+    requests are train.keys(), if any."""
     value = call_user_function("data set", name)
     if isinstance(value, Splits):
         return value
@@ -205,7 +205,7 @@ def _read_image(path: Path, resize: int | None) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             mode, deep = image.mode, _is_deep(image)
             require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode} of more bits")
-            still = not getattr(image, "is_animated", False) or image.format == "MPO"  # a camera's, with previews
+            still = not getattr(image, "is_animated", False) or image.format == "MPO"  # a photo with previews
             require(still, str(path), "an image", f"an animation or several pages ({image.format})")
             pixels = ImageOps.exif_transpose(image).convert("L" if mode in ("1", "L", "LA") else "RGB")
             if resize is not None:
@@ -213,32 +213,32 @@ def _read_image(path: Path, resize: int | None) -> NDArray[np.uint8]:
             return np.array(pixels)
     except InputError:
         raise
-    except Exception as error:  # a decoder may raise anything at a damaged file
+    except Exception as error:  # a decoder may raise anything
         raise InputError(f"{path} must be an image: {error}") from error
 
 
 def _is_deep(image: Any) -> bool:
-    """Whether its file has more than 8 bits per channel, of which Pillow keeps 8 or clips the rest."""
+    """Whether its file has more than 8 bits per channel, which Pillow would cut to 8."""
     if image.mode.startswith(("I", "F")):
         return True
-    arguments = [part[3] for part in image.tile]  # how its bytes are laid out, such as "RGB;16B"
+    arguments = [part[3] for part in image.tile]  # the layout of its bytes, such as "RGB;16B"
     values = [each for some in arguments for each in (some if isinstance(some, tuple) else (some,))]
     packed = any(isinstance(each, str) and re.search(r"(?<!BGR);16", each) for each in values)
     return packed or (image.format == "PPM" and any(isinstance(each, int) and each > 255 for each in values))
 
 
-def _remark_on_links(root: Path, paths: list[Path]) -> None:
-    """Warn of images that are elsewhere: who shares or deletes the folder should know."""
+def _warn_of_links(root: Path, paths: list[Path]) -> None:
+    """Warn of images outside the folder, which are not copied or deleted with it."""
     inside = root.resolve()
     links = [path for path in paths if any(each.is_symlink() for each in (path, *path.parents[:2]))]
     out = [path for path in links if not path.resolve().is_relative_to(inside)]
     if out:
-        told = f"{len(out)} of {len(paths)} images are symbolic links that lead out of {root}, such as {out[0]}"
-        warnings.warn(told, stacklevel=2)
+        message = f"{len(out)} of {len(paths)} images are symbolic links that lead out of {root}, such as {out[0]}"
+        warnings.warn(message, stacklevel=2)
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuse an archive that was made to fill the memory; np.savez_compressed reaches such a ratio with no images."""
+    """InputError for an archive that would fill the memory; images do not compress by such a ratio."""
     with zipfile.ZipFile(path) as packed:
         size, most = sum(part.file_size for part in packed.infolist()), max(2**28, 200 * path.stat().st_size)
     require(size <= most, str(path), f"an .npz file of at most {most} bytes unpacked", size)

@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8 in 17 greys (Alpaydin and Kaynak, 1998), which scikit-learn carries: no files to get."""
+"""Handwritten digits, 8x8 in 17 greys (Alpaydin and Kaynak, 1998), from scikit-learn, without a download."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from amun_ext.data.splits import Splits, image_dataset
 
 
 def load(root: Path, download: bool = False) -> Splits:
-    """1,197 training and 600 test images [1, 8, 8], the same ones each time, every class in the same proportion."""
+    """1,197 training and 600 test images [1, 8, 8], a fixed split, every class in the same proportion."""
     from sklearn.datasets import load_digits  # scikit-learn takes a second to import
     from sklearn.model_selection import train_test_split
 

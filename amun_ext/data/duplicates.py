@@ -1,13 +1,13 @@
 """Find copies of an image under other row numbers, identical or nearly so: they must be forgotten together."""
 
-import math
 from collections.abc import Iterable
 
 import torch
+from scipy.fft import dctn
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.data.images import as_float, hashes_of, row_hashes, stored
+from amun_ext.data.images import float_parts, hashes_of, row_hashes, stored
 from amun_ext.validation import require
 
 FREQUENCIES = 12  # of the cosine transform along each side: coarse shapes, which survive compression and resizing
@@ -19,13 +19,13 @@ AT_ONCE = 2**24  # distances in memory
 
 def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
     """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
-    rows = {known: row for row, known in enumerate(hashes_of(forget).tolist())}
+    rows = {image_hash: row for row, image_hash in enumerate(hashes_of(forget).tolist())}
     others: Iterable[bytes]
     if isinstance(retain, TensorDataset):
         others = hashes_of(retain).tolist()
     else:
         others = (row_hashes(each[None])[0].item() for each in retain)
-    return [(rows[known], row) for row, known in enumerate(others) if known in rows]
+    return [(rows[image_hash], row) for row, image_hash in enumerate(others) if image_hash in rows]
 
 
 def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = None) -> list[tuple[int, int, float]]:
@@ -53,7 +53,7 @@ def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = No
     require(0 <= limit <= 1, "duplicate distance", "a number from 0 to 1", limit)
     if limit == 0:
         return []
-    shapes = torch.cat([_coarse(part) for part in images.split(max(1, AT_ONCE // images[0].numel()))])
+    shapes = torch.cat([_coarse(part) for part in float_parts(images)])
     found = []
     for some in rows.split(max(1, AT_ONCE // len(shapes))):
         distances = 1 - shapes[some] @ shapes.T
@@ -67,16 +67,8 @@ def _coarse(images: Tensor) -> Tensor:
     """The low frequencies but for the mean, of length 1, or 0 where there is nothing but the mean: [N, K]."""
     channels = images.shape[1]
     weights = torch.tensor(LUMA if channels == 3 else [1 / channels] * channels, device="cpu")
-    grey = torch.einsum("nchw,c->nhw", as_float(images.detach().cpu()).float(), weights)
-    across, down = (_cosines(length) for length in grey.shape[1:])
-    flat = (across @ grey @ down.T).flatten(1)[:, 1:]
+    grey = torch.einsum("nchw,c->nhw", images, weights)
+    frequencies = dctn(grey.numpy(), axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES]
+    flat = torch.from_numpy(frequencies.copy()).flatten(1)[:, 1:]
     plain = flat.norm(dim=1, keepdim=True) <= 1e-3
     return torch.nn.functional.normalize(flat).masked_fill(plain, 0.0)
-
-
-def _cosines(length: int) -> Tensor:
-    """The first vectors of the orthonormal cosine transform DCT-II, [K, length]."""
-    numbers = torch.arange(length, dtype=torch.float32, device="cpu")
-    vectors = torch.cos(math.pi / length * (numbers + 0.5) * numbers[:FREQUENCIES, None])
-    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True)
-    return unit

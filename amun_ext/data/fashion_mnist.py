@@ -28,14 +28,14 @@ def load(root: Path, download: bool = False) -> Splits:
 
 
 def load_mini(root: Path, download: bool = False) -> Splits:
-    """The 2,000 + 3,000 images that come with the package, equally many of each class. Needs no root, no network."""
+    """The 2,000 + 3,000 images in the package, equally many of each class; `root` is not used."""
     return load_npz(MINI, CLASSES)
 
 
 def find_folder(root: Path, download: bool = False) -> Path:
     """The first folder with all four files, plain or .gz: torchvision's layout below `root`, `root`, Debian's package.
 
-    InputError says where it looked and how to get the files; with `download` torchvision gets them into `root`.
+    InputError names these folders and how to get the files; with `download` torchvision gets them into `root`.
     """
     torchvisions = root / "FashionMNIST" / "raw"
     folders = (torchvisions, root, DEBIAN)
@@ -60,16 +60,14 @@ def read_part(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """A uint8 array in MNIST's format: 0, 0, type 8, dimension count; each size in 4 bytes, big end first; values."""
+    """A uint8 array in MNIST's format: 0, 0, type 8, dimension count; each size in 4 bytes, big-endian; values."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(LARGEST)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} must be a readable file of Fashion-MNIST: {error}") from error
-    magic, header = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
-    require(
-        content[:4] == magic, str(path), f"an IDX file that begins with {magic.hex()}", content[:4].hex() or "nothing"
-    )
+    start, magic, header = content[:4], bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
+    require(start == magic, str(path), f"an IDX file that begins with {magic.hex()}", start.hex() or "nothing")
     shape = tuple(np.frombuffer(content[4:header].ljust(header - 4, b"\0"), dtype=">u4").tolist())
     expected, actual = header + math.prod(shape), len(content)
     require(actual == expected, str(path), f"{expected} bytes for shape {shape}", f"{actual} (truncated or damaged)")

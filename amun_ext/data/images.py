@@ -1,8 +1,8 @@
-"""Labelled images in memory: checked once, hashed once, and 8-bit ones kept as they are until they are read."""
+"""Labelled images in memory: checked once, hashed once, 8-bit images kept as uint8."""
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,15 +16,15 @@ from amun_ext.validation import check_images, check_labels
 
 BITS8 = 255.0
 HASH_BYTES = 16
-HASHED_BYTES = 2**22  # of images at once, which are in float32 for a moment
+FLOAT_BYTES = 2**22  # of images that are converted to float32 at once
 Data = TypeVar("Data", bound=TensorDataset)
 
 
 class ImageDataset(TensorDataset):
     """Images [N, ...] in [0, 1], floating point or uint8, and integer labels [N]. InputError for others.
 
-    uint8 stays uint8 in memory: items, slices and `tensors` have float32, divided by 255. Images are hashed once, also
-    those of a `subset`, so that they must not be changed in place.
+    uint8 stays uint8 in memory; items, slices and `tensors` are float32, divided by 255. Images are hashed once, also
+    for a `subset`, so they must not be changed in place.
 
     Examples:
         >>> import torch
@@ -35,7 +35,7 @@ class ImageDataset(TensorDataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, name: str = "dataset") -> None:
-        # not the parent's, which would set `tensors`
+        # without super().__init__, which would set `tensors`
         eight_bit = isinstance(images, Tensor) and images.dtype == torch.uint8
         check_images(f"{name} images", images[:1].float() / BITS8 if eight_bit else images, (0.0, 1.0))
         check_labels(f"{name} labels", labels, len(images))
@@ -51,7 +51,7 @@ class ImageDataset(TensorDataset):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """All images and labels; 8-bit ones then take four times the memory."""
+        """All images and labels; 8-bit images take four times the memory of `stored`."""
         return as_float(self.stored[0]), self.stored[1]
 
     @property
@@ -60,27 +60,27 @@ class ImageDataset(TensorDataset):
 
     @property
     def hashes(self) -> NDArray[np.void]:
-        """Of each image [N], see `row_hashes`."""
+        """The `row_hashes` [N] of the images."""
         if self._hashes is None:
             self._hashes = row_hashes(self.stored[0])
         return self._hashes
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 as float32 in [0, 1], rounded alike on every device; others as they are."""
+    """uint8 as float32 in [0, 1], equal on every device; others unchanged."""
     if images.dtype != torch.uint8:
         return images
-    # By a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently.
+    # by a tensor, because CUDA multiplies by the reciprocal of a number, which rounds differently
     return images.float().div_(torch.full((1,), BITS8, device=images.device))
 
 
 def stored(dataset: TensorDataset) -> tuple[Tensor, ...]:
-    """The tensors as they are in memory."""
+    """The tensors in memory, which may be uint8."""
     return dataset.stored if isinstance(dataset, ImageDataset) else dataset.tensors
 
 
 def subset(dataset: Data, rows: Tensor | slice) -> Data:
-    """The rows (numbers, or a bool for each) of a dataset, copied; with the hashes that are known."""
+    """The rows (numbers, or a bool for each) of a dataset, with their hashes if they were computed."""
     if not isinstance(dataset, ImageDataset):
         return cast(Data, TensorDataset(*(tensor[rows] for tensor in dataset.tensors)))
     images, labels = dataset.stored
@@ -91,7 +91,7 @@ def subset(dataset: Data, rows: Tensor | slice) -> Data:
 
 
 def concat(datasets: Sequence[TensorDataset]) -> TensorDataset:
-    """The datasets one behind the other; uint8 where all of them are."""
+    """The datasets concatenated; uint8 if all of them are."""
     if len(datasets) == 1:
         return datasets[0]
     images = [data for data in datasets if isinstance(data, ImageDataset)]
@@ -107,7 +107,7 @@ def concat(datasets: Sequence[TensorDataset]) -> TensorDataset:
 
 
 def moved(dataset: Data, device: torch.device, dtype: torch.dtype) -> Data:
-    """The dataset on a device, with labels int64 and images of a floating-point type; 8-bit ones stay uint8."""
+    """The dataset on a device, with labels int64 and images of a floating-point type; uint8 stays uint8."""
     images, labels = stored(dataset)
     labels = labels.to(device, torch.int64)
     if not isinstance(dataset, ImageDataset):
@@ -121,12 +121,12 @@ def hashes_of(dataset: TensorDataset) -> NDArray[np.void]:
 
 
 def row_hashes(images: Tensor) -> NDArray[np.void]:
-    """A hash of each image [N, ...]: the same for equal values of any type, and for grey as one channel or as three."""
+    """A hash of each image [N, ...], equal for equal values of any type, and for grey in one channel or three."""
     if len(images) == 0:
         return np.empty(0, f"V{HASH_BYTES}")
     found = []
-    for part in images.detach().split(max(1, HASHED_BYTES // images[:1].nbytes)):
-        pixels = (as_float(part.cpu()).float() + 0.0).contiguous()  # -0.0 becomes 0.0
+    for part in float_parts(images):
+        pixels = (part + 0.0).contiguous()  # -0.0 becomes 0.0
         lengths = [pixels[0].numel()] * len(pixels)
         if pixels.dim() == 4 and pixels.shape[1] == 3:
             grey = (pixels == pixels[:, :1]).flatten(1).all(1).tolist()
@@ -139,15 +139,21 @@ def row_hashes(images: Tensor) -> NDArray[np.void]:
     return np.frombuffer(b"".join(found), f"V{HASH_BYTES}")
 
 
+def float_parts(images: Tensor) -> Iterator[Tensor]:
+    """The images as float32 on the CPU, some at a time, so that uint8 images do not take four times their memory."""
+    for part in images.detach().split(max(1, FLOAT_BYTES // images[:1].nbytes)):
+        yield as_float(part.cpu()).float()
+
+
 def fingerprint(dataset: TensorDataset) -> str:
-    """A hash of all images and labels in their order: equal only for the same data under the same row numbers."""
+    """A hash of all images and labels in their order."""
     images, labels = stored(dataset)
     rows = torch.from_numpy(hashes_of(dataset).view(np.uint8).copy())
     return digest({"images": rows, "labels": labels.long()}, str(tuple(images.shape[1:])))
 
 
 def _with(dataset: Data, images: Tensor, labels: Tensor) -> Data:
-    """A set like this one, of tensors that need no check."""
-    made = copy.copy(dataset)
-    made.stored, made._hashes = (images, labels), None  # type: ignore[attr-defined]
-    return made
+    """A dataset like this one, without a check."""
+    result = copy.copy(dataset)
+    result.stored, result._hashes = (images, labels), None  # type: ignore[attr-defined]
+    return result

@@ -29,8 +29,8 @@ def load(
 
     `root` is the folder with the files of fashion-mnist and cifar10, by default ./data; only `download=True` lets them
     use the network. `classes`, `resize` and `test_fraction` are for image folders (see `data.custom.load_folder`).
-    Images come as float32 [N, C, H, W] in [0, 1], labels as int64 [N]. InputError for an unknown name, for missing or
-    broken files, and for images and labels that do not fit together.
+    Images are float32 [N, C, H, W] in [0, 1], labels int64 [N]. InputError for an unknown name, for missing or damaged
+    files, and for images and labels that do not fit together.
     """
     name = os.fspath(name)
     folder = os.path.isdir(name) and name not in DATASETS

@@ -1,6 +1,6 @@
-"""The manifest: a hash of every training sample, by which it is found again after the data have changed.
+"""The manifest: a hash of every training sample, which finds the sample again after the data have changed.
 
-A sample keeps its row number as long as there is a model that was trained on it, also when others are erased.
+So a sample keeps the row number that it had in training, also when others are erased.
 """
 
 import base64
@@ -19,56 +19,55 @@ from amun_ext.data.splits import Splits
 from amun_ext.validation import InputError, listed, require
 
 KEY = "manifest"  # in the metadata of a checkpoint
-LONGEST = 2**26  # characters of it, of 100 MB that safetensors allows: enough for some million samples
-LARGEST = 2**29  # bytes that it unpacks to
-HASH = 8  # bytes: among a million samples two are taken for the same in one of 30 million data sets
+LONGEST = 2**26  # characters; enough for some million samples, and below the 100 MB of safetensors
+LARGEST = 2**29  # unpacked bytes
+HASH = 8  # bytes: two of a million samples collide in one of 30 million data sets
 GONE = ""  # in place of the name of an erased sample
-SEPARATOR, ESCAPED = "\0", "surrogateescape"  # of names of files, which may be no UTF-8
+SEPARATOR, ESCAPED = "\0", "surrogateescape"  # of names of files, which may be other bytes than UTF-8
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Of the training samples, row by row."""
+    """The training samples, row by row."""
 
     classes: tuple[str, ...]
     channels: int
     labels: tuple[int, ...]
     hashes: tuple[bytes, ...]  # of the images
-    names: tuple[str, ...] | None  # paths within the folder; None of data that are no files
+    names: tuple[str, ...] | None  # paths within the folder; None for other data
 
 
 def manifest_of(splits: Splits) -> str | None:
-    """For the metadata of a checkpoint, under KEY; None where there are too many samples."""
+    """The packed manifest for the metadata of a checkpoint, under KEY; None for too many samples."""
     images, labels = stored(splits.train)
     hashes = tuple(_hashes(splits.train))
-    made = Manifest(splits.classes, images.shape[1], tuple(labels.tolist()), hashes, splits.names)
-    return _packed(made)
+    return _packed(Manifest(splits.classes, images.shape[1], tuple(labels.tolist()), hashes, splits.names))
 
 
 def classes_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Those that the model was trained on; none where the checkpoint does not say."""
+    """The classes that the model was trained on; none for a checkpoint without a manifest."""
     manifest = _read(metadata)
     return () if manifest is None else manifest.classes
 
 
 def training_data(splits: Splits) -> str:
-    """The fingerprint of the training set, as it was before any sample was erased."""
+    """The fingerprint of the training set before any sample was erased."""
     return fingerprint(splits.train) if splits.known_as is None else splits.known_as
 
 
 def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
     """The data in the rows that they had when the checkpoint with this `metadata` was trained.
 
-    Forgotten samples may be missing, in whose rows is then an image of zeros; see `Splits.absent`. Samples that are new
-    are left out, see `Splits.outside`. Files may have other names. Data of a checkpoint without a manifest are returned
-    as they are. InputError for all else that is not as it was: missing, with other pixels or of another class.
+    Forgotten samples may be missing; their rows have an image of zeros, see `Splits.absent`. New samples are left out,
+    see `Splits.outside`. Files may have other names. Without a manifest the data are returned unchanged. InputError for
+    other differences: samples that are missing, have other pixels or are of another class.
     """
     manifest = _read(metadata) if splits.known_as is None else None
     if manifest is None:
         return splits
-    made_of = metadata.get("training_data", "")
-    if splits.classes == manifest.classes and fingerprint(splits.train) == made_of:
-        return replace(splits, known_as=made_of)
+    known_as = metadata.get("training_data", "")
+    if splits.classes == manifest.classes and fingerprint(splits.train) == known_as:
+        return replace(splits, known_as=known_as)
     forgotten = set(json.loads(metadata.get("forgotten", "[]")))
     images, labels = stored(splits.train)
     has = list(zip(_hashes(splits.train), (splits.classes[label] for label in labels.tolist()), strict=True))
@@ -84,30 +83,29 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
             + _differences(lost, outside, had, has, manifest.names, names)
         )
     absent = [row for row in range(len(had)) if row not in rows]
-    laid_out = _channels(images, manifest.channels)[[rows.get(row, 0) for row in range(len(had))]]
-    laid_out[absent] = 0
+    train_images = _channels(images, manifest.channels)[[rows.get(row, 0) for row in range(len(had))]]
+    train_images[absent] = 0
     numbers = {name: number for number, name in enumerate(manifest.classes)}
     test_images, test_labels = stored(splits.test)
-    theirs = torch.tensor([numbers.get(splits.classes[label], -1) for label in test_labels.tolist()])
-    kept = theirs >= 0
+    new_labels = torch.tensor([numbers.get(splits.classes[label], -1) for label in test_labels.tolist()])
+    kept = new_labels >= 0
     require(bool(kept.any()), "data", "with test samples of the model's classes", "none")
     return Splits(
-        train=ImageDataset(laid_out, torch.tensor(manifest.labels), "train"),
-        test=ImageDataset(_channels(test_images[kept], manifest.channels), theirs[kept], "test"),
+        train=ImageDataset(train_images, torch.tensor(manifest.labels), "train"),
+        test=ImageDataset(_channels(test_images[kept], manifest.channels), new_labels[kept], "test"),
         classes=manifest.classes,
         names=None if names is None else tuple(names[rows[row]] if row in rows else GONE for row in range(len(had))),
         absent=tuple(absent),
         outside=tuple(_name(row, names) for row in outside),
-        known_as=made_of,
+        known_as=known_as,
     )
 
 
 def without(packed: str | None, absent: Sequence[int]) -> str | None:
-    """The manifest, which has no longer the names and hashes of samples that are erased."""
+    """The manifest without the names and hashes of erased samples."""
     if packed is None or not absent:
         return packed
     manifest, removed_ids = _unpacked(packed), set(absent)
-
     hashes = tuple(bytes(HASH) if row in removed_ids else value for row, value in enumerate(manifest.hashes))
     names = manifest.names
     if names is not None:
@@ -120,9 +118,9 @@ Names = Sequence[str] | None
 
 
 def _matched(had: Sequence[Key], has: Sequence[Key], old: Names, new: Names, forgotten: set[int]) -> dict[int, int]:
-    """Row in the manifest -> row in the data, of the same content: first under the same name, then under any.
+    """Row in the manifest -> row in the data with the same content, if possible under the same name.
 
-    Of equal images those that are not forgotten come first.
+    Of equal images the samples that are not forgotten are matched first.
     """
     was = range(len(had)) if old is None else old
     places = {name: row for row, name in enumerate(range(len(has)) if new is None else new)}
@@ -145,7 +143,7 @@ def _matched(had: Sequence[Key], has: Sequence[Key], old: Names, new: Names, for
 def _differences(
     lost: Sequence[int], outside: Sequence[int], had: Sequence[Key], has: Sequence[Key], old: Names, new: Names
 ) -> str:
-    """What has become of rows of the manifest that are in the data no longer, and what is new, by name."""
+    """The names of samples that are missing, changed or new."""
     places = {_name(row, new): row for row in outside}
     by_image = {has[row][0]: row for row in outside}
     differences: dict[str, list[str]] = {"missing": [], "changed": [], "of another class": [], "new": []}
@@ -171,7 +169,7 @@ def _name(row: int, names: Names) -> str:
 
 
 def _channels(images: Tensor, wanted: int) -> Tensor:
-    """A folder of grey images becomes one of colours by a single file, and the other way round."""
+    """Convert between grey and colour, because one coloured file makes a whole folder RGB."""
     if {images.shape[1], wanted} != {1, 3}:
         return images
     return images[:, :1].expand(-1, wanted, -1, -1)
@@ -182,7 +180,7 @@ def _hashes(dataset: ImageDataset) -> list[bytes]:
 
 
 def _packed(manifest: Manifest) -> str | None:
-    """Numbers and texts one behind the other: JSON would be many times as large, and take many times its own size."""
+    """As bytes, because JSON would be many times as large."""
     classes, names = (
         SEPARATOR.join(texts or ()).encode(errors=ESCAPED) for texts in (manifest.classes, manifest.names)
     )
@@ -198,7 +196,7 @@ def _read(metadata: Mapping[str, str]) -> Manifest | None:
 
 
 def _unpacked(packed: str) -> Manifest:
-    """InputError for what is none."""
+    """InputError for a damaged manifest."""
     expected = "the checkpoint's manifest"
     try:
         unpacking = zlib.decompressobj()

@@ -1,4 +1,4 @@
-"""Splits, which every loader returns, from NumPy arrays or from the user's own Dataset."""
+"""Splits, the result of every loader, from NumPy arrays or from the user's own Dataset."""
 
 import math
 import operator
@@ -22,18 +22,16 @@ class Splits:
 
     A TensorDataset is checked here, once, and becomes an `ImageDataset`.
 
-    The rest is about the training samples: `names` of files; and of data that `amun_ext.data.aligned` has laid out as a
-    checkpoint knows them `absent`, the rows of samples that are erased, `outside`, the names of new ones, which are in
-    no row, and `known_as`, the fingerprint of all.
+    The last three are set by `amun_ext.data.aligned`, for data in the rows of a checkpoint.
     """
 
     train: ImageDataset
     test: ImageDataset
     classes: tuple[str, ...]
-    names: tuple[str, ...] | None = None
-    absent: tuple[int, ...] = ()
-    outside: tuple[str, ...] = ()
-    known_as: str | None = None
+    names: tuple[str, ...] | None = None  # of the training samples, such as their files
+    absent: tuple[int, ...] = ()  # rows of training samples that were erased
+    outside: tuple[str, ...] = ()  # names of new samples, which have no row
+    known_as: str | None = None  # the fingerprint of the training set with all samples
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -44,20 +42,20 @@ class Splits:
 
 
 def image_dataset(images: NDArray[Any], labels: NDArray[Any], name: str = "dataset") -> ImageDataset:
-    """8-bit images as they are, others as float32; [N, H, W] becomes [N, 1, H, W]."""
+    """uint8 images unchanged, others as float32; [N, H, W] becomes [N, 1, H, W]."""
     pixels = images if images.dtype == np.uint8 else images.astype(np.float32)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if not pixels.flags.writeable:
-        pixels = pixels.copy()  # torch warns of others
+        pixels = pixels.copy()  # torch warns of a read-only array
     return ImageDataset(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)), name)
 
 
 def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> tuple[Tensor, Tensor]:
     """The images [N, ...] and labels int64 [N] of any map-style dataset of (tensor, int) pairs, or of some of its rows.
 
-    A TensorDataset gives its own tensors; of any other every item is read once, so a random transform is applied once
-    and stays. InputError for an empty dataset, and for the first item unlike the first one in shape or type, by index.
+    A TensorDataset gives its own tensors. The items of any other are read once, so a random transform is applied once.
+    InputError for an empty dataset, and for an item whose shape or type is not that of the first one.
     """
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     require(map_style, name, "a map-style dataset (__len__ and __getitem__)", type(dataset).__name__)
@@ -82,7 +80,7 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
 def checked_dataset(
     dataset: Dataset[Any], name: str, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> TensorDataset:
-    """`as_tensors`, as a dataset. InputError for images outside `bounds`, which an ImageDataset has none of."""
+    """`as_tensors`, as a dataset. InputError for images outside `bounds`; an ImageDataset has been checked."""
     if isinstance(dataset, ImageDataset) and bounds[0] <= 0 and bounds[1] >= 1:
         return dataset
     images, labels = as_tensors(dataset, name)
@@ -103,7 +101,7 @@ def _item(item: Any, name: str) -> tuple[Tensor, int]:
 
 
 def checked(splits: Splits, name: str) -> Splits:
-    """`splits` in the promised types; InputError where images, labels and classes do not fit together."""
+    """`splits` on the CPU in float32. InputError if images, labels and classes do not fit together."""
     named = isinstance(splits.classes, tuple | list) and all(isinstance(each, str) for each in splits.classes)
     require(named, f"{name} classes", "names", splits.classes)
     odd = [printable(each) for each in splits.classes if printable(each) != each]

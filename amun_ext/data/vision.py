@@ -11,10 +11,10 @@ INSTALL = "pip install amun_ext[vision]"
 
 
 def import_torchvision() -> Any:
-    """The torchvision module with its `datasets` and `models`; InputError with the install command where it is absent.
+    """The torchvision module with its `datasets` and `models`. InputError, with the install command, without it.
 
-    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its operators are missing, and the import fails
-    in the one file that describes them to the compiler. Data sets and models need none of them: that file is left out.
+    PyPI's torchvision is built for CUDA. With a CPU build of torch its operators are missing, and the import fails in
+    the file that registers their fake kernels. Data sets and models do not need it, so it is left out.
     """
     try:
         torchvision = importlib.import_module("torchvision")

@@ -1,7 +1,7 @@
 """Make fashion_mnist_mini.npz: `python -m amun_ext.data.embedded.make [folder with Fashion-MNIST]`.
 
-The same images every time: from each original file the same number of each class, drawn by a fixed seed, in the file's
-order. `train_rows` and `test_rows` (int32) tell which images of the original files they are.
+From each original file the same number of images of each class, drawn by a fixed seed, in the order of the file.
+`train_rows` and `test_rows` (int32) are their rows in the original files.
 """
 
 import sys

@@ -14,7 +14,8 @@ from amun_ext.models.reinitialise import describe_init
 from amun_ext.reading import read_json
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
-from amun_ext.unlearning import METHODS, PRESETS, Targets, unlearn
+from amun_ext.unlearning import METHODS, Targets, unlearn
+from amun_ext.unlearning.presets import preset_options
 from amun_ext.validation import InputError, check_integer, require
 
 # Keyword arguments of `unlearn` with their `recipe`, by method and by whether the retain set is used.
@@ -120,10 +121,7 @@ def resolve_config(
     require(with_retain or not row.needs_retain, "the retain set", expected, "left out")
     chosen, source = dict(default or {}), "defaults"
     if preset is not None:
-        require(preset in PRESETS, "preset", f"one of {tuple(PRESETS)}", repr(preset))
-        has = [name for name, methods in PRESETS.items() if method in methods]
-        require(preset in has, "preset", f"one that has method {method}, which are {has}", repr(preset))
-        chosen, source = dict(PRESETS[preset][method]), f"preset {preset}"
+        chosen, source = preset_options(preset, method), f"preset {preset}"
     elif tuned is not None:
         has = [name for name, retain in tuned if retain == with_retain]
         setting = "with" if with_retain else "without"

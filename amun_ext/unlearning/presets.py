@@ -7,6 +7,7 @@ says whose it is; what a preset does not name is the method's default. Tune befo
 from typing import Any
 
 from amun_ext.training import Recipe
+from amun_ext.validation import require
 
 
 def _saliency(lr: float, epochs: int = 10) -> Recipe:
@@ -60,3 +61,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "salun": {"true_label": True, "order": "sequential", "mask_gradient_only": True, "recipe": _saliency(0.013)},
     },
 }
+
+
+def preset_options(preset: str, method: str) -> dict[str, Any]:
+    """The published options of a method. InputError for a name that is not in PRESETS, or does not have the method."""
+    require(preset in tuple(PRESETS), "preset", f"one of {tuple(PRESETS)}", repr(preset))
+    has = [name for name, methods in PRESETS.items() if method in methods]
+    require(preset in has, "preset", f"one that has method {method}, which are {has}", repr(preset))
+    return dict(PRESETS[preset][method])

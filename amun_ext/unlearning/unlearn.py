@@ -21,7 +21,7 @@ from amun_ext.training import Epoch, Recipe, RunOptions
 from amun_ext.training.loop import check
 from amun_ext.training.parts import in_memory
 from amun_ext.unlearning.methods import METHODS
-from amun_ext.unlearning.presets import PRESETS
+from amun_ext.unlearning.presets import preset_options
 from amun_ext.validation import InputError, check_images, check_labels, is_number, require
 
 
@@ -87,16 +87,10 @@ def unlearn(
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
     require(method in tuple(METHODS), "method", f"one of {tuple(METHODS)}", repr(method))
-    require(preset is None or preset in tuple(PRESETS), "preset", f"one of {tuple(PRESETS)}", repr(preset))
     row = METHODS[method]
-    if preset is not None:
-        has = [name for name, methods in PRESETS.items() if method in methods]
-        require(preset in has, "preset", f"one that has method {method}, which are {has}", repr(preset))
-        published = PRESETS[preset][method]
-        options = {**{name: value for name, value in published.items() if name != "mask_gradient_only"}, **options}
-        mask_gradient_only = (
-            published.get("mask_gradient_only", False) if mask_gradient_only is None else mask_gradient_only
-        )
+    options = {**({} if preset is None else preset_options(preset, method)), **options}
+    published = options.pop("mask_gradient_only", False)
+    mask_gradient_only = published if mask_gradient_only is None else mask_gradient_only
     for name, value in options.items():
         expected = f"left out: method {method} has the options {sorted(row.options)}"
         if name in Recipe.__dataclass_fields__:

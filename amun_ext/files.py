@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -279,7 +280,9 @@ def claim_folder(path: Path, identity: Mapping[str, object], what: str, scratch:
 
 
 def to_jsonable(value: object) -> object:
-    """The nearest JSON value: NaN and infinity become null, other objects their text."""
+    """The nearest JSON value: NaN and infinity become null, dataclasses objects, anything else its text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value)}
     match value:
         case np.generic():
             return to_jsonable(value.item())

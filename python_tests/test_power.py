@@ -9,8 +9,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from amun_ext.auditing.power import EXCESS, excess, overall_verdict
-from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, Verdict
+from amun_ext.auditing.verdict import CANNOT_TELL, EXCESS, FORGOTTEN, NOT_FORGOTTEN, Verdict, excess, overall_verdict
 from amun_ext.metrics.measures import Observation
 
 IDS, TEST, AUDITS = 120, 400, 200

@@ -13,12 +13,11 @@ from amun_ext.auditing.attacks import all_scores
 from amun_ext.auditing.baseline import attacks_of_verdict, why_not_random
 from amun_ext.auditing.members import find_suspected_members, harm
 from amun_ext.auditing.model_signals import ModelSignals, check_same, concat_splits, signals_from
-from amun_ext.auditing.power import overall_verdict
 from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.auditing.result import PICTURES, Audit
 from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.auditing.shadows import Shadows, auc_over_shadows, check_shadows
-from amun_ext.auditing.verdict import AUDITED, MARGIN, ORIGINAL, RETRAINED
+from amun_ext.auditing.verdict import AUDITED, MARGIN, ORIGINAL, RETRAINED, overall_verdict
 from amun_ext.data import Splits
 from amun_ext.data.images import stored
 from amun_ext.deletion.ids import split
@@ -66,7 +65,7 @@ def audit(
 
     "Forgotten" needs the `original`: the same test must detect that it was trained on the ids, or the verdict is
     "cannot tell". It is "not forgotten" if more forget samples look like members than chance allows (see
-    `amun_ext.auditing.power`).
+    `amun_ext.auditing.verdict`).
 
     Args:
         model: the unlearned classifier; or several, unlearned in the same way with different seeds. The verdict is on

@@ -122,7 +122,7 @@ def _cell(of: Estimate | None, digits: int = 1) -> Cell:
 
 
 def _measures(audit: Audit) -> Table:
-    """One row per measure, one column per model."""
+    """A row for each of AUDIT_MEASURES (amun_ext/metrics/measures.py), a column for each model."""
     rows = [
         Row(measure.name, [_cell(row.get(measure.name), measure.digits) for row in audit.rows.values()])
         for measure in audit.measures

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from amun_ext.auditing.document import document
 from amun_ext.auditing.members import Members
 from amun_ext.auditing.verdict import Verdict
-from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
+from amun_ext.files import atomic_folder, to_jsonable, workplace, write_text
 from amun_ext.metrics.measures import AUDIT_MEASURES, Estimate, Measure, Observation
 from amun_ext.report import Document, Result
 
@@ -25,7 +25,7 @@ PICTURES = 12
 class Audit(Result):
     """What `audit` has found. Numbers that do not exist are NaN here and null in JSON."""
 
-    verdict: Verdict  # the worst of `verdicts`, see `amun_ext.auditing.power`
+    verdict: Verdict  # the worst of `verdicts`, see `amun_ext.auditing.verdict`
     verdicts: Mapping[str, Verdict]  # by attack
     flags: Sequence[str]  # warnings
     rows: Mapping[str, Mapping[str, Estimate]]  # model -> measure
@@ -47,26 +47,9 @@ class Audit(Result):
 
     def to_dict(self) -> dict[str, object]:
         """Everything but logits and scores, as plain JSON values."""
-        content = {
-            "verdict": asdict(self.verdict),
-            "verdicts": {attack: asdict(each) for attack, each in self.verdicts.items()},
-            "flags": list(self.flags),
-            "rows": {name: {key: asdict(number) for key, number in row.items()} for name, row in self.rows.items()},
-            "attacks": {
-                attack: {name: {key: asdict(number) for key, number in row.items()} for name, row in rows.items()}
-                for attack, rows in self.attacks.items()
-            },
-            "members": asdict(self.members),
-            "harm": self.harm,
-            "runs": self.runs,
-            "sizes": self.sizes,
-            "facts": self.facts,
-            "columns": {measure.name: measure.explanation for measure in self.measures},
-        }
-        return {key: to_jsonable(value) for key, value in content.items()}
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        write_json(path, self.to_dict())
+        keys = ("verdict", "verdicts", "flags", "rows", "attacks", "members", "harm", "runs", "sizes", "facts")
+        explained = {measure.name: measure.explanation for measure in self.measures}
+        return {key: to_jsonable(getattr(self, key)) for key in keys} | {"columns": explained}
 
     def document(self) -> Document:
         return document(self)

@@ -14,9 +14,9 @@ from torch.utils.data import TensorDataset
 from amun_ext.data import Splits, aligned, find_duplicates, find_near_copies, fingerprint, training_data, without
 from amun_ext.data.images import subset
 from amun_ext.deletion import drift, ledger, unfamiliar
+from amun_ext.deletion.checkpoint_record import Record
 from amun_ext.deletion.ids import forget_ids, split
 from amun_ext.deletion.keys import keys_of
-from amun_ext.deletion.record import Record
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import to_jsonable

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from amun_ext.deletion.record import Record
+from amun_ext.deletion.checkpoint_record import Record
 from amun_ext.files import is_workplace
 from amun_ext.reading import parse_json, read_object
 from amun_ext.search.adversarial_set import FORMAT

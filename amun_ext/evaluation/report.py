@@ -1,7 +1,6 @@
 """evaluate: a table of measures of several models, against one that was retrained, as JSON and as a page."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from amun_ext.data.splits import checked_dataset
 from amun_ext.evaluation.document import document
 from amun_ext.evaluation.examples import Example, check_examples, pick_examples, summarize_search
 from amun_ext.evaluation.remarks import common_remarks, labelled, remembers
-from amun_ext.files import to_jsonable, write_json
+from amun_ext.files import to_jsonable
 from amun_ext.metrics.measures import REPORT_MEASURES, Measure, Observation, Values, measure
 from amun_ext.metrics.signals import log_odds
 from amun_ext.models import predict
@@ -50,9 +49,6 @@ class Report(Result):
         keys = ("rows", "sizes", "before", "highlight", "baseline", "search", "remarks", "facts")
         explained = {column.name: column.explanation for column in self.columns}
         return {key: to_jsonable(getattr(self, key)) for key in keys} | {"columns": explained}
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        write_json(path, self.to_dict())
 
     def document(self) -> Document:
         return document(self)

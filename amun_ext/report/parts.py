@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from amun_ext.files import write_text
+from amun_ext.files import write_json, write_text
 from amun_ext.report.tables import Table
 from amun_ext.validation import require
 
@@ -145,6 +145,13 @@ class Result:
 
     def document(self) -> Document:
         raise NotImplementedError
+
+    def to_dict(self) -> dict[str, object]:
+        """The result as plain JSON values."""
+        raise NotImplementedError
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, self.to_dict())
 
     def table(self, name: str | None = None) -> Table:
         """The table of that name, by default the main one."""

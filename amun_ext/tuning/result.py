@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json
@@ -122,20 +122,19 @@ class Tuning(Result):
 
     def to_dict(self) -> dict[str, object]:
         """All trials, as plain JSON values."""
-        chosen = {
-            objective: {method: self.best(method, objective) for method in self.trials} for objective in self.objectives
-        }
+        names = self.objectives
+        best = {name: {method: self.best(method, name) for method in self.trials} for name in names}
         content = {
             "objective": self.objective,
             "best": {
-                objective: {method: None if trial is None else trial.number for method, trial in found.items()}
-                for objective, found in chosen.items()
+                objective: {method: trial and trial.number for method, trial in trials.items()}
+                for objective, trials in best.items()
             },
             "original": self.original.row,
             "retrained": None if self.retrained is None else self.retrained.row,
             "trials": {method: [self._record(trial) for trial in trials] for method, trials in self.trials.items()},
             "columns": {name: about for name, (about, _) in COLUMNS.items() if name in self.original.row},
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe,
             "facts": self.facts,
             "proxy_ids": self.ids,
         }

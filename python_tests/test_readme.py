@@ -83,3 +83,9 @@ def test_the_page_of_the_command_line_has_every_option() -> None:
         section = page.partition(f"## amun {name}\n")[2].partition("\n## ")[0]
         for flag in set(command._option_string_actions) - {"-h", "--help"}:
             assert f"`{flag}" in section, (name, flag)
+
+
+def test_the_page_of_examples_has_every_script() -> None:
+    page = (ROOT / "docs/guides/examples.md").read_text()
+    scripts = [path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py")]
+    assert sorted(re.findall(r"^--8<--\n(.+)\n--8<--$", page, flags=re.M)) == sorted(scripts)

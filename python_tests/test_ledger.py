@@ -105,6 +105,25 @@ def test_a_broken_one_is_refused_before_any_work(folder: Path, tmp_path: Path, c
     assert not out.exists()
 
 
+def test_an_audit_by_request(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second, out = folder / "second/model.safetensors", tmp_path / "audit"
+    audit = ["audit", "--data", "digits", "--by-request", "--quiet", "--out", str(out)]
+    audit += ["--original", str(folder / "original.safetensors"), "--model"]
+    assert cli.main([*audit, str(folder / "original.safetensors")]) == 2
+    assert cli.main([*audit, str(second), "--ids", "3"]) == 2
+    assert "--by-request must be given without samples" in capsys.readouterr().err
+    assert cli.main([*audit, str(second), "--fail-unless", "forgotten"]) == 12
+    assert "cannot tell" in capsys.readouterr().out.splitlines()[-1]
+    told = {path.parent.name: json.loads(path.read_text())["facts"] for path in out.rglob("audit.json")}
+    assert {name: each["ids"] for name, each in told.items()} == {
+        "audit": [3, 5, 7, 8, 9],
+        "request-1": [3, 5],
+        "request-2": [7, 8, 9],
+    }
+    assert told["request-1"]["previously_forgotten_ids"] == [7, 8, 9]
+    assert told["audit"]["requests"] == {"1": "cannot tell", "2": "cannot tell"}
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a private key and its public one, one with a password, and one of another kind."""

@@ -3,19 +3,19 @@
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amun_ext import auditing, info, models
 from amun_ext.auditing.audit import check
 from amun_ext.auditing.result import FILES
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
-from amun_ext.cli import provenance
+from amun_ext.cli import audit_by_request, provenance
 from amun_ext.cli.arguments import CHECKPOINT, DATA, RESUMES, Commands, add_command, add_ids, add_options, count
 from amun_ext.cli.loading import Inputs, audited_ids, input_facts, load_model, open_inputs, read_record
 from amun_ext.cli.output_folder import check_folder, check_no_other_result, check_out, now, print_result, request_digest
@@ -23,6 +23,7 @@ from amun_ext.data import without
 from amun_ext.deletion.request import RETRAIN_SEED, sets, warm_up
 from amun_ext.deletion.results import SECONDS
 from amun_ext.files import file_digest, workplace
+from amun_ext.report import Document, text
 from amun_ext.validation import require
 
 RETRAINED, TRAINING = "retrained{}.safetensors", "retraining-{}.safetensors"  # the latter to resume from
@@ -96,6 +97,12 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--fail-unless", choices=["forgotten"], help="exit with a status other than 0 for any other verdict"
     )
+    command.add_argument(
+        "--by-request",
+        action="store_true",
+        help="also audit the samples of each request in the ledger beside --model, earlier ones too, with the same "
+        "retrained and reference models, into folders request-N",
+    )
     add_options(command, "--with-images", "--overwrite", "--tables")
 
 
@@ -114,6 +121,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     inputs = open_inputs(options)
     splits, model, record, _ = inputs
     ids, previously_forgotten = audited_ids(options, splits, record)
+    by_request = audit_by_request.requested_ids(options, splits)
     request = request_digest(options.model, ids.tolist())
     check_no_other_result(options, FILES, request)
     original = None
@@ -146,37 +154,50 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         retrained += from_scratch
         seconds["retrained"] += took.values()
     known = {name: [each for each in times if each is not None] for name, times in seconds.items()}
-    found = auditing.audit(
-        unlearned,
-        splits,
-        ids,
-        original=original,
-        retrained=retrained,
-        references=references,
-        shadows=shadows,
-        previously_forgotten=previously_forgotten,
-        random_forget_set=options.random_forget_set or options.fraction is not None,
-        equivalence_margin=margin,
-        seconds={name: statistics.mean(times) for name, times in known.items() if times},
-        remarks=remarks,
-        facts={
-            **input_facts(options, record),
-            "request": request,
-            "ids": ids.tolist(),
-            "previously_forgotten_ids": previously_forgotten,
-            "references": None if references is None else len(references),
-            "shadows": None if shadows is None else len(shadows),
-            "retrained_models": len(retrained),
-            "model_digest": file_digest(options.model),
-            "date": now(),
-            SECONDS: took,
-            "versions": info.versions(),
-        },
-    )
+
+    def audit(some: Tensor, more: Mapping[str, object]) -> auditing.Audit:
+        others = sorted({*removed_ids} - {*some.tolist()})
+        return auditing.audit(
+            unlearned,
+            splits,
+            some,
+            original=original,
+            retrained=retrained,
+            references=references,
+            shadows=shadows,
+            previously_forgotten=others,
+            random_forget_set=options.random_forget_set or options.fraction is not None,
+            equivalence_margin=margin,
+            seconds={name: statistics.mean(times) for name, times in known.items() if times},
+            remarks=remarks,
+            facts={
+                **input_facts(options, record),
+                "request": request,
+                "ids": some.tolist(),
+                "previously_forgotten_ids": others,
+                "references": None if references is None else len(references),
+                "shadows": None if shadows is None else len(shadows),
+                "retrained_models": len(retrained),
+                "model_digest": file_digest(options.model),
+                "date": now(),
+                SECONDS: took,
+                "versions": info.versions(),
+                **more,
+            },
+        )
+
+    of_requests = {number: audit(torch.tensor(some, device="cpu"), {}) for number, some in by_request.items() if some}
+    for number, each in of_requests.items():
+        each.write(options.out / f"request-{number}", with_images=options.with_images)
+    answers = {str(number): each.verdict.answer for number, each in of_requests.items()}
+    found = audit(ids, {"requests": answers} if answers else {})
     found.write(options.out, with_images=options.with_images, place=place)
-    written = ", ".join([*FILES, *(path.name for path in paths)])
+    written = ", ".join([*FILES, *(path.name for path in paths), *(f"request-{number}" for number in of_requests)])
     print_result(options, found, f"{written} into {options.out}")
-    return EXIT_STATUS[found.verdict.answer] if options.fail_unless else 0
+    if by_request:
+        print(f"\n{text.render(Document('Requests', [audit_by_request.table(by_request, of_requests)]))}")
+    statuses = [EXIT_STATUS[each.verdict.answer] for each in (found, *of_requests.values())]
+    return max(statuses) if options.fail_unless else 0
 
 
 def _retrain(
@@ -187,7 +208,8 @@ def _retrain(
     config = inputs.retraining()
     absent = {*splits.absent}
     there = torch.tensor([number for number in removed_ids if number not in absent], dtype=torch.int64, device="cpu")
-    request_sets = sets(splits, there, replace(record, forgotten=splits.absent), include_duplicates=True)
+    again = replace(record, forgotten=splits.absent)
+    request_sets = sets(splits, there, again, include_duplicates=True, duplicate_distance=0)
     new_record = replace(
         record,
         forgotten=tuple(sorted(removed_ids)),

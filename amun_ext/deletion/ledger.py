@@ -112,6 +112,13 @@ def having(found: Sequence[Entry], key: str) -> list[Entry]:
     return [entry for entry in found if hashed_keys([key], entry[REQUEST])[0] in entry[KEYS]]
 
 
+def rows_of(entry: Entry, keys: Sequence[str]) -> list[int]:
+    """The rows of the samples of a request, by the keys of all samples, "" of one that is erased."""
+    known = {*entry[KEYS]}
+    hashed = hashed_keys(keys, entry[REQUEST])
+    return [row for row, key in enumerate(keys) if key and hashed[row] in known]
+
+
 def _line(entry: Entry) -> str:
     return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from amun_ext import ops
 from amun_ext.digest import digest
+from amun_ext.distributed import fail_together, rank, world_size
 from amun_ext.models.optimized_copy import optimized_copy
 from amun_ext.models.state import count_classes, eval_mode, placement
 from amun_ext.progress import progress_bar
@@ -27,6 +28,7 @@ from amun_ext.search.postprocess import bisect_to_input, round_to_grid
 from amun_ext.search.results_file import PENDING, Rows, open_results
 from amun_ext.search.samples import Samples
 from amun_ext.search.settings import MAX_RADIUS, resolve_settings
+from amun_ext.search.shards import Counts, check_shards, search_shared
 from amun_ext.validation import check_bounds, check_integer, check_labels, require
 
 CHUNK_BYTES = 2**26  # of images that are held in memory at once
@@ -106,6 +108,10 @@ def find_min_adversarial(
             resumes a search that was killed; a finished one is not repeated.
         progress: show a bar of finished samples.
 
+    In a process group of torch.distributed every rank makes the same call, searches its block of the samples and gets
+    all results; distances are equal to those of one process up to rounding. With `out` a stopped search resumes with
+    as many ranks as before.
+
     Returns:
         AdversarialSet on the device of `inputs`, in their order and dtype; mapped into memory from the file `out`.
 
@@ -113,6 +119,7 @@ def find_min_adversarial(
         InputError: an argument is not what it must be; then only one forward pass was run. If a later item of a
             Dataset is bad, the file `out` has the results before it.
         OSError: no room for `out`.
+        RankError: another rank of the process group failed or ended.
 
     Examples:
         >>> import torch
@@ -154,32 +161,46 @@ def find_min_adversarial(
     if samples.labels is not None:
         check_labels("labels", samples.labels, len(samples), classes)
 
-    with eval_mode(model), torch.inference_mode(False):
+    path = None if out is None else Path(out)
+    with fail_together(), eval_mode(model), torch.inference_mode(False):
         probe = like[:8].detach().to(device, dtype, copy=True)
         fast_model = optimized_copy(model, probe) if optimize_model else model
         batch_size = default_batch_size(fast_model, probe) if batch_size is None else batch_size
         chunk = CHUNK_BYTES // like[0].nbytes
         chunk = max(batch_size, chunk if out is None else min(chunk, CHUNK_BATCHES * batch_size))
-        metadata = {} if out is None else {**settings.as_metadata(), "model": _fingerprint(model)}
-        without_gradient = in_one_step = 0
-        with open_results(out, samples, metadata) as (rows, flush):
-            done = int((rows["grad_evals"] != PENDING).sum())
-            bar = progress_bar(progress, total=len(samples), initial=done, desc="search", unit="sample", leave=False)
-            with bar:
-                for start in range(done, len(samples), chunk):
-                    part = range(start, min(start + chunk, len(samples)))
-                    images, true_labels = samples.read(part, classes)
-                    search = Search(model, fast_model, images, true_labels, settings, batch_size, start)
-                    _search_all(search, ffgsm if method == "ffgsm" else Search.run, bar)
-                    bisect_to_input(search, refine)
-                    if quantize is not None:
-                        search.mark_not_found(round_to_grid(search, quantize))
-                    search.mark_not_found(search.farther_than(settings.step.eps_max))
-                    without_gradient += int((search.table.status == ops.Status.NO_GRADIENT).sum())
-                    in_one_step += search.count_in_one_step()
-                    _write(rows, part, search)
-                    flush()
-                    del search, images, true_labels  # before the next chunk needs the memory
+        alone = world_size() == 1
+        if path is not None and rank() == 0:
+            check_shards(path)
+        metadata = {} if out is None and alone else {**settings.as_metadata(), "model": _fingerprint(model)}
+
+        def search_rows(own: range, path: Path | None) -> tuple[Rows, Counts]:
+            without_gradient = in_one_step = 0
+            with open_results(path, samples, len(own), metadata) as (rows, flush):
+                done = int((rows["grad_evals"] != PENDING).sum())
+                shown = progress and rank() == 0
+                with progress_bar(
+                    shown, total=len(own), initial=done, desc="search", unit="sample", leave=False
+                ) as bar:
+                    for start in range(own.start + done, own.stop, chunk):
+                        part = range(start, min(start + chunk, own.stop))
+                        images, true_labels = samples.read(part, classes)
+                        search = Search(model, fast_model, images, true_labels, settings, batch_size, start)
+                        _search_all(search, ffgsm if method == "ffgsm" else Search.run, bar)
+                        bisect_to_input(search, refine)
+                        if quantize is not None:
+                            search.mark_not_found(round_to_grid(search, quantize))
+                        search.mark_not_found(search.farther_than(settings.step.eps_max))
+                        without_gradient += int((search.table.status == ops.Status.NO_GRADIENT).sum())
+                        in_one_step += search.count_in_one_step()
+                        _write(rows, part, own.start, search)
+                        flush()
+                        del search, images, true_labels  # before the next chunk needs the memory
+            return rows, (without_gradient, in_one_step)
+
+        if alone:
+            rows, (without_gradient, in_one_step) = search_rows(range(len(samples)), path)
+        else:
+            rows, (without_gradient, in_one_step) = search_shared(search_rows, samples, path, metadata)
     if without_gradient:
         warnings.warn(
             f"{without_gradient} of {len(samples)} samples have no example, because their gradient is zero or NaN, "
@@ -217,8 +238,8 @@ def _search_all(search: Search, run: Callable[[Search, Tensor, "tqdm[Any]"], Non
         search.mark_not_found(search.recheck(again[search.table.status[again] == ops.Status.FOUND]))
 
 
-def _write(rows: Rows, part: range, search: Search) -> None:
-    """Write the results of a chunk into the rows `part`, by the names of AdversarialSet."""
+def _write(rows: Rows, part: range, first: int, search: Search) -> None:
+    """Write the results of the samples `part` by the names of AdversarialSet; the first row is of sample `first`."""
     table = search.table
     found = table.status == ops.Status.FOUND
     images = torch.where(found.view(search.per_sample), table.images, table.inputs).to(search.input_dtype)
@@ -237,7 +258,7 @@ def _write(rows: Rows, part: range, search: Search) -> None:
         "grad_evals": table.grad_evals,  # last, because it marks the row as complete
     }
     for name, column in columns.items():
-        rows[name][part.start : part.stop] = column
+        rows[name][part.start - first : part.stop - first] = column
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -35,9 +35,8 @@ Opened = Iterator[tuple[Rows, Callable[[], None]]]  # and a function that flushe
 PENDING = -1  # in grad_evals: the row has not been searched
 
 
-def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def layout(like: Tensor, count: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Types and shapes of the results, the widest elements first, so that all are aligned in a file."""
-    count, like = len(samples), samples.like
     types = dict.fromkeys(("labels", "true_labels", "source_index"), torch.int64)
     types |= dict.fromkeys(("eps", "distance"), accumulate_dtype(like.dtype))
     types |= {"images": like.dtype, "grad_evals": torch.int32, "found": torch.bool}
@@ -47,21 +46,24 @@ def layout(samples: Samples) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 
 @contextlib.contextmanager
-def open_results(out: str | os.PathLike[str] | None, samples: Samples, metadata: dict[str, str]) -> Opened:
-    """Rows to fill in: in memory on the device of the inputs, or in the file `out`."""
+def open_results(out: Path | None, samples: Samples, count: int, metadata: dict[str, str]) -> Opened:
+    """`count` rows to fill in: in memory on the device of the inputs, or in the file `out`."""
     if out is not None:
-        with open_results_file(Path(out), samples, metadata) as rows_and_flush:
+        with open_results_file(out, samples, count, metadata) as rows_and_flush:
             yield rows_and_flush
         return
-    empty = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in layout(samples).items()}
-    rows = {name: tensor.to(samples.like.device) for name, tensor in empty.items()}
+    like = samples.like
+    empty = {
+        name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in layout(like, count).items()
+    }
+    rows = {name: tensor.to(like.device) for name, tensor in empty.items()}
     rows["grad_evals"].fill_(PENDING)
     yield rows, lambda: None
 
 
 @contextlib.contextmanager
-def open_results_file(path: Path, samples: Samples, metadata: dict[str, str]) -> Opened:
-    """Rows to fill in, mapped to a file.
+def open_results_file(path: Path, samples: Samples, count: int, metadata: dict[str, str]) -> Opened:
+    """`count` rows to fill in, mapped to a file.
 
     The file is `path`.partial until it is complete and becomes `path`. Rows of an earlier run with the same samples and
     `metadata` are kept. Its disk space is allocated at the start.
@@ -72,7 +74,7 @@ def open_results_file(path: Path, samples: Samples, metadata: dict[str, str]) ->
     """
     metadata = FORMAT | metadata | {"samples": samples.fingerprint()}
     partial = path.with_name(f"{path.name}.partial")
-    header, places, size = _header(samples, metadata)
+    header, places, size = _header(layout(samples.like, count), metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     no_link(path)
     no_link(partial)
@@ -102,11 +104,13 @@ def open_results_file(path: Path, samples: Samples, metadata: dict[str, str]) ->
             partial.replace(path)
 
 
-def _header(samples: Samples, metadata: dict[str, str]) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:
+def _header(
+    columns: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]
+) -> tuple[bytes, dict[str, tuple[Any, ...]], int]:
     """The header of a safetensors file; per tensor its dtype, shape, first byte and number of rows; the file's size."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     position, placed = 0, {}
-    for name, (dtype, shape) in layout(samples).items():
+    for name, (dtype, shape) in columns.items():
         end = position + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": (position, end)}
         placed[name] = (dtype, shape, position, shape[0])

@@ -1,0 +1,88 @@
+"""The ranks of a torch.distributed process group share a piece of work; without a group there is one rank.
+
+Every rank calls the same function with the same arguments. If one fails, all of them end with its reason.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from amun_ext.validation import require
+
+
+class RankError(RuntimeError):
+    """Another rank failed or ended."""
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def blocks(count: int) -> list[range]:
+    """The rows of each rank: consecutive, and as many as of every other rank or one more."""
+    ends = [count * number // world_size() for number in range(world_size() + 1)]
+    return [range(*block) for block in itertools.pairwise(ends)]
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """An exception in here is raised at the next `exchange` of the other ranks, as a RankError."""
+    try:
+        yield
+    except RankError:
+        raise
+    except Exception as error:
+        with contextlib.suppress(RankError):
+            exchange(error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def exchange(value: Any = None, error: str | None = None) -> list[Any]:
+    """The values of all ranks, in their order. RankError if one has failed."""
+    if world_size() == 1:
+        return [value]
+    outcomes: list[Any] = [None] * world_size()
+    try:
+        dist.all_gather_object(outcomes, (error, value))
+    except RuntimeError as lost:  # of the connection
+        raise RankError(f"another rank has ended or does not answer: {lost}") from lost
+    failed = [f"rank {number} failed: {reason}" for number, (reason, _) in enumerate(outcomes) if reason is not None]
+    if failed:
+        raise RankError("; ".join(failed))
+    return [each for _, each in outcomes]
+
+
+def check_same(**facts: object) -> None:
+    """InputError on every rank if one of the `facts` is not the same on all ranks."""
+    first, *others = exchange(facts)
+    for number, other in enumerate(others, 1):
+        for name in first:
+            got = f"{first[name]} on rank 0, {other[name]} on rank {number}"
+            require(first[name] == other[name], name, "the same on every rank", got)
+
+
+def gather_rows(own: Tensor, count: int) -> Tensor:
+    """The [count, ...] rows of which each rank has the `own` ones of its block, on every rank."""
+    if world_size() == 1:
+        return own
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    rows = torch.empty(count, *own.shape[1:], dtype=own.dtype, device=device)
+    for source, block in enumerate(blocks(count)):
+        part = rows[block.start : block.stop]
+        if source == rank():
+            part.copy_(own)
+        if block:
+            try:
+                dist.broadcast(part.view(torch.uint8), source)  # bytes: not every backend knows every dtype
+            except RuntimeError as lost:
+                raise RankError(f"another rank has ended or does not answer: {lost}") from lost
+    return rows.to(own.device)

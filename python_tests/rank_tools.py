@@ -1,0 +1,53 @@
+"""Processes that form a process group, each of which does the same work."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path) -> list[Any]:
+    """What `work(folder)` returns in each of `ranks` processes; the text of its traceback where it raises, and the
+    exit status, negative, where it is killed. `work` is of a module, by name.
+    """
+    context = multiprocessing.get_context("spawn")
+    store = folder / "store"
+    store.unlink(missing_ok=True)
+    ends = [context.Pipe(duplex=False) for _ in range(ranks)]
+    processes = [
+        context.Process(target=_rank, args=(work, number, ranks, folder, store, end), daemon=True)
+        for number, (_, end) in enumerate(ends)
+    ]
+    for process in processes:
+        process.start()
+    for _, theirs in ends:
+        theirs.close()
+    results = []
+    for process, (ours, _) in zip(processes, ends, strict=True):
+        try:
+            results.append(ours.recv())
+        except EOFError:
+            process.join()
+            results.append(process.exitcode)
+    for process in processes:
+        process.join()
+    return results
+
+
+def _rank(work: Callable[[Path], Any], number: int, ranks: int, folder: Path, store: Path, end: Any) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    options = {"rank": number, "world_size": ranks, "timeout": timedelta(minutes=10)}
+    dist.init_process_group("gloo", init_method=f"file://{store}", **options)
+    try:
+        end.send(work(folder))
+    except BaseException:
+        end.send(traceback.format_exc())
+    end.close()
+    os._exit(0)  # a group that has lost a rank may wait for it at the end

@@ -81,7 +81,7 @@ class TestPresets:
         net, seen = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), []
         forget = TensorDataset(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]))
 
-        def told(model, forget, retain, run, *, true_label=None, order=None, recipe=None) -> None:
+        def told(model, forget, retain, run, *, true_label=None, order=None, recipe=AMUN) -> None:
             seen.append((true_label, order, recipe, run.mask_gradient_only))
 
         monkeypatch.setitem(METHODS, "salun", dataclasses.replace(METHODS["salun"], function=told))

@@ -43,6 +43,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit status, see docs/command-line.md."""
+    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {printable(str(message))}", file=sys.stderr)
     with outputs() as output:
         options = parsed(sys.argv[1:] if arguments is None else arguments)
         status = _run(options)
@@ -54,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    warnings.showwarning = lambda message, *_, **__: print(f"amun: warning: {printable(str(message))}", file=sys.stderr)
     try:
         with ended_by_signals():
             return options.run(options) or 0

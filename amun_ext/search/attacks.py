@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from amun_ext import ops
+from amun_ext.plugins import PluginTable
+from amun_ext.validation import require
+
 
 @dataclass
 class Iterate:
@@ -35,11 +39,19 @@ class Attack:
     last_loss: str  # of the second half of the steps, where their number is fixed
     options: dict[str, float | None]
     constants: dict[str, float]
+    rule: PythonRule | None = None  # None for those that the op has
+
+    def __post_init__(self) -> None:
+        losses = self.loss, self.last_loss
+        require({*losses} <= {*ops.LOSSES}, "loss and last_loss", f"among {ops.LOSSES}", losses)
+        unknown = sorted({*self.options, *self.constants} - {"eps_init", *ops.StepConfig._fields})
+        require(not unknown, "options and constants", f"among eps_init and {ops.StepConfig._fields}", unknown)
+        require(self.rule is None or callable(self.rule), "rule", "None or a function of an Iterate", repr(self.rule))
 
 
 # The constants of ddn and deepfool were chosen on four networks (benchmarks/zoo.py, seed 0) and are measured on others
 # (seed 1) in benchmarks/bench_search.py. eps_init None: estimated per sample from its first gradient.
-ATTACKS: dict[str, Attack] = {
+_OWN = {
     # The paper's Algorithm 1 with the settings of the published experiments.
     "pgd": Attack(
         loss="cross_entropy",
@@ -71,4 +83,5 @@ ATTACKS: dict[str, Attack] = {
         constants={"start": 0.5},
     ),
 }
+ATTACKS: PluginTable[Attack] = PluginTable("amun_ext.attacks", Attack, _OWN)
 USER_RULE = Attack(loss="margin", last_loss="margin", options={"steps": 20}, constants={})

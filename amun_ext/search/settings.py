@@ -1,7 +1,7 @@
 """The settings of a search: the checked arguments of find_min_adversarial, without tensors."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -56,9 +56,9 @@ def resolve_settings(
     known = method in ATTACKS if isinstance(method, str) else callable(method)
     require(known, "method", f"one of {tuple(ATTACKS)} or a function", repr(method))
     if isinstance(method, str):
-        row, rule, name = ATTACKS[method], None, method
+        row, name = ATTACKS[method], method
     else:
-        row, rule, name = USER_RULE, method, getattr(method, "__qualname__", type(method).__qualname__)
+        row, name = replace(USER_RULE, rule=method), getattr(method, "__qualname__", type(method).__qualname__)
         name = f"{method.__module__}.{name}"
     loss, last_loss = (row.loss, row.last_loss) if loss is None else (loss, loss)
     require(loss in ops.LOSSES, "loss", f"one of {ops.LOSSES}", repr(loss))
@@ -83,7 +83,7 @@ def resolve_settings(
     return Settings(
         method=name,
         step=ops.StepConfig(rule=name if name in ops.RULES else "external", eps_max=eps_max, **own),
-        rule=rule,
+        rule=row.rule,
         loss=loss,
         last_loss=last_loss,
         min_margin=float(min_margin),

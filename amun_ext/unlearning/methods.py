@@ -1,10 +1,12 @@
 """The methods by name: one file and one row each, all through one loop (`amun_ext.training.fit`)."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from amun_ext.plugins import PluginTable
 from amun_ext.search import find_min_adversarial
+from amun_ext.training import Recipe
 from amun_ext.unlearning.amun import amun
 from amun_ext.unlearning.bad_teacher import bad_teacher
 from amun_ext.unlearning.boundary_shrink import boundary_shrink
@@ -19,6 +21,7 @@ from amun_ext.unlearning.random_label import random_label
 from amun_ext.unlearning.retrain import retrain
 from amun_ext.unlearning.scrub import scrub
 from amun_ext.unlearning.ssd import ssd
+from amun_ext.validation import require
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class UnlearningMethod:
     needs_retain: bool = False
     trains: bool = True  # by its recipe, of which other methods use the batch size alone
     fraction: float | None = None  # of a saliency mask, for a method that is another one under a mask
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.function).parameters
+        positional = ["model", "forget", "retain", "run"]
+        fits = [*parameters][:4] == positional and isinstance(
+            getattr(parameters.get("recipe"), "default", None), Recipe
+        )
+        expected = f"a function of {', '.join(positional)} and recipe, which has a default"
+        require(fits, "function", expected, [*parameters])
 
     @property
     def needs_targets(self) -> bool:
@@ -48,7 +60,7 @@ class UnlearningMethod:
         return {name: each for name, each in named.items() if name not in taken}
 
 
-METHODS: Mapping[str, UnlearningMethod] = {
+_OWN = {
     "retrain": UnlearningMethod(
         retrain,
         "Retrain",
@@ -106,3 +118,4 @@ METHODS: Mapping[str, UnlearningMethod] = {
         amun, "AMUN+SalUn", "AMUN on the half of the weights that matter most for D_F", fraction=0.5
     ),
 }
+METHODS: PluginTable[UnlearningMethod] = PluginTable("amun_ext.methods", UnlearningMethod, _OWN)

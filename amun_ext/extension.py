@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 REBUILD = (
-    "Mend it: pip install --no-build-isolation --force-reinstall --no-deps . (or: python setup.py build_ext --inplace)"
+    "Rebuild: pip install --no-build-isolation --force-reinstall --no-deps . (or: python setup.py build_ext --inplace)"
 )
 OPS = ("attack_loss", "search_step_", "masked_sgd_", "sm_taylor_softmax")
 
 
 def library() -> Path | None:
-    """The extension's file, or None where nothing was built."""
+    """The extension's file, or None if it was not built."""
     return next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
 
 
 @cache
 def build_record() -> dict[str, Any]:
-    """What the extension was built with, read from its file without loading it. Empty where nothing was built."""
+    """The versions and flags of the build, read from the file without loading it; empty if there is none."""
     path = library()
     match = re.search(rb"AMUN_BUILD_RECORD(\{[^\0]*\})\0", path.read_bytes()) if path else None
     return json.loads(match[1]) if match else {}

@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> dict[str, str]:
-    """The devices that torch sees, by dispatch key."""
+    """The devices of torch, by dispatch key."""
     found = {"CPU": f"{platform.machine()}, {torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         found["CUDA"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
@@ -33,7 +33,7 @@ def has_kernel(op: str, key: str) -> bool:
 
 
 def text() -> str:
-    """What `amun info` prints."""
+    """The output of `amun info`."""
     path, found = library(), devices()
     kernels = {
         key: [op for op in OPS if has_kernel(op, key)] + ([] if key in found else ["(no such device here)"])

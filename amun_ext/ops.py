@@ -1,4 +1,4 @@
-"""The ops of the extension: a thin wrapper and a fake kernel each. The only file that says `torch.ops`."""
+"""The ops of the extension, each with a thin wrapper and a fake kernel. The only file with `torch.ops`."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _search_step_ = torch.ops.amun_ext.search_step_.default
 _masked_sgd_ = torch.ops.amun_ext.masked_sgd_.default
 _sm_taylor_softmax = torch.ops.amun_ext.sm_taylor_softmax.default
 
-# No op has a gradient, but what autograd does by default lets results say that they have one, and takes its time.
+# no op has a gradient; autograd would slow the calls and mark results as differentiable
 _autograd = torch.library.Library("amun_ext", "IMPL")
 for _name in ("attack_loss", "search_step_", "sm_taylor_softmax"):
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")
@@ -88,7 +88,7 @@ def _(logits: Tensor, labels: Tensor, loss: str, min_margin: float) -> tuple[Ten
 
 
 class SlotBatch(NamedTuple):
-    """The batch that the model sees: slot b works on sample `sample_index[b]`, or is idle (-1)."""
+    """The batch of the model: slot b works on sample `sample_index[b]`, or is idle (-1)."""
 
     x: Tensor  # [B, ...] iterates
     sample_index: Tensor  # [B] int64
@@ -96,40 +96,40 @@ class SlotBatch(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What the model says of `SlotBatch.x`."""
+    """The results of the model for `SlotBatch.x`."""
 
     grad: Tensor  # [B, ...] of the attacked loss; with rule "external" the next iterate
     adversarial: Tensor  # [B] bool
     predicted: Tensor  # [B] int64
-    margin: Tensor  # [B] float32 (float64), logits left to go
+    margin: Tensor  # [B] float32 (float64), in logits, to the boundary
 
 
 class SampleTable(NamedTuple):
-    """A row per sample: the original, where its search is, and what it found."""
+    """A row per sample: the original, the state of its search, and the closest example."""
 
     inputs: Tensor  # [N, ...] the originals
     labels: Tensor  # [N] int64, true labels
-    images: Tensor  # [N, ...] in: where the search starts; out: the closest example so far, where there is one
+    images: Tensor  # [N, ...] at first the start of the search, then the closest example so far, if any
     found_labels: Tensor  # [N] int64, the model's label of the example
     eps: Tensor  # [N] radius, float32 (float64 for float64 inputs); 0: to be estimated from the first gradient
-    distance: Tensor  # [N] L2 norm of the closest example's perturbation, infinite where there is none; like eps
-    step_count: Tensor  # [N] int32, steps made, by "pgd" at this radius
+    distance: Tensor  # [N] L2 norm of the closest example's perturbation, infinite without one; like eps
+    step_count: Tensor  # [N] int32, steps so far, for "pgd" at this radius
     grad_evals: Tensor  # [N] int32
     status: Tensor  # [N] int8, a Status
 
 
 class StepConfig(NamedTuple):
-    """How a sample gets from one iterate to the next (see search_step_)."""
+    """The parameters of a step (see search_step_)."""
 
     rule: str  # one of RULES
-    steps: int  # pgd: at one radius; else: in all
+    steps: int  # pgd: at one radius; others: in all
     eps_max: float
     step_fraction: float = 1.0  # pgd, ddn: step size / radius
     last_step_fraction: float = 1.0  # ddn: at the last step
     eps_growth: float = 1.1  # pgd, ddn: factor between two radii
     last_eps_growth: float = 1.1  # ddn: at the last step
     start: float = 1.0  # an estimated first radius / the linear distance to the boundary, margin / |grad|
-    overshoot: float = 1.0  # ddn, deepfool: a step to the linearised boundary goes so many times as far
+    overshoot: float = 1.0  # ddn, deepfool: factor of a step to the linearised boundary
     pull_back: float = 1.0  # deepfool: part of d that is kept before a step from an adversarial iterate
 
 
@@ -142,17 +142,17 @@ def search_step_(
     feedback: Feedback,
     samples: SampleTable,
     queue: Tensor,  # [Q] int64, rows of `samples` to search, in this order
-    queue_position: Tensor,  # [1] int64, how many of them have been handed out
+    queue_position: Tensor,  # [1] int64, how many of them have been taken
     config: StepConfig,
     bounds: tuple[float, float],
 ) -> None:
-    """One step of every slot, in place: store what is found, refill from the queue, move what is running.
+    """One step of every slot, in place: store found examples, refill slots from the queue, move the others.
 
-    An adversarial slot that is closer than its sample's example so far puts its image, label and distance into the
-    sample's row. Ended: an adversarial slot of rule "pgd", or at distance 0; one whose steps or radii are spent; one
-    whose gradient is zero or not finite, or whose margin is NaN (with "external": whose grad is not finite). Freed and
-    idle slots take the next sample of the queue, starting from `samples.images`. The others step, with d = x - x0 and
-    m = margin:
+    An adversarial slot that is closer than its sample's example so far writes its image, label and distance into the
+    sample's row. A slot ends if it is adversarial with rule "pgd" or at distance 0, if its steps or radii are used up,
+    if its gradient is zero or not finite, or if its margin is NaN (with "external": if its grad is not finite). Ended
+    and idle slots take the next sample of the queue, starting from `samples.images`. The others step, with d = x - x0
+    and m = margin:
 
         pgd (paper, Algorithm 1): eps grows by eps_growth after `steps` steps, up to eps_max
             d = d + step_fraction * eps * grad / |grad|;  x = clamp(x0 + d * min(1, eps / |d|), *bounds)
@@ -165,12 +165,12 @@ def search_step_(
             x = clamp(x0 + k * d + overshoot * (m + (1 - k) * <grad, d>) / |grad|^2 * grad, *bounds)
         external: x = clamp(grad, *bounds): the caller has computed the next iterate
 
-    ddn and deepfool take those elements of grad as zero that point out of the box from its bounds. An eps of 0 becomes
+    For ddn and deepfool the elements of grad that point out of the box at its bounds are zero. An eps of 0 becomes
     start * m / |grad| first, at most eps_max and at least `shortest_step(x)`, which is also the least length of a
     deepfool step from a point that is not adversarial.
 
-    Per sample, L2 norms, sums in float32 (float64 for float64): there a gradient norm below 1e-22 or above 1e19 counts
-    as none. Not differentiable.
+    Norms are L2 norms per sample, with sums in float32 (float64 for float64), in which a gradient norm below 1e-22 or
+    above 1e19 counts as no gradient. Not differentiable.
 
     Raises:
         RuntimeError: a tensor of the wrong shape, dtype, device or layout, shared memory, a queue entry that is no row
@@ -203,7 +203,7 @@ ROUNDINGS = 16  # as in csrc/amun_math.h
 
 
 def shortest_step(x: Tensor) -> Tensor:
-    """The shortest step [B] that is sure to move `x` [B, ...]: some roundings of its elements."""
+    """The shortest step [B] that surely changes `x` [B, ...]: some roundings of its elements."""
     shortest: Tensor = ROUNDINGS * torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
     return shortest
 
@@ -223,13 +223,12 @@ def masked_sgd_(
     first: bool = False,
     gradient_only: bool = False,
 ) -> None:
-    """One step of SGD over a list of parameters, in place; where a mask is False, nothing changes by a single bit.
+    """One step of SGD over a list of parameters, in place; where a mask is False, parameter and momentum are unchanged.
 
-    That holds for parameter and momentum alike, whatever the gradient is there. `first` takes the momentum as zero and
-    makes it, whatever the buffers hold; `gradient_only` is the older rule, by which a mask stops the gradient and
-    neither weight decay nor momentum. Half types are computed in float32. All tensors are on one device; their dtypes
-    and layouts may differ from parameter to parameter. Those that lie in memory otherwise than their parameter are
-    copied, and so are parameters with gaps.
+    That holds for any gradient there. `first` takes the momentum as zero, whatever the buffers contain. With
+    `gradient_only`, the older rule, a mask stops only the gradient, not weight decay and momentum. Half types are
+    computed in float32. All tensors are on one device; dtypes and layouts may differ between parameters. Tensors with
+    another memory layout than their parameter are copied, and so are parameters with gaps.
 
     Equivalent to, for every parameter:
 
@@ -258,7 +257,7 @@ def masked_sgd_(
 
     def beside(tensors: Sequence[Tensor]) -> list[Tensor]:
         if len(tensors) != len(params):
-            return list(tensors)  # for the op to refuse
+            return list(tensors)  # the op raises
         return [beside_param(tensor, param) for tensor, param in zip(tensors, laid_out, strict=True)]
 
     buffers = beside(momentum_buffers)
@@ -268,7 +267,7 @@ def masked_sgd_(
     for tensor, result in zip(written, [*laid_out, *buffers], strict=True):
         if result is not tensor:
             tensor.copy_(result)
-    if not torch.compiler.is_compiling():  # which sees from the op's schema what it writes
+    if not torch.compiler.is_compiling():  # the compiler takes it from the op's schema
         torch.autograd.graph.increment_version(written)
 
 
@@ -290,16 +289,16 @@ def sm_taylor_softmax(
 ) -> Tensor:
     """Soft-margin Taylor softmax of the true class, [..., N], float32 (float64 for float64): the signal of RMIA.
 
-    From Zarifzadeh et al. 2024, with the order, margin and temperature of the AMUN paper (appendix C). `order` counts
-    the terms of the series, as the published code does: 4 is the cubic. One read of the logits.
+    From Zarifzadeh et al. 2024, with the order, margin and temperature of the AMUN paper (appendix C). `order` is the
+    number of terms of the series, as in the published code: 4 is the cubic.
 
-    The cubic is negative below -1.596, as every even order is somewhere: so p may be below 0 or above 1, and it grows
-    large where own and other terms cancel. An odd order is positive, but takes very negative logits for large ones.
-    `floor` clamps every term to at least that much, and p is in (0, 1]. Never subtract the largest logit first, as one
-    may for a softmax: this is not invariant to shifts, and most results would be negative or above 1.
+    The cubic is negative below -1.596, as every even order is somewhere. So p may be below 0 or above 1, and is large
+    where own and other terms cancel. An odd order is positive, but also large for very negative logits. With `floor`,
+    the smallest value of a term, p is in (0, 1]. The function is not invariant to shifts: do not subtract the largest
+    logit, as for a softmax, or most results are negative or above 1.
 
-    A row with a NaN, or with a label out of [0, C), gives NaN; so may one with infinite logits, or with terms that
-    overflow. Has no gradient.
+    The result is NaN for a row with a NaN or with a label outside [0, C), and may be NaN for infinite logits or after
+    an overflow. Has no gradient.
 
     Equivalent to, up to rounding:
 
@@ -335,22 +334,19 @@ def _(logits: Tensor, labels: Tensor, order: int, margin: float, temperature: fl
 
 
 def _check_device(first: Tensor, *others: Tensor) -> None:
-    """A meta tensor among others brings the call to a fake kernel, where nothing would be computed."""
+    """A meta tensor among others dispatches to a fake kernel, which would compute nothing."""
     devices = {str(each.device) for each in others} - {str(first.device)}
     message = f"all tensors must be on the device of the first, {first.device}, got {', '.join(sorted(devices))}"
     torch._check(not devices, lambda: message)
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Without gaps or overlap: exactly then an empty tensor like it has the same strides."""
+    """Without gaps or overlap: only then an empty tensor like it has the same strides."""
     return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def beside_param(tensor: Tensor, param: Tensor) -> Tensor:
-    """`tensor` itself where its elements lie in memory as those of the dense `param` do, else a copy for which they do.
-
-    One of another shape is given back as it is.
-    """
+    """`tensor` in the memory layout of the dense `param`, copied if needed; unchanged if it has another shape."""
     strides, wanted = tensor.stride(), param.stride()
     if strides == wanted or tensor.shape != param.shape:
         return tensor

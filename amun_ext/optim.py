@@ -1,4 +1,4 @@
-"""Optimisers that update only the parameters selected by a mask; the others stay bit-equal."""
+"""Optimisers that update only the parameters selected by a mask and leave the others bit-equal."""
 
 import math
 from collections import defaultdict
@@ -20,30 +20,30 @@ HALF = (torch.float16, torch.bfloat16)
 class MaskedSGD(torch.optim.Optimizer):
     """torch.optim.SGD with a mask: the optimiser of SalUn (Fan et al. 2024, ICLR), and of AMUN with it (appendix D).
 
-    Where a mask is False, neither the parameter nor its momentum changes a bit: weight decay and momentum are stopped
-    along with the gradient. The published code multiplied the gradient by the mask and no more, by which weight decay
-    shrinks the "frozen" weights and the momentum of earlier steps moves them on (OPTML-Group/Unlearn-Saliency, issue 32
-    and pull request 33). `mask_gradient_only=True` does as it did, to reproduce numbers that were made so.
+    Where a mask is False, parameter and momentum are bit-equal after a step: the mask stops weight decay and momentum
+    along with the gradient. The published code multiplied only the gradient by the mask, so that weight decay and
+    earlier momentum still changed the "frozen" weights (OPTML-Group/Unlearn-Saliency, issue 32 and pull request 33).
+    `mask_gradient_only=True` reproduces that.
 
-    Where masks are True everywhere, or None, each step is that of torch.optim.SGD up to rounding; parameters of half
-    precision are computed in float32, as by its fused form.
+    With masks that are True everywhere, or None, each step is that of torch.optim.SGD up to rounding; half precision is
+    computed in float32, as in its fused form.
 
     Args:
         params: as for every optimiser; with masks, `model.named_parameters()`, or groups of such pairs. A group may
             have its own lr, momentum, dampening, weight_decay, nesterov, maximize and masks.
         lr: not negative; a tensor of one element is read again at every step.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
-        masks: from the name of every parameter to a bool tensor of its shape; None updates all. They are no part of the
-            state dict; a copy and a pickle of the optimiser have them.
-        mask_gradient_only: the mask stops the gradient and nothing else.
+        masks: from the name of every parameter to a bool tensor of its shape; None updates all. They are not in the
+            state dict, but in a copy and a pickle of the optimiser.
+        mask_gradient_only: the mask stops only the gradient.
         momentum_dtype: torch.float32 keeps the momentum of half-precision parameters in float32; None, in their own.
 
     Between two steps a model may be moved, cast or laid out in another order: masks and momentum follow.
 
     Raises:
-        InputError: a mask that is missing, that no parameter has the name of or that does not fit it; parameters
-            without names beside masks, or that are not floating point; options out of range. At a step, before anything
-            moves: options that have become so, and sparse gradients.
+        InputError: a mask that is missing, unknown or of another shape; parameters without names if there are masks, or
+            that are not floating point; options out of range. At a step, before any change: options that are now out of
+            range, and sparse gradients.
 
     Examples:
         >>> import torch
@@ -80,10 +80,10 @@ class MaskedSGD(torch.optim.Optimizer):
         super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize})
         if masks is not None:
             _refuse_unknown(masks, self.param_groups)
-            self._default_masks = {}  # all of them are taken
+            self._default_masks = {}  # all are assigned
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with options of its own. `masks` may be one, for its parameters; a late group has no other."""
+        """Add a group with its own options, one of which may be `masks`; those of the constructor do not apply."""
         group = dict(param_group)
         own = group.pop("masks", None)
         check_options({**self.defaults, **group})
@@ -106,7 +106,7 @@ class MaskedSGD(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move the parameters that have a gradient; returns what `closure` does, which is called first."""
+        """Update the parameters that have a gradient; returns the result of `closure`, which is called first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -115,16 +115,16 @@ class MaskedSGD(torch.optim.Optimizer):
         calls = []
         for group in self.param_groups:
             check_options(group)
-            together = defaultdict(list)  # what one call of the op can take
+            batches = defaultdict(list)  # of parameters that one call of the op can take
             masked = any(param in self._masks for param in group["params"])
             for name, param in _named(group):
                 if param.grad is not None:
-                    known = not masked or param in self._masks  # else it was frozen when the masks were given
+                    known = not masked or param in self._masks  # otherwise it was frozen when the masks were given
                     require(known, "masks", "there for every parameter with a gradient", f"none for {name}")
                     require(param.grad.layout == torch.strided, f"the gradient of {name}", "dense", param.grad.layout)
                     first = group["momentum"] != 0 and self.state[param].get("momentum_buffer") is None
-                    together[param.device, first].append(param)
-            calls += [(group, first, params) for (_, first), params in together.items()]
+                    batches[param.device, first].append(param)
+            calls += [(group, first, params) for (_, first), params in batches.items()]
         for call in calls:
             self._update(*call)
         return loss
@@ -148,17 +148,15 @@ class MaskedSGD(torch.optim.Optimizer):
             gradient_only=self.mask_gradient_only,
         )
         for param, buffer in zip(params, buffers, strict=False):  # no buffers without momentum
-            self.state[param]["momentum_buffer"] = buffer  # not before the step was made
+            self.state[param]["momentum_buffer"] = buffer  # only after the step
 
     def _mask(self, param: Tensor) -> Tensor:
         mask = self._masks[param]
-        placed = _placed(mask, param, mask.dtype)
-        if placed is not mask:
-            self._masks[param] = placed
-        return placed
+        self._masks[param] = mask = _placed(mask, param, mask.dtype)
+        return mask
 
     def _momentum(self, param: Tensor) -> Tensor:
-        """At first without values."""
+        """The momentum buffer, at first uninitialised."""
         buffer = self.state[param].get("momentum_buffer")
         if buffer is None:
             return torch.empty_like(param, dtype=self._momentum_dtype(param, None))
@@ -169,28 +167,25 @@ class MaskedSGD(torch.optim.Optimizer):
         return torch.float32 if wide else param.dtype
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimiser's, but momentum that was kept in float32 comes back as it was, bit by bit."""
+        """As for every optimiser, but momentum in float32 is restored bit by bit."""
         buffers: dict[Tensor, Tensor] = {}
 
-        def keep(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-            saved = chain.from_iterable(group["params"] for group in given["param_groups"])
-            for index, param in zip(saved, self._params(), strict=False):  # of unequal counts torch says what is wrong
-                buffer = given["state"].get(index, {}).get("momentum_buffer")
+        def keep(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+            saved, own = _params(state["param_groups"]), _params(self.param_groups)
+            for index, param in zip(saved, own, strict=False):  # torch refuses unequal counts
+                buffer = state["state"].get(index, {}).get("momentum_buffer")
                 if buffer is not None:
                     expected = f"of shape {tuple(param.shape)}"
                     require(buffer.shape == param.shape, f"momentum_buffer {index}", expected, tuple(buffer.shape))
                     buffers[param] = buffer.to(param.device, self._momentum_dtype(param, buffer.dtype), copy=True)
 
-        hook = self.register_load_state_dict_pre_hook(keep)  # after all others: what they make of it is what is loaded
+        hook = self.register_load_state_dict_pre_hook(keep)  # after all others, which may change the state
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
         for param, buffer in buffers.items():
             self.state[param]["momentum_buffer"] = buffer
-
-    def _params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("mask_gradient_only", "momentum_dtype", "_masks", "_default_masks")
@@ -200,11 +195,10 @@ class MaskedSGD(torch.optim.Optimizer):
 def masked(
     optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], *, mask_gradient_only: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser, of named parameters, with a mask as MaskedSGD has one, for any rule but SGD.
+    """Any optimiser of named parameters, with masks as those of MaskedSGD, by hooks before and after each step.
 
-    Gradients are stopped before a step; what has moved all the same (weight decay does that), is put back after it. In
-    moments of gradients there is nothing where the mask is False.
-    InputError for masks that do not fit, as MaskedSGD.
+    Masked gradients, and so their moments, are zero; parameters that weight decay changed are restored after the step.
+    InputError for masks as in MaskedSGD.
     """
     _refuse_unknown(masks, optimizer.param_groups)
     chosen: dict[Tensor, Tensor] = {}
@@ -233,7 +227,7 @@ def masked(
 
 
 def check_options(group: Mapping[str, Any]) -> None:
-    """Refuse a learning rate and the like out of range."""
+    """InputError for options out of range."""
     for name, least in (("lr", 0.0), ("momentum", 0.0), ("dampening", -math.inf), ("weight_decay", 0.0)):
         value = group[name]
         number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
@@ -244,6 +238,10 @@ def check_options(group: Mapping[str, Any]) -> None:
     require(fits, "nesterov", "with momentum and without dampening", f"momentum {momentum}, dampening {dampening}")
 
 
+def _params(groups: list[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(group["params"] for group in groups)
+
+
 def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     params = group["params"]
     names = group.get("param_names") or [f"params[{index}]" for index in range(len(params))]
@@ -251,7 +249,7 @@ def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _placed(tensor: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where the parameter is by now, and laid out as it is by now."""
+    """`tensor` on the device and in the layout that the parameter has now."""
     if tensor.dtype != dtype or tensor.device != param.device:
         tensor = tensor.to(param.device, dtype)
     return beside_param(tensor, param)
@@ -263,7 +261,7 @@ def _refuse_unknown(masks: Mapping[str, Tensor], groups: list[dict[str, Any]]) -
 
 
 def _masks_of(group: Mapping[str, Any], masks: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
-    """The group's masks by parameter, looked at."""
+    """The group's masks by parameter, checked."""
     require("param_names" in group, "params", "(name, parameter) pairs, as masks go by name", "parameters alone")
     named = [(name, param) for name, param in _named(group) if name in masks or param.requires_grad]
     missing = [name for name, _ in named if name not in masks]

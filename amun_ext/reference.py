@@ -1,4 +1,4 @@
-"""The ops in plain PyTorch: the oracle of tests and benchmarks, never a fallback. Same names, same signatures."""
+"""The ops in plain PyTorch, with the same signatures: the reference of tests and benchmarks, never a fallback."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def attack_loss(
     loss: str = "cross_entropy",
     min_margin: float = 0.0,
 ) -> AttackLoss:
-    """Twin of csrc/attack_loss: the same four results."""
+    """As csrc/attack_loss."""
     wide = logits.to(accumulate_dtype(logits.dtype))
     own = wide.gather(1, labels[:, None])  # [B, 1]
     others = wide.scatter(1, labels[:, None], -torch.inf)  # [B, K]
@@ -34,7 +34,7 @@ def attack_loss(
     nan = wide.isnan().any(1)
     predicted = wide.argmax(1).masked_fill(nan, -1)
     adversarial = (predicted != labels) & ~nan & ((margin <= 0) | (min_margin == 0))
-    # At a tie the label still wins: what is left to go is a rounding of the logits then, not nothing.
+    # at a tie the label wins, so the margin is at least a rounding of the logits
     larger = torch.maximum(own.abs(), rival.abs())[:, 0]
     least = torch.finfo(wide.dtype).eps * torch.where(larger > 0, larger, torch.ones_like(larger))
     margin = torch.where(adversarial | ~(margin < least), margin, least)
@@ -54,7 +54,7 @@ def pgd_step(
     step_fraction: float,
     bounds: tuple[float, float],
 ) -> Tensor:
-    """The arithmetic of a running slot, as a careful user would write it; differentiates nothing."""
+    """Projected gradient ascent in the L2 ball (paper, Algorithm 1)."""
     wide = accumulate_dtype(x.dtype)
     per_sample = (-1, *[1] * (x.dim() - 1))
     direction = grad.to(wide) / grad.to(wide).flatten(1).norm(dim=1).view(per_sample)
@@ -71,7 +71,7 @@ def inward(grad: Tensor, x: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def scheduled(first: float, last: float, step: int, steps: int) -> float:
-    """From `first` at step 0 to `last` at the last of `steps`, by one factor a step."""
+    """From `first` at step 0 to `last` at the last of `steps`, by a constant factor."""
     return float(first * (last / first) ** (step / (steps - 1))) if steps > 1 else first
 
 
@@ -113,7 +113,7 @@ def deepfool_step(
     config: StepConfig,
     bounds: tuple[float, float],
 ) -> Tensor:
-    """To the linearised boundary (Moosavi-Dezfooli et al. 2016), pulled back towards x0 first where adversarial."""
+    """To the linearised boundary (Moosavi-Dezfooli et al. 2016), from a point nearer to x0 if adversarial."""
     grad, delta = inward(grad, x, bounds), x - x0
     pulled = (config.pull_back if adversarial else 1.0) * delta
     left = margin + (grad * (delta - pulled)).sum()  # of the margin, at the pulled point
@@ -135,7 +135,7 @@ def search_step_(
     config: StepConfig,
     bounds: tuple[float, float],
 ) -> None:
-    """Twin of csrc/search_step: slot after slot, as the op's docstring has it."""
+    """As csrc/search_step, slot by slot."""
     (grad, adversarial, predicted, margin), real, rule = feedback, samples.eps.dtype, config.rule
     edges = torch.tensor(bounds, dtype=batch.x.dtype).tolist()  # rounded as the iterates on them are
     bounds = (edges[0], edges[1])
@@ -210,7 +210,7 @@ def masked_sgd_(
     first: bool = False,
     gradient_only: bool = False,
 ) -> None:
-    """Twin of csrc/masked_sgd: parameter after parameter, as the op's docstring has it."""
+    """As csrc/masked_sgd, parameter by parameter."""
     for i, param in enumerate(params):
         wide, grad = param.to(accumulate_dtype(param.dtype)), grads[i]
         mask = masks[i] if masks else torch.ones_like(param, dtype=torch.bool)
@@ -233,7 +233,7 @@ def sm_taylor_softmax(
     temperature: float = 2.0,
     floor: float | None = None,
 ) -> Tensor:
-    """Twin of csrc/sm_taylor_softmax: a sum of powers, as it is published."""
+    """As csrc/sm_taylor_softmax, as a sum of powers."""
 
     def taylor(z: Tensor) -> Tensor:
         total = torch.ones_like(z)

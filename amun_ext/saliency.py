@@ -1,4 +1,4 @@
-"""The SalUn mask: the parameters that matter most for the forget set, and their file of one bit each."""
+"""The SalUn mask: the parameters with the largest gradients on the forget set, and its file of one bit each."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def saliency_mask(
     batch_size: int = 256,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """True for the parameters whose change alters the loss of the forget set most; only they are to be trained.
+    """True for the parameters with the largest gradients of the loss on the forget set; only they are to be trained.
 
     The mask of SalUn (Fan et al., ICLR 2024, equation 4; AMUN paper, appendix D), 1(|grad L(D_F)| >= gamma) with the
     cross-entropy of the true labels for L, and with gamma such that this fraction of all parameters passes. All
@@ -93,9 +93,9 @@ def saliency_mask(
 
 
 def save_mask(path: str | os.PathLike[str], mask: Mapping[str, Tensor]) -> None:
-    """Write a mask to a safetensors file, eight parameters a byte, whole or not at all.
+    """Write a mask to a safetensors file, eight parameters a byte, completely or not at all.
 
-    The file tells something about the forget set, and is to be deleted with it.
+    The file contains information about the forget set: delete it with the forget set.
     """
     by_name = isinstance(mask, Mapping) and len(mask) > 0
     bools = by_name and all(isinstance(part, Tensor) and part.dtype == torch.bool for part in mask.values())
@@ -141,12 +141,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def batch_gradients(
     model: nn.Module, weights: Sequence[nn.Parameter], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """Of each batch of inputs [B, ...] and labels [B] the gradient of the summed cross-entropy by each of the weights,
-    None where the logits do not depend on it. In eval mode."""
+    """The gradients of the summed cross-entropy of each batch of inputs [B, ...] and labels [B], in eval mode; None for
+    weights that the logits do not depend on."""
     with eval_mode(model), torch.enable_grad():
         for x, y in batches:
             device, dtype = placement(model, x)
-            # copies: the model may change its input in place, and autograd refuses the tensors of an inference mode
+            # copies: the model may change its input in place, and autograd refuses inference tensors
             logits = logits_of(model, x.to(device, dtype, copy=True))
             loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
             grads = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
@@ -156,12 +156,12 @@ def batch_gradients(
 
 
 def zeros_for(weights: Iterable[Tensor]) -> list[Tensor]:
-    """To sum what belongs to the weights: in float32 where they are narrower."""
+    """A zero tensor for each weight, at least in float32, for sums."""
     return [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
 
 
 def check_finite(what: str, sums: Mapping[str, Tensor]) -> None:
-    """FloatingPointError that names the parameters whose gradients are not finite."""
+    """FloatingPointError with the names of parameters whose gradients are not finite."""
     broken = [name for name, total in sums.items() if not total.isfinite().all()]
     if broken:
         raise FloatingPointError(f"{what}: the gradient is NaN or infinite in {listed(broken)}")
@@ -189,7 +189,7 @@ def _scores(
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """True for the `count` largest of `scores` [n], among equal ones for the first."""
+    """True for the `count` largest of `scores` [n], the first of equal ones."""
     least = scores.kthvalue(len(scores) - count + 1).values
     chosen = scores > least
     equal = (scores == least).nonzero()[:, 0]

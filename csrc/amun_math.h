@@ -1,4 +1,4 @@
-// The arithmetic of every op, once, for g++ and nvcc alike: scalars in, scalars out, no torch, no memory.
+// The scalar arithmetic of every op, for g++ and nvcc; no torch, no memory.
 #pragma once
 
 #include <cmath>
@@ -37,7 +37,7 @@ AMUN_HD bool is_finite(A value) {
 
 // ------------------------------------------------------------------------------------------------------ search_step_
 
-// The reductions that every rule is made of; d = x - x0, g = the gradient of the attacked loss.
+// The sums that every rule is computed from; d = x - x0, g is the gradient of the attacked loss.
 template <typename A>
 struct StepSums {
   A gg = 0, gd = 0, dd = 0, xx = 0;  // <g, g>, <g, d>, <d, d>, <x, x>
@@ -58,7 +58,7 @@ struct StepSums {
   }
 };
 
-// The shortest step that is sure to move x: some roundings of its elements.
+// The shortest step that surely changes x: some roundings of its elements.
 template <typename A>
 AMUN_HD A shortest_step(const StepSums<A>& sums) {
   return A(16) * std::numeric_limits<A>::epsilon() * root(sums.xx);
@@ -70,8 +70,8 @@ struct StepUpdate {
   A origin, keep, push;
 };
 
-// What the box would cancel of a step is no part of its direction: an element on its bound counts only if it moves
-// inwards. A rule that takes the gradient as it is has infinite bounds here.
+// The gradient without the elements that point out of the box at its bounds, since the box would cancel them. For a
+// rule that uses the whole gradient the bounds are infinite.
 template <typename A>
 AMUN_HD A inward(A g, A x, A low, A high) {
   return ((x <= low) & (g < A(0))) | ((x >= high) & (g > A(0))) ? A(0) : g;
@@ -83,14 +83,14 @@ AMUN_HD A next_value(A x, A x0, A g, const StepUpdate<A>& update, A low, A high)
   return moved < low ? low : (moved > high ? high : moved);
 }
 
-// d' = d + length g/|g|. |d'| needs no second pass over the data: |d'|^2 = <d,d> + 2 length <g,d>/|g| + length^2.
+// |d'| of d' = d + length g/|g|, without a second pass: |d'|^2 = <d,d> + 2 length <g,d>/|g| + length^2.
 template <typename A>
 AMUN_HD A moved_length(const StepSums<A>& sums, A norm, A length) {
   const A squared = sums.dd + A(2) * length * sums.gd / norm + length * length;
   return squared > A(0) ? root(squared) : A(0);
 }
 
-// Projected gradient ascent in the L2 ball: d' = d + length g/|g|, pulled back to radius eps (paper, Algorithm 1).
+// Projected gradient ascent in the L2 ball: d' = d + length g/|g|, projected to radius eps (paper, Algorithm 1).
 template <typename A>
 AMUN_HD StepUpdate<A> pgd_update(const StepSums<A>& sums, A length, A eps) {
   const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
@@ -98,7 +98,7 @@ AMUN_HD StepUpdate<A> pgd_update(const StepSums<A>& sums, A length, A eps) {
   return {A(1), shrink, shrink * length / norm};
 }
 
-// Decoupled direction and norm (Rony et al. 2019): d' = d + length g/|g|, stretched or shrunk to radius eps.
+// Decoupled direction and norm (Rony et al. 2019): d' = d + length g/|g|, scaled to radius eps.
 template <typename A>
 AMUN_HD StepUpdate<A> ddn_update(const StepSums<A>& sums, A length, A eps) {
   const A norm = root(sums.gg), moved = moved_length(sums, norm, length);
@@ -106,9 +106,9 @@ AMUN_HD StepUpdate<A> ddn_update(const StepSums<A>& sums, A length, A eps) {
   return {A(1), scale, scale * length / norm};
 }
 
-// The next radius of that rule. A point that is not adversarial yet wants a larger one, by the factor 1 + change. From
-// an adversarial one it shrinks, and where to is no guess: along the new direction u = d'/|d'| the linearised margin
-// ends at radius (margin + <g,d>) / <g,u>. It is trusted for a shrinkage between `change` and twice as much.
+// The next radius of that rule. It grows by the factor 1 + change from a point that is not adversarial. From an
+// adversarial one it shrinks to where the linearised margin ends along the new direction u = d'/|d'|, at radius
+// (margin + <g,d>) / <g,u>, but by at least `change` and at most twice as much.
 template <typename A>
 AMUN_HD A ddn_radius(const StepSums<A>& sums, A length, A eps, A best, A margin, bool adversarial, A change,
                      A overshoot) {
@@ -120,9 +120,9 @@ AMUN_HD A ddn_radius(const StepSums<A>& sums, A length, A eps, A best, A margin,
   return crossing < most ? (crossing > least ? crossing : least) : most;
 }
 
-// One step to where the linearised margin ends (Moosavi-Dezfooli et al. 2016), times overshoot. `keep` < 1 first pulls
-// the point back towards the original, the pull being part of what is linearised (Croce and Hein 2020). The push is
-// finite also where the boundary is not in sight, or it would make NaN of an element whose gradient is 0.
+// One step to where the linearised margin ends (Moosavi-Dezfooli et al. 2016), times overshoot. `keep` < 1 first moves
+// the point towards the original, and the margin is linearised there (Croce and Hein 2020). The push is finite for any
+// margin, because infinity times a gradient element of 0 is NaN.
 template <typename A>
 AMUN_HD StepUpdate<A> deepfool_update(const StepSums<A>& sums, A margin, A keep, A overshoot, A shortest) {
   constexpr A most = std::numeric_limits<A>::max();
@@ -131,14 +131,14 @@ AMUN_HD StepUpdate<A> deepfool_update(const StepSums<A>& sums, A margin, A keep,
   return {A(1), keep, push < most ? (push > -most ? push : -most) : most};
 }
 
-// A quantity that falls or rises from `first` at step 0 to `last` at the last of `steps`, by one factor a step.
+// From `first` at step 0 to `last` at the last of `steps`, by a constant factor.
 template <typename A>
 AMUN_HD A scheduled(A first, A last, int32_t step, int32_t steps) {
   return steps > 1 ? first * power(last / first, A(step) / A(steps - 1)) : first;
 }
 
-// A round is `steps` steps at one radius; then the radius grows, up to eps_max. False when no radius is left: also one
-// that rounding keeps from growing, or the search would never end.
+// After `steps` steps at one radius the radius grows, up to eps_max. False if it cannot grow, also because of rounding:
+// otherwise the search would not end.
 template <typename A>
 AMUN_HD bool next_step(A& eps, int32_t& step_count, int32_t steps, A eps_growth, A eps_max) {
   if (step_count == steps) {
@@ -155,7 +155,8 @@ AMUN_HD bool next_step(A& eps, int32_t& step_count, int32_t steps, A eps_growth,
 
 enum class Loss : int32_t { cross_entropy, margin };
 
-// The strongest class other than the label; the first one on ties, as in argmax. A NaN wins over any number.
+// The class with the largest logit other than the label, the first one on ties, as in argmax. NaN is larger than any
+// number.
 template <typename A>
 struct Rival {
   A logit = -std::numeric_limits<A>::infinity();
@@ -180,16 +181,16 @@ AMUN_HD bool is_ahead(const Rival<A>& rival, A own, int64_t label) {
   return rival.logit > own || (rival.logit == own && rival.index < label);
 }
 
-// A row whose logits are NaN, or whose rival is infinite, has no direction to climb.
+// A row with NaN, or with an infinite rival, has no direction of ascent.
 template <typename A>
 AMUN_HD bool has_direction(A own, const Rival<A>& rival) {
   return is_finite(rival.logit) && !is_nan(own);
 }
 
-// The gradient that starts the backward pass takes one from the label and gives it to the other classes, by these
-// weights over their sum. Its length is free, because the step normalises the gradient; so that of cross-entropy is
-// divided by 1 - p_label, which leaves the softmax over the other classes: the same direction, and exact where 1 -
-// p_label has long underflowed. The margin gives all to the rival.
+// The gradient that starts the backward pass is -1 at the label, and at the other classes these weights over their sum.
+// Its length is free, because the step normalises the gradient. So the gradient of cross-entropy is divided by
+// 1 - p_label, which leaves the softmax over the other classes: exact also where 1 - p_label underflows. For the margin
+// the rival has the whole weight.
 template <typename A>
 AMUN_HD A loss_weight(Loss loss, A logit, int32_t index, const Rival<A>& rival) {
   if (loss == Loss::margin) return index == rival.index ? A(1) : A(0);
@@ -208,7 +209,7 @@ struct TaylorRule {
   }
 };
 
-// The first `order` terms of the exponential series, by Horner's rule. Written so that a NaN is no less than the floor.
+// The first `order` terms of the exponential series, by Horner's rule. The comparison keeps NaN.
 template <int order, typename A>
 AMUN_HD A taylor(A logit, A margin, const TaylorRule<A>& rule) {
   constexpr double inverse_factorial[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040};
@@ -226,8 +227,8 @@ struct SgdRule {
   A lr, momentum, weight_decay;
   A gradient_weight;  // in the momentum: 1 - dampening, 1 at the first step
   bool nesterov, maximize;
-  bool first;          // the momentum is taken as zero, whatever its memory holds
-  bool gradient_only;  // where the mask is false, the gradient is zero and all else goes on
+  bool first;          // the momentum is taken as zero, whatever its memory contains
+  bool gradient_only;  // a false mask zeroes the gradient and changes nothing else
 
   template <typename B>
   AMUN_HD SgdRule<B> as() const {

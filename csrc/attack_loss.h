@@ -1,4 +1,4 @@
-// What attack_loss reads and writes. Shared by both backends; no torch.
+// The arguments of attack_loss, and the result of a row. Shared by both backends; no torch.
 #pragma once
 
 #include "amun_math.h"
@@ -9,16 +9,16 @@ namespace amun {
 struct AttackLossArgs {
   int64_t rows, classes;  // B, K
   Loss loss;
-  double min_margin;      // by how much the rival must be ahead; 0: the prediction decides
+  double min_margin;      // by how much the rival must lead; 0: the prediction decides
   const void* logits;     // T [B, K]
   const int64_t* labels;  // [B]
   bool* adversarial;      // [B]
   int64_t* predicted;     // [B]     -1 where a logit is NaN
-  void* margin;           // A [B]   logits left to go: label's logit minus the strongest other, plus min_margin
+  void* margin;           // A [B]   label's logit minus the largest other, plus min_margin
   void* grad_logits;      // T [B, K]
 };
 
-// By how much the larger of two logits may be rounded; of two zeros, one.
+// The rounding of the larger of two logits; for two zeros, of one.
 template <typename A>
 AMUN_HD A logit_rounding(A own, A rival) {
   own = own < A(0) ? -own : own;
@@ -33,7 +33,7 @@ AMUN_HD void write_result(const AttackLossArgs& args, int64_t row, A own, int64_
   const bool ahead = !unknown && is_ahead(rival, own, label);
   const A margin = own - rival.logit + A(args.min_margin);
   const bool adversarial = ahead && (args.min_margin == 0 || margin <= A(0));
-  // At a tie the label still wins: what is left to go is a rounding of the logits then, not nothing.
+  // at a tie the label wins, so the margin is at least a rounding of the logits
   const A least = adversarial ? margin : logit_rounding(own, rival.logit);
   args.adversarial[row] = adversarial;
   args.predicted[row] = unknown ? -1 : ahead ? rival.index : label;

@@ -1,16 +1,16 @@
-// What masked_sgd_ works on, and what becomes of one element. Shared by both backends; no torch.
+// The arguments of masked_sgd_, and the update of one element. Shared by both backends; no torch.
 #pragma once
 
 #include "amun_math.h"
 
 namespace amun {
 
-// The list is cut into blocks of so many elements, so that one large tensor and many small ones keep every thread busy.
+// The elements of a block. A list is cut into blocks, so that one large tensor and many small ones use every thread.
 constexpr int64_t sgd_block = 4096;
 
 AMUN_HD int64_t blocks_of(int64_t length) { return (length + sgd_block - 1) / sgd_block; }
 
-// A parameter that has elements, with what belongs to it. T is its dtype, M that of its momentum.
+// A parameter with elements, and its gradient, momentum and mask. T is its dtype, M that of its momentum.
 struct MaskedSgdTensor {
   void* param;          // T [length]
   const void* grad;     // T [length]
@@ -20,7 +20,7 @@ struct MaskedSgdTensor {
   int64_t first_block;  // the number of its first block among those of the list
 };
 
-// The whole of a launch on a GPU, whose argument space has 4 KB.
+// The arguments of a launch on a GPU, which has 4 KB for them.
 struct MaskedSgdTable {
   static constexpr int64_t inline_capacity = 80;
   SgdRule<double> rule;
@@ -30,7 +30,7 @@ struct MaskedSgdTable {
 };
 static_assert(sizeof(MaskedSgdTable) <= 4096);
 
-// The last one that begins at the block or before it.
+// The tensor of a block: the last one whose first block is not after it.
 AMUN_HD const MaskedSgdTensor& tensor_of(const MaskedSgdTensor* tensors, int64_t count, int64_t block) {
   int64_t low = 0;
   for (int64_t high = count; high - low > 1;) {
@@ -40,7 +40,8 @@ AMUN_HD const MaskedSgdTensor& tensor_of(const MaskedSgdTensor* tensors, int64_t
   return tensors[low];
 }
 
-// Selected and never multiplied: 0 times NaN is NaN. And selected as T and M, since widening changes the bits of a NaN.
+// Selected instead of multiplied, because 0 times NaN is NaN; as T and M, because a conversion changes the bits of a
+// NaN.
 template <typename T, typename M>
 AMUN_HD void update(T& param, M& momentum, T grad, bool chosen, const SgdRule<Accumulate<T>>& rule) {
   using A = Accumulate<T>;

@@ -5,8 +5,8 @@
 
 namespace amun {
 
-// How the sums and the margin become the next iterate. pgd ends at its first adversarial point, the others make `steps`
-// steps and keep the closest one. With `external` the caller computes the next iterate and passes it in place of grad.
+// How the next iterate follows from the sums and the margin. pgd ends at its first adversarial point, the others make
+// `steps` steps and keep the closest one. With `external` the caller passes the next iterate in place of grad.
 enum class Rule : int32_t { pgd, ddn, deepfool, external };
 
 // The numbers of a rule; each rule uses some of them (see search_step_ in amun_ext/ops.py).
@@ -29,20 +29,20 @@ struct SearchStepArgs {
   const void* grad;          // T [B, D]
   const bool* adversarial;   // [B]
   const int64_t* predicted;  // [B]
-  const void* margin;        // A [B]  logits left to go
+  const void* margin;        // A [B]  in logits, to the boundary
   // samples
   const void* inputs;     // T [N, D]  the originals
   const int64_t* labels;  // [N]
   // state
-  void* images;             // T [N, D]  where each search starts, then the closest example so far
+  void* images;             // T [N, D]  the start of each search, then the closest example so far
   int64_t* found_labels;    // [N]
   void* eps;                // A [N]     0: to be estimated from the first gradient
-  void* distance;           // A [N]     of the closest example so far, else infinite
+  void* distance;           // A [N]     of the closest example so far, infinite without one
   int32_t* step_count;      // [N]       steps so far, by pgd at this radius
   int32_t* grad_evals;      // [N]
   int8_t* status;           // [N]       a Status
   const int64_t* queue;     // [Q]  the samples to search, in order
-  int64_t* queue_position;  // [1]  how many of them have been handed out
+  int64_t* queue_position;  // [1]  how many of them have been taken
   Rule rule;
   int32_t steps;
   StepParams params;
@@ -52,13 +52,13 @@ struct SearchStepArgs {
 // The order is public: amun_ext.search names these numbers.
 enum class Status : int8_t { pending = 0, found = 1, exhausted = 2, no_gradient = 3 };
 
-// A slot or queue entry that names no sample counts as none, so that no index is out of range.
+// A slot or queue entry out of range counts as no sample.
 AMUN_HD bool is_sample(const SearchStepArgs& args, int64_t sample) { return sample >= 0 && sample < args.num_samples; }
 
-// Which rules take the gradient by `inward`: the paper's ascent takes it as it is.
+// Whether a rule uses the gradient by `inward`; the paper's ascent uses the whole gradient.
 AMUN_HD bool uses_inward(Rule rule) { return rule == Rule::ddn || rule == Rule::deepfool; }
 
-// The bounds that `inward` is to use, infinite where it is not to change anything.
+// The bounds of `inward`, infinite for rules that do not use it.
 template <typename A>
 struct Bounds {
   A low, high;
@@ -78,8 +78,8 @@ struct StepDecision {
   StepUpdate<A> update;
 };
 
-// Is the iterate of a slot kept, has the search of its sample ended, and if not, what is the next iterate. Updates all
-// of the sample's row but its image.
+// Decide whether the iterate of a slot is kept and whether the search of its sample has ended, and compute the next
+// update. Writes all of the sample's row but its image.
 template <typename A>
 AMUN_HD StepDecision<A> decide_step(const SearchStepArgs& args, int64_t slot, int64_t sample, const StepSums<A>& sums) {
   A &eps = static_cast<A*>(args.eps)[sample], &best = static_cast<A*>(args.distance)[sample];
@@ -111,7 +111,7 @@ AMUN_HD StepDecision<A> decide_step(const SearchStepArgs& args, int64_t slot, in
   }
   if (!(sums.gg > A(0)) || is_nan(margin)) return ended(Status::no_gradient);
 
-  // However small the margin is, the label still wins: there must be a radius that can grow, and a step that moves.
+  // for any margin, however small, the radius must be able to grow and the step to change x
   const A eps_max = A(params.eps_max), shortest = shortest_step(sums), overshoot = A(params.overshoot);
   if (eps == A(0)) {
     eps = A(params.start) * margin / root(sums.gg);

@@ -1,4 +1,4 @@
-// What sm_taylor_softmax reads and writes. Shared by both backends; no torch.
+// The arguments of sm_taylor_softmax. Shared by both backends; no torch.
 #pragma once
 
 #include "amun_math.h"
@@ -7,7 +7,7 @@ namespace amun {
 
 // T is the dtype of the logits, A = Accumulate<T> that of the result.
 struct SmTaylorArgs {
-  int64_t rows, samples, classes;  // R = all that leads times N, N, C
+  int64_t rows, samples, classes;  // R = leading dimensions times N, N, C
   int64_t order;                   // terms of the series
   TaylorRule<double> rule;
   const void* logits;     // T [R, C]

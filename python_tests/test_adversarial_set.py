@@ -11,7 +11,7 @@ from amun_ext import AdversarialSet, InputError, find_min_adversarial
 
 
 class TestAdversarialSet:
-    def test_is_a_dataset_of_what_was_found(self, few: Task) -> None:
+    def test_is_a_dataset_of_the_found_examples(self, few: Task) -> None:
         model, images, labels = few
         found = find_min_adversarial(model, images, labels)
         odd = torch.arange(len(images)) % 2 == 1
@@ -76,7 +76,7 @@ class TestTransfer:
         assert result.transfer(Zeroing(model)).fooled.float().mean() > 0.9
         assert torch.equal(result.images, kept)
 
-    def test_nan_fools_nobody(self, few: Task) -> None:
+    def test_nan_counts_as_not_fooled(self, few: Task) -> None:
         class Broken(Around):
             def forward(self, x: Tensor) -> Tensor:
                 return self.inner(x) * torch.nan

@@ -57,7 +57,7 @@ class TestAttackLoss:
         assert not check_attack_loss(logits, labels, loss).grad_logits.isnan().any()
 
     @pytest.mark.parametrize(("dtype", "spoilt", "loss"), pairs(DTYPES, SPOILT, ops.LOSSES))
-    def test_a_row_without_an_answer_leaves_the_others_alone(self, backend, dtype, spoilt, loss):
+    def test_a_row_with_nan_does_not_change_the_others(self, backend, dtype, spoilt, loss):
         logits, labels = draw_logits(50, 9, device=backend, dtype=dtype)
         expected = ops.attack_loss(logits.clone(), labels.clone(), loss)
         rows = torch.arange(50, device=backend) % 3 == 1
@@ -153,7 +153,7 @@ class TestMinMargin:
         check_attack_loss(logits, labels, "margin", min_margin)
 
     @pytest.mark.parametrize(("dtype", "min_margin"), pairs(DTYPES, [0, 1, 2]))
-    def test_a_row_is_adversarial_when_another_class_is_ahead_by_it(self, device, dtype, min_margin):
+    def test_a_row_is_adversarial_if_another_class_leads_by_it(self, device, dtype, min_margin):
         """In whole numbers, where nothing is rounded and leads are often min_margin itself."""
         logits, labels = torch.randint(4, (400, 5), device=device), torch.randint(5, (400,), device=device)
         own = logits.gather(1, labels[:, None])

@@ -107,7 +107,7 @@ def change(state, kind):
         ("nan", r"free of NaN, got NaN in 1.running_var"),
     ],
 )
-def test_refused_and_model_untouched(tmp_path, suffix, kind, message):
+def test_refused_and_model_unchanged(tmp_path, suffix, kind, message):
     model, path = small(1), tmp_path / f"a.{suffix}"
     before = copy.deepcopy(model)
     state = change(small(2).state_dict(), kind)
@@ -208,7 +208,7 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_names_of_data_parallel_are_taken(tmp_path):
+def test_names_of_data_parallel_are_accepted(tmp_path):
     model = nn.Sequential(nn.Linear(2, 3))
     torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, path := tmp_path / "p.pt")
     models.load_checkpoint(path, other := nn.Sequential(nn.Linear(2, 3)))

@@ -105,9 +105,7 @@ class TestForget:
         assert forget(original, tmp_path / "out", "--data", "fashion-mnist-mini", "--ids", "3") == 2
         assert "those that the checkpoint was trained on" in capsys.readouterr().err
 
-    def test_samples_without_an_example_are_told_by_id_and_status(
-        self, original, tmp_path, capsys, monkeypatch
-    ) -> None:
+    def test_samples_without_an_example_are_reported(self, original, tmp_path, capsys, monkeypatch) -> None:
         def partly(*arguments, **options):
             result = find_min_adversarial(*arguments, **options)
             return dataclasses.replace(result, found=torch.tensor([True, False, True]))

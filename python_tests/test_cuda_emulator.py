@@ -45,7 +45,7 @@ def launched():
 
 class TestEmulator:
     @pytest.mark.parametrize(("threads", "leave"), [(64, 32), (40, 7), (33, 33)])
-    def test_threads_that_have_returned_are_not_waited_for(self, threads, leave):
+    def test_barriers_skip_threads_that_have_returned(self, threads, leave):
         emulator.load()
         assert torch.ops.amun_emulator.block_after_exit(threads, leave) == [leave] * leave
 

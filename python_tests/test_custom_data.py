@@ -33,7 +33,7 @@ class TestFolder:
         assert splits.train.tensors[1].tolist() == [0, 0, 0, 1, 1, 1]
         assert (splits.test.tensors[0][:, 0, 0, 0] * 255).round().tolist() == [1, 11, 21, 101, 111, 121]
 
-    def test_one_coloured_makes_all_coloured(self, tmp_path):
+    def test_one_coloured_image_makes_all_rgb(self, tmp_path):
         write_folder(tmp_path)
         Image.new("RGB", (6, 4), (255, 0, 51)).save(tmp_path / "test" / "dog" / "0.png")
         splits = data.load(tmp_path)

@@ -201,7 +201,7 @@ class TestCifar10:
         with pytest.raises(InputError, match="CIFAR-10 must be in"):
             data.load("cifar10", root=tmp_path)
 
-    def test_failed_download_is_told_as_it_is(self, tmp_path, monkeypatch):
+    def test_failed_download_raises_torchvisions_error(self, tmp_path, monkeypatch):
         def fail(self):
             raise RuntimeError("no network")
 
@@ -243,7 +243,7 @@ class Stream(IterableDataset):
 
 
 class TestAsTensors:
-    def test_tensor_dataset_as_it_is(self):
+    def test_tensor_dataset_gives_its_own_tensors(self):
         images, labels = torch.rand(3, 2), torch.arange(3)
         got = data.as_tensors(TensorDataset(images, labels), "own")
         assert got[0] is images

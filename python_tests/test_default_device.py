@@ -70,7 +70,7 @@ class TestMeta:
         same_on_meta(lambda: [*ablation_set(name, forget, adversarial, num_classes=3).tensors])
 
 
-def test_what_has_no_values_is_refused(model, sets) -> None:
+def test_meta_tensors_are_refused(model, sets) -> None:
     forget, retain = sets
     with pytest.raises(InputError, match="model must be of weights with values, got tensors on the device meta"):
         unlearn(model.to("meta"), forget, retain, method="ft")
@@ -92,7 +92,7 @@ def test_batches_of_one_are_refused_where_batch_norm_has_no_variance(sets, metho
     assert all(map(torch.equal, before, flat.state_dict().values()))
 
 
-def test_a_last_batch_of_one_joins_its_neighbour(model, sets) -> None:
+def test_a_last_batch_of_one_joins_the_batch_before(model, sets) -> None:
     forget, retain = sets
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     unlearn(flat, forget, retain, method="ft", recipe=Recipe(epochs=1, lr=0.01, batch_size=8))  # 25 are 3 * 8 + 1

@@ -7,7 +7,7 @@ from amun_ext import digest as module
 from amun_ext.digest import digest
 
 
-def test_sees_every_name_shape_type_and_byte() -> None:
+def test_depends_on_every_name_shape_type_and_byte() -> None:
     tensors = {
         "a": torch.rand(3, 2),
         "b": torch.arange(4),
@@ -30,7 +30,7 @@ def test_sees_every_name_shape_type_and_byte() -> None:
     assert len(known) == 2 + len(others)
 
 
-def test_order_in_memory_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_depend_on_the_memory_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     transposed = torch.rand(40, 3).T
     made = digest({"a": transposed})
     assert made == digest({"a": transposed.contiguous()})

@@ -95,7 +95,7 @@ class TestAllOrNone:
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
     @pytest.mark.parametrize("stopped", ["link", "symlink_to"])
-    def test_an_end_in_the_middle_leaves_no_link(self, tmp_path: Path, monkeypatch, stopped: str) -> None:
+    def test_an_interrupt_in_the_middle_leaves_no_link(self, tmp_path: Path, monkeypatch, stopped: str) -> None:
         put(tmp_path, {"model": "old", "report": "old"})
         calls = []
 
@@ -140,7 +140,7 @@ class TestAllOrNone:
 
 
 class TestWorkplace:
-    def test_stays_after_a_failure_where_something_is_in_it(self, tmp_path: Path) -> None:
+    def test_stays_after_a_failure_unless_empty(self, tmp_path: Path) -> None:
         def fail(*kept: str) -> None:
             with files.workplace(tmp_path / "new", "test") as place:
                 files.keep_only(place, "a request")
@@ -161,7 +161,7 @@ class TestWorkplace:
             assert not (place / "examples").exists()
         assert not [*(tmp_path / "new").iterdir()]
 
-    def test_half_written_files_of_a_dead_run_go(self, tmp_path: Path) -> None:
+    def test_partial_files_of_a_dead_run_are_removed(self, tmp_path: Path) -> None:
         (left := tmp_path / "unfinished-test/.model.abc.partial").mkdir(parents=True)
         (left.parent / files.NOTE).write_bytes(files.NOTE_TEXT)
         (left / "half").touch()
@@ -169,21 +169,21 @@ class TestWorkplace:
             assert not left.exists()
 
     @pytest.mark.parametrize("note", [b"", files.NOTE_TEXT[:10], files.NOTE_TEXT])
-    def test_one_whose_note_was_not_finished_is_ours(self, tmp_path: Path, note: bytes) -> None:
+    def test_a_folder_with_an_unfinished_note_is_used(self, tmp_path: Path, note: bytes) -> None:
         (place := tmp_path / "unfinished-test").mkdir()
         (place / files.NOTE).write_bytes(note)
         with files.workplace(tmp_path, "test"):
             assert (place / files.NOTE).read_bytes() == files.NOTE_TEXT
         assert not [*tmp_path.iterdir()]
 
-    def test_two_commands_but_not_one_twice(self, tmp_path: Path) -> None:
+    def test_two_commands_run_in_one_folder_but_not_one_twice(self, tmp_path: Path) -> None:
         refused = pytest.raises(InputError, match=r"in use by another process, got .*unfinished-test")
         with files.workplace(tmp_path, "test"), files.workplace(tmp_path, "another"), refused:
             put(tmp_path)
         put(tmp_path)
 
 
-def test_a_file_system_that_cannot_sync_is_none_that_fails(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_system_without_fsync(tmp_path: Path, monkeypatch) -> None:
     def failing(number: int) -> Callable[[int], None]:
         def fsync(_: int) -> None:
             raise OSError(number, os.strerror(number))
@@ -216,7 +216,7 @@ def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
 
 
 class TestLock:
-    def test_one_that_was_removed_meanwhile_is_none(self, tmp_path: Path, monkeypatch) -> None:
+    def test_a_lock_file_removed_before_it_is_locked_is_opened_again(self, tmp_path: Path, monkeypatch) -> None:
         """By the process that had it, between our look at it and our lock."""
         path, flock, calls = tmp_path / "lock", locks.fcntl.flock, []
 
@@ -242,16 +242,16 @@ class TestWithoutLocks:
 
         monkeypatch.setattr(locks.fcntl, "flock", refused)
 
-    def test_a_link_stands_in(self, tmp_path: Path) -> None:
+    def test_a_link_is_used_instead(self, tmp_path: Path) -> None:
         with files.workplace(tmp_path, "test"), pytest.raises(InputError, match="in use by another process"):
             put(tmp_path)
         assert not [*tmp_path.iterdir()]
 
-    def test_it_says_where(self, tmp_path: Path) -> None:
+    def test_warns_with_the_folder(self, tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match=f"the file system of {tmp_path} has no locks"):
             put(tmp_path)
 
-    def test_that_of_a_dead_process_is_taken_over(self, tmp_path: Path) -> None:
+    def test_the_link_of_a_dead_process_is_taken_over(self, tmp_path: Path) -> None:
         child = subprocess.Popen([sys.executable, "-c", ""])
         child.wait()
         holder = tmp_path / ".unfinished-test.lock.holder"
@@ -260,7 +260,7 @@ class TestWithoutLocks:
         assert {path.name for path in tmp_path.iterdir()} == {*RESULTS}
 
     @pytest.mark.parametrize("told", ["1@another-boot", "ours@", "nonsense"])
-    def test_that_of_who_knows_which_process_is_not(self, tmp_path: Path, told: str) -> None:
+    def test_the_link_of_an_unknown_process_is_not_taken_over(self, tmp_path: Path, told: str) -> None:
         holder = tmp_path / ".unfinished-test.lock.holder"
         holder.symlink_to(told.replace("ours", str(os.getpid())))
         with pytest.raises(InputError, match=f"remove {holder}"):

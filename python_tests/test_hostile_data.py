@@ -41,7 +41,7 @@ class TestNpz:
             ("test", 2**63, np.uint64),
         ],
     )
-    def test_a_label_makes_no_more_names_than_classes(self, part: str, label: int, dtype: type, tmp_path) -> None:
+    def test_a_huge_label_is_refused(self, part: str, label: int, dtype: type, tmp_path) -> None:
         path = save(tmp_path / "a.npz", **{f"{part}_labels": np.array([0, 1, 2, label], dtype)})
         tracemalloc.start()
         expected = rf"{part}_labels must be classes in \[0, 65536\), got values from {min(0, label)} to {max(2, label)}"
@@ -82,7 +82,7 @@ def folder(tmp_path) -> Path:
 
 
 class TestFolder:
-    def test_names_of_another_normal_form_look_different(self, folder: Path) -> None:
+    def test_names_in_another_normal_form_are_escaped(self, folder: Path) -> None:
         picture(folder / "train" / "caf\xe9" / "0.png")
         picture(folder / "test" / "cafe\u0301" / "0.png")
         with pytest.raises(InputError) as refused:
@@ -92,7 +92,7 @@ class TestFolder:
         )
 
     @pytest.mark.parametrize("letter", ["\u200b", "\xad", "\xa0"])
-    def test_names_with_what_is_not_seen_look_different(self, letter: str, folder: Path) -> None:
+    def test_names_with_invisible_characters_are_escaped(self, letter: str, folder: Path) -> None:
         picture(folder / "train" / "bird" / "0.png")
         picture(folder / "test" / f"bird{letter}" / "0.png")
         told = re.escape(f"those without bird and with bird{ascii(letter)[1:-1]}")
@@ -102,7 +102,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("name", "told"), [("a\x1b[31mb", r"a\x1b[31mb"), ("a\nb", r"a\nb"), (os.fsdecode(b"a\xff"), r"a\udcff")]
     )
-    def test_names_that_a_terminal_would_obey_are_refused(self, name: str, told: str, folder: Path) -> None:
+    def test_names_with_control_characters_are_refused(self, name: str, told: str, folder: Path) -> None:
         for part in ("train", "test"):
             picture(folder / part / name / "0.png")
         with pytest.raises(InputError) as refused:
@@ -130,13 +130,13 @@ class TestFolder:
         assert read.nonzero().tolist() == [[0, 7]]
 
     @pytest.mark.parametrize("linked", ["train", "train/cat"])
-    def test_folders_that_are_links_are_told(self, linked: str, folder: Path, tmp_path) -> None:
+    def test_warns_of_folders_that_are_links(self, linked: str, folder: Path, tmp_path) -> None:
         (folder / linked).rename(tmp_path / "elsewhere")
         (folder / linked).symlink_to(tmp_path / "elsewhere")
         with pytest.warns(UserWarning, match=r"of \d images are symbolic links that lead out of "):
             data.load(folder)
 
-    def test_links_that_lead_out_are_told(self, folder: Path, tmp_path) -> None:
+    def test_warns_of_links_that_lead_out(self, folder: Path, tmp_path) -> None:
         picture(tmp_path / "private.png")
         (folder / "train" / "cat" / "1.png").symlink_to("0.png")
         data.load(folder)
@@ -145,7 +145,7 @@ class TestFolder:
             data.load(folder)
 
     @pytest.mark.parametrize("kind", ["a pipe or a device", "a folder", "does not exist"])
-    def test_what_is_no_file_is_not_waited_for(self, kind: str, folder: Path) -> None:
+    def test_pipes_among_images_are_refused(self, kind: str, folder: Path) -> None:
         path = folder / "train" / "cat" / "1.png"
         {"a pipe or a device": os.mkfifo, "a folder": os.mkdir}.get(kind, lambda path: path.symlink_to("absent"))(path)
         with pytest.raises(InputError, match=f"data must be a folder of images, got .*1.png, which .*{kind}"):
@@ -164,7 +164,7 @@ def png_of_16_bits(mode: str) -> bytes:
 
 
 @pytest.mark.parametrize("read", [lambda path: check_file("file", path), load_tuned_options, data.load])
-def test_pipes_and_devices_are_not_waited_for(read, tmp_path) -> None:
+def test_pipes_and_devices_are_refused(read, tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     (tmp_path / "zero.npz").symlink_to("/dev/zero")
     for name in ("pipe.npz", "zero.npz"):
@@ -172,7 +172,7 @@ def test_pipes_and_devices_are_not_waited_for(read, tmp_path) -> None:
             read(tmp_path / name)
 
 
-def test_a_packed_file_that_goes_on_for_ever_is_read_to_a_limit(tmp_path, monkeypatch) -> None:
+def test_an_endless_packed_file_is_read_to_a_limit(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("amun_ext.data.fashion_mnist.LARGEST", 1000)
     (path := tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + bytes(2**20)))
     with pytest.raises(InputError, match=r"must be 8 bytes for shape \(0,\), got 1000"):
@@ -190,7 +190,7 @@ def test_a_packed_file_that_goes_on_for_ever_is_read_to_a_limit(tmp_path, monkey
         ("\u2028\udcff", r"\u2028\udcff"),
     ],
 )
-def test_shown(text: str, expected: str) -> None:
+def test_printable_escapes(text: str, expected: str) -> None:
     assert printable(text) == expected
 
 
@@ -205,6 +205,6 @@ def test_shown(text: str, expected: str) -> None:
         ("\u732b", "\u732b"),
     ],
 )
-def test_names_that_look_alike_are_told_apart(name: str, expected: str) -> None:
+def test_names_that_look_alike_are_escaped(name: str, expected: str) -> None:
     """Only letters that could all be Latin ones are escaped: not a whole word of another script."""
     assert unambiguous(name) == expected

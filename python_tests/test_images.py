@@ -88,7 +88,7 @@ def without_times(value: Any) -> Any:
 
 
 class TestImageDataset:
-    def test_is_as_numpy_divides(self) -> None:
+    def test_divides_as_numpy(self) -> None:
         every = torch.arange(256, dtype=torch.uint8)
         assert np.array_equal(as_float(every).numpy(), every.numpy() / np.float32(255))
 

@@ -105,7 +105,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 class TestBuilder:
     @pytest.mark.parametrize("name", BUILDERS)
-    def test_retrains_as_if_the_forget_set_had_never_been(self, name: str, data: TensorDataset) -> None:
+    def test_retrains_as_without_the_forget_set(self, name: str, data: TensorDataset) -> None:
         build, (_, retain) = BUILDERS[name], apart(data)
         model = fitted(build, data)
         before = state(model)
@@ -113,12 +113,12 @@ class TestBuilder:
         assert equal(model, before)
 
     @pytest.mark.parametrize("name", BUILDERS)
-    def test_without_one_the_refusal_says_how_to_give_it(self, name: str, data: TensorDataset) -> None:
+    def test_without_it_the_error_says_how_to_give_it(self, name: str, data: TensorDataset) -> None:
         model = BUILDERS[name]()
         with pytest.raises(InputError, match=r"or else given init, .* --arch module:function, or --init\), got old"):
             retrained(model, data)
 
-    def test_frozen_weights_that_it_does_not_know_stay(self, data: TensorDataset) -> None:
+    def test_frozen_weights_that_it_does_not_load_are_kept(self, data: TensorDataset) -> None:
         def drawn() -> nn.Module:
             return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
@@ -142,7 +142,7 @@ class TestBuilder:
 
 
 class TestState:
-    def test_a_fine_tuned_model_is_retrained_from_its_own_start(self, data: TensorDataset) -> None:
+    def test_a_fine_tuned_model_is_retrained_from_its_initial_weights(self, data: TensorDataset) -> None:
         start, (_, retain) = vit(), apart(data)
         weights = state(start)
         model, expected = copy.deepcopy(start), copy.deepcopy(start)
@@ -151,7 +151,7 @@ class TestState:
         assert same(retrained(model, data, seed=5, init=weights), expected)
         assert equal(start, weights)
 
-    def test_is_not_enough_where_no_state_dict_has_what_training_changes(self, data: TensorDataset) -> None:
+    def test_is_refused_if_training_changes_buffers_outside_the_state_dict(self, data: TensorDataset) -> None:
         with pytest.raises(InputError, match=r"init must be a function for a model .* a state dict without unsaved"):
             retrained(fitted(Own, data), data, init=Own().state_dict())
 
@@ -176,17 +176,17 @@ class TestInput:
             with pytest.raises(InputError, match=f"init {message}"):
                 untrained(vit(), init)
 
-    def test_trained_weights_are_no_start(self, data: TensorDataset) -> None:
+    def test_trained_weights_are_refused(self, data: TensorDataset) -> None:
         model = fitted(vit, data)
         for init in (model.state_dict(), lambda: copy.deepcopy(model)):
             with pytest.raises(InputError, match="init must be of the model before training, got its trained weights"):
                 retrained(model, data, init=init)
 
-    def test_is_the_retrained_models_alone(self, data: TensorDataset) -> None:
+    def test_is_for_retraining_alone(self, data: TensorDataset) -> None:
         with pytest.raises(InputError, match="init must be left out: method ft has the options"):
             unlearn(vit(), *apart(data), method="ft", init=vit)
 
-    def test_what_files_call_it(self) -> None:
+    def test_its_description_in_files(self) -> None:
         built = partial(models.build, "net:build", num_classes=10)
         assert describe_init(None) is None
         assert describe_init(vit) == "test_init:vit()"
@@ -203,7 +203,7 @@ class TestReferences:
         sets = (TensorDataset(torch.rand(count, 3, 8, 8), torch.arange(count) % 3) for count in (20, 11))
         return Splits(*sets, ("a", "b", "c"))
 
-    def test_two_workers_do_what_one_does(self, splits: Splits, tmp_path: Path) -> None:
+    def test_two_workers_give_the_results_of_one(self, splits: Splits, tmp_path: Path) -> None:
         how = {"init": Own, "models": 2}
         made = [
             train_references(Own(), splits, RECIPE, out=tmp_path / str(count), num_workers=count, **how)
@@ -212,13 +212,13 @@ class TestReferences:
         assert torch.equal(*(each.signals["log-odds"] for each in made))
         assert made[0].about["init"] == "test_init:Own()"
 
-    def test_of_another_start_are_others(self, splits: Splits, tmp_path: Path) -> None:
+    def test_other_initial_weights_are_other_references(self, splits: Splits, tmp_path: Path) -> None:
         model = vit()
         train_references(model, splits, RECIPE, out=tmp_path, init=vit, models=2)
         with pytest.raises(InputError, match="of one with init 'test_init:vit\\(\\)' instead of 'weights "):
             train_references(model, splits, RECIPE, out=tmp_path, init=vit().state_dict(), models=2)
 
-    def test_what_cannot_travel_is_told(self, splits: Splits, tmp_path: Path) -> None:
+    def test_a_model_that_cannot_be_pickled_is_refused(self, splits: Splits, tmp_path: Path) -> None:
         parametrised = BUILDERS["weight_norm, parametrised"]
         for model, init in ((vit(), lambda: vit()), (parametrised(), parametrised)):
             with pytest.raises(InputError, match="num_workers must be 1 for a model or init that cannot be pickled"):
@@ -236,7 +236,7 @@ class TestReferences:
         compared = compare(model, splits.test, asked, {"with": {}}, anew, seeds=1, out=tmp_path)
         assert compared.tables["with"]["retrain"].config.to_dict()["init"] == describe_init(start)
 
-    def test_a_checkpoint_knows_its_start(self) -> None:
+    def test_a_checkpoint_identifies_its_init(self) -> None:
         start = vit().state_dict()
         metadata = {"recipe": '{"epochs": 1, "lr": 0.1}', "init": describe_init(start)}
         record = Record.read(metadata, "m")

@@ -63,7 +63,7 @@ def test_augmentations_are_averaged(mode, variance):
 
 
 @cases
-def test_finds_members_as_well_as_can_be_known(mode, variance):
+def test_finds_members_as_well_as_the_true_likelihood(mode, variance):
     evidence = lira(*world(seed(), 2000, 64), mode=mode, variance=variance)
     area = auc(evidence[:1000], evidence[1000:])
     # Two Gaussians, two standard deviations apart.

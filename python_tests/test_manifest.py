@@ -74,14 +74,14 @@ class TestFolders:
     def again(self, photos: Path, metadata: dict[str, str]) -> Splits:
         return aligned(data.load(photos, classes=data.classes_of(metadata)), metadata)
 
-    def test_as_they_were(self, photos: Path, before: Splits) -> None:
+    def test_unchanged_folders_are_aligned(self, photos: Path, before: Splits) -> None:
         splits = self.again(photos, known(before))
         assert same_but(splits, before)
         assert (splits.absent, splits.outside, splits.known_as) == ((), (), training_data(before))
         assert splits.names == before.names
         assert before.names[7] == "train/bob/1.png"
 
-    def test_what_is_forgotten_may_be_gone(self, photos: Path, before: Splits) -> None:
+    def test_forgotten_samples_may_be_missing(self, photos: Path, before: Splits) -> None:
         for name in ("anna/2", "cleo/5"):
             (photos / f"train/{name}.png").unlink()
         splits = self.again(photos, known(before, [2, 4, 17]))
@@ -91,7 +91,7 @@ class TestFolders:
         assert self.again(photos, known(before, range(18))).absent == (2, 17)
 
     @pytest.mark.parametrize("emptied", [False, True])
-    def test_a_whole_class_may_be_gone(self, photos: Path, before: Splits, emptied: bool) -> None:
+    def test_a_whole_class_may_be_missing(self, photos: Path, before: Splits, emptied: bool) -> None:
         """Its folders, or what was in that of training."""
         metadata = known(before, range(6, 12))
         for part in ("train",) if emptied else ("train", "test"):
@@ -104,7 +104,7 @@ class TestFolders:
         assert splits.absent == tuple(range(6, 12))
         assert splits.test.tensors[1].unique().tolist() == ([0, 1, 2] if emptied else [0, 2])
 
-    def test_what_is_new_is_left_out(self, photos: Path, before: Splits) -> None:
+    def test_new_samples_are_left_out(self, photos: Path, before: Splits) -> None:
         metadata, rng = known(before), np.random.default_rng(1)
         picture(rng, 0).save(photos / "train/anna/00.png")
         for part in ("train", "test"):
@@ -114,7 +114,7 @@ class TestFolders:
         assert same_but(splits, before)
         assert splits.outside == ("train/anna/00.png", "train/art/0.png")
 
-    def test_another_name_is_none(self, photos: Path, before: Splits) -> None:
+    def test_a_renamed_file_is_the_same_sample(self, photos: Path, before: Splits) -> None:
         (photos / "train/anna/2.png").rename(photos / "train/anna/z.png")
         splits = self.again(photos, known(before))
         assert same_but(splits, before)
@@ -134,13 +134,13 @@ class TestFolders:
             "train/bob/moved.png of class bob; new: train/bob/new.png"
         )
 
-    def test_a_forgotten_one_may_change(self, photos: Path, before: Splits) -> None:
+    def test_a_forgotten_sample_may_change(self, photos: Path, before: Splits) -> None:
         picture(np.random.default_rng(1), 0).save(photos / "train/anna/1.png")
         splits = self.again(photos, known(before, [1]))
         assert same_but(splits, before, [1])
         assert splits.outside == ("train/anna/1.png",)
 
-    def test_the_only_coloured_one_may_be_gone(self, photos: Path) -> None:
+    def test_the_only_coloured_image_may_be_missing(self, photos: Path) -> None:
         for path in photos.rglob("*.png"):
             if path != photos / "train/anna/0.png":
                 Image.open(path).convert("L").save(path)
@@ -153,7 +153,7 @@ class TestFolders:
         assert same_but(splits, grey)
         assert splits.outside == ("train/anna/9.png",)
 
-    def test_names_of_erased_samples_go(self, photos: Path, before: Splits) -> None:
+    def test_names_of_erased_samples_are_removed(self, photos: Path, before: Splits) -> None:
         metadata = known(before, [2])
         metadata[KEY] = without(metadata[KEY], [2])
         kept = _read(metadata)
@@ -173,7 +173,7 @@ class TestArrays:
     def rows(self, splits: Splits, rows: Sequence[int]) -> Splits:
         return replace(splits, train=TensorDataset(*splits.train[list(rows)]))
 
-    def test_rows_are_known_by_what_they_are(self, before: Splits) -> None:
+    def test_rows_are_matched_by_content(self, before: Splits) -> None:
         metadata = known(before, [1, 5])
         assert same_but(aligned(self.rows(before, [0, 2, 3, 4, 6, 7, 8]), metadata), before, [1, 5])
         assert same_but(aligned(self.rows(before, [8, 0, 2, 3, 4, 5, 6, 7]), metadata), before, [1])
@@ -184,7 +184,7 @@ class TestArrays:
         with pytest.raises(InputError, match=r"got others: changed: row 3$"):
             aligned(replace(before, train=TensorDataset(images, before.train.tensors[1])), metadata)
 
-    def test_of_equal_images_one_may_be_gone(self, before: Splits) -> None:
+    def test_one_of_two_equal_images_may_be_missing(self, before: Splits) -> None:
         """That which is forgotten, whichever is missing."""
         images, labels = before.train.tensors
         images[3] = images[6]
@@ -193,13 +193,13 @@ class TestArrays:
             splits = aligned(self.rows(before, [row for row in range(9) if row != left]), known(before, [gone]))
             assert same_but(splits, before, [gone])
 
-    def test_is_only_laid_out_once_and_only_by_a_manifest(self, before: Splits) -> None:
+    def test_is_aligned_once_and_only_with_a_manifest(self, before: Splits) -> None:
         metadata = known(before)
         once = aligned(before, metadata)
         assert aligned(once, {**metadata, "training_data": "another"}) is once
         assert aligned(before, {"training_data": "another"}) is before
 
-    def test_damage_is_told(self, before: Splits) -> None:
+    def test_damage_is_refused(self, before: Splits) -> None:
         whole = manifest_of(before)
         fewer = module._packed(replace(_read({KEY: whole}), labels=()))
         strange = module._packed(replace(_read({KEY: whole}), labels=(3,) * 9))
@@ -255,7 +255,7 @@ class TestRequests:
         assert made.metadata["training_data"] == metadata["training_data"]
         assert [row for row, name in enumerate(_read(made.metadata).hashes) if not any(name)] == [1, 5]
 
-    def test_references_serve_on_and_none_is_trained_on_what_is_gone(
+    def test_references_stay_valid_and_new_ones_skip_erased_samples(
         self, before: Splits, later: Splits, model: nn.Module, tmp_path: Path
     ) -> None:
         recipe = Recipe(epochs=1, lr=0.1)
@@ -310,7 +310,7 @@ class TestCommandLine:
         status, told = run(f"forget {later} --ids 7 {forget} --out x")
         assert (status, told.split("got others: ")[1]) == (2, "missing: train/bob/0.png")
 
-    def test_a_search_knows_the_ids_as_well(self, run, err, photos: Path) -> None:
+    def test_a_search_uses_the_same_ids(self, run, err, photos: Path) -> None:
         """Of data that the model was not trained on they are rows, which is said."""
         image = data.load("photos").train.tensors[0][7]
         assert run("forget --model o.safetensors --ids 3,5 --method ft --epochs 1 --out one")[0] == 0
@@ -328,18 +328,18 @@ class TestCommandLine:
         assert run(f"{search} other --ids 3")[0] in (0, 3)
         assert "amun: the model was not trained on --data: ids are rows of --data" in err[-1].splitlines()
 
-    def test_what_is_new_is_told(self, run, err, photos: Path) -> None:
+    def test_new_samples_are_reported(self, run, err, photos: Path) -> None:
         picture(np.random.default_rng(1), 0).save(photos / "train/anna/00.png")
         assert run("references --model o.safetensors --num-models 2 --out r")[0] == 0
         assert load_references("r").membership.shape[1] == 18 + 9
         assert run("forget --model o.safetensors --ids 0 --method ft --epochs 1 --out one")[0] == 0
         assert "left out, because the model was not trained on it (1): train/anna/00.png" in err[-1]
 
-    def test_a_checkpoint_is_loaded_as_any_other(self, run) -> None:
+    def test_a_checkpoint_with_a_manifest_is_loaded(self, run) -> None:
         model = models.build("small-cnn", num_classes=3, in_channels=3, width=4)
         model.load_state_dict(load_file("o.safetensors"))
 
-    def test_a_class_that_is_gone_is_searched_around(self, run, photos: Path) -> None:
+    def test_a_search_skips_an_erased_class(self, run, photos: Path) -> None:
         for part in ("train", "test"):
             shutil.rmtree(photos / part / "bob")
         assert run("search --model o.safetensors --count 4 --methods ddn --no-curves --out s")[0] in (0, 3)

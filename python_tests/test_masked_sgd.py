@@ -148,7 +148,7 @@ class TestMaskedSgd:
     @pytest.mark.parametrize(
         ("dtype", "keep", "value", "rule"), pairs(KEEPS, [torch.nan, torch.inf, -torch.inf], RULES)
     )
-    def test_what_is_not_finite_at_frozen_places_does_no_harm(self, device, dtype, keep, value, rule):
+    def test_frozen_elements_may_have_gradients_that_are_not_finite(self, device, dtype, keep, value, rule):
         lists = Lists.draw([(100, 41)], dtype, device, keep)
         clean, frozen = lists.copy(), ~lists.masks[0]
         lists.grads[0][frozen] = value
@@ -169,7 +169,7 @@ class TestMaskedSgd:
         assert_same_bits([each[frozen] for each in lists.written()], [each[frozen] for each in before.written()])
 
     @pytest.mark.parametrize(("dtype", "keep"), KEEPS)
-    def test_the_first_step_does_not_look_at_the_momentum(self, device, dtype, keep):
+    def test_the_first_step_ignores_the_momentum(self, device, dtype, keep):
         lists = Lists.draw([(300, 5)], dtype, device, keep)
         twin = lists.copy()
         lists.momentum_buffers[0].fill_(torch.nan)
@@ -195,7 +195,7 @@ class TestMaskedSgd:
         check_masked_sgd(lists, momentum=0.9, weight_decay=0.1)
         assert_same_bits([tensor[:offset] for tensor in wide.written()], outside)
 
-    def test_nothing_to_do(self, device):
+    def test_empty_inputs(self, device):
         ops.masked_sgd_([], [], [], [], 0.1)
         check_masked_sgd(Lists.draw([(0,), (3, 0)], device=device), momentum=0.9)
 
@@ -210,7 +210,7 @@ class TestMaskedSgd:
         assert_same_bits(compiled(*vars(lists).values()), stepped(*vars(again).values()))
         assert_same_bits(lists.written(), again.written())
 
-    def test_is_not_differentiable_and_says_what_it_writes(self, device):
+    def test_is_not_differentiable_and_its_schema_names_what_it_writes(self, device):
         weight, scale = (torch.rand(3, device=device, requires_grad=True) for _ in range(2))
         loss = (weight * scale).sum()
         ops.masked_sgd_([weight], [torch.ones(3, device=device)], [], [], 0.1)
@@ -250,7 +250,7 @@ class TestMaskedSgdLayouts:
         assert_same_bits(lists.written(), plain.written())
         assert [tensor.stride() for tensor in lists.written()] == strides
 
-    def test_what_lies_between_a_parameters_elements_stays(self, device):
+    def test_memory_between_the_elements_of_a_parameter_is_unchanged(self, device):
         wide = torch.randn(9, 2, device=device)
         before = wide.clone()
         ops.masked_sgd_([wide[:, 0]], [torch.ones(9, device=device)], [], [], 0.5)

@@ -144,7 +144,7 @@ class TestMaskedSGDBesideSGD:
             assert_close(param.detach(), expected.detach(), torch.float64)
         assert nets[0][0].bias not in optimizers[0].state
 
-    def test_goes_on_from_its_state_dict(self, device):
+    def test_continues_from_its_state_dict(self, device):
         nets = [draw_net(device, torch.float64)]
         nets.append(copy.deepcopy(nets[0]))
         expected, optimizer = torch.optim.SGD(nets[0].parameters(), 0.1, **FULL), MaskedSGD(nets[1].parameters(), 9.0)
@@ -178,7 +178,7 @@ class TestMaskedSGDBesideSGD:
 
 class TestMaskedSGD:
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_what_is_frozen_keeps_every_bit(self, device, dtype):
+    def test_frozen_elements_are_bit_equal(self, device, dtype):
         net = draw_net(device, dtype)
         masks = draw_masks(net)
         before = copy.deepcopy(net)
@@ -243,7 +243,7 @@ class TestMaskedSGD:
         assert not torch.equal(*seen)
 
     @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-    def test_copies_go_on_alike(self, device, how):
+    def test_copies_continue_alike(self, device, how):
         net = draw_net(device, torch.bfloat16)
         optimizer = MaskedSGD(
             net.named_parameters(),
@@ -268,7 +268,7 @@ class TestMaskedSGD:
 
     @pytest.mark.parametrize("momentum_dtype", [None, torch.float32])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_a_state_dict_brings_the_momentum_back_to_the_bit(self, device, dtype, momentum_dtype):
+    def test_a_state_dict_restores_the_momentum_bit_by_bit(self, device, dtype, momentum_dtype):
         net = draw_net(device, dtype).to(memory_format=torch.channels_last)
         masks = draw_masks(net)
         optimizer = MaskedSGD(net.named_parameters(), 0.1, **FULL, masks=masks, momentum_dtype=momentum_dtype)
@@ -294,7 +294,7 @@ class TestMaskedSGD:
         assert_equal_nets(net, twin)
         assert_same_bits(momenta(again), momenta(optimizer))
 
-    def test_what_a_hook_makes_of_a_state_dict_is_what_is_loaded(self, device):
+    def test_a_state_dict_changed_by_a_hook_is_loaded(self, device):
         net = draw_net(device)
         optimizer = MaskedSGD(net.parameters(), 0.1, momentum=0.9)
         give_gradients(net)

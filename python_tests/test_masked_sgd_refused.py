@@ -86,7 +86,7 @@ class TestMaskedSGDErrors:
             MaskedSGD([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 
     @pytest.mark.parametrize("named", [False, True])
-    def test_sparse_gradients_are_refused_before_anything_moves(self, named):
+    def test_sparse_gradients_are_refused_before_any_change(self, named):
         net = nn.Sequential(nn.Linear(3, 3), nn.Embedding(5, 3, sparse=True))
         optimizer = MaskedSGD(net.named_parameters() if named else net.parameters(), 0.1, momentum=0.9)
         before = copy.deepcopy(net)
@@ -97,7 +97,7 @@ class TestMaskedSGDErrors:
         assert_equal_nets(net, before)
         assert not any(optimizer.state.values())
 
-    def test_options_gone_wrong_are_refused_before_anything_moves(self):
+    def test_options_set_out_of_range_are_refused_before_any_change(self):
         net = draw_net()
         params, before = list(net.parameters()), copy.deepcopy(net)
         optimizer = MaskedSGD([{"params": params[:3]}, {"params": params[3:]}], 0.1, momentum=0.9)

@@ -51,7 +51,7 @@ class TestFeatures:
         assert right == pytest.approx(6 * math.exp(-40), rel=1e-3)  # (1 - p_y)^2 and two p_j^2, to first order
         assert wrong == pytest.approx(40, abs=2)
 
-    def test_m_entropy_falls_as_the_model_gets_surer_of_the_truth(self):
+    def test_m_entropy_falls_with_the_confidence_in_the_true_class(self):
         logits = torch.zeros(200, 3)
         logits[:, 1] = torch.linspace(-40, 40, 200)
         values = m_entropy(logits, torch.ones(200, dtype=torch.long))
@@ -127,14 +127,14 @@ class TestThreshold:
         expected = 100 * np.mean(np.array(asked) < tried[int(np.argmax(accuracies))])
         assert mis_threshold(*map(two_classes, (inside, outside, asked))) == pytest.approx(expected)
 
-    def test_separates_where_the_machine_cannot(self):
+    def test_separates_where_the_svm_cannot(self):
         # Probabilities from .99 to 1, all alike to a kernel of width one; log-odds two standard deviations apart.
         retain, test, forget = (torch.randn(30_000) + of for of in (10.0, 8.0, 8.0))
         assert mis_threshold(*map(two_classes, (retain, test, forget))) == pytest.approx(84, abs=8)
         few = [two_classes(of[:1000]) for of in (retain, test, forget)]  # a kernel machine's time is quadratic
         assert mis(*few) < mis_threshold(*few) - 10
 
-    def test_of_sets_that_do_not_differ_calls_nobody_a_member(self):
+    def test_calls_no_sample_a_member_if_the_sets_are_equal(self):
         same = two_classes([1.0, 1.0])
         assert mis_threshold(same, same, same) == 100.0
 

@@ -47,7 +47,7 @@ class Answering(nn.Module):
         return types.SimpleNamespace(logits=self.net(x), hidden_states=None)
 
 
-def test_of_an_answer_with_logits_they_are_taken(data: TensorDataset) -> None:
+def test_an_output_with_logits_is_accepted(data: TensorDataset) -> None:
     plain, answering = net(), Answering().eval()
     expected, result = (find_min_adversarial(model, *data.tensors, method="ddn") for model in (plain, answering))
     assert torch.equal(expected.images, result.images)
@@ -183,7 +183,7 @@ NUMBERS = {kind.__name__: kind(2) for kind in (np.int8, np.uint16, np.int32, np.
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_whole_numbers_may_be_numpys(kind: str, data: TensorDataset) -> None:
+def test_integers_may_be_numpys(kind: str, data: TensorDataset) -> None:
     two, images = NUMBERS[kind], data.tensors[0]
     found = find_min_adversarial(net(), *data.tensors, batch_size=two, steps=two, refine=two)
     assert torch.equal(found.images, find_min_adversarial(net(), *data.tensors, batch_size=2, steps=2, refine=2).images)
@@ -217,7 +217,7 @@ class Apart(nn.Module):
 
 @pytest.mark.parametrize("method", ["ft", "rl", "ga", "salun", "l1-sparse", "retrain"])
 @pytest.mark.parametrize("cut", [Tensor.detach, Through.apply], ids=["detached", "through"])
-def test_what_cannot_learn_is_not_called_unlearned(cut: object, method: str, data: TensorDataset) -> None:
+def test_a_model_that_cannot_be_trained_is_refused(cut: object, method: str, data: TensorDataset) -> None:
     message = "^model must be a map to logits that depend on its trainable parameters, got others$"
     with pytest.raises(InputError, match=message):
         unlearn(Apart(cut), *halves(data), method=method, recipe=ONCE)

@@ -28,7 +28,7 @@ def step(tensors: dict[str, Tensor], bounds: tuple[float, float] = (0.0, 1.0), *
     ops.search_step_(*lists, tensors["queue"], tensors["queue_position"], PGD._replace(**config), bounds)
 
 
-def test_a_step_as_it_should_be() -> None:
+def test_a_correct_step_is_accepted() -> None:
     step(tensors := draw_step())
     assert tensors["x"].isfinite().all()
     assert (tensors["eps"][:2] > 0).all()
@@ -104,7 +104,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("name", "other"), [(name, other) for name in WRITTEN for other in OTHERS if name != other]
     )
-    def test_what_is_written_overlaps_nothing(self, name: str, other: str) -> None:
+    def test_written_memory_must_not_overlap(self, name: str, other: str) -> None:
         for behind in (0, 8)[: 1 + (draw_step()[name].nbytes > 8)]:
             tensors = draw_step()
             tensors[name], tensors[other] = overlapping(tensors[name], tensors[other], behind)
@@ -113,13 +113,13 @@ class TestMemory:
             assert name in str(refused.value)
             assert other in str(refused.value)
 
-    def test_what_is_only_read_may_overlap(self) -> None:
+    def test_read_memory_may_overlap(self) -> None:
         tensors = draw_step()
         tensors["queue"], tensors["labels"] = overlapping(tensors["queue"], tensors["labels"], 8)
         tensors["labels"].fill_(1)
         step(tensors)
 
-    def test_neighbours_in_one_memory_are_apart(self) -> None:
+    def test_neighbours_in_one_memory_do_not_overlap(self) -> None:
         tensors = draw_step()
         for names in (("x", "grad"), ("eps", "distance"), ("inputs", "images")):
             one, other = (tensors[name] for name in names)
@@ -149,7 +149,7 @@ class TestMemory:
 
 class TestMeta:
     @pytest.mark.parametrize("name", draw_step())
-    def test_one_without_values_among_others(self, name: str) -> None:
+    def test_one_meta_tensor_among_others(self, name: str) -> None:
         tensors = draw_step()
         before = {key: each.clone() for key, each in tensors.items()}
         tensors[name] = tensors[name].to("meta")
@@ -170,7 +170,7 @@ class TestMeta:
                 ops.masked_sgd_([one], [other], [], [], 0.1)
         assert torch.equal(param, torch.zeros(3))
 
-    def test_all_of_them_give_results_without_values(self) -> None:
+    def test_meta_tensors_give_meta_results(self) -> None:
         logits, labels = torch.rand(2, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
         assert all(each.is_meta for each in ops.attack_loss(logits, labels))
         assert ops.sm_taylor_softmax(logits, labels).is_meta
@@ -217,7 +217,7 @@ class TestNumbers:
             step(draw_step(device=device), **CONFIGS[rule]._replace(**{field: value})._asdict())
 
     @pytest.mark.parametrize("field", ["start", "overshoot"])
-    def test_that_float64_has(self, field):
+    def test_numbers_of_the_range_of_float64(self, field):
         step(draw_step(torch.float64), **{field: 1e150})
 
     @pytest.mark.parametrize(("rule", "field"), pairs(["pgd", "ddn", "deepfool"], POSITIVE))
@@ -229,7 +229,7 @@ class TestNumbers:
             assert not tensors["eps"].isnan().any()
 
     @pytest.mark.parametrize("name", ["lr", "weight_decay", "dampening", "momentum"])
-    def test_that_float32_has_not(self, name):
+    def test_numbers_beyond_the_range_of_float32(self, name):
         buffers = [torch.zeros(3)] if name == "momentum" else []
         with pytest.raises(RuntimeError, match=rf"{name} must be finite.*, got 1e\+300"):
             ops.masked_sgd_([torch.zeros(3)], [torch.ones(3)], buffers, [], **{"lr": 0.1, name: 1e300})

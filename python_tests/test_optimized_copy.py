@@ -14,7 +14,7 @@ from amun_ext.models.optimized_copy import optimized_copy
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_no_norm_is_left_and_the_answers_are_the_same(name, channels, device, monkeypatch):
+def test_all_norms_are_folded_and_the_logits_are_equal(name, channels, device, monkeypatch):
     # Smooth, for no ReLU or maximum of a deep network to flip by rounding.
     smooth, mean = nn.functional.softplus, nn.functional.avg_pool2d
     monkeypatch.setattr(nn.functional, "relu", lambda x, inplace=False: smooth(x))
@@ -159,7 +159,7 @@ def test_control_flow_by_data():
     assert_alike(twin, model, images().clamp_min(0.8))
 
 
-def test_no_thread_is_disturbed():
+def test_other_threads_are_not_affected():
     """A model that nobody has given away keeps working while others are prepared."""
     own, x, wrong, done = Net().eval(), images(), [], threading.Event()
     expected = own(x)

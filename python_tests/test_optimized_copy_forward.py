@@ -148,7 +148,7 @@ class TestChannelsLast:
 
         assert not self.is_last(check_copy(Own()))
 
-    def test_memory_read_as_it_lies(self):
+    def test_a_model_that_reads_memory_in_order(self):
         class Strided(Net):
             def first(self, x):
                 x = super().first(x)
@@ -157,7 +157,7 @@ class TestChannelsLast:
         assert not self.is_last(check_copy(Strided()))
 
     @pytest.mark.parametrize("reshape", [torch.Tensor.view, torch.Tensor.reshape])
-    def test_alone_where_nothing_folds(self, reshape):
+    def test_is_used_alone_if_nothing_folds(self, reshape):
         class Branching(Net):
             def first(self, x):
                 x = super().first(x if x.mean() > 0 else -x)

@@ -138,12 +138,12 @@ def test_the_model_itself(make):
     assert all(module.training == mode for module, mode in modes)
 
 
-def test_the_model_itself_where_there_is_nothing_to_compare():
+def test_the_model_itself_without_a_probe():
     assert optimized_copy(model := Net(), images(0)) is model
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_model_itself_where_no_twin_answers_alike(autocast):
+def test_the_model_itself_if_every_copy_differs(autocast):
     """A closure is not copied: what it counts, it counts for model and twin."""
     calls = []
 

@@ -27,7 +27,7 @@ def data() -> tuple[TensorDataset, TensorDataset]:
 
 
 @pytest.mark.parametrize("method", ["ft", "retrain"])
-def test_threads_that_train_get_what_one_gets(data, method: str) -> None:
+def test_training_in_threads_gives_the_results_of_one(data, method: str) -> None:
     model = dropping()
 
     def weights(seed: int) -> dict[str, torch.Tensor]:

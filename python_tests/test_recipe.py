@@ -97,7 +97,7 @@ class TestAdamW:
         history = fit(model, [Pass([DataPart(TensorDataset(images, labels))])], recipe)
         assert history[-1].loss < 0.5 < 1 < history[0].loss
 
-    def test_goes_on_bit_for_bit(self, data: TensorDataset, tmp_path: Path) -> None:
+    def test_resumes_bit_by_bit(self, data: TensorDataset, tmp_path: Path) -> None:
         training = Training(replace(ADAMW, batch_size=6), masked=True)
 
         def stop(forward: int) -> None:
@@ -120,7 +120,7 @@ class TestMask:
         return drawn
 
     @pytest.mark.parametrize("precision", [None, "float16"])
-    def test_frozen_weights_keep_every_bit(self, data: TensorDataset, masks: dict, precision: str | None) -> None:
+    def test_frozen_weights_are_bit_equal(self, data: TensorDataset, masks: dict, precision: str | None) -> None:
         model = net()
         before = state(model)
         fit(model, [Pass([DataPart(data)])], replace(ADAMW, precision=precision), RunOptions(mask=masks))

@@ -99,7 +99,7 @@ class TestTraining:
             assert torch.equal(signal, more.signals[name])
 
     @pytest.mark.slow
-    def test_two_workers_do_what_one_does(self, train, tmp_path) -> None:
+    def test_two_workers_give_the_results_of_one(self, train, tmp_path) -> None:
         one, two = train(out=tmp_path / "one", models=2), train(out=tmp_path / "two", models=2, num_workers=2)
         assert torch.equal(one.signals["sm-taylor"], two.signals["sm-taylor"])
 

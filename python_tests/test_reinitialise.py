@@ -32,7 +32,7 @@ def backbone() -> nn.Sequential:
     return made
 
 
-def test_weights_are_fresh_and_the_model_is_kept() -> None:
+def test_weights_are_new_and_the_model_is_unchanged() -> None:
     model = nn.Sequential(*backbone(), nn.Linear(2, 2))
     before = state(model)
     fresh = reinitialised(model)
@@ -41,7 +41,7 @@ def test_weights_are_fresh_and_the_model_is_kept() -> None:
     assert (fresh[1].running_mean == 0).all()
 
 
-def test_constants_stay() -> None:
+def test_constants_are_kept() -> None:
     model = Normalising()
     fresh = reinitialised(model, torch.rand(2, 4))
     assert fresh.mean == model.mean

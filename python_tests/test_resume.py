@@ -45,7 +45,7 @@ def data() -> list[Pass]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_killed_one_goes_on_bit_for_bit(killed: Path, name: str) -> None:
+def test_a_killed_training_resumes_bit_by_bit(killed: Path, name: str) -> None:
     training, epochs = TRAININGS[name], []
     whole = training.run(None, on_epoch=epochs.append)
     assert [each.number for each in epochs] == [1, 2, 3, 4]
@@ -69,7 +69,7 @@ def resumed(start: nn.Module, recipe: Recipe, path: Path, **run: object) -> nn.M
     return model
 
 
-def test_the_scale_of_the_loss_goes_on(path: Path) -> None:
+def test_the_scale_of_the_loss_is_restored(path: Path) -> None:
     """A new one would be too large at first, as it was at the start, and leave steps out."""
 
     class Narrow(nn.Linear):
@@ -93,7 +93,7 @@ def test_tied_weights(path: Path, masked: bool) -> None:
     assert torch.equal(model[1].weight[frozen], start[1].weight[frozen]) == masked
 
 
-def test_a_finished_one_is_read(data: list[Pass], tmp_path: Path) -> None:
+def test_a_finished_training_is_read(data: list[Pass], tmp_path: Path) -> None:
     model, path = linear_net(), tmp_path / "new" / "folder" / "checkpoint"
     again = copy.deepcopy(model)
     history = fit(model, data, RECIPE, RunOptions(checkpoint=path))
@@ -165,7 +165,7 @@ def test_damaged_is_refused(data: list[Pass], path: Path, damage: str) -> None:
     assert equal(start, before)
 
 
-def test_a_full_disk_leaves_the_former_one(data: list[Pass], path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_the_former_file(data: list[Pass], path: Path, monkeypatch) -> None:
     model, former = linear_net(), []
     start, whole = copy.deepcopy(model), copy.deepcopy(model)
 
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_the_former_one(data: list[Pass], path: Path, monkeyp
     assert equal(start, whole)
 
 
-def test_has_a_place_before_anything_is_trained(data: list[Pass], tmp_path: Path) -> None:
+def test_its_folder_is_checked_before_the_training(data: list[Pass], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     model = linear_net()
     start = state(model)

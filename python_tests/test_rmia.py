@@ -78,7 +78,7 @@ class TestScore:
         ratios = np.array([of for value, steps in planted for of in (value, neighbours(value / gamma, steps))])
         same(of_ratios(ratios, gamma=gamma, strict=strict).score, pairwise(ratios, gamma, strict))
 
-    def test_of_one_sample_has_nobody_to_compare_with(self):
+    def test_is_nan_for_one_sample(self):
         result = of_ratios([0.5])
         assert result.ratio.tolist() == [0.5]
         assert math.isnan(result.score[0])
@@ -199,7 +199,7 @@ class TestGroups:
         groups = rmia(**arguments).diagnostics.groups
         assert asdict(groups["forget"]) == {"ins": (8, 8), "outs": (8, 8), "share": 0.5}
 
-    def test_and_far_less_when_they_know_one_which_is_refused(self):
+    def test_far_less_when_they_know_one_set_which_is_refused(self):
         area, arguments = audit(generator(), np.arange(3000) < 1500, "online")
         assert area.value < 42
         with pytest.raises(InputError, match=r"groups must be .* in online mode; .* got shares forget 0.5, test 0"):

@@ -97,7 +97,7 @@ class TestInterval:
         assert 0 <= measured.analytic[0] < measured.analytic[1] < 100
         assert auc_interval([1.0], [math.inf, 2.0]).analytic == pytest.approx((0, 97.5))  # one sample, which lost
 
-    def test_near_the_ends_it_holds_as_well(self):
+    def test_covers_the_area_near_the_ends(self):
         """Where DeLong's normal does so in 8 of 10 cases only; an area of 100 is not certain."""
         random, repeats = generator(), 1000
         true, held, normal = 100 * norm.cdf(3.5 / math.sqrt(2)), 0, 0
@@ -112,7 +112,7 @@ class TestInterval:
 
     @pytest.mark.parametrize(("ids", "test"), [(1, 1), (1, 300), (2, 300), (3, 20), (5, 300), (23, 300), (60, 300)])
     @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.0, 3.0), (0.8, 1.0), (-1.5, 1.0)])
-    def test_holds_the_true_area_from_one_sample_on(self, ids, test, shift, spread):
+    def test_covers_the_true_area_from_one_sample_on(self, ids, test, shift, spread):
         """In 95 % of cases of few samples, in 90 % with DeLong's error of more; but for a chance of 10^-9."""
         random, repeats = generator(), 300
         true = 100 * norm.cdf(shift / math.hypot(1.0, spread))
@@ -178,7 +178,7 @@ class TestDifference:
         measured = auc_difference(sides, sides)
         assert (measured.value, measured.standard_error) == (0.0, 0.0)
 
-    def test_from_a_coin(self):
+    def test_from_guessing(self):
         members, nonmembers = generator().normal(size=(2, 20))
         area, measured = auc(members, nonmembers), auc_difference((members, nonmembers))
         assert measured.value == pytest.approx(area.value - 50)

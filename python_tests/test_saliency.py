@@ -303,7 +303,7 @@ class TestFiles:
         with pytest.raises(InputError, match="model must be trainable"):
             load_mask(path, nn.ReLU())
 
-    def test_no_mask_or_half_of_one(self, path, model, mask) -> None:
+    def test_damaged_files(self, path, model, mask) -> None:
         save_mask(path, mask)
         whole = path.read_bytes()
         path.unlink()
@@ -339,7 +339,7 @@ class TestFiles:
                 load_mask(path, model)
 
     @pytest.mark.parametrize("mask", [None, {}, [torch.ones(2).bool()], {"w": torch.ones(2)}, {"w": [True]}])
-    def test_what_is_no_mask_is_not_saved(self, path, mask) -> None:
+    def test_only_masks_are_saved(self, path, mask) -> None:
         with pytest.raises(InputError, match="mask must be bool tensors by name"):
             save_mask(path, mask)
         assert not path.exists()

@@ -53,7 +53,7 @@ class TestClosedForm:
             if method != "ffgsm" or case[0] == 2  # it heads for the boundary of no one class
         ],
     )
-    def test_refined_it_is_the_true_minimum(self, method, classes: int, features: int, scale: float) -> None:
+    def test_refinement_finds_the_true_minimum(self, method, classes: int, features: int, scale: float) -> None:
         model, x = Linear(classes, features, scale), torch.rand(60, features)
         labels = model(x).argmax(1)
         truth = model.distance(x, labels)
@@ -126,7 +126,7 @@ class TestClosedForm:
 @every_method
 class TestGuarantees:
     @pytest.mark.parametrize("batch_size", [1, 7, 1000, None])
-    def test_all_found_and_as_promised(self, few: Task, method, batch_size: int | None) -> None:
+    def test_all_are_found_and_valid(self, few: Task, method, batch_size: int | None) -> None:
         model, images, labels = few
         if batch_size == 1:
             images, labels = images[:8], labels[:8]
@@ -179,7 +179,7 @@ class TestGuarantees:
         )
         check_alike(cheap, plain)
 
-    def test_misclassified_inputs_come_back_as_they_are(self, few: Task, method) -> None:
+    def test_misclassified_inputs_are_returned_unchanged(self, few: Task, method) -> None:
         model, images, _ = few
         labels = (model(images).argmax(1) + 1) % 4
         result = find_min_adversarial(model, images, labels, method=method, refine=3)
@@ -334,7 +334,7 @@ class TestCost:
         assert (result.grad_evals[1:] == 7).float().mean() >= 0.97
 
     @every_method
-    def test_the_model_is_asked_no_more_than_that(self, method) -> None:
+    def test_the_model_is_not_called_more_often(self, method) -> None:
         """So a finished sample leaves the batch."""
         model, x = Watched(4, 36), torch.rand(64, 36)
         labels = Linear.forward(model, x).argmax(1)

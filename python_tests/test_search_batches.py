@@ -69,7 +69,7 @@ class TestGraph:
             assert cuda.ran == calls
         assert cuda.captures == 1
 
-    def test_what_cannot_be_captured_goes_on_with_one_warning(self, monkeypatch) -> None:
+    def test_an_iteration_that_cannot_be_captured_runs_with_one_warning(self, monkeypatch) -> None:
         cuda = FakeCuda(monkeypatch, failing=True)
         once = graph.cuda_graphed(cuda.launch, torch.device("cuda"))
         with warnings.catch_warnings(record=True) as caught:
@@ -82,7 +82,7 @@ class TestGraph:
         ]
         assert cuda.captures == 1
 
-    def test_errors_of_the_model_are_no_matter_of_graphs(self, monkeypatch) -> None:
+    def test_errors_of_the_model_are_raised(self, monkeypatch) -> None:
         cuda = FakeCuda(monkeypatch)
 
         def failing() -> None:
@@ -114,7 +114,7 @@ class TestBatchSize:
         assert batch.default_batch_size(nn.Identity(), torch.empty(8, 4, device="meta")) == batch.ON_GPU
 
     @pytest.mark.parametrize("model", [Linear(3, 4), WithAScalarPart(Linear(3, 4))], ids=["one", "scalar"])
-    def test_models_whose_layers_tell_nothing(self, model: nn.Module) -> None:
+    def test_models_without_hooks(self, model: nn.Module) -> None:
         assert batch.default_batch_size(model, torch.rand(8, 4)) in range(8, 33)
 
     def test_leaves_no_trace(self) -> None:

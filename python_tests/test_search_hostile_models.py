@@ -69,7 +69,7 @@ class TestHostileModels:
 
     @every_method
     @may_run_out
-    def test_a_model_that_is_deaf_to_nan(self, method) -> None:
+    def test_a_model_that_ignores_nan(self, method) -> None:
         """Nothing but numbers comes out, also where a step as long as can be meets an element without a gradient."""
 
         class Deaf(Linear):
@@ -142,14 +142,14 @@ class TestHostileModels:
 
     @may_run_out
     @every_method
-    def test_answers_that_change_do_not_pass_as_found(self, method) -> None:
+    def test_random_logits_are_not_accepted_as_found(self, method) -> None:
         torch.manual_seed(0)
         model, x = Restless(3, 4), torch.rand(200, 4)
         result = find_min_adversarial(model, x, torch.zeros(200, dtype=torch.long), method=method)
         assert 0 < result.found.sum() < 200
         assert (result.labels[result.found] != 0).all()
 
-    def test_a_clean_input_that_falls_at_the_second_look_ends(self) -> None:
+    def test_an_input_that_is_misclassified_only_at_the_second_evaluation(self) -> None:
         """Misclassified in a batch and right alone: the search must go on from the first radius, and end."""
 
         class Moody(Linear):

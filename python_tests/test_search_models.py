@@ -57,7 +57,7 @@ class TestTheModelIsLeftAsItWas:
     @may_run_out
     @every_method
     @pytest.mark.parametrize("optimize_model", [True, False])
-    def test_buffers_that_change_in_eval_mode_are_put_back(self, method, optimize_model: bool) -> None:
+    def test_buffers_that_change_in_eval_mode_are_restored(self, method, optimize_model: bool) -> None:
         class Counting(Linear):
             def __init__(self) -> None:
                 super().__init__(3, 5)
@@ -95,7 +95,7 @@ class TestTheModelIsLeftAsItWas:
         assert model.mode is True
 
     @every_method
-    def test_a_failing_model_is_put_back_too(self, method) -> None:
+    def test_a_failing_model_is_restored_too(self, method) -> None:
         class Failing(Linear):
             def forward(self, x: Tensor) -> Tensor:
                 if len(x) > 2:

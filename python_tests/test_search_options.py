@@ -35,7 +35,7 @@ class TestOptions:
         ]
         + [(plain_ddn, option) for option in ("eps_init", "eps_growth", "step_fraction")],
     )
-    def test_a_setting_that_the_method_has_not_is_refused(self, method, option: str) -> None:
+    def test_an_option_of_another_method_is_refused(self, method, option: str) -> None:
         with pytest.raises(InputError, match=f"{option} must be left out: method .* has no such setting, got 1.2"):
             find_min_adversarial(Linear(3, 5), X, Y, method=method, **{option: 1.2})
 
@@ -53,7 +53,7 @@ class TestOptions:
                 plain = result
         torch.testing.assert_close(plain.distance.median() * 1e-3, result.distance.median(), rtol=0.05, atol=0)
 
-    def test_radius_of_ddn_may_be_given(self, few: Task) -> None:
+    def test_first_radius_of_ddn(self, few: Task) -> None:
         model, images, labels = few
         result = find_min_adversarial(
             model, images, labels, method="ddn", eps_init=0.3, eps_growth=1.2, step_fraction=0.5, steps=30
@@ -86,7 +86,7 @@ class TestRefine:
         assert (result.distance[far] / truth[far] <= 1.02).all()
 
     @every_method
-    def test_never_worse_and_still_as_promised(self, few: Task, method) -> None:
+    def test_never_worse_and_still_valid(self, few: Task, method) -> None:
         model, images, labels = few
         plain, refined = (
             find_min_adversarial(model, images, labels, method=method, refine=passes) for passes in (0, 6)
@@ -99,7 +99,7 @@ class TestRefine:
 
     @may_run_out
     @every_method
-    def test_leaves_misclassified_and_unfound_inputs_alone(self, method) -> None:
+    def test_does_not_change_misclassified_and_unfound_inputs(self, method) -> None:
         model, x = Linear(2, 3), torch.rand(6, 3)
         with torch.no_grad():
             model.bias.copy_(torch.tensor([50.0, 0.0]))
@@ -172,7 +172,7 @@ class TestQuantize:
         assert (result.distance <= max(6 * distance, 0.03)).all()
 
     @may_run_out
-    def test_what_the_grid_has_no_example_for_is_not_found(self) -> None:
+    def test_samples_without_an_example_on_the_grid_are_not_found(self) -> None:
         """Misclassified between two levels only."""
 
         class Between(Linear):
@@ -188,14 +188,14 @@ class TestQuantize:
         assert result.distance.isinf().all()
 
     @may_run_out
-    def test_answers_that_change(self) -> None:
+    def test_random_logits(self) -> None:
         torch.manual_seed(0)
         model, x = Restless(3, 4), torch.rand(2000, 4)
         result = find_min_adversarial(model, x, torch.zeros(2000, dtype=torch.long), method="ddn", quantize=255)
         assert 0 < result.found.sum() < 2000
         assert torch.equal(result.images[result.found], as_saved(result.images[result.found]))
 
-    def test_misclassified_inputs_on_the_grid_stay(self, few: Task) -> None:
+    def test_misclassified_inputs_on_the_grid_are_unchanged(self, few: Task) -> None:
         model, images, _ = few
         images = as_saved(images)
         labels = (model(images).argmax(1) + 1) % 4
@@ -244,7 +244,7 @@ class Near(nn.Module):
 class TestMargin:
     @every_method
     @pytest.mark.parametrize("gap", [0.1, 3.0])
-    def test_the_wrong_class_is_ahead_by_it(self, few: Task, method, gap: float) -> None:
+    def test_the_wrong_class_leads_by_it(self, few: Task, method, gap: float) -> None:
         model, images, labels = few
         plain = find_min_adversarial(model, images, labels, method=method)
         for more in ({}, {"refine": 6}, {"quantize": 255}):
@@ -260,7 +260,7 @@ class TestMargin:
 
     @may_run_out
     @every_method
-    def test_misclassified_by_less_than_it_goes_on(self, few: Task, method) -> None:
+    def test_inputs_misclassified_by_less_are_searched(self, few: Task, method) -> None:
         model, images, _ = few
         ranked = model(images).detach().sort(1, descending=True)
         labels, ahead = ranked.indices[:, 1], ranked.values[:, 0] - ranked.values[:, 1]
@@ -271,7 +271,7 @@ class TestMargin:
         assert result.found.float().mean() > 0.9
 
     @may_run_out
-    def test_a_gap_that_cannot_be_had(self, few: Task) -> None:
+    def test_a_margin_that_cannot_be_reached(self, few: Task) -> None:
         model, images, labels = few
         result = find_min_adversarial(model, images, labels, method="ddn", min_margin=1e6, refine=2, quantize=255)
         assert not result.found.any()
@@ -291,7 +291,7 @@ class TestPrecision:
     @every_method
     @pytest.mark.parametrize("what", ["constant", "detached", "nan"])
     @pytest.mark.same_inputs
-    def test_what_it_cannot_see_is_found_in_the_callers(self, method, what: str) -> None:
+    def test_samples_not_found_in_it_are_searched_in_the_callers_precision(self, method, what: str) -> None:
         class Blind(Linear):
             def forward(self, x: Tensor) -> Tensor:
                 logits = super().forward(x)
@@ -310,7 +310,7 @@ class TestPrecision:
         check_guarantees(model, x, labels, result)
 
     @pytest.mark.same_inputs
-    def test_a_wrong_answer_in_it_does_not_pass(self) -> None:
+    def test_examples_of_its_rounding_are_not_accepted(self) -> None:
         class Fooled(Linear):
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x).flip(1) if torch.is_autocast_enabled("cpu") else super().forward(x)

@@ -14,7 +14,7 @@ from amun_ext.search import find as search_module
 
 class TestPythonRules:
     @may_run_out
-    def test_a_few_lines_are_a_search(self, few: Task) -> None:
+    def test_a_few_lines_make_a_search(self, few: Task) -> None:
         def signs(step: Iterate) -> Tensor:
             return step.x + 0.01 * step.grad.sign() * (~step.adversarial).view(-1, 1, 1, 1)
 
@@ -76,7 +76,7 @@ class TestPythonRules:
         assert seen == [0, 1, 2, 3]
 
     @may_run_out
-    def test_what_it_does_to_its_iterate_stays_there(self, few: Task) -> None:
+    def test_changes_to_its_iterate_do_not_reach_the_search(self, few: Task) -> None:
         model, images, labels = few
 
         def careless(step: Iterate) -> Tensor:
@@ -101,7 +101,7 @@ class TestPythonRules:
         check_guarantees(model, images, labels, result)
 
     @may_run_out
-    def test_the_box_holds(self, few: Task) -> None:
+    def test_iterates_are_clamped_to_the_box(self, few: Task) -> None:
         model, images, labels = few
         result = find_min_adversarial(model, images, labels, method=lambda step: step.x + 1e6 * step.grad.sign())
         check_guarantees(model, images, labels, result)
@@ -149,7 +149,7 @@ class TestPythonRules:
             find_min_adversarial(model, images[:5], labels[:5], method=answer)
         assert model.training
 
-    def test_its_errors_come_through(self, few: Task) -> None:
+    def test_its_errors_are_raised(self, few: Task) -> None:
         model, images, labels = few
         model.train()
         before = {key: value.clone() for key, value in model.state_dict().items()}

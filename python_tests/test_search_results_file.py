@@ -75,7 +75,7 @@ def interrupt(monkeypatch) -> Callable[[int], None]:
 
 class TestFile:
     @every_method
-    def test_holds_what_is_found_in_memory(self, task, method, tmp_path) -> None:
+    def test_equals_the_results_in_memory(self, task, method, tmp_path) -> None:
         model, images, labels = task
         options = quick(method) | {"refine": 2, "eps_max": 1.0}
         memory = find_min_adversarial(model, images, labels, **options)
@@ -139,7 +139,7 @@ def _umask() -> int:
 
 class TestResume:
     @every_method
-    def test_goes_on_where_it_was(self, task, method, tmp_path, interrupt) -> None:
+    def test_continues_after_an_interrupt(self, task, method, tmp_path, interrupt) -> None:
         model, images, labels = task
         options = quick(method) | {"refine": 2, "quantize": 255}
         whole = find_min_adversarial(model, images, labels, **options)
@@ -186,7 +186,7 @@ class TestResume:
         result = find_min_adversarial(model, images, labels, method=rules[1], out=tmp_path / "set", batch_size=CHUNK)
         assert equal(find_min_adversarial(model, images, labels, method=plain_ddn, batch_size=CHUNK), result)
 
-    def test_while_the_error_is_still_at_hand(self, task, tmp_path, interrupt) -> None:
+    def test_in_the_process_that_was_interrupted(self, task, tmp_path, interrupt) -> None:
         """A notebook keeps the last traceback, and with it all that its frames hold."""
         model, images, labels = task
         options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
@@ -325,7 +325,7 @@ class TestAnotherSearch:
             find_min_adversarial(model, images, labels, **options)
         assert path.read_bytes() == before
 
-    def test_one_at_the_same_time(self, task, tmp_path) -> None:
+    def test_two_searches_of_one_file_at_once(self, task, tmp_path) -> None:
         model, images, labels = task
         options = {"method": "ddn", "batch_size": CHUNK, "out": tmp_path / "set"}
         tried = []
@@ -358,7 +358,7 @@ class TestDisk:
         assert model.training
         assert find_min_adversarial(model, images, labels, method="ddn", out=tmp_path / "set").found.all()
 
-    def test_no_file_may_be_so_large(self, task, tmp_path) -> None:
+    def test_a_limit_of_the_file_size(self, task, tmp_path) -> None:
         model, images, labels = task
         images, labels = images.repeat(200, 1, 1), labels.repeat(200)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -370,7 +370,7 @@ class TestDisk:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert not [*tmp_path.iterdir()]
 
-    def test_its_room_is_taken_at_once(self, task, tmp_path, interrupt) -> None:
+    def test_its_space_is_allocated_at_the_start(self, task, tmp_path, interrupt) -> None:
         model, images, labels = task
         interrupt(1)
         with pytest.raises(Interrupted):

@@ -59,7 +59,7 @@ class TestPgd:
         assert search.table.grad_evals == 13
 
     @pytest.mark.parametrize("eps", [0.0, 0.25])
-    def test_a_radius_that_rounding_keeps_from_growing_is_the_last(self, device, eps):
+    def test_a_radius_that_cannot_grow_by_rounding_is_the_last(self, device, eps):
         search = Search.running(3, (5,), device=device, eps=eps)
         config = PGD._replace(steps=2, step_fraction=0.1, eps_growth=1 + 1e-9)
         for _ in range(3):
@@ -215,7 +215,7 @@ class TestDdn:
             assert torch.equal(search.batch.x, search.table.inputs)
             assert ((search.table.eps > 0.1) & (search.table.eps < 0.4)).all()
 
-    def test_a_growth_that_rounding_swallows(self, device):
+    def test_a_growth_below_rounding(self, device):
         search = Search.running(3, (4,), eps=0.25, device=device)
         config = DDN._replace(eps_growth=1 + 1e-9, last_eps_growth=1 + 1e-12)
         for _ in range(6):
@@ -244,7 +244,7 @@ class TestInward:
         assert torch.equal(search.table.eps, expected.table.eps)
 
     @pytest.mark.parametrize(("dtype", "rule", "bounds"), pairs(DTYPES, ["ddn", "deepfool"], [(0.0, 1.0), (0.3, 0.7)]))
-    def test_with_nowhere_to_go_there_is_no_gradient(self, device, rule, dtype, bounds):
+    def test_a_gradient_out_of_the_box_counts_as_none(self, device, rule, dtype, bounds):
         search = Search.running(2, (30,), device=device, dtype=dtype)
         search.batch.x[0], search.batch.x[1] = bounds
         feedback = draw_feedback(search.batch.x)
@@ -254,7 +254,7 @@ class TestInward:
         assert (search.table.status == Status.NO_GRADIENT).all()
 
     @pytest.mark.parametrize("rule", ["pgd", "external"])
-    def test_the_others_take_it_as_it_is(self, device, rule):
+    def test_other_rules_use_the_whole_gradient(self, device, rule):
         search = Search.running(2, (30,), device=device)
         search.batch.x[0], search.batch.x[1] = 0, 1
         feedback = draw_feedback(search.batch.x)
@@ -304,7 +304,7 @@ class TestDeepfool:
 
     @pytest.mark.parametrize("adversarial", [False, True])
     @pytest.mark.parametrize(("grad", "margin"), [(1e-21, 1.0), (1.0, torch.inf), (1.0, 1e38), (3e-22, 1e-3)], ids=str)
-    def test_a_boundary_that_is_out_of_sight(self, device, grad, margin, adversarial):
+    def test_a_boundary_at_infinity(self, device, grad, margin, adversarial):
         """The corner of the box, and no NaN where the gradient is 0."""
         search = Search.running(4, (6,), device=device)
         feedback = draw_feedback(search.batch.x, adversarial)

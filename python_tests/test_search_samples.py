@@ -41,7 +41,7 @@ class TestDatasets:
             find_min_adversarial(model, pairs, method="ddn", steps=2)
 
     @pytest.mark.parametrize("row", [0, 3])
-    def test_among_the_first_ones_too(self, task: Task, row: int) -> None:
+    def test_a_bad_item_among_the_first_ones(self, task: Task, row: int) -> None:
         model, images, labels = task
         images[row] = torch.nan
         with pytest.raises(InputError, match=rf"inputs\[{row}\] must be free of NaN"):

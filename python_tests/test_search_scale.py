@@ -31,7 +31,7 @@ def distances(model: nn.Linear, x: torch.Tensor, labels: torch.Tensor) -> torch.
 
 @pytest.mark.parametrize("bounds", [None, (-1e6, 1e6), (-math.inf, 1e9), (-1e30, 1e30)], ids=str)
 @pytest.mark.parametrize("method", ["pgd", "ddn", "deepfool"])
-def test_the_box_has_no_say(method: str, bounds: tuple[float, float] | None) -> None:
+def test_the_result_does_not_depend_on_a_wide_box(method: str, bounds: tuple[float, float] | None) -> None:
     model, x, labels = linear(torch.float32)
     result = find_min_adversarial(model, x, labels, method=method, bounds=bounds)
     ratio = result.distance.double() / distances(model, x, labels)
@@ -42,7 +42,7 @@ def test_the_box_has_no_say(method: str, bounds: tuple[float, float] | None) -> 
 
 @pytest.mark.parametrize("power", [-40, -10, 10, 40])
 @pytest.mark.parametrize("method", [*ATTACKS])
-def test_another_unit_is_another_unit_and_nothing_else(method: str, power: int) -> None:
+def test_the_unit_of_the_inputs_only_scales_the_result(method: str, power: int) -> None:
     """In powers of two, by which no number is rounded otherwise."""
     model, x, labels = linear(torch.float32)
     expected = find_min_adversarial(model, x, labels, method=method, bounds=None)
@@ -78,7 +78,7 @@ def test_the_radius_of_the_paper_is_for_images() -> None:
     assert torch.equal(elsewhere.images, estimated.images)
 
 
-def test_a_first_step_that_is_too_long_is_told() -> None:
+def test_warns_of_a_first_step_that_is_too_long() -> None:
     model, x, labels = linear(torch.float32)
     x = (x / 8).sigmoid()
     model.bias -= model(x[0])  # its boundary goes through an input
@@ -111,7 +111,7 @@ def test_a_tie_at_black_images_is_found(method: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_box_is_refused(options: dict[str, object], message: str) -> None:
+def test_bad_bounds_are_refused(options: dict[str, object], message: str) -> None:
     model, x, labels = linear(torch.float32)
     with pytest.raises(InputError, match=message):
         find_min_adversarial(model, x, labels, **options)  # type: ignore[arg-type]

@@ -182,7 +182,7 @@ class TestSearchStep:
         assert not search.batch.x.requires_grad
 
     @pytest.mark.parametrize("slot", [-2, 7, 10**12])
-    def test_slots_that_name_no_sample_are_idle(self, device, slot):
+    def test_slots_without_a_sample_are_idle(self, device, slot):
         search = Search.begin(4, 6, (5,), queue=[3, 1], device=device)
         search.batch.sample_index.fill_(slot)
         search.step(draw_feedback(search.batch.x), PGD)
@@ -228,7 +228,7 @@ class TestClosestExample:
         assert (search.table.grad_evals == config.steps).all()
 
     @every_rule
-    def test_a_farther_one_replaces_nothing(self, device, rule):
+    def test_a_farther_example_is_not_kept(self, device, rule):
         search = Search.running(6, (5,), device=device)
         search.table.images.fill_(0.5)
         search.table.distance.fill_(0.1)
@@ -240,7 +240,7 @@ class TestClosestExample:
         assert (search.table.status == (Status.FOUND if rule == "pgd" else Status.PENDING)).all()
 
     @pytest.mark.parametrize(("value", "rule"), pairs([0.0, torch.nan, torch.inf, 1.0], KEEPING))
-    def test_the_last_evaluation_only_looks(self, device, rule, value):
+    def test_the_last_evaluation_does_not_move(self, device, rule, value):
         search, config = Search.running(6, (5,), device=device), CONFIGS[rule]
         search.table.step_count.fill_(config.steps)
         search.batch.x.copy_(search.table.inputs + 0.1)
@@ -261,7 +261,7 @@ class TestClosestExample:
         ("rule", "spoilt"),
         [(rule, value) for rule in KEEPING for value in (0.0, torch.nan, torch.inf) if value or rule != "external"],
     )
-    def test_outlives_its_gradient(self, device, rule, spoilt):
+    def test_is_kept_without_a_gradient(self, device, rule, spoilt):
         search, config = Search.running(6, (5,), device=device), CONFIGS[rule]
         search.batch.x.copy_(search.table.inputs + 0.1)
         x, adversarial = search.batch.x.clone(), torch.arange(6, device=device) % 2 == 1
@@ -276,7 +276,7 @@ class TestClosestExample:
         assert (search.table.grad_evals == 2).all()
 
     @pytest.mark.parametrize(("eps", "rule"), pairs([0.0, 0.25], ops.RULES))
-    def test_a_margin_that_is_no_number(self, device, rule, eps):
+    def test_a_nan_margin(self, device, rule, eps):
         """No gradient, but to "external", which does not look at it."""
         search = Search.running(6, (5,), device=device, eps=eps)
         feedback = draw_feedback(search.batch.x)

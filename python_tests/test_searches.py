@@ -86,7 +86,7 @@ class TestCommand:
         assert page.figures == titles
         assert page.count("img") == searches_document.EXAMPLES * (1 + 2 * len(ATTACKS))
 
-    def test_goes_on_after_what_is_there(self, checkpoints, tmp_path) -> None:
+    def test_continues_after_existing_results(self, checkpoints, tmp_path) -> None:
         assert search(checkpoints, tmp_path / "out", "--ids 7,3,11 --methods ddn") == 0
         before = (tmp_path / "out/ddn.safetensors").stat().st_mtime_ns
         first = written(tmp_path / "out")
@@ -99,7 +99,7 @@ class TestCommand:
         assert told["methods"]["ffgsm"]["seconds"] > 0
         assert told["pair"]["methods"] == ["ddn", "ffgsm"]
 
-    def test_a_stopped_search_goes_on(self, checkpoints, tmp_path, capsys, monkeypatch) -> None:
+    def test_a_stopped_search_resumes(self, checkpoints, tmp_path, capsys, monkeypatch) -> None:
         def stopped(*arguments, method, **options):
             if method == "ffgsm":
                 raise KeyboardInterrupt
@@ -122,9 +122,7 @@ class TestCommand:
         refused(command, r"error: (out must be .*ffgsm\.safetensors|--out must be a folder without another)")
         assert (tmp_path / "out/searches.json").read_text() == before
 
-    def test_samples_without_an_example_are_told_by_id_and_status(
-        self, checkpoints, tmp_path, capsys, monkeypatch
-    ) -> None:
+    def test_samples_without_an_example_are_reported(self, checkpoints, tmp_path, capsys, monkeypatch) -> None:
         def partly(*arguments, method, **options):
             result = find_min_adversarial(*arguments, method=method, **options)
             found = torch.tensor([True, method != "ffgsm", True, True])
@@ -224,7 +222,7 @@ class TestCompare:
         assert seen.missing == {}
         assert seen.closer("ddn", "ffgsm") == (100.0 * np.mean(seen.distances("ffgsm") < seen.distances("ddn")), 4)
 
-    def test_a_new_method_appears_by_itself(self, monkeypatch) -> None:
+    def test_a_new_attack_appears_in_the_report(self, monkeypatch) -> None:
         monkeypatch.setitem(ATTACKS, "boundary", dataclasses.replace(ATTACKS["deepfool"], options={"steps": 3.0}))
         monkeypatch.setitem(ATTACKS, "at once", dataclasses.replace(ATTACKS["ffgsm"], options={}))
         monkeypatch.setattr(
@@ -247,7 +245,7 @@ class TestCompare:
         assert page == html.render(seen.document())
 
     @pytest.mark.filterwarnings("ignore:.* their gradient is zero")
-    def test_nothing_found_and_nothing_to_find(self) -> None:
+    def test_no_example_found(self) -> None:
         lost = searches.compare(Linear(0.0), IMAGES, torch.zeros_like(LABELS), ["ddn", "ffgsm"])
         assert lost.missing == {"ddn": [0, 1, 2, 3, 4], "ffgsm": [0, 1, 2, 3, 4]}
         wrong = searches.compare(Linear(), IMAGES, (IMAGES.mean((1, 2, 3)) < 0.5).long(), ["ddn", "ffgsm"])

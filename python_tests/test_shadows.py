@@ -96,7 +96,7 @@ class TestShadows:
 
     @pytest.mark.filterwarnings("ignore:.*forget samples have no adversarial example")
     @pytest.mark.slow
-    def test_two_workers_do_what_one_does(self, train, tmp_path) -> None:
+    def test_two_workers_give_the_results_of_one(self, train, tmp_path) -> None:
         unlearning = resolve_config("amun", recipe={"epochs": 1, "lr": 0.01})
         one, two = (train(out=tmp_path / str(n), num_workers=n, unlearning=unlearning) for n in (1, 2))
         assert torch.equal(one.signals["log-odds"], two.signals["log-odds"])

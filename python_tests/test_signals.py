@@ -51,10 +51,10 @@ class TestSignals:
             torch.testing.assert_close(result[model], SIGNALS[name](logits[model], labels))
 
     @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 4, 5)], ids=str)
-    def test_nothing_to_do(self, name, shape):
+    def test_empty_inputs(self, name, shape):
         assert SIGNALS[name](torch.zeros(shape), torch.zeros(shape[-2], dtype=torch.int64)).shape == shape[:-1]
 
-    def test_is_larger_where_the_model_is_surer(self, name):
+    def test_grows_with_the_confidence(self, name):
         logits = torch.zeros(200, 5)
         logits[:, 2] = torch.linspace(-2, 6, 200)
         signal = SIGNALS[name](logits, torch.full((200,), 2))
@@ -83,7 +83,7 @@ class TestSignals:
         with pytest.raises(InputError, match=message):
             SIGNALS[name](logits, torch.tensor(labels))
 
-    def test_something_that_is_no_tensor(self, name):
+    def test_other_types(self, name):
         with pytest.raises(InputError, match=r"logits must be a tensor \[..., N, C\], got list"):
             SIGNALS[name]([[0.0, 1.0]], torch.tensor([0]))
 

@@ -122,7 +122,7 @@ class TestSmTaylorSoftmax:
             assert torch.allclose(result, expected, rtol=1e-6, atol=0) == converged
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_is_no_probability_as_published_and_one_where_clamped(self, device, dtype):
+    def test_is_a_probability_only_if_clamped(self, device, dtype):
         logits, labels = draw_logits(5000, 10, 4.0, device=device, dtype=dtype)
         published, clamped = (ops.sm_taylor_softmax(logits, labels, floor=floor) for floor in (None, 1e-3))
         assert (published < 0).any()
@@ -133,7 +133,7 @@ class TestSmTaylorSoftmax:
         assert torch.equal(published[nothing_to_clamp], clamped[nothing_to_clamp])
 
     @pytest.mark.parametrize(("dtype", "classes", "floor", "spoilt"), pairs(DTYPES, [9, 60], [None, 1e-3], SPOILT))
-    def test_a_row_without_an_answer_leaves_the_others_alone(self, backend, dtype, classes, floor, spoilt):
+    def test_a_row_with_nan_does_not_change_the_others(self, backend, dtype, classes, floor, spoilt):
         logits, labels = draw_logits(50, classes, device=backend, dtype=dtype)
         expected = ops.sm_taylor_softmax(logits, labels, floor=floor)
         rows = torch.arange(50, device=backend) % 3 == 1
@@ -217,7 +217,7 @@ class TestSmTaylorSoftmax:
         with pytest.raises(RuntimeError, match=message):
             ops.sm_taylor_softmax(torch.zeros(shape, device=device), torch.tensor(labels, device=device))
 
-    def test_whole_numbers_are_no_logits(self, device):
+    def test_integer_logits_are_refused(self, device):
         logits, labels = torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)
         with pytest.raises(RuntimeError, match=r"logits must be float32, .*, got Int"):
             ops.sm_taylor_softmax(logits.to(device), labels.to(device))

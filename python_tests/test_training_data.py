@@ -21,7 +21,7 @@ class TestItems:
         return [pictures(11), pictures(13, shift=2)]
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_are_as_good_as_tensors(self, parts: list[TensorDataset], num_workers: int) -> None:
+    def test_items_give_the_results_of_tensors(self, parts: list[TensorDataset], num_workers: int) -> None:
         def passes(first: object, second: object) -> list[Pass]:
             labels = parts[1].tensors[1]
             told = DataPart(second, labels=lambda epoch: labels.add(epoch) % 3)
@@ -52,7 +52,7 @@ class TestItems:
         assert not torch.equal(states[1], states[2])
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_transforms_are_drawn_anew_in_every_epoch(self, num_workers: int) -> None:
+    def test_transforms_are_drawn_in_every_epoch(self, num_workers: int) -> None:
         model, data = linear_net(), part(6).data
         seen = inputs_of(model)
         data.tensors[0].fill_(1.0)
@@ -60,7 +60,7 @@ class TestItems:
         assert len({tuple(image.flatten().tolist()) for batch in seen for image in batch}) == 12
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_of_several_types_meet_in_a_batch(self, num_workers: int) -> None:
+    def test_items_of_several_types_in_a_batch(self, num_workers: int) -> None:
         """Each item is cast for itself, not to the type of the first of its batch, which may be shorter."""
         images, labels = torch.rand(12, 1, 3, 4, dtype=torch.float64), torch.randint(0, 3, (12,))
         model = linear_net().double()
@@ -71,13 +71,13 @@ class TestItems:
         fit(other, [Pass([DataPart(Items(first)), DataPart(second)])], recipe, RunOptions(num_workers=num_workers))
         assert equal(other, model)
 
-    def test_a_class_of_tensors_may_have_items_of_its_own(self) -> None:
+    def test_a_subclass_of_tensor_dataset_may_change_items(self) -> None:
         model = linear_net()
         seen = inputs_of(model)
         fit(model, [Pass([DataPart(Brighter(*part().data.tensors))])], Recipe(1, 0.1))
         assert torch.cat(seen).min() >= 5
 
-    def test_errors_of_the_dataset_come_through(self) -> None:
+    def test_errors_of_the_dataset_are_raised(self) -> None:
         class Broken(Items):
             def __getitem__(self, index: int) -> tuple[Tensor, int]:
                 if index == 7:
@@ -91,7 +91,7 @@ class TestItems:
 
 
 class TestParts:
-    def test_an_empty_one_adds_nothing(self) -> None:
+    def test_an_empty_part(self) -> None:
         data, empty = part(), TensorDataset(torch.rand(0, 1, 3, 4), torch.zeros(0, dtype=torch.long))
         first = linear_net()
         second = copy.deepcopy(first)
@@ -121,7 +121,7 @@ class TestParts:
         fit(model, [Pass([hard, DataPart(kind(soft.data), targets=targets)])], Recipe(2, 0.3, batch_size=20))
         torch.testing.assert_close(model.state_dict(), expected.state_dict())
 
-    def test_a_teacher_sees_the_inputs_that_are_trained_on(self) -> None:
+    def test_a_teacher_gets_the_augmented_inputs(self) -> None:
         model, data, asked, trained_on = conv_net(), pictures(11), [], []
         model.register_forward_pre_hook(lambda module, args: trained_on.append(args[0]) if module.training else None)
 

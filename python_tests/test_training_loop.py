@@ -70,7 +70,7 @@ class TestFit:
         assert len(shown & moved) < 10
 
     @pytest.mark.parametrize("accumulation_steps", [1, 2])
-    def test_one_sample_is_enough_where_batchnorm_does_not_ask_for_two(self, accumulation_steps: int) -> None:
+    def test_one_sample_is_enough_without_batchnorm(self, accumulation_steps: int) -> None:
         one, norm = [Pass([part(1)])], nn.Sequential(nn.BatchNorm2d(1), linear_net())
         fit(linear_net(), one, Recipe(2, 0.1, accumulation_steps=accumulation_steps))
         for mode in ("frozen", "eval"):
@@ -171,7 +171,7 @@ class TestRunOptions:
 
 @pytest.mark.parametrize("masked", [False, True])
 class TestFrozen:
-    def test_weights_that_ask_for_no_gradient_stay(self, masked: bool) -> None:
+    def test_weights_without_requires_grad_are_unchanged(self, masked: bool) -> None:
         model = conv_net()
         model[0].weight.requires_grad_(False)
         model[1].bias.requires_grad_(False)
@@ -184,7 +184,7 @@ class TestFrozen:
             assert torch.equal(value, before[name]) == (name not in trainable)
             assert value.requires_grad == (name in trainable)
 
-    def test_weights_that_no_loss_depends_on_stay(self, masked: bool) -> None:
+    def test_weights_that_no_loss_depends_on_are_unchanged(self, masked: bool) -> None:
         model = linear_net()
         model.register_parameter("idle", nn.Parameter(torch.rand(3)))
         before = model.idle.detach().clone()

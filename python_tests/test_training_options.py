@@ -182,7 +182,7 @@ class TestPrecision:
 
 class TestChannelsLast:
     @pytest.mark.parametrize("masked", [False, True])
-    def test_changes_nothing_but_the_layout_while_it_trains(self, masked: bool) -> None:
+    def test_changes_only_the_layout(self, masked: bool) -> None:
         model, data, layouts = conv_net(), pictures(), []
         other, run = copy.deepcopy(model), RunOptions(mask=positive(model) if masked else None)
         recipe = {"epochs": 2, "lr": 0.1, "batch_size": 8, "augment": True}

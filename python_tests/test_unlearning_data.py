@@ -100,7 +100,7 @@ def test_subsets_of_tensors_are_in_memory(model: Recording, forget, monkeypatch)
         unlearn(model, forget, part, recipe=RECIPE)
 
 
-def test_a_class_of_tensors_may_have_items_of_its_own(model: Recording, forget, retain) -> None:
+def test_a_subclass_of_tensor_dataset_may_change_items(model: Recording, forget, retain) -> None:
     class Half(Subset):
         def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
             image, label = super().__getitem__(index)

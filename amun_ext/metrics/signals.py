@@ -17,14 +17,13 @@ wrong predictions. They have no gradient.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from amun_ext.ops import TAYLOR_ORDERS, accumulate_dtype, sm_taylor_softmax
 from amun_ext.validation import check_labels, require
-
-FLOOR = 1e-3
 
 
 def _check(
@@ -35,9 +34,8 @@ def _check(
     require(shaped, "logits", "[..., N, C] with C >= 2", f"shape {tuple(logits.shape)}")
     require(logits.is_floating_point(), "logits", "floating point", logits.dtype)
     check_labels("labels", labels, *logits.shape[-2:])
-    if logits.numel() and not torch.stack(logits.aminmax()).isfinite().all():  # NaN propagates into both
-        broken = logits.numel() - int(logits.isfinite().sum())
-        require(False, "logits", "finite", f"{broken} of {logits.numel()} not finite")
+    broken = logits.numel() - int(logits.isfinite().sum())
+    require(broken == 0, "logits", "finite", f"{broken} of {logits.numel()} not finite")
     require(0 < temperature < math.inf, "temperature", "positive and finite", temperature)
     require(math.isfinite(margin), "margin", "finite", margin)
     require(order in TAYLOR_ORDERS, "order", f"in [{TAYLOR_ORDERS[0]}, {TAYLOR_ORDERS[-1]}]", order)
@@ -48,11 +46,6 @@ def _log_odds(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     true = labels.long().expand(logits.shape[:-1]).unsqueeze(-1)  # [..., N, 1]
     others = scaled.scatter(-1, true, -torch.inf).logsumexp(dim=-1)
     return scaled.gather(-1, true).squeeze(-1) - others
-
-
-def softmax(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    _check(logits, labels, temperature=temperature)
-    return _log_odds(logits, labels, temperature).sigmoid()
 
 
 def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,34 +64,29 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return scaled_logit(logits.double(), labels)
 
 
-def taylor(logits: Tensor, labels: Tensor, order: int = 4) -> Tensor:
-    """Without a temperature: the published code ignores it here."""
-    _check(logits, labels, order=order)
-    return sm_taylor_softmax(logits, labels.long(), order, margin=0.0, temperature=1.0)
-
-
-def soft_margin(logits: Tensor, labels: Tensor, margin: float = 0.6, temperature: float = 2.0) -> Tensor:
+def _exponential(logits: Tensor, labels: Tensor, *, margin: float = 0.0, temperature: float = 1.0) -> Tensor:
     _check(logits, labels, temperature=temperature, margin=margin)
     return (_log_odds(logits, labels, temperature) - margin).sigmoid()  # by log-odds, which do not overflow
 
 
-def sm_taylor(logits: Tensor, labels: Tensor, order: int = 4, margin: float = 0.6, temperature: float = 2.0) -> Tensor:
-    _check(logits, labels, temperature=temperature, margin=margin, order=order)
-    return sm_taylor_softmax(logits, labels.long(), order, margin, temperature)
-
-
-def sm_taylor_clamped(
-    logits: Tensor, labels: Tensor, order: int = 4, margin: float = 0.6, temperature: float = 2.0
+def _taylor(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    order: int = 4,
+    margin: float = 0.0,
+    temperature: float = 1.0,
+    floor: float | None = None,
 ) -> Tensor:
     _check(logits, labels, temperature=temperature, margin=margin, order=order)
-    return sm_taylor_softmax(logits, labels.long(), order, margin, temperature, FLOOR)
+    return sm_taylor_softmax(logits, labels.long(), order, margin, temperature, floor)
 
 
 SIGNALS: dict[str, Callable[..., Tensor]] = {
-    "softmax": softmax,
+    "softmax": _exponential,
     "log-odds": scaled_logit,
-    "taylor": taylor,
-    "soft-margin": soft_margin,
-    "sm-taylor": sm_taylor,
-    "sm-taylor-clamped": sm_taylor_clamped,
+    "taylor": _taylor,
+    "soft-margin": partial(_exponential, margin=0.6, temperature=2.0),
+    "sm-taylor": partial(_taylor, margin=0.6, temperature=2.0),
+    "sm-taylor-clamped": partial(_taylor, margin=0.6, temperature=2.0, floor=1e-3),
 }

@@ -12,7 +12,7 @@ AMUN_CLONES void attack_loss_rows(const AttackLossArgs& args, int64_t begin, int
     const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
     T* const grad = static_cast<T*>(args.grad_logits) + row * args.classes;
     const int64_t label = args.labels[row];
-    if (label < 0 || label >= args.classes) {  // an unknown label has no answer: the same one as a NaN
+    if (label < 0 || label >= args.classes) {  // an unknown label gives the result of a NaN
       write_result<A>(args, row, std::numeric_limits<A>::quiet_NaN(), label, Rival<A>{});
       std::fill(grad, grad + args.classes, T(0));
       continue;

@@ -1,8 +1,8 @@
-// The same function compiled for several x86-64 levels and chosen at load time: a plain -O3 loop is slower than eager
-// PyTorch, and -march=native would not be portable.
+// Compiles a function for several x86-64 levels, one of which is chosen at load time: a plain -O3 loop is slower than
+// eager PyTorch, and -march=native would not be portable.
 #pragma once
 
-#include <cstdlib>  // defines __GLIBC__, whose loader does the choosing
+#include <cstdlib>  // defines __GLIBC__, whose loader chooses
 
 #if defined(AMUN_CLONES)  // given by the build
 #elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 12

@@ -15,7 +15,7 @@ AMUN_CLONES void update_run(T* __restrict param, const T* __restrict grad, M* __
   }
 }
 
-// The blocks [begin, end) of the list, all those of one tensor at once.
+// The blocks [begin, end) of the list, tensor by tensor.
 template <typename T, typename M>
 void update_blocks(const MaskedSgdGroup& group, int64_t begin, int64_t end, const SgdRule<Accumulate<T>>& rule) {
   const int64_t count = group.tensors.size();

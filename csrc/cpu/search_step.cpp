@@ -5,7 +5,7 @@
 namespace amun {
 namespace {
 
-// `masked`: the rule takes the gradient by `inward`. The others need not pay for its comparisons, a third of a step.
+// `masked`: the rule uses the gradient by `inward`, whose comparisons would cost the others a third of a step.
 template <bool masked, typename T>
 AMUN_CLONES void move_row(T* __restrict x, const T* __restrict x0, const T* __restrict grad, int64_t length,
                           StepUpdate<Accumulate<T>> update, Bounds<Accumulate<T>> inner, Bounds<Accumulate<T>> box) {
@@ -21,7 +21,7 @@ template <bool masked, typename T>
 AMUN_CLONES StepSums<Accumulate<T>> sum_row(const T* __restrict x, const T* __restrict x0, const T* __restrict grad,
                                             int64_t length, Bounds<Accumulate<T>> inner) {
   using A = Accumulate<T>;
-  constexpr int64_t lanes = 32;  // one running sum per product would wait for each addition before the next
+  constexpr int64_t lanes = 32;  // with a single running sum each addition would wait for the one before
   A gg[lanes] = {}, gd[lanes] = {}, dd[lanes] = {}, xx[lanes] = {};
   const auto add = [&](int64_t i, int64_t lane) {
     const A at = A(x[i]), g = masked ? inward(A(grad[i]), at, inner.low, inner.high) : A(grad[i]), d = at - A(x0[i]);

@@ -9,13 +9,13 @@ namespace {
 
 template <int order, typename T, typename A>
 AMUN_CLONES A sum_of_others(const T* __restrict logits, int64_t classes, int64_t label, TaylorRule<A> rule) {
-  using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;  // as wide as what it is compared beside
+  using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;  // as wide as A, for vector comparisons
   const Index own = static_cast<Index>(label), end = static_cast<Index>(classes);
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (Index j = 0; j < end; ++j) {
     const A term = taylor<order>(A(logits[j]), A(0), rule);
-    sum += j == own ? A(0) : term;  // left out and not subtracted afterwards, which would cancel
+    sum += j == own ? A(0) : term;  // skipped instead of subtracted later, which would cancel
   }
   return sum;
 }
@@ -28,7 +28,7 @@ void long_rows(const SmTaylorArgs& args, int64_t begin, int64_t end) {
     const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
     const int64_t label = args.labels[row % args.samples];
     A own = std::numeric_limits<A>::quiet_NaN(), others = 0;
-    if (label >= 0 && label < args.classes) {  // an unknown label has no answer: the same one as a NaN
+    if (label >= 0 && label < args.classes) {  // an unknown label gives the result of a NaN
       own = taylor<order>(A(logits[label]), rule.margin, rule);
       others = sum_of_others<order>(logits, args.classes, label, rule);
     }
@@ -38,8 +38,8 @@ void long_rows(const SmTaylorArgs& args, int64_t begin, int64_t end) {
 
 // ---------------------------------------------------------------------------------------- few classes: block by block
 
-// A row of few classes is shorter than a vector. So the terms of a block of rows are written into the first-level cache
-// without a look at where rows end, and then added up.
+// A row of few classes is shorter than a vector. So the terms of a block of rows are computed as one array, which fits
+// the first-level cache, and then summed by rows.
 constexpr int64_t block_terms = 2048, short_row = 48;
 
 template <int order, typename T, typename A>
@@ -48,7 +48,7 @@ AMUN_CLONES void write_terms(const T* __restrict logits, A* __restrict terms, in
   for (int64_t i = 0; i < count; ++i) terms[i] = taylor<order>(A(logits[i]), A(0), rule);
 }
 
-// In quarters, [rows, 4]: a row shorter than a vector is added up in fours, and the fours of many rows at once.
+// Four partial sums per row, [rows, 4], since a row is shorter than a vector.
 template <typename A>
 AMUN_CLONES void add_in_quarters(const A* __restrict terms, A* __restrict quarters, int64_t rows, int64_t classes) {
   typedef A Four __attribute__((vector_size(4 * sizeof(A)), aligned(sizeof(A)), may_alias));
@@ -61,7 +61,7 @@ AMUN_CLONES void add_in_quarters(const A* __restrict terms, A* __restrict quarte
   }
   const int64_t whole = classes - classes % 4;
   const Four none = {}, places = {0, 1, 2, 3};
-  const auto left = places >= A(4 - classes % 4);  // of the last four, those that no whole four has
+  const auto left = places >= A(4 - classes % 4);  // of the last four terms, those in no whole four
   for (int64_t row = 0; row < rows; ++row, terms += classes) {
     Four sum = left ? *reinterpret_cast<const Four*>(terms + classes - 4) : none;
     for (int64_t j = 0; j < whole; j += 4) sum += *reinterpret_cast<const Four*>(terms + j);

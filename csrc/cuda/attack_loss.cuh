@@ -9,14 +9,15 @@
 namespace amun {
 
 constexpr int attack_loss_threads = 128;
-constexpr int held_logits = 32;  // of a lane, in registers: a row of up to 1,024 classes is read once
+constexpr int held_logits = 32;  // of a lane, in registers, so that a row of up to 1,024 classes is read once
 
 template <typename T>
 unsigned attack_loss_lanes(int64_t classes) {
   return lanes_for(packs_of<T>(classes), 1);
 }
 
-// What a kernel is compiled for, as constants: dispatch_attack_loss<T>(args, [&](auto loss, auto whole) { ... }).
+// The template arguments of the kernel, as constants: dispatch_attack_loss<T>(args, [&](auto loss, auto whole) { ...
+// }).
 template <typename T, typename Body>
 void dispatch_attack_loss(const AttackLossArgs& args, Body&& body) {
   const auto with = [&](auto loss) {
@@ -50,17 +51,17 @@ __global__ void __launch_bounds__(attack_loss_threads) attack_loss_kernel(const 
   constexpr A infinity = std::numeric_limits<A>::infinity();
   const int lane = threadIdx.x, lanes = blockDim.x;
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  const bool exists = row < args.rows;  // and no return, because the lanes beyond the last row shuffle too
+  const bool exists = row < args.rows;  // no return: lanes beyond the last row must shuffle too
   const int classes = exists ? static_cast<int>(args.classes) : 0;
   const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
   T* const grad = static_cast<T*>(args.grad_logits) + row * args.classes;
 
   const int64_t label = exists ? args.labels[row] : -1;
-  const bool known = label >= 0 && label < classes;  // an unknown label has no answer: the same one as a NaN
+  const bool known = label >= 0 && label < classes;  // an unknown label gives the result of a NaN
   const A own = known ? A(logits[label]) : std::numeric_limits<A>::quiet_NaN();
   const int place = known ? static_cast<int>(label) : -1;
 
-  // What is in the place of the label's logit, or beyond the last, is no rival to any.
+  // -infinity in place of the label's logit and beyond the last is never the rival
   const auto read = [&](int i) {
     const Pack<T> part = load<whole>(logits, i, classes, T(-infinity));
     Values values;
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(attack_loss_threads) attack_loss_kernel(const 
   Values kept[held];
 #pragma unroll
   for (int k = 0; k < held; ++k) kept[k] = read(k * lanes + lane);
-  // Of every pack of the lane. What `body` makes of one is kept; those of a longer row are read again.
+  // `body` for every pack of the lane. It changes the kept packs; those of a longer row are read again.
   const auto each = [&](auto&& body) {
 #pragma unroll
     for (int k = 0; k < held; ++k) body(k * lanes + lane, kept[k], false);

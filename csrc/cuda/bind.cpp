@@ -1,4 +1,4 @@
-// The dispatcher's side of the CUDA ops, compiled by g++: device guard, current stream, launch, launch check.
+// Registers the CUDA ops, compiled by g++: device guard, current stream, launch, launch check.
 
 #include <torch/csrc/stable/accelerator.h>
 
@@ -8,8 +8,7 @@
 #include "../host/sm_taylor_softmax.h"
 #include "launch.h"
 
-// In libtorch_cuda.so, which a CPU build of torch has not: weak, so that one binary links, loads and registers there
-// too.
+// In libtorch_cuda.so, which a CPU build of torch lacks: weak, so that the same binary loads there.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace amun {
@@ -28,7 +27,7 @@ constexpr auto on_stream = [](const Tensor& like, const auto&... args) {
 
 void masked_sgd_cuda(const Tensor& like, ScalarType dtype, const MaskedSgdGroup& group, const SgdRule<double>& rule) {
   MaskedSgdTable table{rule, static_cast<int64_t>(group.tensors.size()), nullptr, {}};
-  Tensor list;  // may go before the kernel has run: its memory is handed on in the order of the stream
+  Tensor list;  // may be freed before the kernel has run: its memory is reused in the order of the stream
   if (table.count <= MaskedSgdTable::inline_capacity) {
     std::copy(group.tensors.begin(), group.tensors.end(), table.inline_list);
   } else {
@@ -37,7 +36,7 @@ void masked_sgd_cuda(const Tensor& like, ScalarType dtype, const MaskedSgdGroup&
         torch::stable::from_blob(const_cast<MaskedSgdTensor*>(group.tensors.data()), {bytes}, {1},
                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte);
     list = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
-    torch::stable::copy_(list, host, true);  // from pageable memory: it is read before the call returns
+    torch::stable::copy_(list, host, true);  // from pageable memory, which is read before the call returns
     table.device_list = static_cast<const MaskedSgdTensor*>(list.const_data_ptr());
   }
   on_stream<launch_masked_sgd>(like, dtype, group.wide, table, group.blocks);

@@ -28,8 +28,7 @@ template <typename T, typename M>
 __global__ void __launch_bounds__(masked_sgd_threads) masked_sgd_kernel(const __grid_constant__ MaskedSgdTable table) {
   constexpr int width = pack_width<T>;
   static_assert(sgd_block % width == 0);
-  // A copy: what is written could lie in the list, for all the compiler knows, and it would read it again between
-  // stores.
+  // a copy, because the compiler would reload the entry after every store, which might alias it
   const MaskedSgdTensor tensor =
       tensor_of(table.device_list ? table.device_list : table.inline_list, table.count, blockIdx.x);
   const SgdRule<Accumulate<T>> rule = table.rule.as<Accumulate<T>>();

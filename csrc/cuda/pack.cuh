@@ -1,11 +1,11 @@
-// Memory in pieces of 16 bytes, the widest that a thread loads or stores at once.
+// Loads and stores of 16 bytes, the widest of a thread.
 #pragma once
 
 #include "../amun_math.h"
 
 namespace amun {
 
-// So many elements as one load; of 16 bytes where nothing else is said.
+// `width` elements of one load, by default 16 bytes.
 template <typename E, int width = 16 / sizeof(E)>
 struct alignas(sizeof(E) * width < 16 ? sizeof(E) * width : 16) Pack {
   E at[width];
@@ -24,7 +24,7 @@ AMUN_HD const Pack<E, width>& pack(const void* elements, int64_t i) {
   return *reinterpret_cast<const Pack<E, width>*>(static_cast<const E*>(elements) + i);
 }
 
-// The same of memory that nobody writes meanwhile, by an instruction that no compiler cuts in two: for sm_100 it would.
+// The same for memory that is only read, by an instruction that the compiler does not split, as it would for sm_100.
 template <int width, typename E>
 __device__ __forceinline__ Pack<E, width> read_pack(const E* elements, int64_t i) {
 #if defined(__CUDA_ARCH__)
@@ -43,9 +43,9 @@ AMUN_HD bool is_aligned(const void* elements) {
 
 // ------------------------------------------------------------------------------------------------------ rows of packs
 
-// A row is cut into packs from its first element on, and the last one may be cut short. `whole`: in no row is it, and
-// all begin at a multiple of 16 bytes. Else a pack is read element by element, but it is the same pack: which thread
-// adds what to a sum depends on the length of the row alone.
+// A row is divided into packs from its first element on; the last one may be shorter. `whole`: it is not, and all rows
+// begin at a multiple of 16 bytes. Otherwise packs are read element by element, with the same division: which thread
+// adds which elements depends only on the length of the row.
 template <typename T>
 AMUN_HD int64_t packs_of(int64_t length) {
   return (length + pack_width<T> - 1) / pack_width<T>;

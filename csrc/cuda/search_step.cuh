@@ -9,15 +9,15 @@ namespace amun {
 
 constexpr int most_search_step_threads = 512;
 
-// Of a row, a thread keeps so many packs between the sums and the move, their gradients in shared memory. As many as
-// fit in 64 registers: with more, too few blocks were on a multiprocessor to cover for each other's waits.
+// Packs of a row that a thread keeps between the sums and the move, with their gradients in shared memory. As many as
+// fit in 64 registers: with more, too few blocks fit on a multiprocessor to hide the latency of loads.
 template <typename T>
 constexpr int packs_per_thread = sizeof(T) == 2   ? 1
                                  : sizeof(T) == 4 ? 3
                                                   : 2;
 
-// As many threads as keep the whole row, so that it is read once. By its length alone: on it hangs how sums are
-// rounded.
+// As many threads as keep the whole row, so that it is read once. It depends only on the length, and so does the
+// rounding of the sums.
 template <typename T>
 unsigned search_step_threads(int64_t length) {
   constexpr int64_t each = packs_per_thread<T> * warp_size;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
     const T* const x0 = static_cast<const T*>(args.inputs) + sample * length;
     const T* const grad = static_cast<const T*>(args.grad) + slot * length;
     const Bounds<A> inner = inward_bounds<T>(args), box{A(args.low), A(args.high)};
-    // The row in parts that the block's registers keep. A warp has its packs side by side: one address for all of them.
+    // The row in parts that the block keeps. The packs of a warp are adjacent, so they share one address.
     const int part = held * blockDim.x;
     const int own = threadIdx.x / warp_size * held * warp_size + threadIdx.x % warp_size;
     CachedPack<T> kept[held];
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
 
     const StepDecision<A> decision = shared_decision;
     const bool moves = decision.status == Status::pending;
-    // Backwards, from the part that is there already: what was read last is the likeliest to be in the cache still.
+    // backwards from the part in the registers: what was read last is most likely still in the cache
     for (; decision.keep || moves; read(begin -= part)) {
 #pragma unroll
       for (int k = 0; k < held; ++k) {
@@ -108,10 +108,10 @@ __global__ void __launch_bounds__(most_search_step_threads, whole && sizeof(T) <
     if (moves) return;
   }
 
-  __syncthreads();  // every thread has read slots[slot] before it changes
+  __syncthreads();  // every thread has read sample_index[slot] before it changes
   if (threadIdx.x == 0) {
-    // Slots race for the queue: which slot gets which sample is open, that each sample gets one is not. The counter
-    // runs past the end of the queue, which is why its readers compare with <.
+    // Slots take from the queue in any order, but each sample once. The counter runs past the end of the queue, so its
+    // readers compare with <.
     const int64_t place = atomicAdd(reinterpret_cast<unsigned long long*>(args.queue_position), 1ull);
     refill = place >= 0 && place < args.queue_length ? args.queue[place] : -1;
     if (!is_sample(args, refill)) refill = -1;

@@ -10,13 +10,13 @@ namespace amun {
 
 constexpr int sm_taylor_threads = 128;
 
-// A lane for about eight loads: enough of them to be under way at once.
+// A lane for about eight loads, enough to overlap.
 template <int width>
 unsigned sm_taylor_lanes(int64_t classes) {
   return lanes_for(classes / width, 8);
 }
 
-// The widest load that every row is made of, as a constant: dispatch_width<T>(args, [&](auto width) { ... }).
+// The widest load that divides every row, as a constant: dispatch_width<T>(args, [&](auto width) { ... }).
 template <typename T, int width = pack_width<T>, typename Body>
 void dispatch_width(const SmTaylorArgs& args, Body&& body) {
   if constexpr (width == 1)
@@ -33,12 +33,12 @@ __global__ void __launch_bounds__(sm_taylor_threads) sm_taylor_kernel(const SmTa
   using A = Accumulate<T>;
   const int lane = threadIdx.x, lanes = blockDim.x;
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  const bool exists = row < args.rows;  // and no return, because the lanes beyond the last row shuffle too
+  const bool exists = row < args.rows;  // no return: lanes beyond the last row must shuffle too
   const int64_t classes = exists ? args.classes : 0;
   const int64_t label = exists ? args.labels[row % args.samples] : -1;
   const T* const logits = static_cast<const T*>(args.logits) + row * args.classes;
   const TaylorRule<A> rule = args.rule.as<A>();
-  // An unknown label has no answer: the same one as a NaN.
+  // an unknown label gives the result of a NaN
   const bool known = label >= 0 && label < classes;
   const A own = known ? taylor<order>(A(logits[label]), rule.margin, rule) : std::numeric_limits<A>::quiet_NaN();
 

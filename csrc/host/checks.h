@@ -1,4 +1,4 @@
-// What the argument checks of the ops share.
+// The shared argument checks of the ops.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -28,7 +28,7 @@ inline std::string text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return out + "]";
 }
 
-// The name of an argument that is an entry of a list, put together only for an error.
+// The name of an entry of a list, formatted only for an error.
 struct Entry {
   const char* list;
   size_t index;
@@ -51,7 +51,7 @@ inline Span span(const char* name, const Tensor& tensor, bool written) {
   return {name, begin, begin + tensor.numel() * tensor.element_size(), written};
 }
 
-// What is written must not share memory with anything else, also in part.
+// Written memory must not overlap any other.
 inline void must_not_alias(std::vector<Span> spans) {
   std::sort(spans.begin(), spans.end(), [](const Span& one, const Span& other) { return one.begin < other.begin; });
   Span last{}, written{};  // those that end last, of all so far and of what is written
@@ -64,7 +64,7 @@ inline void must_not_alias(std::vector<Span> spans) {
   }
 }
 
-// As a float, which a double beyond its range has no value in.
+// Whether a value is finite as a float.
 inline bool is_finite_float(double value) { return std::abs(value) <= std::numeric_limits<float>::max(); }
 
 inline ScalarType accumulate_dtype(ScalarType dtype) {

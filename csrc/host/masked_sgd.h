@@ -7,7 +7,7 @@
 
 namespace amun {
 
-// Those parameters of the list that one kernel takes: of one dtype, with momentum in the same or in a wider one.
+// The parameters of one kernel: of one dtype, with momentum in the same or in a wider one.
 struct MaskedSgdGroup {
   ScalarType dtype;
   bool wide;
@@ -29,7 +29,7 @@ inline bool is_dense(const Tensor& tensor) {
   return true;
 }
 
-// What belongs to a parameter lies in memory as it does.
+// A gradient, momentum buffer or mask must have the memory layout of its parameter.
 inline void check_beside(const Entry& name, const Tensor& tensor, ScalarType dtype, const Tensor& param) {
   const auto sizes = param.sizes(), own_sizes = tensor.sizes();
   const bool shape = std::equal(sizes.begin(), sizes.end(), own_sizes.begin(), own_sizes.end());

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from training_tools import equal, state
 
-from amun_ext import InputError, cli, models, unlearn
+from amun_ext import InputError, cli, models, tuning, unlearn
 from amun_ext.auditing import train_references, train_shadows
 from amun_ext.data import Splits, load
 from amun_ext.data.vision import import_torchvision
@@ -233,8 +233,22 @@ class TestReferences:
         made = train_shadows(model, splits, ids, method, RECIPE, **how)
         assert made.about["init"] == "test_init:vit()"
         asked, anew = sets(splits, ids, Record()), retraining(model, Record(), {"epochs": 1, "lr": 0.1}, start)
-        compared = compare(model, splits.test, asked, {"with": {}}, anew, seeds=1, out=tmp_path)
-        assert compared.tables["with"]["retrain"].config.to_dict()["init"] == describe_init(start)
+        rows = {"with": {"bad-teacher": resolve_config("bad-teacher")}}  # which also needs an untrained model
+        compared = compare(model, splits.test, asked, rows, anew, seeds=1, out=tmp_path)
+        for row in ("retrain", "bad-teacher"):
+            assert compared.tables["with"][row].config.to_dict()["init"] == describe_init(start)
+            assert compared.tables["with"][row].rows
+
+    def test_tuning(self, splits: Splits, tmp_path: Path) -> None:
+        def tuned(init: object) -> tuning.Tuning:
+            how = {"out": tmp_path / "tuned", "trials": 1, "recipe": RECIPE, "init": init}
+            return tuning.tune(model, splits, torch.arange(4), ["bad-teacher"], **how)
+
+        model, start = vit(), vit().state_dict()
+        (trial,) = tuned(start).trials["bad-teacher"]
+        assert trial.failure is None
+        with pytest.raises(InputError, match="init"):
+            tuned(vit)
 
     def test_a_checkpoint_identifies_its_init(self) -> None:
         start = vit().state_dict()

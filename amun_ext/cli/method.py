@@ -1,7 +1,6 @@
 """The unlearning method and its options, from the command line."""
 
 import argparse
-from dataclasses import replace
 
 from amun_ext.cli.arguments import add_recipe, add_settings, given_options, given_recipe
 from amun_ext.cli.loading import Inputs, load_options
@@ -57,4 +56,4 @@ def complete_config(config: MethodConfig, inputs: Inputs, options: argparse.Name
     """The config with what the checkpoint knows: for method retrain its recipe; where the method has it, `init`."""
     if config.method == "retrain":
         return inputs.retraining(given_recipe(options))
-    return replace(config, options={**config.options, **({"init": inputs.init} if "init" in config.options else {})})
+    return config.with_init(inputs.init)

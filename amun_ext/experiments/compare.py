@@ -111,7 +111,11 @@ def compare(
     done; one that has been made with the same models, data and options is taken from there. facts: what a reader should
     know. A method whose loss diverges has a cell that says so.
     """
-    seeds = check_integer("seeds", seeds, 1)
+    seeds, init = check_integer("seeds", seeds, 1), retraining.options["init"]
+    rows = {
+        setting: {name: None if config is None else config.with_init(init) for name, config in configs.items()}
+        for setting, configs in rows.items()
+    }
     settings = [(setting, name, chosen) for setting, chosens in rows.items() for name, chosen in chosens.items()]
     jobs = [_Job(None, NOOP, 0, None)]
     for seed in range(seeds):

@@ -16,6 +16,7 @@ from amun_ext.data.images import Data, subset
 from amun_ext.deletion.ids import some_ids, split
 from amun_ext.evaluation import evaluate
 from amun_ext.metrics.measures import Values
+from amun_ext.models.reinitialise import Init
 from amun_ext.search import AdversarialSet
 from amun_ext.tuning.objectives import objective_row
 from amun_ext.unlearning import Targets
@@ -45,6 +46,7 @@ class TrialContext:
     adversarial: AdversarialSet | None
     seed: int
     targets: Targets | None = None
+    init: Init = None
     rows: Mapping[str, Values] = field(default_factory=dict)
 
     def observe(self, model: nn.Module, seconds: float | None = None) -> TrialResult:
@@ -61,6 +63,7 @@ def run_trial(
     """The result of these options, or why they have none. Every `run` has its own seed."""
     start = time.perf_counter()
     config = resolve_config(method, context.with_retain, default=options, targets=context.targets)
+    config = config.with_init(context.init)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # the search has warned once

@@ -87,7 +87,8 @@ def tune(
         recipe: epochs, batch size and all else; its lr and schedule are searched.
         max_accuracy_drop: points of accuracy on held-out data that a trial may lose, with the objective "held-out".
         metadata: of the checkpoint: what it has forgotten before, and how it was trained.
-        init: for "retrain", where first weights come from, see `amun_ext.unlearning.retrain.retrain`.
+        init: for "retrain" and methods that have this option, where first weights come from, see
+            `amun_ext.unlearning.retrain.retrain`.
         targets: for methods that need them, see `amun_ext.unlearning.prepare`.
         num_workers: trials to run in parallel, one process each.
         seed: of all randomness.
@@ -110,6 +111,7 @@ def tune(
     forget, retain, rows = proxy_forget_set(request_sets.retain, len(request_sets.ids), seed)
     held_out, _ = split_test_set(splits.test, seed)
     from_scratch = retraining(model, record, init=init) if objective == "retrain" else None
+    starts_anew = any("init" in METHODS[method].options for method in methods)
     identity = {
         "model": digest(model.state_dict()),
         "training_data": request_sets.training_data,
@@ -121,7 +123,7 @@ def tune(
         "with_retain": with_retain,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("lr", "schedule")},
         "retraining": None if from_scratch is None else asdict(from_scratch.recipe),
-        "init": None if from_scratch is None else describe_init(init),
+        "init": describe_init(init) if starts_anew or from_scratch is not None else None,
         "targets": None if targets is None else targets.settings(),
         "seed": seed,
         **({"max_accuracy_drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
@@ -133,7 +135,9 @@ def tune(
         if how is not None:
             found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
             adversarial = found.to("cpu")
-        context = TrialContext(forget, retain, held_out, with_retain, adversarial, seed, targets)
+        context = TrialContext(
+            forget, retain, held_out, with_retain, adversarial, seed, targets, init if starts_anew else None
+        )
         compared = {"original": context.observe(model).row}
         context, retrained = replace(context, rows=compared), None
         if from_scratch is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.files import to_jsonable, write_json
-from amun_ext.models.reinitialise import describe_init
+from amun_ext.models.reinitialise import Init, describe_init
 from amun_ext.reading import read_json
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
@@ -54,6 +54,11 @@ class MethodConfig:
     def targets(self) -> Targets | None:
         """The prepared out-of-fold logits; None where the method needs none."""
         return self.options.get("targets")
+
+    def with_init(self, init: Init) -> "MethodConfig":
+        """With this source of first weights, for a method that takes one and was given none."""
+        missing = "init" in self.options and self.options["init"] is None
+        return replace(self, options={**self.options, "init": init}) if missing else self
 
     def unlearn(
         self,

@@ -3,12 +3,19 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
+from torch import nn
 
 Devices = Sequence[torch.device | int]  # CUDA devices whose generators are saved, beside the CPU's
 
 _in_use = threading.RLock()
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    """The CUDA devices of its parameters and buffers."""
+    return sorted({tensor.device.index for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda})
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amun_ext.digest import digest
-from amun_ext.random_state import own_random_state
+from amun_ext.random_state import cuda_devices, own_random_state
 from amun_ext.validation import InputError, listed, require
 
 # A function that builds the model, the state dict that its training began with, or None for `reset_parameters`.
@@ -55,8 +55,7 @@ def deep_copy(model: nn.Module) -> nn.Module:
 
 def check_init(model: nn.Module, init: Init) -> None:
     """InputError as `untrained`; the random state is left as it was."""
-    devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
-    with own_random_state(sorted(devices)):
+    with own_random_state(cuda_devices(model)):
         untrained(model, init)
 
 
@@ -142,11 +141,6 @@ def _shape(value: object) -> object:
     return value.shape if isinstance(value, Tensor) else None
 
 
-def on_gpu(value: object) -> bool:
-    """False for extra state and packed weights, which are no tensors."""
-    return isinstance(value, Tensor) and value.is_cuda
-
-
 def _frozen(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the frozen parameters, and of the buffers of modules whose parameters are all frozen, by name."""
     found = {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
@@ -162,8 +156,7 @@ def _changed(model: nn.Module, names: list[str], probe: Tensor) -> list[str]:
     """The buffers among `names` that a forward in training mode changes."""
     trained = deep_copy(model).train()
     before = {name: each.clone() for name, each in trained.named_buffers()}
-    devices = {each.device.index for each in [*trained.parameters(), *trained.buffers()] if each.is_cuda}
-    with torch.no_grad(), own_random_state(sorted(devices)):
+    with torch.no_grad(), own_random_state(cuda_devices(trained)):
         trained(probe)
     after = dict(trained.named_buffers())
     return [name for name in names if not torch.equal(before[name], after[name])]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amun_ext.random_state import same_random_state
+from amun_ext.random_state import cuda_devices, same_random_state
 from amun_ext.validation import InputError, require
 
 FILLABLE = (dict, list, deque)
@@ -69,9 +69,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     ]
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     containers = [(each, copy.copy(each)) for _, before in attributes for each in _fillable(before)]
-    devices = {tensor.device.index for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda}
     try:
-        with same_random_state(sorted(devices)):
+        with same_random_state(cuda_devices(model)):
             _to_eval(model)
             yield
     finally:

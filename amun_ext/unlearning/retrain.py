@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.models.reinitialise import Init, deep_copy, on_gpu, untrained
+from amun_ext.models.reinitialise import Init, deep_copy, untrained
 from amun_ext.models.state import placement
-from amun_ext.random_state import own_random_state
+from amun_ext.random_state import cuda_devices, own_random_state
 from amun_ext.training import PAPER_TRAINING, DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import require
 
@@ -43,8 +43,7 @@ def train_from_scratch(model: nn.Module, data: Dataset[Any], recipe: Recipe, see
 
 def untrained_copy(model: nn.Module, data: Dataset[Any], seed: int, init: Init = None) -> nn.Module:
     """A copy of `model` as it was before it was trained on inputs like those of `data`; see `retrain`."""
-    devices = {tensor.device.index for tensor in model.state_dict().values() if on_gpu(tensor)}
-    with own_random_state(sorted(devices)):
+    with own_random_state(cuda_devices(model)):
         probe = _probe(model, data)  # before the seed: an item may be drawn by a transform
         torch.manual_seed(seed)
         return untrained(model, init, probe)

@@ -85,7 +85,7 @@ class TestMeasures:
 
 
 class TestSamples:
-    def test_those_beyond_99_percent_of_the_test_set(self) -> None:
+    def test_suspected_members_score_above_99_percent_of_the_test_set(self) -> None:
         scores = {"forget": [98.0, 98.5, 200.0, -1.0], "retain": [0.0], "test": list(range(100))}
         made = find_suspected_members(
             seen([True] * 4, [True], [True] * 100, scores), torch.tensor([7, 8, 9, 10]), "confidence"
@@ -93,7 +93,7 @@ class TestSamples:
         assert [(each.id, each.above) for each in made.samples] == [(9, 100), (8, 99)]
         assert (made.threshold, made.expected_by_chance) == (98.0, 4 * 2 / 101)
 
-    def test_those_are_found_that_the_true_positive_rate_counts(self) -> None:
+    def test_suspected_members_agree_with_the_true_positive_rate(self) -> None:
         forget, test = torch.randn(80).tolist(), torch.randn(450).tolist()
         model = seen([True] * 80, [True], [True] * 450, {"forget": forget, "retain": [0.0], "test": test})
         found = find_suspected_members(model, torch.arange(80), "confidence")
@@ -182,7 +182,7 @@ class TestAudit:
         assert not found.flags
         assert "gap" not in row
 
-    def test_against_itself_there_is_no_difference(self, original, retrained, references, splits, ids) -> None:
+    def test_a_model_does_not_differ_from_itself(self, original, retrained, references, splits, ids) -> None:
         """And without the model before, or an attack that finds it, nothing shows that this says anything."""
         found = audit(retrained, splits, ids, retrained=retrained)
         assert (found.verdict.answer, found.verdict.difference) == ("cannot tell", 0)
@@ -220,7 +220,7 @@ class TestAudit:
         assert found.verdict.answer == "cannot tell"
         assert case in found.verdict.reason
 
-    def test_few_ids_cannot_tell_and_say_how_many_could(self, retrained, original, splits, ids) -> None:
+    def test_few_ids_cannot_tell_and_name_the_required_number(self, retrained, original, splits, ids) -> None:
         found = audit(retrained, splits, ids[:6], original=original, retrained=original)
         assert found.verdict.answer == "cannot tell"
         could = found.verdict.required_ids
@@ -256,7 +256,7 @@ class TestAudit:
         shown = (tmp_path / "audit.html").read_text()
         assert shown.count('src="data:image/png') == len(found.pictures) == min(12, len(found.members.samples)) > 0
 
-    def test_the_models_and_the_random_state_are_left_as_they_were(self, original, splits, ids) -> None:
+    def test_models_and_random_state_are_unchanged(self, original, splits, ids) -> None:
         before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
         original.train()
         state = torch.get_rng_state()
@@ -265,7 +265,7 @@ class TestAudit:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(tensor, before[name]) for name, tensor in original.state_dict().items())
 
-    def test_what_was_forgotten_before_is_in_no_set(self, original, splits, ids) -> None:
+    def test_previously_forgotten_samples_are_in_no_set(self, original, splits, ids) -> None:
         found = audit(original, splits, ids[:50], previously_forgotten=ids[50:].tolist())
         assert found.sizes == {"forget": 50, "retain": 450, "test": len(splits.test)}
 

@@ -43,7 +43,7 @@ def test_an_empty_path_is_not_the_current_folder(name: str, original, tmp_path, 
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_link_to_what_is_not_there(original, tmp_path, capsys) -> None:
+def test_a_broken_link(original, tmp_path, capsys) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     for out in (tmp_path / "link", tmp_path / "link" / "deeper"):
         assert amun("forget", original, out, "--ids", "3") == 2
@@ -60,7 +60,7 @@ def test_a_link_to_itself(command: str, tmp_path, capsys) -> None:
     assert "loop.pt: Too many levels of symbolic links" in one_line(capsys)
 
 
-def test_an_unreadable_model_is_called_so(original, tmp_path, capsys, monkeypatch) -> None:
+def test_an_unreadable_model(original, tmp_path, capsys, monkeypatch) -> None:
     opened = os.open
 
     def refused(path, *arguments, **options):
@@ -100,7 +100,7 @@ def test_a_class_is_named_by_one_name(original, tmp_path, capsys, user) -> None:
         ("tune", "journal.log"),
     ],
 )
-def test_a_file_of_the_users_is_not_replaced(command: str, name: str, original, tmp_path, capsys) -> None:
+def test_a_file_of_the_user_is_not_replaced(command: str, name: str, original, tmp_path, capsys) -> None:
     (tmp_path / name).write_text("mine")
     more = ["--ids", "3-9", *["--retrain"] * (command == "audit")]
     assert amun(command, original, tmp_path, *more) == 2
@@ -117,7 +117,7 @@ def test_models_without_other_ids_are_not_replaced(original, tmp_path, capsys) -
     assert path.read_bytes() == before
 
 
-def test_a_file_with_holes_has_no_weights_for_a_large_model(tmp_path, capsys) -> None:
+def test_a_sparse_file_is_no_large_model(tmp_path, capsys) -> None:
     path = tmp_path / "model.pt"
     torch.save(small_cnn(10, 1, 2).state_dict(), path)
     os.truncate(path, 2**42)
@@ -126,7 +126,7 @@ def test_a_file_with_holes_has_no_weights_for_a_large_model(tmp_path, capsys) ->
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "", "1_0", "9" * 5000])
-def test_how_many_to_retrain(number: str, original, tmp_path, capsys) -> None:
+def test_number_of_models_to_retrain(number: str, original, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         amun("audit", original, tmp_path / "out", "--ids", "1-50", f"--retrain={number}")
     assert "argument --retrain: must be a whole number from 1 on" in capsys.readouterr().err
@@ -150,13 +150,13 @@ def test_no_name_is_printed_raw(arguments: list[str], told: str, original, tmp_p
     assert told in one_line(capsys)
 
 
-def test_an_argument_that_is_not_known_is_printed_in_one_line(original, tmp_path, capsys) -> None:
+def test_an_unknown_argument_is_printed_in_one_line(original, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         amun("forget", original, tmp_path / "out", "--ids", "3", "a\x1b[31m\nb")
     assert r"unrecognized arguments: a\x1b[31m\nb" in capsys.readouterr().err
 
 
-def test_results_are_not_written_to_where_their_name_cannot_be_printed(original, tmp_path, capsys) -> None:
+def test_a_folder_whose_name_cannot_be_printed_is_refused(original, tmp_path, capsys) -> None:
     assert amun("forget", original, tmp_path / "a\x1b[31m", "--ids", "3") == 2
     assert r"--out must be a path that can be printed, got" in one_line(capsys)
 
@@ -195,7 +195,7 @@ def user(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("told", ERRORS)
-def test_a_model_that_breaks_in_the_midst(told: str, user, tmp_path, capsys) -> None:
+def test_a_model_that_raises_during_the_work(told: str, user, tmp_path, capsys) -> None:
     error = ERRORS[told]
     user.model = Breaks(error, at_once=False)
     models.save_checkpoint(tmp_path / "m.safetensors", user.model, {})
@@ -210,7 +210,7 @@ def test_a_model_that_breaks_in_the_midst(told: str, user, tmp_path, capsys) -> 
 
 
 @pytest.mark.parametrize("told", ERRORS)
-def test_a_model_that_breaks_at_once(told: str, user, tmp_path, capsys) -> None:
+def test_a_model_that_raises_at_once(told: str, user, tmp_path, capsys) -> None:
     user.model = Breaks(ERRORS[told], at_once=True)
     models.save_checkpoint(tmp_path / "m.safetensors", user.model, {})
     arguments = ["--arch", "helpers_of_the_user:build", "--ids", "1-5"]

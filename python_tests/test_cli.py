@@ -65,7 +65,7 @@ class TestCode:
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.slow
-    def test_none_in_workers_either_and_the_users_own_there_too(self, original: Path, tmp_path: Path) -> None:
+    def test_workers_import_as_the_command_does(self, original: Path, tmp_path: Path) -> None:
         with_own_code(tmp_path)
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         recipe = models.load_checkpoint(original, model)["recipe"]
@@ -76,7 +76,9 @@ class TestCode:
         assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
     @pytest.mark.parametrize("command", ["search", "forget --ids 5", "tune --ids 5", "audit", "references", "shadows"])
-    def test_a_checkpoint_names_none(self, original: Path, tmp_path: Path, command: str, capsys, monkeypatch) -> None:
+    def test_a_checkpoint_cannot_ask_for_code(
+        self, original: Path, tmp_path: Path, command: str, capsys, monkeypatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [*sys.path, ""])
         (tmp_path / "helpers.py").write_text("open('ran', 'w')\n")
@@ -88,7 +90,7 @@ class TestCode:
         assert "--arch must be given, because downloaded.safetensors asks to run code" in capsys.readouterr().err
         assert not Path("ran").exists()
 
-    def test_nor_does_one_beside_it(self, original: Path, tmp_path: Path, capsys) -> None:
+    def test_nor_can_a_checkpoint_beside_it(self, original: Path, tmp_path: Path, capsys) -> None:
         """--arch is for all checkpoints of a command, but none of them has chosen it."""
         model = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         metadata = models.load_checkpoint(original, model) | {"arch": "helpers:build"}
@@ -129,7 +131,7 @@ def test_no_file_of_the_users_is_removed(original, tmp_path, command) -> None:
     assert not [*tmp_path.glob("unfinished*")]
 
 
-def test_the_model_that_is_to_forget_is_not_written_over(original, tmp_path, capsys) -> None:
+def test_the_model_that_is_to_forget_is_not_overwritten(original, tmp_path, capsys) -> None:
     own = tmp_path / "model.safetensors"
     own.write_bytes(before := original.read_bytes())
     assert forget(own, tmp_path, "--ids", "3") == 2
@@ -137,7 +139,7 @@ def test_the_model_that_is_to_forget_is_not_written_over(original, tmp_path, cap
     assert own.read_bytes() == before
 
 
-def test_a_folder_of_the_users_is_not_worked_in(original, tmp_path, capsys) -> None:
+def test_a_folder_of_the_user_is_not_used_as_a_workplace(original, tmp_path, capsys) -> None:
     (tmp_path / "unfinished-forget").mkdir()
     own = tmp_path / "unfinished-forget/README.txt"
     own.write_text("a thesis")
@@ -208,7 +210,7 @@ def test_demo_at_a_hundredth_of_its_length(tmp_path, capsys, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("command", ["forget --epochs 1", "audit"])
-def test_a_page_has_forgotten_images_only_where_told_so(original, tmp_path, command) -> None:
+def test_a_page_has_forgotten_images_only_with_images(original, tmp_path, command) -> None:
     name, *flags = command.split()
     flags += ["--model", str(original), "--data", "digits", "--ids", "0-199"]
     for more, shown in ([], False), (["--with-images"], True):

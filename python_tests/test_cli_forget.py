@@ -27,7 +27,7 @@ def original(digits_checkpoint: Path) -> Path:
 
 
 class TestTrain:
-    def test_checkpoint_says_what_it_is(self, original: Path) -> None:
+    def test_metadata_of_the_checkpoint(self, original: Path) -> None:
         with safe_open(original, "pt") as file:
             metadata = file.metadata()
         assert metadata["arch"] == "small-cnn"
@@ -153,7 +153,7 @@ class TestMethods:
         command = ["forget", "--model", str(original), "--data", "digits", "--ids", "1", "--out", str(tmp_path / "out")]
         refused([*command, "--method", "ssd", "--lr", "0.1"], "lr must be left out")
 
-    def test_amun_forgets_as_ever_and_others_with_their_own_recipe(self, original: Path, tmp_path: Path) -> None:
+    def test_amun_and_other_methods_have_their_own_recipes(self, original: Path, tmp_path: Path) -> None:
         for method in ("amun", "ga"):
             assert forget(original, tmp_path / method, "--ids", "40-60", "--method", method) == 0
         amun, ga = (told(tmp_path / method)["facts"] for method in ("amun", "ga"))
@@ -161,7 +161,7 @@ class TestMethods:
         assert (amun["include_forget"], amun["search"]) == (False, "ddn")
         assert ga["recipe"] == dataclasses.asdict(METHODS["ga"].options["recipe"].default)
 
-    def test_a_preset_and_what_is_given_beside_it(self, original: Path, tmp_path: Path) -> None:
+    def test_options_override_a_preset(self, original: Path, tmp_path: Path) -> None:
         preset = ("--method", "salun", "--preset", "unlearn-saliency-2023", "--epochs", "1", "--no-augment")
         assert forget(original, tmp_path / "out", "--ids", "40-60", *preset) == 0
         facts = told(tmp_path / "out")["facts"]
@@ -171,7 +171,7 @@ class TestMethods:
         recipe = PRESETS["unlearn-saliency-2023"]["salun"]["recipe"]
         assert facts["recipe"] == dataclasses.asdict(recipe) | {"epochs": 1, "augment": False}
 
-    def test_a_preset_has_the_last_word_on_the_forget_set_but_for_the_flag(self, original, tmp_path) -> None:
+    def test_a_preset_overrides_the_default_and_a_flag_overrides_the_preset(self, original, tmp_path) -> None:
         flags = ("--ids", "40-60", "--preset", "amun-paper", "--search", "ddn", "--epochs", "1", "--no-augment")
         assert forget(original, tmp_path / "a", *flags) == 0
         assert told(tmp_path / "a")["facts"]["fine_tuned_on"] == "D_R + D_F + D_A"
@@ -216,7 +216,7 @@ class TestMethods:
         changed = torch.cat([(before.get_tensor(name) != after.get_tensor(name)).flatten() for name in names])
         assert 0.05 < changed.float().mean() <= 0.1
 
-    def test_retrain_goes_by_the_recipe_of_the_checkpoint(self, original: Path, tmp_path: Path, capsys) -> None:
+    def test_retraining_uses_the_recipe_of_the_checkpoint(self, original: Path, tmp_path: Path, capsys) -> None:
         assert forget(original, tmp_path / "method", "--ids", "40-60", "--method", "retrain") == 0
         recipe = told(tmp_path / "method")["facts"]["recipe"]
         assert (recipe["epochs"], recipe["lr"], recipe["batch_size"]) == (3, 0.1, 64)
@@ -235,7 +235,7 @@ class TestMethods:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kept", "more"), [("fine-tuning", ()), ("retraining", ("--retrain",))])
-def test_a_killed_command_goes_on_with_its_training(original, tmp_path, kept, more) -> None:
+def test_a_killed_command_resumes_its_training(original, tmp_path, kept, more) -> None:
     """Killed outright in the middle; called again it ends where one that was left alone ends."""
     flags = ["--ids", "40-60", "--method", "amun+salun", "--seed", "3", *more]
     flags += ["--epochs", "4" if kept == "fine-tuning" else "1"]
@@ -319,7 +319,7 @@ def test_a_full_disk_is_one_line_status_6_and_no_half_file(original, tmp_path, c
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
 
 
-def test_the_same_command_goes_on_with_a_search_that_was_done(original, tmp_path, capsys, monkeypatch) -> None:
+def test_the_same_command_reuses_a_finished_search(original, tmp_path, capsys, monkeypatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

@@ -14,14 +14,14 @@ def forget(original: Path, out: Path, *options: str) -> int:
     return cli.main([*command, "--model", str(original), "--out", str(out), *options])
 
 
-def test_an_unchanged_model_is_no_result(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unchanged_model_is_refused(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert forget(original, tmp_path / "out", "--lr", "1e-30") == 4
     told = capsys.readouterr()
     assert told.err == "amun: refused: the model is unchanged: all its weights are bit-equal\n"
     assert not any((tmp_path / "out" / name).exists() for name in RESULTS)
 
 
-def test_below_the_floor_there_is_no_result(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_below_the_floor_is_refused(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, lr = tmp_path / "out", ("--lr", "0.001")
     assert forget(original, out, *lr, "--floor", "99.5") == 5
     told = capsys.readouterr().err
@@ -43,9 +43,7 @@ def test_a_floor_is_a_percentage(original: Path, tmp_path: Path, floor: str) -> 
 
 
 @pytest.mark.parametrize("method", ["amun", "salun", "ga", "retrain"])
-def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
-    original: Path, tmp_path: Path, capsys, method: str
-) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(original: Path, tmp_path: Path, capsys, method: str) -> None:
     command = ["forget", "--data", "digits", "--ids", "3,5", "--model", str(original), "--method", method, "--dry-run"]
     assert cli.main([*command, "--out", str(tmp_path / "out"), "--epochs", "2"]) == 0
     told = capsys.readouterr().out

@@ -14,7 +14,9 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_of_other_samples(original: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_of_other_samples_is_not_replaced(
+    original: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags, result = COMMANDS[name]
     command = [*flags.split(), "--model", str(original), "--data", "digits", "--quiet", "--out", str(tmp_path)]
     assert cli.main([*command, "--ids", "0-11"]) == 0
@@ -30,7 +32,9 @@ def test_of_other_samples(original: Path, name: str, tmp_path: Path, capsys: pyt
     assert (tmp_path / result).read_bytes() != before
 
 
-def test_pictures_and_tables_of_the_users(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_and_tables_of_the_user_are_not_replaced(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["search", "--methods", "ffgsm", "--no-curves", "--ids", "0,1", "--model", str(original), "--quiet"]
     command += ["--data", "digits", "--out", str(tmp_path / "out")]
     mine = tmp_path / "pictures/ffgsm-1.png"
@@ -48,7 +52,7 @@ def test_pictures_and_tables_of_the_users(original: Path, tmp_path: Path, capsys
     assert cli.main(command) == 0
 
 
-def test_a_stopped_search_that_replaces_another_goes_on(original: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_stopped_search_that_replaces_another_resumes(original: Path, tmp_path: Path, monkeypatch) -> None:
     flags = ["search", "--methods", "ffgsm,deepfool", "--no-curves", "--quiet", "--data", "digits"]
     command = [*flags, "--model", str(original), "--out", str(tmp_path)]
     assert cli.main([*command, "--ids", "0-11"]) == 0

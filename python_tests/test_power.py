@@ -64,7 +64,7 @@ def test_another_run_of_the_same_memory_is_seldom_called_forgotten() -> None:
         assert answers.count(FORGOTTEN) <= most
 
 
-def test_a_retrained_model_is_called_forgotten_where_the_audit_sees_enough() -> None:
+def test_a_retrained_model_is_called_forgotten_if_the_audit_has_power() -> None:
     answers = []
     for seed in range(AUDITS):
         people = Population(seed, ids=600)
@@ -98,7 +98,7 @@ class TestExcess:
         assert found.answer == NOT_FORGOTTEN
         assert "forget samples look more like members" in found.reason
 
-    def test_what_stands_out_of_retrained_models_as_well_does_not(self) -> None:
+    def test_samples_that_also_stand_out_of_retrained_models_do_not_block(self) -> None:
         people = Population(2, ids=600)
         odd = dict.fromkeys(range(30), 20.0)
         assert "under confidence, 3" in excess(people.model(odd), [], "confidence")
@@ -113,7 +113,7 @@ class TestExcess:
         ]
         assert bool(excess(models[0], models[1:], "confidence")) == blocked
 
-    def test_it_is_seldom_seen_by_chance(self) -> None:
+    def test_excess_is_rarely_found_by_chance(self) -> None:
         """At most EXCESS of the audits, but for a chance of 10^-9."""
         count = 1000
         found = [bool(excess(Population(seed).model(), [], "confidence")) for seed in range(count)]
@@ -122,7 +122,7 @@ class TestExcess:
     @pytest.mark.parametrize(
         ("ids", "test", "seen_as"), [(1, 1, False), (1, 98, False), (1, 99, False), (200, 1, True)]
     )
-    def test_of_few_samples(self, ids: int, test: int, seen_as: bool) -> None:
+    def test_excess_of_few_samples(self, ids: int, test: int, seen_as: bool) -> None:
         """All of the ids above all test samples: by chance once in (ids + test over ids)."""
         model = seen({"forget": np.full(ids, 1.0), "test": np.zeros(test)})
         assert bool(excess(model, [], "confidence")) == seen_as

@@ -31,7 +31,7 @@ def facts(out: Path) -> dict:
 
 class TestSignals:
     @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
-    def test_they_end_in_order(self, original, tmp_path, capsys, monkeypatch, number, name) -> None:
+    def test_a_signal_ends_a_command_cleanly(self, original, tmp_path, capsys, monkeypatch, number, name) -> None:
         before = signal.signal(number, signal.SIG_DFL)  # also where it was ignored, as under nohup
         try:
             with monkeypatch.context() as patch:
@@ -45,7 +45,7 @@ class TestSignals:
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished-forget"]
         assert cli.main(forget(original, tmp_path / "out", "--ids", "5,6")) == 0
 
-    def test_one_that_is_ignored_stays_so(self, original, tmp_path, monkeypatch) -> None:
+    def test_an_ignored_signal_stays_ignored(self, original, tmp_path, monkeypatch) -> None:
         """As nohup has it."""
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -56,7 +56,7 @@ class TestSignals:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("to", ["the command", "all of its processes"])
-    def test_workers_end_without_a_word(self, original, tmp_path, to: str) -> None:
+    def test_workers_end_silently(self, original, tmp_path, to: str) -> None:
         """While they begin, which is when the other end of what they read is lost."""
         command = ["references", "--model", str(original), "--data", "digits", "--num-models", "2", "--workers", "2"]
         process = command_line([*command, "--out", str(tmp_path / "out")], start_new_session=True)
@@ -69,7 +69,7 @@ class TestSignals:
         assert "Traceback" not in errors
 
 
-def test_an_interrupt_during_the_imports_ends_without_a_word(tmp_path: Path) -> None:
+def test_an_interrupt_during_the_imports_is_silent(tmp_path: Path) -> None:
     (tmp_path / "amun_ext.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(9)\n")
     command = [sys.executable, "-c", "import amun_command; amun_command.main()"]
     ended = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
@@ -91,7 +91,7 @@ class TestOutput:
         assert "Traceback" not in ended.stderr
         assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS}
 
-    def test_what_nobody_reads_is_no_failure(self) -> None:
+    def test_a_closed_pipe_is_no_failure(self) -> None:
         read, write = os.pipe()
         os.close(read)
         with open(write, "w") as pipe:
@@ -102,14 +102,14 @@ class TestOutput:
             output.flush()
         assert isinstance(output.error, BrokenPipeError)
 
-    def test_letters_that_the_terminal_has_not(self) -> None:
+    def test_letters_outside_the_encoding_are_escaped(self) -> None:
         terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         output = Output(terminal)
         output.write("caf\udce9 \u2603\n")
         output.flush()
         assert terminal.buffer.getvalue() == b"caf\\udce9 \\u2603\n"
 
-    def test_a_command_without_files_has_failed_then(self, monkeypatch, capsys) -> None:
+    def test_a_command_without_files_fails_if_its_output_does(self, monkeypatch, capsys) -> None:
         with open("/dev/full", "w") as full:
             monkeypatch.setattr(sys, "stdout", full)
             assert cli.main(["info"]) == 1
@@ -128,7 +128,7 @@ class TestProgress:
                 bar.update()
         assert re.fullmatch(r"train: 3 of 3 in 00:00, loss=0\.1\n", capsys.readouterr().err)
 
-    def test_silent_where_it_is_not_asked_for(self, capsys) -> None:
+    def test_no_progress_unless_shown(self, capsys) -> None:
         assert [*progress_bar(False, range(3), "train")] == [0, 1, 2]
         assert capsys.readouterr().err == ""
 
@@ -161,7 +161,7 @@ class TestAgain:
         assert facts(out)["ids"] == [5]
         assert {path.name for path in out.iterdir()} == {*RESULTS}
 
-    def test_what_a_report_says_is_not_believed(self, original, tmp_path, refused) -> None:
+    def test_a_changed_report_is_not_trusted(self, original, tmp_path, refused) -> None:
         out = tmp_path / "out"
         assert cli.main(forget(original, out, "--ids", "5,6")) == 0
         told = json.loads((out / "report.json").read_text())
@@ -171,7 +171,7 @@ class TestAgain:
             where = re.escape(r"with the request of \x1b[31m\nnow to forget 5, 6")
             refused(forget(original, out, "--ids", "5,6"), where)
 
-    def test_one_that_is_not_whole_is_none(self, original, tmp_path, refused) -> None:
+    def test_an_incomplete_result_is_not_finished(self, original, tmp_path, refused) -> None:
         out = tmp_path / "out"
         assert cli.main(forget(original, out, "--ids", "5,6")) == 0
         with (out / "model.safetensors").open("ab") as file:

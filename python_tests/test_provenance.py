@@ -38,7 +38,7 @@ def test_differences() -> None:
         ({"unlearning": {"method": "rl"}}, "with its options, got with method 'rl' instead of 'ft'"),
     ],
 )
-def test_other_shadows(about: dict, message: str) -> None:
+def test_shadows_of_other_settings_are_refused(about: dict, message: str) -> None:
     provenance.check_shadows(made(), RECORD, [])
     with pytest.raises(InputError, match=message):
         provenance.check_shadows(made(**about), RECORD, [])
@@ -56,7 +56,7 @@ def test_other_shadows(about: dict, message: str) -> None:
         ({"forgotten": (3, 5)}, r"has not forgotten the ids, got one that has forgotten \[3\]"),
     ],
 )
-def test_another_original(other: dict, message: str) -> None:
+def test_another_original_is_refused(other: dict, message: str) -> None:
     """It would prove that the audit sees another model's members."""
     first = Record(recipe=RECIPE, seed=0, init="a")
     audited = replace(first, forgotten=(3, 4), unlearning={"method": "ft"})
@@ -67,7 +67,7 @@ def test_another_original(other: dict, message: str) -> None:
         provenance.check_original(path, replace(first, **other), audited, [3, 4])
 
 
-def test_the_file_that_the_model_was_made_of(tmp_path) -> None:
+def test_the_original_is_known_by_its_hash(tmp_path) -> None:
     """Or one from before an earlier request; a copy of it under another name is as good."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"weights")
@@ -79,7 +79,7 @@ def test_the_file_that_the_model_was_made_of(tmp_path) -> None:
             provenance.check_original(path, Record(), Record(made_of=made_of), [3])
 
 
-def test_recipes_from_before_a_field_was_there() -> None:
+def test_recipes_without_newer_fields() -> None:
     """An absent one has its default."""
     older = {"epochs": 3, "lr": 0.1}
     provenance.check_shadows(made(recipe=older), RECORD, [])
@@ -88,7 +88,7 @@ def test_recipes_from_before_a_field_was_there() -> None:
     assert remark.endswith("another recipe than the model: schedule 'cosine' instead of 'constant'")
 
 
-def test_another_folder(tmp_path) -> None:
+def test_seconds_are_those_of_the_same_file(tmp_path) -> None:
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     with pytest.raises(InputError, match=r"of one with seed 1 instead of 2, recipe lr 0.1 instead of 0.3$"):

@@ -95,7 +95,7 @@ def test_all_is_listed_and_removed(made: Path, tmp_path: Path, capsys: pytest.Ca
     assert "Nothing was found." in capsys.readouterr().out
 
 
-def test_what_a_command_works_at_is_not_removed(made: Path, tmp_path: Path, capsys) -> None:
+def test_files_in_use_are_not_removed(made: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "all"
     shutil.copytree(made, folder, symlinks=True)
     command = ["purge", "--model", str(folder / "b/model.safetensors"), str(folder), "--yes"]
@@ -117,7 +117,7 @@ def test_what_a_command_works_at_is_not_removed(made: Path, tmp_path: Path, caps
         (["missing"], "FOLDER must be a folder"),
     ],
 )
-def test_what_is_refused(made: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], told: str) -> None:
+def test_bad_input_is_refused(made: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], told: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.json").write_text("mine")
     shutil.copy(made / "original.safetensors", tmp_path)

@@ -48,14 +48,16 @@ class TestHalves:
         assert ((made.sum(1) - samples / 2).abs() <= 0.5).all()
         assert (made[::2] ^ made[1::2]).all()
 
-    def test_more_models_leave_the_former_ones_as_they_are(self) -> None:
+    def test_more_models_do_not_change_the_earlier_ones(self) -> None:
         assert torch.equal(draw_membership(100, 8, seed=3)[:4], draw_membership(100, 4, seed=3))
         assert not torch.equal(draw_membership(100, 4, seed=3), draw_membership(100, 4, seed=4))
         assert len(draw_membership(100, 8).unique(dim=0)) == 8
 
 
 class TestTraining:
-    def test_each_is_trained_on_its_half_and_tells_of_all(self, train, splits, model, monkeypatch) -> None:
+    def test_each_is_trained_on_its_half_and_has_signals_of_all_samples(
+        self, train, splits, model, monkeypatch
+    ) -> None:
         trained = []
 
         def spy(*arguments) -> nn.Module:
@@ -77,7 +79,7 @@ class TestTraining:
             ("log-odds", "sm-taylor"), (torch.float32, (4, 81))
         )
 
-    def test_what_was_stopped_goes_on_and_more_are_added(self, train, tmp_path, monkeypatch) -> None:
+    def test_a_stopped_training_resumes_and_models_can_be_added(self, train, tmp_path, monkeypatch) -> None:
         whole = train(out=tmp_path / "whole", models=6)
         made, fitted = [], module.train_from_scratch
 
@@ -103,7 +105,7 @@ class TestTraining:
         one, two = train(out=tmp_path / "one", models=2), train(out=tmp_path / "two", models=2, num_workers=2)
         assert torch.equal(one.signals["sm-taylor"], two.signals["sm-taylor"])
 
-    def test_the_model_is_left_as_it_was_and_its_weights_do_not_count(self, train, model, tmp_path) -> None:
+    def test_the_model_is_unchanged_and_its_weights_are_not_used(self, train, model, tmp_path) -> None:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         first = train(models=2)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -119,7 +121,7 @@ class TestFiles:
     }
 
     @pytest.mark.parametrize("name", OTHERS)
-    def test_others_are_refused(self, train, name: str) -> None:
+    def test_a_folder_of_other_references_is_refused(self, train, name: str) -> None:
         train(models=2)
         with pytest.raises(InputError, match=f"a new folder or one of this set of references.*with {name}"):
             train(models=2, **self.OTHERS[name])
@@ -141,7 +143,7 @@ class TestFiles:
         with pytest.raises(InputError, match="of the model's architecture"):
             check_same("references", made, wider, splits)
 
-    def test_damage_is_told_and_mended(self, train, tmp_path) -> None:
+    def test_a_damaged_file_is_named_and_made_again(self, train, tmp_path) -> None:
         first = train(models=2)
         path = tmp_path / "reference-0001.safetensors"
         path.write_bytes(path.read_bytes()[:-40])

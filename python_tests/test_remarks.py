@@ -23,7 +23,7 @@ def test_a_model_that_is_worse_on_the_test_set() -> None:
     assert not broken(99.0, "original", 75.0)
 
 
-def test_a_model_that_still_tells_forgotten_from_test_samples() -> None:
+def test_a_model_that_still_distinguishes_forgotten_from_test_samples() -> None:
     """Shifts of 1, 0.6 and 0.3 of a uniform of width 4: areas of 71.8, 63.8 and 57.2 %."""
     known, half, less = ((TEST + shift, TEST) for shift in (1.0, 0.6, 0.3))
     assert remembers(known, half).startswith("FT AUC is 63.8, was 71.8 before, and is 50 for samples")

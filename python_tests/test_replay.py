@@ -31,7 +31,7 @@ def test_it_gives_the_same_model(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert told["seconds"]["AMUN"] > 0
 
 
-def test_another_model_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_different_model_is_reported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = load_file(folder / "first/model.safetensors")
     first = next(name for name, value in weights.items() if value.is_floating_point())
     weights[first].view(-1)[0] += 0.25
@@ -57,13 +57,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     (tmp_path / "record.json").write_text(BROKEN[kind])
     assert cli.main(["replay", str(tmp_path / "record.json"), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_code_and_models_that_nobody_named_are_refused(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_code_needs_to_be_named_and_the_model_to_be_the_same(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('run').touch()\n\ndef load():\n    return None\n")
     (tmp_path / "evil:load").touch()  # a file of that name makes no data of it

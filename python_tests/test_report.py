@@ -95,7 +95,7 @@ class TestRows:
         at_once = evaluate(**arguments | {"seconds": {"no-op": 0.0, "retrain": 1.0}})
         assert math.isnan(at_once.rows["no-op"]["speed-up"])
 
-    def test_no_baseline_no_comparison(self, arguments):
+    def test_no_comparison_without_a_baseline(self, arguments):
         report = evaluate(**arguments | {"baseline": None, "seconds": None})
         assert "gap" not in report.rows["amun"]
         assert [column.name for column in report.columns][-1] == "FT AUC"  # of four samples no standard error holds
@@ -215,7 +215,7 @@ class TestText:
             assert sum(line.startswith(f"{column.name}  ") for line in lines) == 1
         assert "closer to retraining" in report.to_text()
 
-    def test_drops_columns_that_say_nothing(self, arguments):
+    def test_leaves_out_empty_columns(self, arguments):
         assert "speed-up" not in evaluate(**arguments | {"seconds": None}).to_text()
 
 
@@ -238,7 +238,7 @@ class TestHtml:
             assert (sign in source) == with_images
         assert page.count("img") == 9 * with_images
 
-    def test_opens_with_what_the_numbers_say(self, report):
+    def test_begins_with_a_summary(self, report):
         words = " ".join("".join(Page(render(report)).words).replace("\u00a0", " ").split())
         assert "4 forgotten images fell from 100.0 % to 75.0 %; retraining gives 50.0 %" in words
         assert "4 test images rose from 75.0 % to 100.0 %" in words

@@ -84,7 +84,7 @@ class TestShadows:
             assert torch.equal(data_of.tensors[0], torch.cat([images[:300][kept], images[rows[half]]]))
             assert seed == same_seed
 
-    def test_what_was_stopped_goes_on(self, train, tmp_path) -> None:
+    def test_a_stopped_training_resumes(self, train, tmp_path) -> None:
         first = train()
         path = tmp_path / "shadow-0002.safetensors"
         path.unlink()
@@ -101,7 +101,7 @@ class TestShadows:
         one, two = (train(out=tmp_path / str(n), num_workers=n, unlearning=unlearning) for n in (1, 2))
         assert torch.equal(one.signals["log-odds"], two.signals["log-odds"])
 
-    def test_test_samples_that_were_trained_on_are_not_among_them(self, train, splits) -> None:
+    def test_test_samples_with_copies_in_the_training_set_are_left_out(self, train, splits) -> None:
         """Nor are more asked for than there are."""
         shown = torch.cat([splits.train.tensors[0][:160], splits.test.tensors[0][:40]])
         deep_copy = Splits(splits.train, TensorDataset(shown, splits.test.tensors[1]), splits.classes)
@@ -109,7 +109,7 @@ class TestShadows:
         assert sorted((made.rows[60:] - 300).tolist()) == list(range(160, 200))
 
     @pytest.mark.filterwarnings("ignore:.*forget samples have no adversarial example")
-    def test_the_search_is_the_one_that_is_asked_for(self, train, monkeypatch) -> None:
+    def test_the_search_is_that_of_the_method(self, train, monkeypatch) -> None:
         """Each shadow searches anew, with the settings of the method under audit."""
         amun = sys.modules["amun_ext.unlearning.amun"]  # the package's own name for it is the function
         asked, search = [], amun.find_min_adversarial
@@ -117,13 +117,15 @@ class TestShadows:
         train(unlearning=resolve_config("amun", search="pgd", steps=7, recipe={"epochs": 1, "lr": 0.01}))
         assert [(o["method"], o["steps"]) for o in asked] == [("pgd", 7)] * 6
 
-    def test_the_cost_is_said(self, splits, ids) -> None:
+    def test_cost(self, splits, ids) -> None:
         told = cost(splits, ids, NOTHING, TRAINING, 16)
         assert told.startswith("16 shadow models: each is trained on 300 samples for 15 epochs and then forgets 60")
 
 
 class TestAttack:
-    def test_who_forgets_nothing_is_found_and_who_retrains_is_not(self, train, model, splits, ids, tmp_path) -> None:
+    def test_the_attack_finds_a_model_that_forgot_nothing_and_not_a_retrained_one(
+        self, train, model, splits, ids, tmp_path
+    ) -> None:
         """Retraining draws both kinds from one distribution: the area is 50, up to what 120 samples let one see."""
         kept = train(recipe=TRAINING, models=8, out=tmp_path / "ft")
         assert auc_over_shadows(kept)["mean"] > 75
@@ -153,7 +155,7 @@ class TestAttack:
         wide = (found.verdict.interval[1] - found.verdict.interval[0]) / 2
         assert unsure.verdict.required_ids == pytest.approx(60 * wide**2, abs=1)  # as many test samples are asked of
 
-    def test_the_worse_answer_counts(self, train, model, splits, ids, tmp_path) -> None:
+    def test_the_verdict_is_the_worse_answer(self, train, model, splits, ids, tmp_path) -> None:
         """A model is like the retrained one that it is, by confidence; an attack that sees nothing cannot clear it."""
         kept = train(recipe=TRAINING)
         original = fitted(model, splits.train)
@@ -170,7 +172,7 @@ class TestAttack:
         assert named == [attack for attack, each in found.verdicts.items() if each is not found.verdict]
         assert len(named) == 1
 
-    def test_spread_of_made_up_answers(self) -> None:
+    def test_auc_over_shadows(self) -> None:
         """Shadows that answer +1 or -1 more for what they forgot, and those that answer at random."""
         forgot = module.draw_membership(400, 16)
         noise = torch.randn(16, 400, dtype=torch.float64)
@@ -207,7 +209,7 @@ class TestInput:
             train(**options)
         assert not list(tmp_path.iterdir())
 
-    def test_those_of_another_request_or_method(self, train, model, splits, ids) -> None:
+    def test_shadows_of_another_request_or_method_are_refused(self, train, model, splits, ids) -> None:
         made = train()
         with pytest.raises(InputError, match="shadows must be of the ids that are audited"):
             audit(model, splits, ids[:50], shadows=made)

@@ -91,14 +91,14 @@ class TestTable:
         assert MODELS.to_dataframe() == MODELS.records()
         assert ATTACKS.records()[2] == {"attack": "LiRA", "model": "before", "AUC": 55}
 
-    def test_says_what_is_missing(self, monkeypatch) -> None:
+    def test_names_the_missing_package(self, monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, "pandas", None)
         with pytest.raises(InputError, match="needs pandas"):
             MODELS.to_dataframe()
 
 
 class TestResult:
-    def test_exports_the_main_table_unless_told_another(self, tmp_path) -> None:
+    def test_exports_the_main_table_by_default(self, tmp_path) -> None:
         result = Example()
         assert result.to_csv() == MODELS.to_csv()
         assert result.to_latex(tmp_path / "a.tex", table="attacks") == (tmp_path / "a.tex").read_text()
@@ -108,7 +108,7 @@ class TestResult:
         assert names == [f"{name}.{kind}" for name in ("models", "attacks", "trials") for kind in ("csv", "tex")]
         assert (tmp_path / "trials.csv").read_text() == "trial,lr\n0,0.5\n"
 
-    def test_text_has_headings_of_what_it_shows_alone(self) -> None:
+    def test_text_has_headings_only_above_shown_blocks(self) -> None:
         text = Example().to_text()
         assert text.startswith("Warning: something is wrong.\n\nModels\n\nmodel ")
         assert "UA      accuracy\nFT AUC  forget against test" in text
@@ -148,7 +148,7 @@ def test_a_long_list_is_cut() -> None:
     assert len(html.in_words([*range(0, 2000, 2)])) < 430
 
 
-def test_the_room_knows_no_result() -> None:
+def test_the_report_package_imports_no_result() -> None:
     """It is a leaf: what results are made of imports it, not the other way round."""
     sources = [path.read_text() for path in Path(html.__file__).parent.glob("*.py")]
     known = {name for source in sources for name in re.findall(r"(?:from|import) amun_ext\.(\w+)", source)}

@@ -42,7 +42,7 @@ class TestSets:
         with pytest.raises(InputError, match="test must be of four samples"):
             tuning.split_test_set(TensorDataset(*splits().test[:3]), 0)
 
-    def test_stand_in(self) -> None:
+    def test_proxy_forget_set(self) -> None:
         images = torch.rand(12, 4)
         images[7] = images[3]
         retain = TensorDataset(images, torch.arange(12))
@@ -64,7 +64,7 @@ class TestSets:
         with pytest.raises(InputError, match="copies of 3 samples"):
             context.proxy_forget_set(same, 3, 0)
 
-    def test_neither_the_request_nor_what_was_forgotten_is_looked_at(self, out, monkeypatch) -> None:
+    def test_no_trial_uses_the_request_or_forgotten_samples(self, out, monkeypatch) -> None:
         seen = []
 
         def attempt(given: context.TrialContext, *_: object) -> str:
@@ -130,7 +130,7 @@ class TestTune:
         kept = {"study.json", "journal.log", "examples.safetensors", "retrained.safetensors"}
         assert files == {"tuned.json", "trials.json", "tuning.html", *kept}
 
-    def test_a_trial_is_what_unlearn_does(self, out) -> None:
+    def test_a_trial_gives_the_result_of_unlearn(self, out) -> None:
         result = tune(out, ["l1-sparse"], trials=2)
         held_out, _ = tuning.split_test_set(splits().test, 0)
         trial = result.trials["l1-sparse"][1]
@@ -156,7 +156,7 @@ class TestTune:
             trial.parameters for trial in first.trials["amun"]
         ]
 
-    def test_trials_differ_and_learn_from_those_before(self, tmp_path) -> None:
+    def test_trials_differ_and_depend_on_earlier_ones(self, tmp_path) -> None:
         """Ten at random; later ones follow what was found, which is another thing by another objective."""
         objective = {name: tune(tmp_path / name, trials=14, objective=name) for name in ("held-out", "retrain")}
         drawn = {name: [trial.parameters["lr"] for trial in result.trials["ft"]] for name, result in objective.items()}
@@ -181,7 +181,7 @@ class TestTune:
 
 
 class TestTrials:
-    def test_diverged_ones_count_and_say_why(self, out, monkeypatch) -> None:
+    def test_diverged_trials_count_and_have_a_reason(self, out, monkeypatch) -> None:
         set_rates(monkeypatch, 1e20, 1e30)
         result = tune(out, ["ft", "ga"], trials=3)
         for trials in result.trials.values():
@@ -212,7 +212,7 @@ class TestTrials:
         assert isinstance(outcome, str)
         assert "not finite" in outcome
 
-    def test_the_sampler_knows_what_is_lost(self, out, monkeypatch) -> None:
+    def test_the_sampler_knows_the_lost_accuracy(self, out, monkeypatch) -> None:
         set_rates(monkeypatch, 1e-4, 10.0)
         result = tune(out, ["rl"], trials=4, max_accuracy_drop=5.0)
         with study.journal(out / "journal.log") as storage:

@@ -38,7 +38,7 @@ def arguments(checkpoint: Path, out: Path, more: str) -> list[str]:
 
 
 class TestCommand:
-    def test_what_it_writes_is_what_forget_takes(self, checkpoint, tmp_path, capsys) -> None:
+    def test_forget_takes_its_result(self, checkpoint, tmp_path, capsys) -> None:
         out = tmp_path / "out"
         assert cli.main(arguments(checkpoint, out, "--methods amun,ft --trials 2 --max-accuracy-drop 50")) == 0
         printed = capsys.readouterr().out
@@ -66,14 +66,14 @@ class TestCommand:
         refused(arguments(checkpoint, tmp_path / "out", "--methods magic"), "methods must be some of")
         assert not (tmp_path / "out").exists()
 
-    def test_a_method_without_a_choice_is_told_by_status(self, checkpoint, tmp_path, capsys, monkeypatch) -> None:
+    def test_a_method_without_a_choice_changes_the_status(self, checkpoint, tmp_path, capsys, monkeypatch) -> None:
         set_rates(monkeypatch, 1e20, 1e30)
         assert cli.main(arguments(checkpoint, tmp_path / "out", "--methods ft --trials 2")) == 3
         assert "no trial of ft keeps the accuracy" in capsys.readouterr().err
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("end", "status"), [(SELF, -signal.SIGKILL), (INTERRUPT, 130)], ids=["killed", "Ctrl-C"])
-    def test_a_stopped_command_goes_on(self, checkpoint, tmp_path, end: str, status: int) -> None:
+    def test_a_stopped_command_resumes(self, checkpoint, tmp_path, end: str, status: int) -> None:
         out = tmp_path / "out"
         more = "--methods ft,rl --trials 6 --max-accuracy-drop 50 --workers"
         stopped = ended_at("amun_ext.tuning.study.tell", 4, arguments(checkpoint, out, f"{more} 2"), end)

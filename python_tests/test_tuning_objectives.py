@@ -107,7 +107,7 @@ def tuned(*trials: tuning.Trial, objective: str) -> tuning.Tuning:
 
 
 class TestChoice:
-    def test_what_loses_too_much_accuracy_is_never_chosen(self) -> None:
+    def test_a_trial_that_loses_too_much_accuracy_is_never_chosen(self) -> None:
         measured = [(74.9, 1.0, 9.0), (75.0, 2.0, 8.0), (90.0, 2.0, 7.0), (70.0, 0.0, 6.0)]
         rows = [dict(zip(("TA", "expected gap", "gap"), each, strict=True)) for each in measured]
         kept = [trial(number, row) for number, row in enumerate(rows)]
@@ -123,7 +123,7 @@ class TestChoice:
         assert replace(result, max_accuracy_drop=10.0).best("ft") is kept[3]
         assert replace(result, max_accuracy_drop=-11.0).best("ft") is None
 
-    def test_the_best_of_two_runs_is_chosen_among_those_that_lead(self) -> None:
+    def test_the_finalist_with_the_best_mean_is_chosen(self) -> None:
         def gap(value: float) -> dict[str, float]:
             return {"TA": 80.0, "gap": value}
 

@@ -27,9 +27,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-class TestGoingOn:
+class TestResume:
     @pytest.mark.parametrize("at", [0, 11, 14])
-    def test_as_if_it_had_not_been_stopped(self, out, tmp_path, monkeypatch, at: int) -> None:
+    def test_a_resumed_study_equals_an_uninterrupted_one(self, out, tmp_path, monkeypatch, at: int) -> None:
         trials, attempts = 13, 13 + FINALISTS
         whole = results(tune(tmp_path / "whole", ["amun"], trials=trials))
         made = []
@@ -81,7 +81,7 @@ class TestGoingOn:
         with pytest.raises(InputError, match="out must have a journal that can be read"):
             tune(out)
 
-    def test_two_at_once_are_refused(self, out) -> None:
+    def test_two_processes_at_once_are_refused(self, out) -> None:
         tune(out)
         with workplace(out, "tune"), pytest.raises(InputError, match="in use by another process"):
             tune(out)
@@ -110,18 +110,18 @@ class TestGoingOn:
         with pytest.raises(InputError, match="a journal but no"):
             tune(out, trials=1)
 
-    def test_lr_and_schedule_of_the_recipe_are_no_matter(self, out) -> None:
+    def test_lr_and_schedule_of_the_recipe_do_not_identify_a_study(self, out) -> None:
         first = tune(out, trials=2)
         assert results(tune(out, trials=2, recipe=replace(SHORT, lr=0.5, schedule="cosine"))) == results(first)
 
 
 @pytest.mark.slow
 class TestWorkers:
-    def test_two_do_what_one_does(self, out, tmp_path) -> None:
+    def test_two_workers_give_the_same_result(self, out, tmp_path) -> None:
         one = results(tune(out, ["ft", "salun"], trials=5))
         assert results(tune(tmp_path / "two", ["ft", "salun"], trials=5, num_workers=2)) == one
 
-    def test_what_becomes_of_them_is_told(self, tmp_path) -> None:
+    def test_errors_and_ends_of_workers_are_reported(self, tmp_path) -> None:
         """An error of theirs is raised here, and one that is killed is not waited for."""
         forget, rest = TensorDataset(*splits().train[:20]), TensorDataset(*splits().train[20:])
         given = context.TrialContext(forget, rest, splits().test, True, None, 0)
@@ -133,7 +133,7 @@ class TestWorkers:
             with pytest.raises(OSError, match="a worker ended during its work"):
                 next(outcomes)
 
-    def test_they_end_with_the_one_who_asked(self, tmp_path) -> None:
+    def test_workers_end_with_their_parent(self, tmp_path) -> None:
         """Also amid a trial that takes long, and when that one could not say goodbye."""
         script = (
             "import multiprocessing, pathlib, torch\n"
@@ -170,7 +170,7 @@ class TestWorkers:
                 os.kill(child, signal.SIGKILL)
             process.stdout.close()
 
-    def test_a_model_that_cannot_travel(self, out) -> None:
+    def test_a_model_that_cannot_be_pickled(self, out) -> None:
         model = nn.Sequential(original())
         model.hook = lambda: None
         with pytest.raises(InputError, match="num_workers must be 1 for a model or init that cannot be pickled"):

@@ -24,20 +24,20 @@ def difference(value: float, standard_error: float) -> AucDifference:
 
 
 @pytest.mark.parametrize("freedom", [2.0, 9.0, math.inf])
-def test_its_tests_are_at_95_percent(freedom: float) -> None:
+def test_one_sided_tests_are_at_the_5_percent_level(freedom: float) -> None:
     low, high = judge("FT AUC", AucDifference(1.0, 4.0, 0.0, 0.0, freedom), "50", ids=100).interval
     assert t.cdf((high - 1.0) / 2.0, freedom) == pytest.approx(0.95, abs=1e-9)
     assert (low + high) / 2 == pytest.approx(1.0)
 
 
-def test_so_few_ids_say_nothing() -> None:
+def test_too_few_ids_cannot_tell() -> None:
     """Their variance is hardly known, and may be 0 by chance."""
     seen = judge("FT AUC", AucDifference(0.0, 0.0, 0.0), "50", ids=9)
     assert (seen.answer, seen.required_ids) == (CANNOT_TELL, 10)
     assert judge("FT AUC", AucDifference(0.0, 0.0, 0.0), "50", ids=10).answer == FORGOTTEN
 
 
-def test_a_model_that_retraining_could_give_is_seldom_called_another() -> None:
+def test_a_retrained_model_is_rarely_called_not_forgotten() -> None:
     """Few ids and few retrained models: at most a tenth of the answers may be not or over-forgotten, without margin."""
     random = np.random.default_rng(0)
     wrong = 0
@@ -74,12 +74,12 @@ def test_answers(value: float, standard_error: float, answer: str) -> None:
     assert verdict.difference == value
 
 
-def test_the_margin_is_the_callers() -> None:
+def test_the_margin_is_an_argument() -> None:
     assert judge("FT AUC", difference(6.7, 1.0), "50", ids=100, margin=10.0).answer == FORGOTTEN
     assert judge("FT AUC", difference(1.0, 1.0), "50", ids=100, margin=2.0).answer == CANNOT_TELL
 
 
-def test_nothing_to_compare_with() -> None:
+def test_no_baseline() -> None:
     verdict = judge("FT AUC", None, "there are no references", ids=100)
     assert (verdict.answer, verdict.reason) == (CANNOT_TELL, "there are no references")
     assert all(map(math.isnan, (verdict.difference, *verdict.interval, verdict.required_ids)))
@@ -87,7 +87,7 @@ def test_nothing_to_compare_with() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -4.0, 6.0, -9.0])
 @pytest.mark.parametrize("test_variance", [0.0, 0.05])
-def test_so_many_ids_decide_and_one_less_does_not(value: float, test_variance: float) -> None:
+def test_required_ids_are_the_smallest_number_that_decides(value: float, test_variance: float) -> None:
     def answer(ids: int) -> str:
         return judge("FT AUC", AucDifference(value, 900.0 / ids, test_variance), "50", ids=ids).answer
 

@@ -12,6 +12,7 @@ from amun_ext.cli.arguments import (
     add_options,
     add_recipe,
     add_settings,
+    count,
     given_options,
     given_recipe,
 )
@@ -21,7 +22,6 @@ from amun_ext.deletion.request import sets
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.unlearning import METHODS
-from amun_ext.validation import check_integer
 
 FILES = ("compare.json", "compare.html")
 
@@ -51,7 +51,7 @@ def add(commands: Commands) -> None:
         help=f"some of {', '.join(METHODS)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
         "%(default)s)",
     )
-    command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    command.add_argument("--seeds", type=count, default=5, help="number of seeds (default: %(default)s)")
     command.add_argument(
         "--settings",
         choices=("both", *SETTINGS),
@@ -69,7 +69,6 @@ def run(options: argparse.Namespace) -> None:
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = load_options(options)
     rows = {setting: compare.resolve_configs(names, setting == "with", **chosen) for setting in settings}
-    check_integer("seeds", options.seeds, 1)
     inputs = open_inputs(options, chosen["targets"])
     splits, original, record, _ = inputs
     ids = select_ids(options, splits, record.gone)

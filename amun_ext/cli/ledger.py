@@ -54,13 +54,10 @@ def run(options: argparse.Namespace) -> None:
     if options.key is not None:
         found = ledger.having(found, options.key)
         require(bool(found), "--key", "of a sample in a request of the ledger", printable(repr(options.key)))
-    print(text.render(Document("Ledger", [_table(found)])))
-
-
-def _table(found: Sequence[ledger.Entry]) -> Table:
     columns = [Column("date", words=True), Column("samples"), Column("method", words=True)]
     columns += [*map(Column, MEASURES), Column("model", words=True)]
-    return Table("requests", "request", columns, [_row(entry) for entry in found])
+    table = Table("requests", "request", columns, [_row(entry) for entry in found])
+    print(text.render(Document("Ledger", [table])))
 
 
 def _row(entry: ledger.Entry) -> Row:

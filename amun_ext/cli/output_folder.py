@@ -44,6 +44,13 @@ def check_free(folder: Path, *names: str) -> None:
         no_link(folder / name)
 
 
+def check_out_file(path: Path) -> None:
+    """Refuse, before any work, a file --out that cannot be written, or not as .safetensors."""
+    check_folder(path.parent)
+    check_free(path.parent, path.name)
+    require(path.suffix == ".safetensors", "--out", "a path that ends in .safetensors", path)
+
+
 def check_out(options: argparse.Namespace, *names: str, own: Sequence[str] = ()) -> None:
     """Refuse, before any work, a folder --out that cannot take files of these `names` and, with --tables, the tables.
 

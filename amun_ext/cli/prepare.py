@@ -14,9 +14,9 @@ from amun_ext.cli.arguments import (
     given_recipe,
 )
 from amun_ext.cli.loading import open_inputs
-from amun_ext.cli.output_folder import check_folder, check_free
+from amun_ext.cli.output_folder import check_out_file
 from amun_ext.unlearning import cross_fit
-from amun_ext.validation import check_integer, require
+from amun_ext.validation import check_integer
 
 
 def add(commands: Commands) -> None:
@@ -41,9 +41,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    check_folder(options.out.parent)
-    check_free(options.out.parent, options.out.name)
-    require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
+    check_out_file(options.out)
     check_integer("folds", options.folds, 2)
     inputs = open_inputs(options)
     splits, model, record, init = inputs

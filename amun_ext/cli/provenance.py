@@ -14,7 +14,7 @@ from amun_ext.data import Splits, training_data
 from amun_ext.deletion import Record
 from amun_ext.deletion.results import SECONDS
 from amun_ext.digest import architecture
-from amun_ext.files import file_digest
+from amun_ext.files import file_digest, to_jsonable
 from amun_ext.training import Recipe
 from amun_ext.unlearning import Targets
 from amun_ext.validation import differences, require
@@ -48,7 +48,7 @@ def check_original(path: Path, original: Record, record: Record, ids: Sequence[i
     kept = ("recipe", "seed", "init")  # of the original training; unlearned checkpoints keep them
     theirs, ours = ({name: getattr(each, name) for name in kept} for each in (original, record))
     known = [name for name in kept if theirs[name] is not None and ours[name] is not None]
-    differ = differences(*({name: _plain(each[name]) for name in known} for each in (theirs, ours)))
+    differ = differences(*({name: to_jsonable(each[name]) for name in known} for each in (theirs, ours)))
     require(not differ, "--original", "the model that --model was made of", f"{path.name}, trained with {differ}")
     before = record.made_of is None or file_digest(path) in record.made_of
     require(before, "--original", "the model that --model was made of", f"{path.name}, another file")
@@ -107,10 +107,6 @@ def seconds(path: Path, record: Record) -> float | None:
         if isinstance(took, int | float) and not isinstance(took, bool):
             return float(took)
     return record.seconds
-
-
-def _plain(value: object) -> object:
-    return asdict(value) if isinstance(value, Recipe) else value
 
 
 def _other_recipe(signals: ModelSignals, record: Record) -> str:

@@ -48,30 +48,22 @@ def run(options: argparse.Namespace) -> None:
         require(not options.receipt.exists(), "--receipt", "a new file", f"{options.receipt}, which exists")
     for folder in options.folders:
         require(folder.is_dir(), "FOLDER", "a folder", folder)
-    record = read_record(options.model)
-    kept = options.model.resolve()
-    found = {trace.path.resolve(): trace for folder in options.folders for trace in traces(folder, record)}
-    found.pop(kept, None)
-    print(text.render(_document([*found.values()])))
+    record, kept = read_record(options.model), options.model.resolve()
+    by_path = {trace.path.resolve(): trace for folder in options.folders for trace in traces(folder, record)}
+    found = [trace for path, trace in by_path.items() if path != kept]
+    columns = [Column("bytes"), Column("what it is", words=True)]
+    rows = [Row(printable(str(trace.path)), [word(str(trace.size)), word(trace.what)]) for trace in found]
+    table = Table("traces", "file", columns, rows) if rows else Paragraph("Nothing was found.")
+    print(text.render(Document("Purge", [table, Paragraph(LEFT)])))
     if options.yes:
-        _remove([*found.values()], options)
-
-
-def _remove(found: list[Trace], options: argparse.Namespace) -> None:
-    receipt = {
-        "date": now(),
-        "model": file_digest(options.model),
-        "samples": len(read_record(options.model).gone),
-        "removed": [_receipt_entry(trace) for trace in found],
-        "versions": info.versions(),
-    }
-    for trace in found:
-        if trace.what == UNFINISHED:
-            remove_workplace(trace.path)  # first: it is refused while a command is at work there
-    write_json(options.receipt, receipt)
-    for trace in found:
-        trace.path.unlink(missing_ok=True)
-    print(f"\nremoved {len(found)} files or folders; wrote {options.receipt}")
+        receipt = {
+            "date": now(),
+            "model": file_digest(options.model),
+            "samples": len(record.gone),
+            "removed": [_receipt_entry(trace) for trace in found],
+            "versions": info.versions(),
+        }
+        _remove(found, receipt, options.receipt)
 
 
 def _receipt_entry(trace: Trace) -> dict[str, object]:
@@ -79,8 +71,11 @@ def _receipt_entry(trace: Trace) -> dict[str, object]:
     return {"file": str(trace.path), "what": trace.what, "bytes": trace.size, **digest}
 
 
-def _document(found: list[Trace]) -> Document:
-    columns = [Column("bytes"), Column("what it is", words=True)]
-    rows = [Row(printable(str(trace.path)), [word(str(trace.size)), word(trace.what)]) for trace in found]
-    table = Table("traces", "file", columns, rows) if rows else Paragraph("Nothing was found.")
-    return Document("Purge", [table, Paragraph(LEFT)])
+def _remove(found: list[Trace], receipt: dict[str, object], path: Path) -> None:
+    for trace in found:
+        if trace.what == UNFINISHED:
+            remove_workplace(trace.path)  # first, because it is refused while a command works there
+    write_json(path, receipt)
+    for trace in found:
+        trace.path.unlink(missing_ok=True)
+    print(f"\nremoved {len(found)} files or folders; wrote {path}")

@@ -1,6 +1,7 @@
 """amun train: a classifier and its checkpoint."""
 
 import argparse
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from amun_ext import models
 from amun_ext.cli.arguments import DATA, RESUMES, Commands, add_command, add_options, add_recipe, given_recipe
 from amun_ext.cli.loading import load_data
-from amun_ext.cli.output_folder import NO_OTHER_RESULT, check_folder, check_free
+from amun_ext.cli.output_folder import NO_OTHER_RESULT, check_out_file
 from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
 from amun_ext.experiments import demo
@@ -54,14 +55,12 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     start = demo.TRAINING if options.recipe is None else RECIPES[options.recipe]
     training = replace(start, **given_recipe(options))
-    check_folder(options.out.parent)
-    require(options.out.suffix == ".safetensors", "--out", "a path that ends in .safetensors", options.out)
+    check_out_file(options.out)
     with workplace(options.out.parent, f"train-{options.out.name}") as place:
         _train(options, training, place)
 
 
 def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
-    check_free(options.out.parent, options.out.name)
     splits = load_data(options)
     images = splits.train[:2][0]
     shape = {"num_classes": len(splits.classes), "in_channels": images.shape[1]}
@@ -83,30 +82,20 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
     )
     metadata = record.to_metadata()
     if options.out.exists() and not options.overwrite:
-        theirs = _metadata(options.out)
+        theirs: dict[str, str] = {}
+        with contextlib.suppress(InputError):  # not a checkpoint
+            theirs = models.read_metadata(options.out)
         differ = [name for name in metadata.keys() | theirs.keys() if metadata.get(name) != theirs.get(name)]
         actual = f"{options.out}, a model with other {', '.join(sorted(differ))}"
         require(not differ, "--out", NO_OTHER_RESULT, actual)
         print(f"already done: this training's model is in {options.out}")
         return
     keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
-    fit(
-        model,
-        [Pass([DataPart(splits.train)])],
-        training,
-        RunOptions(seed=options.seed, checkpoint=place / RESUME, progress=not options.quiet),
-    )
+    how = RunOptions(seed=options.seed, checkpoint=place / RESUME, progress=not options.quiet)
+    fit(model, [Pass([DataPart(splits.train)])], training, how)
     models.save_checkpoint(place / options.out.name, model, metadata)
     (place / options.out.name).replace(options.out)
     sets = {"training": splits.train, "test": splits.test}
     reached = {name: accuracy(predict(model, data), data.labels) for name, data in sets.items()}
     accuracies = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())
     print(f"accuracy {accuracies}; wrote {options.out}")
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """The metadata of a checkpoint; empty for any other file."""
-    try:
-        return models.read_metadata(path)
-    except InputError:
-        return {}

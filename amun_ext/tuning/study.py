@@ -74,7 +74,10 @@ def pending_trials(
         yield optuna.Trial(study, trial._trial_id)
     while (number := len(study.get_trials(deepcopy=False))) < count or study.get_trials(states=(states.WAITING,)):
         if not study.get_trials(states=(states.WAITING,)):  # a kill can leave an enqueued trial that has not begun
-            copy = optuna.create_study(sampler=_sampler(seed, number, parallel))
+            own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            # multivariate: a learning rate that falls every epoch has to start higher than a constant one
+            sampler = optuna.samplers.TPESampler(seed=own_seed, multivariate=True, constant_liar=parallel)
+            copy = optuna.create_study(sampler=sampler)
             copy.add_trials(study.get_trials(deepcopy=False))
             study.enqueue_trial(dict(draw(copy.ask())))
         yield study.ask()
@@ -114,14 +117,6 @@ def outcome_from(attributes: Mapping[str, Any]) -> TrialResult | str:
     if FAILURE in attributes:
         return str(attributes[FAILURE])
     return TrialResult(attributes[ROW], attributes[LOG_ODDS], attributes[SECONDS])
-
-
-def _sampler(seed: int, number: int, parallel: bool) -> "optuna.samplers.BaseSampler":
-    import optuna
-
-    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    # multivariate: a learning rate that falls every epoch has to start higher than a constant one
-    return optuna.samplers.TPESampler(seed=own, multivariate=True, constant_liar=parallel)
 
 
 @contextlib.contextmanager

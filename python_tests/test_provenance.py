@@ -88,7 +88,7 @@ def test_recipes_without_newer_fields() -> None:
     assert remark.endswith("another recipe than the model: schedule 'cosine' instead of 'constant'")
 
 
-def test_seconds_are_those_of_the_same_file(tmp_path) -> None:
+def test_a_folder_of_other_settings_is_refused(tmp_path) -> None:
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     with pytest.raises(InputError, match=r"of one with seed 1 instead of 2, recipe lr 0.1 instead of 0.3$"):

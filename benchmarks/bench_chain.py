@@ -62,7 +62,7 @@ def chain(splits: data.Splits, first: nn.Module, seed: int) -> list[dict[str, di
         ids = order[number * SIZE : (number + 1) * SIZE]
         made = forget(model, splits, Request(ids, True, config, False, seed, record))
         model, record = made.model, Record.read(made.metadata, "the new model")
-        gone, retain = split(splits.train, torch.tensor(record.gone))
+        gone, retain = split(splits.train, torch.tensor(record.forgotten_ids))
         sets = {"forget": gone, "retain": retain, "test": splits.test}
         again = retraining(first, record).unlearn(first, gone, retain, seed=seed + 1000)
         told.append(

@@ -88,7 +88,7 @@ def audit(
         facts: what a reader should know.
 
     Raises:
-        InputError: an argument is not what it must be, before any model is asked; a model that does not return finite
+        InputError: an argument is not what it must be, before any model is run; a model that does not return finite
             logits [N, K].
 
     Examples:

@@ -135,7 +135,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     retrained, records = [each for each, _ in loaded], [each for _, each in loaded]
     removed_ids = [*ids.tolist(), *previously_forgotten]
     for path in paths:  # an earlier run for the same ids may have left some
-        other = path.exists() and sorted(read_record(path).gone) != sorted(removed_ids)
+        other = path.exists() and sorted(read_record(path).forgotten_ids) != sorted(removed_ids)
         require(not other, "--out", "a folder without other retrained models", f"{path}, trained on the ids")
     provenance.check_runs(options.other_runs, [each for _, each in runs], record)
     remarks = provenance.check_retrained(options.retrained_model, records, removed_ids)

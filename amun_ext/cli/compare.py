@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     rows = {setting: compare.resolve_configs(names, setting == "with", **chosen) for setting in settings}
     inputs = open_inputs(options, chosen["targets"])
     splits, original, record, _ = inputs
-    ids = select_ids(options, splits, record.gone)
+    ids = select_ids(options, splits, record.forgotten_ids)
     request = request_digest(options.model, ids.tolist())
     check_no_other_result(options, FILES, request)
     test, tested_on = held_back_test_set(options, splits)

@@ -107,7 +107,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
             return 0
         options.ids = ",".join(map(str, dict.fromkeys(row for each in waiting for row in each.ids)))
     request = Request(
-        ids=select_ids(options, splits, record.gone),
+        ids=select_ids(options, splits, record.forgotten_ids),
         include_duplicates=options.include_duplicates,
         duplicate_distance=options.duplicate_distance,
         config=complete_config(config, inputs, options),
@@ -156,12 +156,14 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
 def _clean_up(options: argparse.Namespace, splits: Splits, waiting: Sequence[Pending]) -> None:
     """Remove all that the new model has forgotten from the lists of targets, which no later request may use, and of
     pending requests."""
-    gone = read_record(options.out / MODEL).gone
+    forgotten_ids = read_record(options.out / MODEL).forgotten_ids
     if options.targets is not None and not options.replays:
-        remove_targets(options.targets, subset(splits.train, torch.tensor(gone, dtype=torch.int64, device="cpu")))
+        remove_targets(
+            options.targets, subset(splits.train, torch.tensor(forgotten_ids, dtype=torch.int64, device="cpu"))
+        )
         print(f"the rows of the forgotten samples are removed from {options.targets}")
     if waiting:
-        pending.remove(options.pending, training_data(splits), len(splits.train), waiting, gone)
+        pending.remove(options.pending, training_data(splits), len(splits.train), waiting, forgotten_ids)
         print(f"the forgotten samples are removed from {options.pending}")
 
 

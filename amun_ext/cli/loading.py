@@ -143,8 +143,8 @@ def audited_ids(options: argparse.Namespace, splits: Splits, record: Record) -> 
     """
     if all(each is None for each in (options.ids, options.ids_file, options.fraction, options.of_class)):
         expected = "given, because the checkpoint has forgotten no samples"
-        require(bool(record.gone), "--ids", expected, "none")
-        there = sorted({*record.gone} - {*splits.absent})
+        require(bool(record.forgotten_ids), "--ids", expected, "none")
+        there = sorted({*record.forgotten_ids} - {*splits.absent})
         expected = "given, because the samples that the checkpoint has forgotten are no longer in --data"
         require(bool(there), "--ids", expected, "none")
         ids = torch.tensor(there, device="cpu")
@@ -153,7 +153,7 @@ def audited_ids(options: argparse.Namespace, splits: Splits, record: Record) -> 
     check_not_erased(ids, splits)
     same = record.training_data in (None, training_data(splits))
     require(same, "--data", "the data that the checkpoint was trained on", "other data")
-    return ids, sorted({*record.gone} - {*ids.tolist()})
+    return ids, sorted({*record.forgotten_ids} - {*ids.tolist()})
 
 
 def load_model(options: argparse.Namespace, splits: Splits, path: Path | None = None) -> tuple[nn.Module, Record]:
@@ -165,7 +165,7 @@ def load_model(options: argparse.Namespace, splits: Splits, path: Path | None = 
     # A file that comes from elsewhere must not choose what code is run here.
     expected = f"given, because {path} asks to run code, which needs your consent: --arch {arch!r}"
     require(options.arch is not None or ":" not in str(arch), "--arch", expected, "none")
-    rows, unknown = len(splits.train), [number for number in record.gone if number >= len(splits.train)]
+    rows, unknown = len(splits.train), [number for number in record.forgotten_ids if number >= len(splits.train)]
     require(not unknown, f"{path.name}: forgotten", f"ids in [0, {rows}), the samples of --data", unknown[:5])
     recorded = record.width if arch in models.MODELS else None  # the user's own function takes no width
     width = recorded if options.width is None else options.width

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     splits, model, record, init = inputs
     training = inputs.retraining(given_recipe(options)).recipe
     if not options.quiet:
-        print(cross_fit.cost(len(splits.train) - len(record.gone), options.folds, training), flush=True)
+        print(cross_fit.cost(len(splits.train) - len(record.forgotten_ids), options.folds, training), flush=True)
     targets = cross_fit.prepare(
         model,
         splits,
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         folds=options.folds,
         init=init,
-        previously_forgotten=record.gone,
+        previously_forgotten=record.forgotten_ids,
         seed=options.seed,
         num_workers=options.workers,
         progress=not options.quiet,

@@ -27,7 +27,7 @@ def check_retrained(paths: Sequence[Path], records: Sequence[Record], removed_id
         if record.training_data is None:
             remarks.append(f"{path.name} does not say what it was trained on: it may have been trained on the ids")
             continue
-        trained_on = sorted(set(removed_ids) - set(record.gone))
+        trained_on = sorted(set(removed_ids) - set(record.forgotten_ids))
         actual = f"{path.name}, which was trained on {trained_on[:5]}"
         require(not trained_on, "--retrained-model", "trained without the ids", actual)
     return remarks
@@ -36,7 +36,7 @@ def check_retrained(paths: Sequence[Path], records: Sequence[Record], removed_id
 def check_runs(paths: Sequence[Path], runs: Sequence[Record], record: Record) -> None:
     """InputError for a model that has not forgotten the same ids as the audited one."""
     for path, run in zip(paths, runs, strict=True):
-        same = sorted(run.gone) == sorted(record.gone)
+        same = sorted(run.forgotten_ids) == sorted(record.forgotten_ids)
         require(same, "--other-runs", "models that have forgotten the ids of --model", f"{path.name}, with others")
 
 
@@ -52,8 +52,10 @@ def check_original(path: Path, original: Record, record: Record, ids: Sequence[i
     require(not differ, "--original", "the model that --model was made of", f"{path.name}, trained with {differ}")
     before = record.made_of is None or file_digest(path) in record.made_of
     require(before, "--original", "the model that --model was made of", f"{path.name}, another file")
-    gone = sorted(set(ids) & set(original.gone))
-    require(not gone, "--original", "a model that has not forgotten the ids", f"one that has forgotten {gone[:5]}")
+    forgotten = sorted(set(ids) & set(original.forgotten_ids))
+    require(
+        not forgotten, "--original", "a model that has not forgotten the ids", f"one that has forgotten {forgotten[:5]}"
+    )
 
 
 def check_shadows(shadows: Shadows, record: Record, previously_forgotten: Sequence[int]) -> None:
@@ -90,7 +92,7 @@ def check_method(argument: str, options: Mapping[str, object], record: Record) -
 def remarks(record: Record, ids: Sequence[int], references: ModelSignals | None) -> list[str]:
     """Remarks on ids and references that may not be the intended ones."""
     found = []
-    others = set(ids) - set(record.gone)
+    others = set(ids) - set(record.forgotten_ids)
     if record.forgotten is not None and others:
         found.append(f"{len(others)} of {len(ids)} ids are not among those that the checkpoint has forgotten")
     other = "" if references is None else _other_recipe(references, record)

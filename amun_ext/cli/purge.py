@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
         receipt = {
             "date": now(),
             "model": file_digest(options.model),
-            "samples": len(record.gone),
+            "samples": len(record.forgotten_ids),
             "removed": [_receipt_entry(trace) for trace in found],
             "versions": info.versions(),
         }

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     tuned = tuning.tune(
         original,
         splits,
-        select_ids(options, splits, record.gone),
+        select_ids(options, splits, record.forgotten_ids),
         [name.strip() for name in options.methods.split(",")],
         out=options.out,
         trials=options.trials,

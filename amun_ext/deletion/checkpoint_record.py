@@ -110,11 +110,11 @@ class Record:
     manifest: str | None = _key(_packed)  # of the training samples, see `amun_ext.data.manifest`
     resize: int | None = _key(_whole)  # pixels, of a folder of images; as the next see `amun_ext.data.load`
     test_fraction: float | None = _key(_share)
-    others: Mapping[str, str] = field(default_factory=dict)  # which are not amun's, and stay as they are
+    others: Mapping[str, str] = field(default_factory=dict)  # keys that are not of amun, which are kept
 
     @property
-    def gone(self) -> tuple[int, ...]:
-        """The ids that the model has forgotten, none where it does not say."""
+    def forgotten_ids(self) -> tuple[int, ...]:
+        """The ids that the model has forgotten; empty where `forgotten` is None."""
         return self.forgotten or ()
 
     @classmethod

@@ -63,10 +63,10 @@ def add(path: Path, data: str, total: int, ids: Sequence[int], received: str) ->
 def remove(path: Path, data: str, total: int, done: Sequence[Pending], forgotten: Sequence[int]) -> None:
     """Remove the samples of the requests `done` that are `forgotten` from the list."""
     with locked(path.with_name(f".{path.name}.lock"), path):
-        numbers, gone = {each.number for each in done}, {*forgotten}
+        numbers, removed_ids = {each.number for each in done}, {*forgotten}
         left = []
         for each in read(path, data, total):
-            ids = tuple(row for row in each.ids if each.number not in numbers or row not in gone)
+            ids = tuple(row for row in each.ids if each.number not in numbers or row not in removed_ids)
             left += [Pending(each.number, each.received, ids)] if ids else []
         _write(path, data, left)
 

@@ -110,7 +110,7 @@ def sets(
     data other than the checkpoint's, and too little that is left.
     """
     splits = aligned(splits, record.to_metadata())
-    ids, before = forget_ids(len(splits.train), ids=ids), [*record.gone]
+    ids, before = forget_ids(len(splits.train), ids=ids), [*record.forgotten_ids]
     print_of_data = training_data(splits)
     same = record.training_data in (None, print_of_data)
     require(same, "data", "those that the checkpoint was trained on, in the same order", "other data")

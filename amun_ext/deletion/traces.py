@@ -41,9 +41,9 @@ def traces(folder: Path, record: Record) -> list[Trace]:
 
     Links are not followed. InputError for a record without training data or without forgotten samples.
     """
-    if record.training_data is None or not record.gone:
+    if record.training_data is None or not record.forgotten_ids:
         raise InputError("model must be a checkpoint with training_data and forgotten samples, got another")
-    forgotten, found = {*record.gone}, {}
+    forgotten, found = {*record.forgotten_ids}, {}
     for place, folders, files in os.walk(folder):
         here = Path(place)
         if is_workplace(here):
@@ -65,7 +65,7 @@ def _models(paths: list[Path], record: Record, forgotten: set[int]) -> Iterator[
             cross_fit = _is_cross_fit(other.others, record)
         except InputError:  # it is no file of ours, or a damaged one
             continue
-        left = forgotten - {*other.gone}
+        left = forgotten - {*other.forgotten_ids}
         if other.training_data == record.training_data and left:
             yield path, f"a model that has not forgotten {len(left)} of them"
         if cross_fit:
@@ -79,7 +79,7 @@ def _is_cross_fit(metadata: Mapping[str, str], record: Record) -> bool:
     content = parse_json("metadata", metadata.get("metadata", "{}"))
     ours = isinstance(content, dict) and content.get("data") == record.training_data
     before = content.get("previously_forgotten") if ours else None
-    return ours and not (isinstance(before, list) and {*map(str, record.gone)} <= {*map(str, before)})
+    return ours and not (isinstance(before, list) and {*map(str, record.forgotten_ids)} <= {*map(str, before)})
 
 
 def _results(folder: Path, paths: list[Path], record: Record, forgotten: set[int]) -> Iterator[tuple[Path, str]]:

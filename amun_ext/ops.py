@@ -255,14 +255,14 @@ def masked_sgd_(
         return
     laid_out = [param if _is_dense(param) else param.clone(memory_format=torch.contiguous_format) for param in params]
 
-    def beside(tensors: Sequence[Tensor]) -> list[Tensor]:
+    def in_layout(tensors: Sequence[Tensor]) -> list[Tensor]:
         if len(tensors) != len(params):
             return list(tensors)  # the op raises
-        return [beside_param(tensor, param) for tensor, param in zip(tensors, laid_out, strict=True)]
+        return [in_layout_of(param, tensor) for tensor, param in zip(tensors, laid_out, strict=True)]
 
-    buffers = beside(momentum_buffers)
+    buffers = in_layout(momentum_buffers)
     rule = (lr, momentum, dampening, weight_decay, nesterov, maximize, first, gradient_only)
-    _masked_sgd_(laid_out, beside(grads), buffers, beside(masks), *rule)
+    _masked_sgd_(laid_out, in_layout(grads), buffers, in_layout(masks), *rule)
     written = [*params, *momentum_buffers]
     for tensor, result in zip(written, [*laid_out, *buffers], strict=True):
         if result is not tensor:
@@ -345,7 +345,7 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
-def beside_param(tensor: Tensor, param: Tensor) -> Tensor:
+def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
     """`tensor` in the memory layout of the dense `param`, copied if needed; unchanged if it has another shape."""
     strides, wanted = tensor.stride(), param.stride()
     if strides == wanted or tensor.shape != param.shape:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from amun_ext.ops import beside_param, masked_sgd_
+from amun_ext.ops import in_layout_of, masked_sgd_
 from amun_ext.validation import InputError, require
 
 HALF = (torch.float16, torch.bfloat16)
@@ -252,7 +252,7 @@ def _placed(tensor: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` on the device and in the layout that the parameter has now."""
     if tensor.dtype != dtype or tensor.device != param.device:
         tensor = tensor.to(param.device, dtype)
-    return beside_param(tensor, param)
+    return in_layout_of(param, tensor)
 
 
 def _refuse_unknown(masks: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:

@@ -266,7 +266,7 @@ class TestMaskedSgdLayouts:
         param = torch.zeros(8, 1, 1, 7, device=device).permute(0, 3, 1, 2)
         grad = torch.ones(8, 7, 1, 1, device=device)
         assert param.stride() != grad.stride()
-        assert ops.beside_param(grad, param) is grad
+        assert ops.in_layout_of(param, grad) is grad
 
 
 def zeros(*shape, dtype=torch.float32) -> list[Tensor]:

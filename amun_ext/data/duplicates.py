@@ -18,7 +18,7 @@ AT_ONCE = 2**24  # distances in memory
 
 
 def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Pairs (forget row, retain row) of equal inputs, whatever their labels and floating-point types."""
+    """Pairs (forget row, retain row) of equal inputs, of any labels and floating-point types."""
     rows = {image_hash: row for row, image_hash in enumerate(hashes_of(forget).tolist())}
     others: Iterable[bytes]
     if isinstance(retain, TensorDataset):
@@ -64,7 +64,7 @@ def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = No
 
 
 def _coarse(images: Tensor) -> Tensor:
-    """The low frequencies but for the mean, of length 1, or 0 where there is nothing but the mean: [N, K]."""
+    """The low frequencies [N, K] without the mean, of length 1, or 0 for an image of one colour."""
     channels = images.shape[1]
     weights = torch.tensor(LUMA if channels == 3 else [1 / channels] * channels, device="cpu")
     grey = torch.einsum("nchw,c->nhw", images, weights)

@@ -9,6 +9,7 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,20 +71,20 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
         return replace(splits, known_as=known_as)
     forgotten = set(json.loads(metadata.get("forgotten", "[]")))
     images, labels = stored(splits.train)
-    has = list(zip(_hashes(splits.train), (splits.classes[label] for label in labels.tolist()), strict=True))
-    had = list(zip(manifest.hashes, (manifest.classes[label] for label in manifest.labels), strict=True))
     names = splits.names if manifest.names is not None else None
-    rows = _matched(had, has, manifest.names, names, forgotten)
-    used = set(rows.values())
-    outside = [row for row in range(len(has)) if row not in used]
-    lost = [row for row in range(len(had)) if row not in rows and row not in forgotten]
+    new = Rows([*zip(_hashes(splits.train), (splits.classes[label] for label in labels.tolist()), strict=True)], names)
+    classes = (manifest.classes[label] for label in manifest.labels)
+    old = Rows([*zip(manifest.hashes, classes, strict=True)], manifest.names)
+    rows, count = _matched(old, new, forgotten), len(manifest.labels)
+    outside = sorted(set(range(len(labels))) - set(rows.values()))
+    lost = sorted(set(range(count)) - rows.keys() - forgotten)
     if lost:
         raise InputError(
             "data must be those that the checkpoint was trained on, but for what it has forgotten, got others: "
-            + _differences(lost, outside, had, has, manifest.names, names)
+            + _differences(old, new, lost, outside)
         )
-    absent = [row for row in range(len(had)) if row not in rows]
-    train_images = _channels(images, manifest.channels)[[rows.get(row, 0) for row in range(len(had))]]
+    absent = [row for row in range(count) if row not in rows]
+    train_images = _channels(images, manifest.channels)[[rows.get(row, 0) for row in range(count)]]
     train_images[absent] = 0
     numbers = {name: number for number, name in enumerate(manifest.classes)}
     test_images, test_labels = stored(splits.test)
@@ -94,9 +95,9 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
         train=ImageDataset(train_images, torch.tensor(manifest.labels), "train"),
         test=ImageDataset(_channels(test_images[kept], manifest.channels), new_labels[kept], "test"),
         classes=manifest.classes,
-        names=None if names is None else tuple(names[rows[row]] if row in rows else GONE for row in range(len(had))),
+        names=None if names is None else tuple(names[rows[row]] if row in rows else GONE for row in range(count)),
         absent=tuple(absent),
-        outside=tuple(_name(row, names) for row in outside),
+        outside=tuple(map(new.name, outside)),
         known_as=known_as,
     )
 
@@ -113,59 +114,59 @@ def without(packed: str | None, absent: Sequence[int]) -> str | None:
     return _packed(replace(manifest, hashes=hashes, names=names))
 
 
-Key = tuple[bytes, str]  # hash of an image, name of a class
-Names = Sequence[str] | None
+class Rows(NamedTuple):
+    """Training samples of a manifest or of data."""
+
+    keys: list[tuple[bytes, str]]  # hash of the image, name of the class
+    names: tuple[str, ...] | None
+
+    def name(self, row: int) -> str:
+        return f"row {row}" if self.names is None else self.names[row]
 
 
-def _matched(had: Sequence[Key], has: Sequence[Key], old: Names, new: Names, forgotten: set[int]) -> dict[int, int]:
-    """Row in the manifest -> row in the data with the same content, if possible under the same name.
+def _matched(old: Rows, new: Rows, forgotten: set[int]) -> dict[int, int]:
+    """Old row -> new row with the same content, if possible under the same name.
 
     Of equal images the samples that are not forgotten are matched first.
     """
-    was = range(len(had)) if old is None else old
-    places = {name: row for row, name in enumerate(range(len(has)) if new is None else new)}
-    left: dict[Key, deque[int]] = defaultdict(deque)
-    for row, key in enumerate(has):
+    by_name = {new.name(row): row for row in range(len(new.keys))}
+    left: dict[tuple[bytes, str], deque[int]] = defaultdict(deque)
+    for row, key in enumerate(new.keys):
         left[key].append(row)
     found: dict[int, int] = {}
-    for some in (set(range(len(had))) - forgotten, forgotten & set(range(len(had)))):
-        for row in sorted(some):
-            at = places.get(was[row])
-            if at is not None and at in left[had[row]]:
-                left[had[row]].remove(at)
-                found[row] = at
-        for row in sorted(some - found.keys()):
-            if left[had[row]]:
-                found[row] = left[had[row]].popleft()
+    every = set(range(len(old.keys)))
+    for rows in (every - forgotten, every & forgotten):
+        for row in sorted(rows):
+            new_row = by_name.get(old.name(row))
+            if new_row is not None and new_row in left[old.keys[row]]:
+                left[old.keys[row]].remove(new_row)
+                found[row] = new_row
+        for row in sorted(rows - found.keys()):
+            if left[old.keys[row]]:
+                found[row] = left[old.keys[row]].popleft()
     return found
 
 
-def _differences(
-    lost: Sequence[int], outside: Sequence[int], had: Sequence[Key], has: Sequence[Key], old: Names, new: Names
-) -> str:
+def _differences(old: Rows, new: Rows, lost: Sequence[int], outside: Sequence[int]) -> str:
     """The names of samples that are missing, changed or new."""
-    places = {_name(row, new): row for row in outside}
-    by_image = {has[row][0]: row for row in outside}
+    by_name = {new.name(row): row for row in outside}
+    by_image = {new.keys[row][0]: row for row in outside}
     differences: dict[str, list[str]] = {"missing": [], "changed": [], "of another class": [], "new": []}
     explained = set()
     for row in lost:
-        name, (image, _) = _name(row, old), had[row]
+        name, image = old.name(row), old.keys[row][0]
         if image in by_image:
-            at = by_image[image]
-            differences["of another class"].append(f"{name}, now {_name(at, new)} of class {has[at][1]}")
-        elif name in places:
-            at = places[name]
+            new_row = by_image[image]
+            differences["of another class"].append(f"{name}, now {new.name(new_row)} of class {new.keys[new_row][1]}")
+        elif name in by_name:
+            new_row = by_name[name]
             differences["changed"].append(name)
         else:
             differences["missing"].append(name)
             continue
-        explained.add(at)
-    differences["new"] = [_name(row, new) for row in outside if row not in explained]
+        explained.add(new_row)
+    differences["new"] = [new.name(row) for row in outside if row not in explained]
     return "; ".join(f"{kind}: {listed(names)}" for kind, names in differences.items() if names)
-
-
-def _name(row: int, names: Names) -> str:
-    return f"row {row}" if names is None else names[row]
 
 
 def _channels(images: Tensor, wanted: int) -> Tensor:

@@ -191,7 +191,7 @@ class Search:
 
 
 class ActiveBatch:
-    """The batch that the model sees, and the queue that fills it."""
+    """The batch of the model, and the queue that fills it."""
 
     def __init__(self, search: Search, queue: Tensor) -> None:
         size = min(search.batch_size, len(queue))

@@ -27,8 +27,8 @@ class Samples:
             self.inputs = inputs.detach()
             first, rows = (self.inputs, labels), range(0)
         else:
-            must_be = "a tensor [N, ...], or a Dataset with no labels beside it"
-            require(labels is None, "inputs", must_be, type(inputs).__name__)
+            expected = "a tensor [N, ...], or a Dataset with no labels beside it"
+            require(labels is None, "inputs", expected, type(inputs).__name__)
             map_style = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
             require(map_style, "inputs", "a tensor [N, ...] or a map-style dataset", type(inputs).__name__)
             rows = range(min(len(self), 8))
@@ -51,8 +51,8 @@ class Samples:
             return self.inputs[rows.start : rows.stop], self.labels[rows.start : rows.stop]
         inputs, labels = as_tensors(self.inputs, "inputs", rows)
         if rows.start:
-            expected, got = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (self.like, inputs))
-            require(expected == got, f"inputs[{rows.start}]", f"an image like inputs[0], {expected}", got)
+            expected, actual = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (self.like, inputs))
+            require(expected == actual, f"inputs[{rows.start}]", f"an image like inputs[0], {expected}", actual)
         self._check(inputs, labels, rows, classes)
         return inputs, labels
 
@@ -81,7 +81,7 @@ def _dataset_of(loader: DataLoader[Any]) -> Dataset[Any]:
     plain = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     )
-    must_be = "a DataLoader of all items of a map-style dataset, with no sampler or collate_fn of its own"
-    got = type(sampler).__name__ if not plain else repr(loader.collate_fn)
-    require(plain and loader.collate_fn is default_collate, "inputs", must_be, got)
+    expected = "a DataLoader of all items of a map-style dataset, with no sampler or collate_fn of its own"
+    actual = type(sampler).__name__ if not plain else repr(loader.collate_fn)
+    require(plain and loader.collate_fn is default_collate, "inputs", expected, actual)
     return loader.dataset

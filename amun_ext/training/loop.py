@@ -234,7 +234,7 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the weights are finite; the loss does not see the last step."""
+    """Whether the weights are finite; the loss is that before the last step."""
     weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 

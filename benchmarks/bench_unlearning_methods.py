@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_distill import FINE_TUNING, configs, gaps, over_seeds, prepared
+from bench_distill import configs, gaps, over_seeds, prepared
 from common import write
 
-from amun_ext.data import load
+from amun_ext.data import Splits, load
+from amun_ext.deletion.request import ORIGINAL
 from amun_ext.experiments import demo
 from amun_ext.files import to_jsonable
-from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.config import MethodConfig, resolve_config
+from amun_ext.unlearning.config import resolve_config
 
 
 def grid(recipe: dict[str, list[Any]], **options: list[Any]) -> list[dict[str, Any]]:
@@ -43,52 +43,42 @@ GRID = {  # around the authors' values, up to learning rates that forget too muc
 }
 
 
-def chosen(splits: Any, seeds: list[int]) -> dict[str, dict[str, Any]]:
-    """Method -> its options with the least mean gap, that gap, and how many there were to choose from."""
-    named = {f"{method}:{number}": (method, each) for method, some in GRID.items() for number, each in enumerate(some)}
-    rows: dict[str, MethodConfig | None] = {
-        name: resolve_config(method, **options) for name, (method, options) in named.items()
-    }
+def choose(splits: Splits, seeds: list[int]) -> dict[str, Any]:
+    """For each method the options with the least mean gap on these requests, that gap, and how many were tried; and
+    the gap of the no-op."""
+    tried = {f"{method}:{number}": each for method, some in GRID.items() for number, each in enumerate(some)}
+    rows = {name: resolve_config(name.partition(":")[0], **options) for name, options in tried.items()}
     tables = [gaps(splits, seed, 1, {"with": rows})["with"] for seed in seeds]
-    best = {}
-    for method, tried in GRID.items():
-        mean = {name: float(np.mean([title_row(table, name)["gap"] for table in tables])) for name in of(named, method)}
-        name = min(mean, key=lambda each: mean[each] if np.isfinite(mean[each]) else np.inf)
-        best[method] = {"options": named[name][1], "gap": mean[name], "tried": len(tried)}
-    return best
 
+    def gap(title: str) -> dict[str, Any]:
+        """Of the row whose title ends so: `compare` puts the names of rows of one method behind their title."""
+        each = [next(row["gap"] for name, row in table.items() if name.endswith(title)) for table in tables]
+        return {"mean": float(np.mean(each)), "deviation": float(np.std(each, ddof=1)), "n": len(each)}
 
-def of(named: dict[str, tuple[str, Any]], method: str) -> list[str]:
-    return [name for name, (its, _) in named.items() if its == method]
-
-
-def title_row(table: dict[str, dict[str, float]], name: str) -> dict[str, float]:
-    """A table of `compare` names rows of one method by their title and name."""
-    return next(row for title, row in table.items() if title.endswith(f"({name})"))
+    chosen = {}
+    for method, some in GRID.items():
+        found = [gap(f"({method}:{number})") for number in range(len(some))]
+        best = min(range(len(some)), key=lambda number: np.nan_to_num(found[number]["mean"], nan=np.inf))
+        chosen[method] = {"options": some[best], "gap": found[best], "tried": len(some)}
+    return {"requests": seeds, "no-op": gap(ORIGINAL), "methods": chosen}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0,1,2", help="requests of the table")
+    parser.add_argument("--seeds", default="0,1,2", help="requests of the table; empty: choose the options only")
     parser.add_argument("--chosen-on", default="100,101", help="requests that the options are chosen on")
     parser.add_argument("--repeats", type=int, default=2, help="models of every row and request")
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits = load(demo.DATA)
-    best = chosen(splits, [*map(int, options.chosen_on.split(","))])
-    fixed = {name: resolve_config(name, **each["options"]) for name, each in best.items()}
-    runs = {}
-    for seed in map(int, options.seeds.split(",")):
+    chosen = choose(splits, [*map(int, options.chosen_on.split(","))])
+    result = {"chosen": chosen, "repeats": options.repeats, "runs": {}}
+    write("unlearning_methods", result)
+    fixed = {name: resolve_config(name, **each["options"]) for name, each in chosen["methods"].items()}
+    for seed in map(int, filter(None, options.seeds.split(","))):
         rows = {**configs(True, prepared(splits, seed)), **fixed}
-        runs[seed] = gaps(splits, seed, options.repeats, {"with": rows})
-        result = {
-            "repeats": options.repeats,
-            "chosen_on": options.chosen_on,
-            "chosen": {METHODS[name].title: each for name, each in best.items()},
-            "others": {"recipes": FINE_TUNING},
-            "table": over_seeds([*runs.values()])["with"],
-            "runs": runs,
-        }
+        result["runs"][seed] = gaps(splits, seed, options.repeats, {"with": rows})
+        result["table"] = over_seeds([*result["runs"].values()])["with"]
         write("unlearning_methods", {name: to_jsonable(value) for name, value in result.items()})
 
 

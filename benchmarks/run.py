@@ -9,7 +9,18 @@ import tables
 HERE = Path(__file__).parent
 BENCHMARKS = (
     *("search_step", "masked_sgd", "search", "distances", "memory", "forget", "demo"),
-    *("tuning", "unlearn", "compare", "distill", "copies", "rmia", "audit", "references", "shadows"),
+    *(
+        "tuning",
+        "unlearn",
+        "compare",
+        "distill",
+        "unlearning_methods",
+        "copies",
+        "rmia",
+        "audit",
+        "references",
+        "shadows",
+    ),
 )
 
 if __name__ == "__main__":

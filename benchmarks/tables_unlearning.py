@@ -5,6 +5,8 @@ from typing import Any
 
 from table_format import cell, markdown, measured_on, spread
 
+from amun_ext.unlearning import METHODS
+
 
 def demo(result: dict[str, Any]) -> str:
     columns, far = ("UA", "RA", "TA", "FT AUC", "gap", "seconds"), ("UA", "TA", "FT AUC")
@@ -140,6 +142,24 @@ def distill(result: dict[str, Any]) -> str:
         parts += ["U-LiRA:", markdown(["method", "AUC", "shadows"], rows)]
     note = f"{len(result['runs'])} requests, {result['repeats']} models of each row; mean ± standard deviation over the"
     return "\n\n".join([*parts, f"{note} requests, of U-LiRA over the shadows. {measured_on(result)}."])
+
+
+def methods(result: dict[str, Any]) -> str:
+    """The field's methods with chosen options: the options, and the table of other requests where it was made."""
+    chosen, rows = result["chosen"], []
+    for method, each in chosen["methods"].items():
+        options = {**each["options"]["recipe"], **each["options"]}
+        shown = ", ".join(f"{name} {value}" for name, value in options.items() if name != "recipe")
+        rows.append([METHODS[method].title, shown, str(each["tried"]), spread(each["gap"])])
+    rows.append(["no-op", "-", "-", spread(chosen["no-op"])])
+    parts = [markdown(["method", "options", "of", "gap where chosen"], rows)]
+    if result["runs"]:
+        columns = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
+        table = [[row, *(spread(line[key]) for key in columns)] for row, line in result["table"].items()]
+        told = f"{len(result['runs'])} other requests, {result['repeats']} models of each row:"
+        parts += [told, markdown(["method", *columns], table)]
+    note = f"Chosen on {len(chosen['requests'])} requests. Mean ± standard deviation over requests."
+    return "\n\n".join([*parts, f"{note} {measured_on(result)}."])
 
 
 def tuning(result: dict[str, Any]) -> str:

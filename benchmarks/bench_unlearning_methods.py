@@ -32,14 +32,20 @@ def grid(recipe: dict[str, list[Any]], **options: list[Any]) -> list[dict[str, A
 
 
 COSINE = ["cosine"]
-GRID = {  # around the authors' values, up to learning rates that forget too much
-    "scrub": grid({"lr": [0.002, 0.005, 0.01, 0.03], "schedule": COSINE}),
-    "neggrad+": grid({"lr": [0.01, 0.03, 0.1], "schedule": COSINE}, beta=[0.9, 0.95]),
+GRID = {  # around the authors' values, up to learning rates that forget too much; new ones go to the end of a list
+    "scrub": grid({"lr": [0.002, 0.005, 0.01, 0.03, 0.1, 0.3], "schedule": COSINE}),
+    "neggrad+": [
+        *grid({"lr": [0.01, 0.03, 0.1], "schedule": COSINE}, beta=[0.9, 0.95]),
+        *grid({"lr": [0.1, 0.3], "schedule": COSINE}, beta=[0.8]),
+    ],
     "bad-teacher": grid({"lr": [1e-4, 5e-4, 2e-3], "epochs": [1, 3]}),
-    "ssd": grid({}, selection=[1.0, 3.0, 10.0], dampening=[0.1, 1.0]),
+    "ssd": [
+        *grid({}, selection=[1.0, 3.0, 10.0], dampening=[0.1, 1.0]),
+        *grid({}, selection=[1.5, 2.0], dampening=[0.5]),
+    ],
     "msg": grid({"lr": [0.003, 0.01, 0.03, 0.1]}, reset_fraction=[0.3, 0.6]),
     "ct": grid({"lr": [0.003, 0.01, 0.03, 0.1], "epochs": [3, 10]}),
-    "amun+salun": grid({"lr": [0.01, 0.03, 0.1], "schedule": COSINE}, include_forget=[False]),
+    "amun+salun": grid({"lr": [0.01, 0.03, 0.1, 0.2], "schedule": COSINE}, include_forget=[False]),
 }
 
 

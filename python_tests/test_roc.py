@@ -107,20 +107,22 @@ class TestInterval:
             assert 0 < low <= area.value <= high <= 100
             held += low <= true <= high
             normal += abs(area.value - true) <= 1.96 * area.standard_error
-        assert held >= binom.ppf(1e-9, repeats, 0.93) > normal
+        assert held >= binom.ppf(1e-9, repeats, 0.95) > normal
         assert auc(np.arange(60.0) + 60, np.arange(60.0)).interval() == pytest.approx((94.04, 100), abs=0.01)
 
-    @pytest.mark.parametrize(("ids", "test"), [(1, 1), (1, 300), (2, 300), (3, 20), (5, 300), (23, 300), (60, 300)])
-    @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.0, 3.0), (0.8, 1.0), (-1.5, 1.0)])
+    @pytest.mark.parametrize(
+        ("ids", "test"), [(1, 1), (1, 300), (2, 300), (3, 20), (5, 300), (23, 300), (60, 300), (150, 300)]
+    )
+    @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.0, 3.0), (3.5, 1.0), (-1.5, 1.0)])
     def test_covers_the_true_area_from_one_sample_on(self, ids, test, shift, spread):
-        """In 95 % of cases of few samples, in 90 % with DeLong's error of more; but for a chance of 10^-9."""
+        """In 95 % of cases of few samples, in 93 % with DeLong's error of more; but for a chance of 10^-9."""
         random, repeats = generator(), 300
         true = 100 * norm.cdf(shift / math.hypot(1.0, spread))
         held = 0
         for _ in range(repeats):
             low, high = auc(random.normal(shift, spread, ids), random.normal(0.0, 1.0, test)).interval()
             held += low <= true <= high
-        assert held >= binom.ppf(1e-9, repeats, 0.95 if ids < FEW else 0.9)
+        assert held >= binom.ppf(1e-9, repeats, 0.95 if ids < FEW else 0.93)
 
     def test_draws_by_the_seed(self):
         sides = generator().normal(size=(2, 30))

@@ -16,6 +16,7 @@ Scores = ArrayLike | Tensor
 
 LOW_FPR = (1.0, 0.1)
 FEW = 50  # samples on the smaller side, below which DeLong's error is too small
+RARE = 5  # the smaller side times the area, or times the rest, below which DeLong's error is too small as well
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,21 @@ class Auc:
     def interval(self, level: float = 95.0) -> tuple[float, float]:
         """(low, high), percent.
 
-        From FEW samples on it is DeLong's, on the logit scale (Pepe 2003), which stays inside 0 and 100. For fewer
-        samples, and at 0 or 100, it is that of Clopper and Pearson (1934) for a proportion of the smaller side: a mean
-        of values between 0 and 1 varies at most as a proportion does. It is wide, and covers the area at least as often
-        as `level` says (simulated in python_tests/test_roc.py).
+        It is DeLong's, on the logit scale (Pepe 2003), which stays inside 0 and 100. For fewer than FEW samples, and for
+        an area near 0 or 100 (see RARE), it is that of Clopper and Pearson (1934) for a proportion of the smaller side: a
+        mean of values between 0 and 1 varies at most as a proportion does. It is wide, and covers the area at least as
+        often as `level` says (simulated in python_tests/test_roc.py).
         """
-        if self.samples >= FEW and 0 < self.value < 100 and self.standard_error > 0:
-            share = self.value / 100
+        share = self.value / 100
+        wins, losses = self.samples * share, self.samples * (1 - share)
+        if self.samples >= FEW and min(wins, losses) >= RARE and self.standard_error > 0:
             middle = math.log(share / (1 - share))
             half = NormalDist().inv_cdf(0.5 + level / 200) * self.standard_error / 100 / (share * (1 - share))
             low, high = (100 / (1 + math.exp(-max(end, -700.0))) for end in (middle - half, middle + half))
             return low, high
         from scipy.stats import beta  # here, because it takes a second to import
 
-        tail, wins = 0.5 - level / 200, self.samples * self.value / 100
-        losses = self.samples - wins
+        tail = 0.5 - level / 200
         low = float(beta.ppf(tail, wins, losses + 1)) if wins > 0 else 0.0
         high = float(beta.ppf(1 - tail, wins + 1, losses)) if losses > 0 else 1.0
         return 100 * low, 100 * high

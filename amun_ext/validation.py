@@ -35,9 +35,11 @@ class InputError(ValueError):
 
 
 def require(condition: bool, argument: str, expected: str, actual: object) -> None:
-    """Raise `InputError("<argument> must be <expected>, got <actual>")` unless `condition` holds."""
+    """Raise `InputError("<argument> must be <expected>, got <actual>")` unless `condition` holds; of a value that takes
+    several lines, such as a module or a tensor, the first one."""
     if not condition:
-        raise InputError(f"{argument} must be {expected}, got {actual}")
+        first, *more = str(actual).splitlines() or [""]
+        raise InputError(f"{argument} must be {expected}, got {first}{' ...' * bool(more)}")
 
 
 def listed(names: list[str]) -> str:

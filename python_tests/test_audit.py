@@ -14,6 +14,7 @@ from amun_ext.auditing import audit, train_references
 from amun_ext.auditing.members import find_suspected_members, harm
 from amun_ext.data import Splits
 from amun_ext.metrics.measures import Observation, attack_auc, divergence, gap_of, share, tpr_at, tug_of_war
+from amun_ext.report import html
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 
 RESULTS = ("audit.html", "audit.json", "audit.md")
@@ -268,6 +269,22 @@ class TestAudit:
     def test_previously_forgotten_samples_are_in_no_set(self, original, splits, ids) -> None:
         found = audit(original, splits, ids[:50], previously_forgotten=ids[50:].tolist())
         assert found.sizes == {"forget": 50, "retain": 450, "test": len(splits.test)}
+
+
+def test_tabular_data_have_bounds_of_their_own() -> None:
+    """Beyond a box as well; and a page with images has none of what is no image."""
+    inputs = 5 * torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    inputs[0] = 100.0  # so that one forget sample looks like a member
+    parts = [TensorDataset(each, (each[:, 0] > 0).long()) for each in (inputs[:40], inputs[40:])]
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+    with pytest.raises(InputError, match="train images must be inside bounds"):
+        Splits(*parts, ("low", "high"))
+    found = audit(model, Splits(*parts, ("low", "high"), bounds=None), torch.arange(12), original=model)
+    assert found.members.samples[0].id == 0
+    assert found.rows["audited"]["UA"].value == 100.0
+    assert "<img" not in html.render(found.document(), with_images=True)
 
 
 class TestInput:

@@ -208,10 +208,18 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_names_of_data_parallel_are_accepted(tmp_path):
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_data_parallel_and_compiled_models_are_accepted(tmp_path, prefix):
     model = nn.Sequential(nn.Linear(2, 3))
-    torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, path := tmp_path / "p.pt")
+    torch.save({f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}, path := tmp_path / "p.pt")
     models.load_checkpoint(path, other := nn.Sequential(nn.Linear(2, 3)))
+    assert equal(model, other)
+
+
+def test_a_models_own_module_keeps_its_name(tmp_path):
+    model, other = (nn.ModuleDict({"module": nn.Linear(2, 3)}) for _ in range(2))
+    models.save_checkpoint(path := tmp_path / "p.safetensors", model, {})
+    models.load_checkpoint(path, other)
     assert equal(model, other)
 
 

@@ -290,3 +290,15 @@ def test_tabular_data_have_bounds_of_their_own(arguments):
             evaluate(**tabular, bounds=bounds)
     with pytest.raises(InputError, match="or None where there is no retrained model"):
         evaluate(**arguments | {"baseline": "anew"})
+    for argument in ("baseline", "highlight"):
+        with pytest.raises(InputError, match=f"{argument} must be among the rows") as refused:
+            evaluate(**arguments | {argument: torch.nn.Sequential(torch.nn.Linear(2, 2))})
+        assert "\n" not in str(refused.value)
+
+
+def test_digests_are_cut_on_a_page_and_in_it_as_a_whole(arguments):
+    digest = "7ce012b2" * 8
+    page = Page(render(evaluate(**arguments | {"facts": {"request": f"{digest} with images", "ids": [1, 2]}})))
+    cut = [attributes for tag, attributes in page.tags if attributes.get("class") == "digest"]
+    assert [each["title"] for each in cut] == [digest]
+    assert digest in page.words

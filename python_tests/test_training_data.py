@@ -102,6 +102,8 @@ class TestParts:
         for passes in ([], [Pass([data]), Pass([DataPart(empty)])]):
             with pytest.raises(InputError, match=r"^parts must be at least one"):
                 fit(linear_net(), passes, Recipe(1, 0.1))
+        with pytest.raises(InputError, match=r"^passes\[0\] must be a Pass"):
+            fit(linear_net(), [data], Recipe(1, 0.1))
 
     @pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, Items), (torch.float64, lambda data: data)])
     def test_soft_labels_against_a_plain_loop(self, dtype: torch.dtype, kind) -> None:

@@ -132,6 +132,7 @@ def audit(
         no_op=warnings.get("no-op", ""),
     )
     attacks = attacks_of_verdict(audited, baselines, others)
+    pictured = splits.train.stored[0].dim() == 4
     members = find_suspected_members(audited, ids, attacks[-1])  # U-LiRA where there are shadows: it is per sample
     return Audit(
         verdict=verdict,
@@ -149,7 +150,7 @@ def audit(
         harm=harm(audited, observations.get(reference)),
         runs={} if shadows is None else auc_over_shadows(shadows),
         observations=observations,
-        pictures=[splits.train[each.id][0].cpu().float().numpy() for each in members.samples[:PICTURES]],
+        pictures=[splits.train[each.id][0].cpu().float().numpy() for each in members.samples[:PICTURES] if pictured],
         classes=splits.classes,
         sizes={name: len(audited.labels[name]) for name in SETS},
         facts=dict(facts or {}),

@@ -159,7 +159,8 @@ def _members(audit: Audit) -> list[parts.Block]:
         for each, picture in zip(found, audit.pictures, strict=False)
     ]
     about = f"{len(cards)} of {len(found)}; audit.json lists all ids."
-    return [parts.Heading(title), Table("members", "id", columns, rows), parts.Images(cards, "As pictures", about)]
+    pictures = [parts.Images(cards, "As pictures", about)] if cards else []
+    return [parts.Heading(title), Table("members", "id", columns, rows), *pictures]
 
 
 def _class(audit: Audit, label: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from amun_ext.digest import digest
-from amun_ext.validation import check_images, check_labels
+from amun_ext.validation import check_bounds, check_images, check_labels
 
 BITS8 = 255.0
 HASH_BYTES = 16
@@ -21,7 +21,7 @@ Data = TypeVar("Data", bound=TensorDataset)
 
 
 class ImageDataset(TensorDataset):
-    """Images [N, ...] in [0, 1], floating point or uint8, and integer labels [N]. InputError for others.
+    """Images [N, ...] within `bounds`, floating point or uint8, and integer labels [N]. InputError for others.
 
     uint8 stays uint8 in memory; items, slices and `tensors` are float32, divided by 255. Images are hashed once, also
     for a `subset`, so they must not be changed in place.
@@ -34,10 +34,17 @@ class ImageDataset(TensorDataset):
         ([[[0.0, 0.20000000298023224]]], [1, 0])
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, name: str = "dataset") -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        name: str = "dataset",
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
         # without super().__init__, which would set `tensors`
         eight_bit = isinstance(images, Tensor) and images.dtype == torch.uint8
-        check_images(f"{name} images", images[:1].float() / BITS8 if eight_bit else images, (0.0, 1.0))
+        self.bounds = check_bounds(bounds)
+        check_images(f"{name} images", images[:1].float() / BITS8 if eight_bit else images, self.bounds)
         check_labels(f"{name} labels", labels, len(images))
         self.stored = images, labels.long()
         self._hashes: NDArray[np.void] | None = None

@@ -20,7 +20,8 @@ from amun_ext.validation import InputError, check_images, check_labels, listed, 
 class Splits:
     """Images [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing.
 
-    A TensorDataset is checked here, once, and becomes an `ImageDataset`.
+    A TensorDataset is checked here, once, and becomes an `ImageDataset`. Inputs other than images, [N, ...], may have
+    other `bounds`, or None for none.
 
     The last three are set by `amun_ext.data.aligned`, for data in the rows of a checkpoint.
     """
@@ -29,6 +30,7 @@ class Splits:
     test: ImageDataset
     classes: tuple[str, ...]
     names: tuple[str, ...] | None = None  # of the training samples, such as their files
+    bounds: tuple[float, float] | None = (0.0, 1.0)
     absent: tuple[int, ...] = ()  # rows of training samples that were erased
     outside: tuple[str, ...] = ()  # names of new samples, which have no row
     known_as: str | None = None  # the fingerprint of the training set with all samples
@@ -36,7 +38,8 @@ class Splits:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             given = getattr(self, part)
-            dataset = given if isinstance(given, ImageDataset) else ImageDataset(*as_tensors(given, part), part)
+            ours = isinstance(given, ImageDataset)
+            dataset = given if ours else ImageDataset(*as_tensors(given, part), part, self.bounds)
             check_labels(f"{part} labels", dataset.labels, len(dataset), len(self.classes) or None)
             object.__setattr__(self, part, dataset)
 
@@ -81,7 +84,7 @@ def checked_dataset(
     dataset: Dataset[Any], name: str, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> TensorDataset:
     """`as_tensors`, as a dataset. InputError for images outside `bounds`; an ImageDataset has been checked."""
-    if isinstance(dataset, ImageDataset) and bounds[0] <= 0 and bounds[1] >= 1:
+    if isinstance(dataset, ImageDataset) and bounds[0] <= dataset.bounds[0] and dataset.bounds[1] <= bounds[1]:
         return dataset
     images, labels = as_tensors(dataset, name)
     check_images(name, images, bounds)
@@ -109,6 +112,7 @@ def checked(splits: Splits, name: str) -> Splits:
     for part, dataset in (("train", splits.train), ("test", splits.test)):
         shape = tuple(dataset.stored[0].shape)
         require(len(shape) == 4, f"{name} {part} images", "[N, C, H, W]", f"shape {shape}")
+        require(dataset.bounds == (0, 1), f"{name} {part} images", "in [0, 1]", f"bounds {dataset.bounds}")
     shapes = [tuple(data.stored[0].shape[1:]) for data in (splits.train, splits.test)]
     require(shapes[0] == shapes[1], f"{name} test images", f"of the training images' shape {shapes[0]}", shapes[1])
     names = splits.names

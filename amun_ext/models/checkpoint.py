@@ -16,7 +16,7 @@ from amun_ext.files import write_tensors
 from amun_ext.reading import check_file
 from amun_ext.validation import InputError, listed, require
 
-PARALLEL = "module."  # DataParallel's prefix of every name
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes of every name, by DataParallel and torch.compile
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -59,8 +59,9 @@ def check_fits(path: str | os.PathLike[str], model: nn.Module) -> None:
 def _fitting(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of the file, whose names, shapes and types must be those of `expected`."""
     state, metadata = _read(path)
-    if state and all(key.startswith(PARALLEL) for key in state):
-        state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
+    for prefix in WRAPPERS:
+        if state.keys() != expected.keys() and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     _check_tensors(str(path), state)
     problems = {
         "missing": [key for key in expected if key not in state],

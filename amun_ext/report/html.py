@@ -1,5 +1,6 @@
 """A document as one HTML page, light or dark, without scripts, other files or network."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from amun_ext.report.parts import Document, Images
 
 if TYPE_CHECKING:
     import jinja2
+    import markupsafe
 
 SHOWN = 400  # characters of a list
 
@@ -33,8 +35,16 @@ def _environment() -> "jinja2.Environment":
         keep_trailing_newline=True,
     )
     made.tests["kind"] = lambda block, name: type(block).__name__ == name
-    made.filters["in_words"] = in_words
+    made.filters["fact"] = _fact
     return made
+
+
+def _fact(value: object) -> "markupsafe.Markup":
+    """`value` in words, for a page: of a digest only the first characters show until it has the focus."""
+    import markupsafe
+
+    digest = r'<span class="digest" tabindex="0" title="\g<0>">\g<0></span>'
+    return markupsafe.Markup(re.sub("[0-9a-f]{32,}", digest, str(markupsafe.escape(in_words(value)))))
 
 
 def in_words(value: object) -> str:

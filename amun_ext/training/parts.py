@@ -165,6 +165,8 @@ def random_part(data: Dataset[Any], count: int, seed: int) -> Dataset[Any]:
 
 def check_parts(passes: Sequence[Pass]) -> Tensor:
     """The first input [...] of the first pass. InputError for passes that cannot be trained on."""
+    for number, each in enumerate(passes):
+        require(isinstance(each, Pass), f"passes[{number}]", "a Pass", type(each).__name__)
     require(len(passes) > 0 and all(len(each.parts) > 0 for each in passes), "parts", "at least one", "none")
     always = any(each.epochs is None for each in passes)
     require(always, "epochs", "None in one pass at least, which all epochs have", [each.epochs for each in passes])

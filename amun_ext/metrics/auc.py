@@ -30,10 +30,10 @@ class Auc:
     def interval(self, level: float = 95.0) -> tuple[float, float]:
         """(low, high), percent.
 
-        It is DeLong's, on the logit scale (Pepe 2003), which stays inside 0 and 100. For fewer than FEW samples, and for
-        an area near 0 or 100 (see RARE), it is that of Clopper and Pearson (1934) for a proportion of the smaller side: a
-        mean of values between 0 and 1 varies at most as a proportion does. It is wide, and covers the area at least as
-        often as `level` says (simulated in python_tests/test_roc.py).
+        It is DeLong's, on the logit scale (Pepe 2003), which stays inside 0 and 100. For fewer than FEW samples, and
+        for an area near 0 or 100 (see RARE), it is that of Clopper and Pearson (1934) for a proportion of the smaller
+        side: a mean of values between 0 and 1 varies at most as a proportion does. It is wide, and covers the area at
+        least as often as `level` says (simulated in python_tests/test_roc.py).
         """
         share = self.value / 100
         wins, losses = self.samples * share, self.samples * (1 - share)

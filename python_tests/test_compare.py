@@ -351,7 +351,7 @@ class TestInput:
             ("--methods ft:no-forget", "got 'ft:no-forget'"),
             ("--methods ft,ga,ft", "methods must be different"),
             ("--methods=", "methods must be some of"),
-            ("--seeds 0", "--seeds: must be"),
+            ("--seeds 0", "seeds must be"),
             ("--tuned absent.json", "absent.json must be a file of tuned options"),
             ("--lr -1", "lr must be"),
             ("--data fashion-mnist-mini", "those that the checkpoint was trained on"),

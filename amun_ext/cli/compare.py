@@ -12,7 +12,6 @@ from amun_ext.cli.arguments import (
     add_options,
     add_recipe,
     add_settings,
-    count,
     given_options,
     given_recipe,
 )
@@ -51,7 +50,7 @@ def add(commands: Commands) -> None:
         help=f"some of {', '.join(METHODS)}; amun:no-forget is amun without D_F, amun:with-forget with it (default: "
         "%(default)s)",
     )
-    command.add_argument("--seeds", type=count, default=5, help="number of seeds (default: %(default)s)")
+    command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     command.add_argument(
         "--settings",
         choices=("both", *SETTINGS),

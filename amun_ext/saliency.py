@@ -82,13 +82,20 @@ def saliency_mask(
     inputs, labels = checked_dataset(forget, "forget").tensors
     check_labels("forget labels", labels, len(inputs), count_classes(model, inputs))
 
-    with torch.inference_mode(False):  # what is made here takes part in training
-        scores = _scores(model, parameters, inputs, labels, score, batch_size, progress)
-        chosen = _largest(torch.cat([part.flatten().cpu() for part in scores]), int(fraction * count))
-        parts = chosen.split([parameter.numel() for parameter in parameters.values()])
+    with torch.inference_mode(False):  # the masks are used in training
+        weights = [*parameters.values()]
+        sums = zeros_for(weights)
+        batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
+        for grads in batch_gradients(model, weights, progress_bar(progress, batches, "saliency", unit="batch")):
+            for total, grad in zip(sums, grads, strict=True):
+                if grad is not None:
+                    total += grad.abs() if score == "sum_abs" else grad
+        check_finite("saliency", dict(zip(parameters, sums, strict=True)))
+        chosen = _largest(torch.cat([total.abs().flatten().cpu() for total in sums]), int(fraction * count))
+        parts = chosen.split([weight.numel() for weight in weights])
         return {
-            name: part.view(parameter.shape).to(parameter.device, copy=True)  # each with memory of its own
-            for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+            name: part.view(weight.shape).to(weight.device, copy=True)  # each with its own memory
+            for name, weight, part in zip(parameters, weights, parts, strict=True)
         }
 
 
@@ -165,27 +172,6 @@ def check_finite(what: str, sums: Mapping[str, Tensor]) -> None:
     broken = [name for name, total in sums.items() if not total.isfinite().all()]
     if broken:
         raise FloatingPointError(f"{what}: the gradient is NaN or infinite in {listed(broken)}")
-
-
-def _scores(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    inputs: Tensor,
-    labels: Tensor,
-    score: str,
-    batch_size: int,
-    progress: bool,
-) -> list[Tensor]:
-    """The score of every element of each parameter."""
-    weights = [*parameters.values()]
-    sums = zeros_for(weights)
-    batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
-    for grads in batch_gradients(model, weights, progress_bar(progress, batches, "saliency", unit="batch")):
-        for total, grad in zip(sums, grads, strict=True):
-            if grad is not None:
-                total += grad.abs() if score == "sum_abs" else grad
-    check_finite("saliency", dict(zip(parameters, sums, strict=True)))
-    return [total.abs() for total in sums]
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

@@ -38,11 +38,13 @@ def lira(
     least = 2 if variance == "each" else 1
     check_counts(queries.outs, least, "not trained on it")
     outside = _standardised(queries, ~queries.membership, variance)
-    if mode == "offline":
-        return _mean(outside[0])
-    check_counts(queries.ins, least, "trained on it")
-    inside = _standardised(queries, queries.membership, variance)
-    return _mean(_log_density(*inside) - _log_density(*outside))
+    evidence = outside[0]
+    if mode == "online":
+        check_counts(queries.ins, least, "trained on it")
+        inside = _standardised(queries, queries.membership, variance)
+        evidence = _log_density(*inside) - _log_density(*outside)
+    averaged: Array = evidence.mean(axis=0)
+    return averaged
 
 
 def _standardised(queries: Queries, of: NDArray[np.bool_], variance: str) -> tuple[Array, Array]:
@@ -61,8 +63,3 @@ def _standardised(queries: Queries, of: NDArray[np.bool_], variance: str) -> tup
 
 def _log_density(z: Array, spread: Array) -> Array:
     return -(z**2) / 2 - np.log(spread)  # the constant cancels
-
-
-def _mean(evidence: Array) -> Array:
-    mean: Array = evidence.mean(axis=0)
-    return mean

@@ -138,9 +138,13 @@ def rmia(
     rows = np.arange(count) if population is None else check_rows("population", population, count)
     named = check_groups(groups, queries, mode, tolerance)
 
-    priors = _online(queries.reference, trim) if mode == "online" else _offline(queries, a)
-    ratios = _ratios(queries.target, priors)  # [A, N]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # offline from p_in = a p_out + (1 - a), and the prior as the mean of both
+    offline = mode == "offline"
+    priors = (1 + a) / 2 * queries.means(~queries.membership) + (1 - a) / 2 if offline else _online(queries, trim)
+    undefined = int(((queries.target == 0) & (priors == 0)).sum())
+    require(undefined == 0, "target", "not zero where the prior is zero", f"{undefined} zeros divided by zero")
+    with np.errstate(all="ignore"):
+        ratios = queries.target / priors  # [A, N]
         log_ratio: Array = np.log(ratios).mean(axis=0)
     ratio = np.exp(log_ratio) if queries.augmented else ratios[0]
     exceeds = _exceeding(gamma, strict)
@@ -155,24 +159,12 @@ def rmia(
     return RmiaResult(ratio, log_ratio, score, _diagnose(queries, priors, score, named))
 
 
-def _online(reference: Array, trim: float) -> Array:
-    cut = int(trim * reference.shape[1])
+def _online(queries: Queries, trim: float) -> Array:
+    reference, cut = queries.reference, int(trim * queries.reference.shape[1])
     if cut:
         reference = np.sort(reference, axis=1)[:, cut:-cut]
     prior: Array = reference.mean(axis=1)
     return prior  # [A, N]
-
-
-def _offline(queries: Queries, a: float) -> Array:
-    # From p_in = a p_out + (1 - a), and the prior as the mean of both.
-    return (1 + a) / 2 * queries.means(~queries.membership) + (1 - a) / 2  # [A, N]
-
-
-def _ratios(target: Array, priors: Array) -> Array:
-    undefined = int(((target == 0) & (priors == 0)).sum())
-    require(undefined == 0, "target", "not zero where the prior is zero", f"{undefined} zeros divided by zero")
-    with np.errstate(all="ignore"):
-        return target / priors  # [A, N]
 
 
 Exceeds = Callable[[Array, Array], NDArray[np.bool_]]

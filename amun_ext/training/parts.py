@@ -104,13 +104,11 @@ class BatchLoader:
                 yield self._gather(batch)
             return
         # on the CPU, because a forked worker cannot use a GPU
-        sets = [part.data for part in self.parts]
-        cpu = torch.device("cpu")
+        cpu, sets = torch.device("cpu"), [part.data for part in self.parts]
         sets = [moved(data, cpu, stored(data)[0].dtype) if in_memory(data) else data for data in sets]
-        union: ConcatDataset[Any] = ConcatDataset(sets)
         # a generator of its own, so that the shuffling is the same as for tensors
-        loader = DataLoader(
-            union,
+        loader: DataLoader[Any] = DataLoader(
+            ConcatDataset(sets),
             batch_sampler=[batch.tolist() for batch in rows],
             num_workers=self.num_workers,
             collate_fn=partial(_stacked, dtype=self.dtype),

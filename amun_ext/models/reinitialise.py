@@ -130,15 +130,11 @@ def _rebuild(fresh: nn.Module, build: Callable[[], nn.Module]) -> None:
 
 
 def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
-    expected = model.state_dict()
-    others = sorted(expected.keys() ^ state.keys())
-    others += [name for name in expected.keys() & state.keys() if _shape(expected[name]) != _shape(state[name])]
+    states = model.state_dict(), state
+    own, given = ({name: getattr(value, "shape", None) for name, value in each.items()} for each in states)
+    others = sorted(name for name in own.keys() | given.keys() if own.get(name, "") != given.get(name, ""))
     require(not others, "init", "of the model's architecture", f"something else at {listed(others)}")
     model.load_state_dict(state)
-
-
-def _shape(value: object) -> object:
-    return value.shape if isinstance(value, Tensor) else None
 
 
 def _frozen(model: nn.Module) -> dict[str, Tensor]:

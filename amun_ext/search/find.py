@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -201,19 +202,16 @@ def find_min_adversarial(
             rows, (without_gradient, in_one_step) = search_rows(range(len(samples)), path)
         else:
             rows, (without_gradient, in_one_step) = search_shared(search_rows, samples, path, metadata)
+    warn = partial(warnings.warn, category=RuntimeWarning, stacklevel=2)
     if without_gradient:
-        warnings.warn(
+        warn(
             f"{without_gradient} of {len(samples)} samples have no example, because their gradient is zero or NaN, "
-            "or the logits do not depend differentiably on the input",
-            RuntimeWarning,
-            stacklevel=2,
+            "or the logits do not depend differentiably on the input"
         )
     if in_one_step > len(samples) / 2:
-        warnings.warn(
+        warn(
             f"{in_one_step} of {len(samples)} samples were found by the first step, {settings.first_step:.3g} long; "
-            'there may be closer examples: eps_init="estimate" searches there',
-            RuntimeWarning,
-            stacklevel=2,
+            'there may be closer examples: eps_init="estimate" searches there'
         )
     return AdversarialSet(**rows) if out is None else AdversarialSet.load(out)
 

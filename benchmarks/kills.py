@@ -7,6 +7,11 @@ without a kill, the tensors to the bit, and nothing else may be there. Times and
 which have them.
 
     python benchmarks/kills.py [COMMAND ...] [--every N] [--json PATH]
+
+With --chain a chain of three requests on the digits is killed at random moments of its processor time, and compared
+with an undisturbed chain after each request.
+
+    python benchmarks/kills.py --chain 200 [--minutes 25] [--json PATH]
 """
 
 import argparse
@@ -32,14 +37,23 @@ from safetensors.torch import save_file
 
 from amun_ext import cli, files
 from amun_ext.auditing.result import FILES as AUDIT
+from amun_ext.deletion import ledger
 from amun_ext.deletion.request import warm_up
 from amun_ext.deletion.results import RESULTS
 from amun_ext.report import figures, html  # noqa: F401, now, or every child would import what they need
+from amun_ext.validation import InputError
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")
 MODEL = "--model original.safetensors --data data.npz"
 TIMES = ("date", "seconds", "seconds_by_digest", "FT SE seconds", "speed-up", "versions", "ledger_line")
 MINE = "notes.txt"
+CHAIN = {  # folder -> the request that writes it
+    "first": "forget --model original.safetensors --ids 3,5,8",
+    "second": "forget --model first/model.safetensors --ids 20-29",
+    "third": "forget --model second/model.safetensors --ids 7,9 --method ft",
+}
+ON_DIGITS = "--data digits --epochs 1 --quiet"
+IN_A_ROW = 4  # kills of a request before it may finish
 
 
 @dataclass(frozen=True)
@@ -93,14 +107,22 @@ def main() -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"some of {', '.join(CASES)} (default: all)")
     parser.add_argument("--every", type=int, default=1, help="kill at every Nth event only (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the counts there")
+    parser.add_argument("--chain", type=int, metavar="KILLS", help="kill a chain of requests as often, at random")
+    parser.add_argument("--minutes", type=float, default=25, help="of --chain, at most (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of --chain (default: %(default)s)")
     options = parser.parse_args()
     told = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.commands or CASES:
+        if options.chain:
+            name = "a chain of three requests, at random moments"
+            told[name] = chain(Path(folder), options.chain, options.minutes, options.seed)
+            print(name, json.dumps(told[name]), flush=True)
+        for name in options.commands or (() if options.chain else CASES):
             told[name] = campaign(Path(folder), name, options.every)
             print(name, json.dumps(told[name]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        before = json.loads(options.json.read_text()) if options.json.exists() else {}
+        options.json.write_text(json.dumps({**before, **told}, indent=2) + "\n", encoding="utf-8")
     return int(any(each["faults"] for each in told.values()))
 
 
@@ -133,6 +155,50 @@ def campaign(folder: Path, name: str, every: int = 1, first: int = 1) -> dict[st
     return {"events": events, "kills": kills, "faults": faults, "seconds": round(time.perf_counter() - start)}
 
 
+def chain(folder: Path, wanted: int, minutes: float, seed: int) -> dict[str, Any]:
+    """Kill CHAIN as often as `wanted`, at moments drawn by the seed. Returns the counts, and what went wrong."""
+    start, random, faults, kills = time.perf_counter(), np.random.default_rng(seed), [], 0
+    (prepared := folder / "prepared").mkdir()
+    assert run(prepared, f"train {ON_DIGITS} --model small-cnn --width 4 --out original.safetensors")[0] == 0
+    expected, took, alone = {}, {}, clone(prepared, "alone")
+    for out, command in CHAIN.items():
+        status, took[out] = run(alone, f"{command} {ON_DIGITS} --out {out}", seconds=3600)
+        assert status == 0, (alone / "log").read_text()
+        expected[out] = unbound(contents(alone), alone)
+    while kills < wanted and time.perf_counter() - start < 60 * minutes:
+        place = clone(prepared, "killed")
+        for out, command in CHAIN.items():
+            for _ in range(IN_A_ROW):
+                status, _ = run(
+                    place, f"{command} {ON_DIGITS} --out {out}", seconds=took[out] * random.uniform(0.01, 1)
+                )
+                kills += status == -signal.SIGPROF
+                there = [name for name in RESULTS if (place / out / name).exists()]
+                if there and (len(there) < len(RESULTS) or not valid(place / out)):
+                    faults.append(f"{kills}: {out}: neither old nor new")
+            status, _ = run(place, f"{command} {ON_DIGITS} --out {out}")
+            if status != 0 or unbound(contents(place), place) != expected[out]:
+                faults.append(f"{kills}: {out}: status {status}, or other files than without a kill")
+    return {"events": "-", "kills": kills, "faults": faults, "seconds": round(time.perf_counter() - start)}
+
+
+def valid(folder: Path) -> bool:
+    """Whether its ledger is that of its model and record, and bound line by line."""
+    try:
+        return bool(ledger.read(folder))
+    except InputError:
+        return False
+
+
+def unbound(found: dict[str, str], folder: Path) -> dict[str, str]:
+    """The contents, with ledgers compared without the hashes of lines before, which have dates: `valid` checks them."""
+    for path in folder.glob(f"*/{ledger.FILE}"):
+        lines = [{**json.loads(line), ledger.PREVIOUS: ""} for line in path.read_text().splitlines()]
+        text = json.dumps([without_times(line) for line in lines], sort_keys=True)
+        found[str(path.relative_to(folder))] = f"{valid(path.parent)} {hashlib.sha256(text.encode()).hexdigest()}"
+    return found
+
+
 def prepare(folder: Path) -> Path:
     """A folder with data, a model and an empty folder for results."""
     optimized_copy = folder / "prepared"
@@ -157,8 +223,12 @@ def clone(optimized_copy: Path, name: str) -> Path:
     return place
 
 
-def run(folder: Path, command: str, kill_at: int | None = None) -> tuple[int, int]:
-    """The status of a command in the folder, or minus the signal that ended it; and how many events it had."""
+def run(folder: Path, command: str, kill_at: int | None = None, seconds: float = 0) -> tuple[int, float]:
+    """The status of a command in the folder, or minus the signal that ended it; and how many events it had.
+
+    seconds: of processor time, after which the system ends it at once (SIGPROF, which nothing catches); instead of the
+    events the seconds that it took are returned.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -168,6 +238,7 @@ def run(folder: Path, command: str, kill_at: int | None = None) -> tuple[int, in
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         status = 70
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         with contextlib.suppress(BaseException):
             with counted(kill_at) as count:
                 status = cli.main(command.split())
@@ -176,8 +247,8 @@ def run(folder: Path, command: str, kill_at: int | None = None) -> tuple[int, in
     os.close(write)
     with open(read) as pipe:
         told = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), int(told or 0)
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime if seconds else int(told or 0)
 
 
 @contextlib.contextmanager

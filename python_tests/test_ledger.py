@@ -122,6 +122,12 @@ def test_an_audit_by_request(folder: Path, tmp_path: Path, capsys: pytest.Captur
     }
     assert told["request-1"]["previously_forgotten_ids"] == [7, 8, 9]
     assert told["audit"]["requests"] == {"1": "cannot tell", "2": "cannot tell"}
+    assert cli.main(["ledger", "page", str(folder / "second"), "--audit", str(out)]) == 0
+    page = (folder / "second/record.html").read_text()
+    for words in ("3 training samples", "1 came before", "It is not known whether", "What this does not show"):
+        assert words in page
+    assert cli.main(["ledger", "page", str(folder / "first"), "--audit", str(out)]) == 2
+    assert "--audit must be" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,17 @@
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from amun_ext.auditing.result import FILES
 from amun_ext.cli.arguments import Commands, add_command
-from amun_ext.deletion import ledger, signature
+from amun_ext.deletion import ledger, record_page, signature
+from amun_ext.deletion.record_page import as_object
 from amun_ext.deletion.request import ORIGINAL
-from amun_ext.report import Document, text
+from amun_ext.files import no_link, write_text
+from amun_ext.reading import read_object
+from amun_ext.report import Document, html, text
 from amun_ext.report.tables import Column, Row, Table, value, word
 from amun_ext.validation import is_number, listed, printable, require
 
@@ -21,19 +24,22 @@ def add(commands: Commands) -> None:
         commands,
         "ledger",
         run,
-        "show the requests that led to a model, or verify that no entry was changed, moved or removed",
+        "show the requests that led to a model, verify that no entry was changed, moved or removed, or write a page",
         "examples:\n"
+        "  amun ledger page forgotten --audit audit\n"
         "  amun ledger verify forgotten\n"
         "  amun ledger show forgotten --key train/anna/7.png\n\n"
         f"Reads {ledger.FILE} in a folder written by amun forget. Each line has the hash of the previous line and of\n"
         "the models before and after the request; the last line belongs to the model in the folder. Keys of samples\n"
         "are hashed: --key finds the requests for a sample by its key, which is the path of its image file, or row N\n"
         "for other data.\n"
+        f"The page is {record_page.PAGE} in that folder: what was done, what was measured, what it does not show.\n"
         "exit status: 0 valid, 2 not valid",
     )
-    command.add_argument("action", choices=("show", "verify"))
+    command.add_argument("action", choices=("show", "verify", "page"))
     command.add_argument("folder", type=Path, help="folder with the model and its ledger")
     command.add_argument("--public-key", type=Path, help="PEM file: require that its owner has signed every line")
+    command.add_argument("--audit", type=Path, help="folder of amun audit of this model, for the page")
     command.add_argument("--key", help="show only the requests for this sample")
 
 
@@ -51,6 +57,10 @@ def run(options: argparse.Namespace) -> None:
     if options.action == "verify":
         print(f"valid: {len(found)} request{'s' * (len(found) != 1)}, the last one for the model in {options.folder}")
         return
+    require(options.audit is None or options.action == "page", "--audit", "left out but for a page", options.audit)
+    if options.action == "page":
+        _write_page(options, found)
+        return
     if options.key is not None:
         found = ledger.having(found, options.key)
         require(bool(found), "--key", "of a sample in a request of the ledger", printable(repr(options.key)))
@@ -60,22 +70,29 @@ def run(options: argparse.Namespace) -> None:
     print(text.render(Document("Ledger", [table])))
 
 
+def _write_page(options: argparse.Namespace, found: Sequence[ledger.Entry]) -> None:
+    audit = {} if options.audit is None else read_object(options.audit / FILES[0])
+    facts = audit.get("facts")
+    ours = isinstance(facts, dict) and facts.get("model_digest") == found[-1][ledger.CHILD]
+    require(options.audit is None or ours, "--audit", "the folder of an audit of this model", options.audit)
+    record = read_object(options.folder / ledger.RECORD)
+    page = record_page.document(record, found, audit, signed=options.public_key is not None)
+    no_link(options.folder / record_page.PAGE)
+    write_text(options.folder / record_page.PAGE, html.render(page))
+    print(f"{text.render(page)}\n\nwrote {options.folder / record_page.PAGE}")
+
+
 def _row(entry: ledger.Entry) -> Row:
-    results = _object(entry.get("results"))
-    measured = next((_object(row) for name, row in results.items() if name != ORIGINAL), {})
+    results = as_object(entry.get("results"))
+    measured = next((as_object(row) for name, row in results.items() if name != ORIGINAL), {})
     numbers = [(measured.get(name), digits) for name, digits in MEASURES.items()]
     return Row(
         str(entry[ledger.NUMBER]),
         [
             word(printable(str(entry.get("date")))),
             word(str(len(entry[ledger.KEYS]))),
-            word(printable(str(_object(entry.get("unlearning")).get("method")))),
+            word(printable(str(as_object(entry.get("unlearning")).get("method")))),
             *(value(float(of) if is_number(of) else math.nan, digits) for of, digits in numbers),
             word(printable(entry[ledger.CHILD][:12])),
         ],
     )
-
-
-def _object(of: object) -> Mapping[str, Any]:
-    """The object, or an empty one: the ledger may have been edited."""
-    return of if isinstance(of, dict) else {}

@@ -1,6 +1,11 @@
 """Adversarial machine unlearning (AMUN) for PyTorch: search, forget, measure."""
 
+import sys
+
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # python -m amun_ext, which runs __main__ after all of these imports
+    import amun_command  # noqa: F401
 
 from amun_ext import ops  # first: it loads the extension, or says why it cannot
 from amun_ext.auditing import audit

@@ -2,6 +2,6 @@
 
 import sys
 
-from amun_ext.cli import main
+from amun_command import main
 
 sys.exit(main())

@@ -50,6 +50,11 @@ class TestNpz:
         assert tracemalloc.get_traced_memory()[1] < 2**22
         tracemalloc.stop()
 
+    def test_labels_are_integers(self, tmp_path) -> None:
+        for labels in (np.arange(4.0), np.arange(4).astype("timedelta64[s]"), np.arange(4) > 1):
+            with pytest.raises(InputError, match="train_labels must be integers"):
+                data.load(save(tmp_path / "a.npz", train_labels=labels))
+
     def test_an_archive_that_unpacks_to_more_than_images_do(self, tmp_path) -> None:
         save(tmp_path / "a.npz")
         header = io.BytesIO()

@@ -47,7 +47,7 @@ def test_files_of_ids_are_left_to_others(tmp_path: Path, name: str) -> None:
         ('key\n""\n', "key must be samples in the data, got ''"),
         ("key\n train/a/ünal.png\n", "got ' train/a/ünal.png'"),
         ("key\ntrain/a/u\u0308nal.png\n", "samples in the data"),
-        ("key\nb\nb\n", "free of repeated values, got 'b'"),
+        ("key\nb\nb\n", "free of repeated values, got 'b' in line 3, which line 2 has"),
         ("key\n", "a table with at least one row, got none"),
         ("key,id\n3,4\n", "a table with one of these columns, got id and key"),
         ("key,note\n3\n", "line 2 must be a row of 2 cells"),
@@ -67,7 +67,7 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     [
         ("key,group\ntrain/a/anna 1.png,anna\ntrain/a/gone.png,anna\n", "in the groups of the request, got 'train"),
         ("key,group\ntrain/a/anna 1.png,bob\n", "group must be groups in"),
-        ("key,group\nb,anna\nb,anna\n", "group 'anna' must be free of repeated values, got 'b'"),
+        ("key,group\nb,anna\nb,anna\n", "group 'anna' must be free of repeated values, got 'b' in line 3"),
         ("key\nb\n", "a table with a column key and a column group"),
         ("key,group,key\na,b,c\n", "a header that has every name once"),
     ],
@@ -84,6 +84,14 @@ def test_groups_without_use_are_refused(tmp_path: Path) -> None:
     for name, text in (("ids.csv", "id\n3\n"), ("keys.csv", "key\ntrain/a/anna 1.png\n"), ("ids.txt", "3\n")):
         with pytest.raises(InputError, match="groups must be left out"):
             named_rows(written(tmp_path / name, text), KEYS, groups=groups)
+    with pytest.raises(InputError, match="key must be samples in the data"):  # the request itself comes first
+        named_rows(written(tmp_path / "other.csv", "key\nno.png\n"), KEYS, groups=groups)
+
+
+def test_of_too_many_keys_only_some_are_read(tmp_path: Path) -> None:
+    request = written(tmp_path / "request.csv", "key\n" + "".join(f"{row}\n" for row in range(6)) + '"never closed')
+    with pytest.raises(InputError, match="key must be samples in the data, got '0', '1', '2'"):
+        named_rows(request, KEYS)
 
 
 def test_by_content_all_copies_are_meant(tmp_path: Path) -> None:

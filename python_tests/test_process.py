@@ -69,12 +69,21 @@ class TestSignals:
         assert "Traceback" not in errors
 
 
-def test_an_interrupt_during_the_imports_is_silent(tmp_path: Path) -> None:
-    (tmp_path / "amun_ext.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(9)\n")
-    command = [sys.executable, "-c", "import amun_command; amun_command.main()"]
-    ended = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize("start", [["-c", "import amun_command; amun_command.main()"], ["-m", "amun_ext"]])
+def test_an_interrupt_during_the_imports_is_silent(tmp_path: Path, start: list[str]) -> None:
+    (tmp_path / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
+    ended = subprocess.run([sys.executable, *start], env=environment() | path, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGINT
     assert ended.stdout + ended.stderr == ""
+
+
+def test_python_m_imports_nothing_else_from_the_current_folder(tmp_path: Path) -> None:
+    for name in ("html", "json", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the decoy')\n")
+    command = [sys.executable, "-m", "amun_ext", "info"]
+    ended = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 class TestOutput:

@@ -25,11 +25,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _check_name(path: Path) -> None:
+    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(path))  # safetensors opens no other
+    require(utf8, "--out", "a name in UTF-8", ascii(str(path)))
+    require(printable(str(path)) == str(path), "--out", "a path that can be printed", path)
+
+
 def check_folder(folder: Path) -> None:
     """Refuse, before any work, a folder that results cannot be written to."""
-    utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(folder))  # safetensors opens no other path
-    require(utf8, "--out", "a name in UTF-8", ascii(str(folder)))
-    require(printable(str(folder)) == str(folder), "--out", "a path that can be printed", folder)
+    _check_name(folder)
     links = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
     require(not links, "--out", "in a folder", f"{links and links[0]}, a broken symbolic link")
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
@@ -46,6 +50,7 @@ def check_free(folder: Path, *names: str) -> None:
 
 def check_out_file(path: Path) -> None:
     """Refuse, before any work, a file --out that cannot be written, or not as .safetensors."""
+    _check_name(path)
     check_folder(path.parent)
     check_free(path.parent, path.name)
     require(path.suffix == ".safetensors", "--out", "a path that ends in .safetensors", path)

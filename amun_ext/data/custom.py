@@ -139,7 +139,7 @@ def load_npz(path: Path, classes: tuple[str, ...] | None = None) -> Splits:
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
         pixels = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
         require(pixels, f"{name}_images", "uint8, or floating point in [0, 1]", images.dtype)
-        require(np.issubdtype(labels.dtype, np.integer), f"{name}_labels", "integers", labels.dtype)
+        require(labels.dtype.kind in "iu", f"{name}_labels", "integers", labels.dtype)
         images = _channels_first(images, f"{name}_images")
         require(labels.shape == images.shape[:1], f"{name}_labels", f"of shape {images.shape[:1]}", labels.shape)
         if len(labels):

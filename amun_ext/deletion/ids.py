@@ -172,7 +172,7 @@ def _read(path: Path, total: int) -> list[int]:
         return _integers(values, total, name)
     lines = lines_of(text)
     if kind == ".csv":
-        _, cells = columns(lines, name, [COLUMNS])
-        return _parse((cell for (cell,) in cells), total, name)
+        _, rows = columns(lines, name, [COLUMNS])
+        return _parse((cell for _, (cell,) in rows), total, name)
     stripped = (line.partition("#")[0].strip(" \t\r\n") for line in lines)
     return _parse((line for line in stripped if line), total, name)

@@ -1,8 +1,10 @@
 """Find the samples of a request by key, by the SHA-256 of their files, or by group, such as a person."""
 
 import re
-from collections import Counter, defaultdict
+import reprlib
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from amun_ext.deletion.ids import COLUMNS as IDS
@@ -27,45 +29,49 @@ def named_rows(
     file.
 
     keys: of all samples, by row; "" of one that is erased. folder: where the files are whose paths the keys are, for
-    their SHA-256: all copies are meant. groups: a .csv with columns key and group; a key may be in several. InputError,
-    with the first five, for what is unknown or named twice, and for keys that a wanted group has and the data have not.
+    their SHA-256: all copies are meant. groups: a .csv with columns key and group; a key may be in several. InputError
+    for what is unknown (with the first five) or named twice (with its line), and for keys that a wanted group has and
+    the data have not.
     """
     name, column = str(path), ""
     if path.suffix.lower() == ".csv":
-        (column,), cells = columns(lines_of(read_text(name, path, "a readable file of ids")), name, [(*IDS, *COLUMNS)])
+        (column,), rows = columns(lines_of(read_text(name, path, "a readable file of ids")), name, [(*IDS, *COLUMNS)])
     expected = "left out: only a .csv file with a column group needs it"
-    require(groups is None or column == GROUP, "groups", expected, groups)
     if column not in COLUMNS:
+        require(groups is None, "groups", expected, groups)
         return None
-    wanted = [cell for (cell,) in cells]
-    require(bool(wanted), name, "a table with at least one row", "none")
-    _once(wanted, name)
+    # Of more keys than samples as many are read as show that one is unknown or repeated.
+    named = [(line, cell) for line, (cell,) in islice(rows, None if column == GROUP else len(keys) + 1)]
+    require(bool(named), name, "a table with at least one row", "none")
+    if column == SHA256:
+        named = [(line, value.strip(" \t").lower()) for line, value in named]
+    _once(named, name)
+    wanted = [value for _, value in named]
     if column == KEY:
         places = {key: [row] for row, key in enumerate(keys) if key}
     elif column == SHA256:
-        wanted = [value.strip(" \t").lower() for value in wanted]
         wrong = [value for value in wanted if not re.fullmatch("[0-9a-f]{64}", value)]
         require(not wrong, name, "SHA-256 digests of 64 hexadecimal digits", first_of(wrong))
-        _once(wanted, name)
         places = _by_content(keys, name, folder)
     else:
         places = _by_group(wanted, keys, name, groups)
     unknown = [value for value in wanted if value not in places]
     where = f"groups in {groups}" if column == GROUP else "samples in the data"
     require(not unknown, f"{name}: {column}", where, first_of(unknown))
+    require(groups is None or column == GROUP, "groups", expected, groups)
     return list(dict.fromkeys(row for value in wanted for row in places[value]))
 
 
 def read_groups(path: Path) -> dict[str, list[str]]:
     """Group -> its keys. InputError for another table than one of key and group, and for a pair twice."""
     name = str(path)
-    _, cells = columns(lines_of(read_text(name, path, "a readable table of keys and groups")), name, [[KEY], [GROUP]])
-    found: dict[str, list[str]] = defaultdict(list)
-    for key, group in cells:
-        found[group].append(key)
+    _, rows = columns(lines_of(read_text(name, path, "a readable table of keys and groups")), name, [[KEY], [GROUP]])
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for line, (key, group) in rows:
+        found[group].append((line, key))
     for group, keys in found.items():
         _once(keys, f"{name}: group {group!r}")
-    return found
+    return {group: [key for _, key in keys] for group, keys in found.items()}
 
 
 def _by_content(keys: Sequence[str], name: str, folder: Path | None) -> dict[str, list[int]]:
@@ -92,6 +98,10 @@ def _by_group(wanted: Sequence[str], keys: Sequence[str], name: str, path: Path 
     return {group: [rows[key] for key in groups[group]] for group in wanted if group in groups}
 
 
-def _once(values: Sequence[str], name: str) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    require(not repeated, name, "free of repeated values", first_of(repeated))
+def _once(named: Sequence[tuple[int, str]], name: str) -> None:
+    """InputError for a value that is there again, with its line."""
+    first: dict[str, int] = {}
+    for line, value in named:
+        there = first.setdefault(value, line)
+        actual = f"{reprlib.repr(value)} in line {line}, which line {there} has"
+        require(there == line, name, "free of repeated values", actual)

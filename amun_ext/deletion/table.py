@@ -18,8 +18,11 @@ def lines_of(text: str) -> io.StringIO:
     return io.StringIO(text, newline="")
 
 
-def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> tuple[list[str], Iterator[list[str]]]:
-    """For each of `known`, some names of a column, the one that the table has; and the cells of each row in them.
+Row = tuple[int, list[str]]  # the number of the line that it begins in, and its cells
+
+
+def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> tuple[list[str], Iterator[Row]]:
+    """For each of `known`, some names of a column, the one that the table has; and the rows with the cells in them.
 
     InputError, with the number of the line, for a header with a name twice, none or two of those names, a row that has
     not the cells of its header, and a quote that is never closed.
@@ -37,13 +40,13 @@ def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> 
     chosen = [there[0] for there in found]
     at = [header.index(column) for column in chosen]
 
-    def cells() -> Iterator[list[str]]:
+    def chosen_cells() -> Iterator[Row]:
         for line, row in rows:
             expected = f"a row of {len(header)} cells, as in the header"
             require(len(row) == len(header), f"{name} line {line}", expected, f"{len(row)}: {first_of(row)}")
-            yield [row[place] for place in at]
+            yield line, [row[place] for place in at]
 
-    return chosen, cells()
+    return chosen, chosen_cells()
 
 
 def first_of(values: Iterable[Any]) -> str:
@@ -52,8 +55,7 @@ def first_of(values: Iterable[Any]) -> str:
     return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
 
 
-def _rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row and the number of the line that it begins in."""
+def _rows(lines: Iterable[str], name: str) -> Iterator[Row]:
     reader = csv.reader(lines, strict=True)  # else a quote that is never closed takes in all that follows
     while True:
         line = reader.line_num + 1

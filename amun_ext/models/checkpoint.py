@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +97,8 @@ def _read(path: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, s
         state = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
+    except pickle.UnpicklingError as error:  # whose text is about how to run the code in it nevertheless
+        raise InputError(f"{path} must be a checkpoint: a state dict of tensors, got other objects") from error
     except Exception as error:  # an unpickler may raise anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path} must be a checkpoint: {reason}") from error

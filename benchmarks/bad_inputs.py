@@ -66,7 +66,7 @@ def in_a_fork(arguments: list[str], folder: Path) -> Ended:
         with contextlib.suppress(BaseException):
             os.chdir(folder)
             limited(resource.RLIMIT_AS, MEMORY + pages())
-            signal.alarm(2 * SECONDS)  # of a wait that takes no time of the processor
+            signal.alarm(10 * SECONDS)  # of a wait that takes no time of the processor
             limited(resource.RLIMIT_CPU, SECONDS)
             output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(output, 1), os.dup2(output, 2)
@@ -94,7 +94,7 @@ def in_a_process(arguments: list[str], folder: Path) -> Ended:
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     try:
         made = subprocess.run(
-            command, capture_output=True, cwd=folder, env=environment, timeout=3 * SECONDS, stdin=subprocess.DEVNULL
+            command, capture_output=True, cwd=folder, env=environment, timeout=15 * SECONDS, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
         return Ended(HANG, "", 0, time.perf_counter() - start)

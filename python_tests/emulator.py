@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_tools import HANG
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from amun_ext import extension, ops
@@ -23,7 +24,7 @@ COMPILER = [os.environ.get("CXX", "g++"), "-std=c++20", "-pthread", "-Wall", "-W
 
 
 def run(command: list[str | Path], **kwargs) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG, **kwargs)
 
 
 def compile_cpp(source: Path, output: Path, *flags: str) -> Path:

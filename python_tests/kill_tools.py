@@ -13,7 +13,7 @@ from torch import nn
 from amun_ext.tuning import context
 
 ROOT = Path(__file__).parents[1]
-HANG = 300  # seconds after which a test gives up waiting; nothing takes so long
+HANG = 1800  # seconds after which a test gives up waiting; on a slow and busy machine, too, nothing takes so long
 SELF = "os.kill(os.getpid(), signal.SIGKILL)"
 # What Ctrl-C does in a terminal: it goes to the command and to its workers.
 INTERRUPT = "os.killpg(0, signal.SIGINT)"

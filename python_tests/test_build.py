@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_tools import HANG
 
 from amun_ext import extension
 
@@ -28,7 +29,7 @@ def python(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subp
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANG,
     )
 
 

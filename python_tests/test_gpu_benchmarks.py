@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kill_tools import HANG
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -18,7 +19,7 @@ def run(name: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANG,
     )
 
 

@@ -1,6 +1,7 @@
 """Modules of many kinds: what answers with an object, what was scripted or exported, what keeps tensors."""
 
 import copy
+import dataclasses
 import types
 from collections import deque
 
@@ -97,6 +98,18 @@ def test_an_exported_module_is_refused(data: TensorDataset) -> None:
         evaluate({"it": exported}, forget=data, retain=data, test=data, baseline=None)
 
 
+def test_a_model_of_inference_mode_is_refused(data: TensorDataset) -> None:
+    with torch.inference_mode():
+        model = net()
+    for use in (
+        find_min_adversarial,
+        lambda model, *_: saliency_mask(model, data),
+        lambda model, *_: unlearn(model, data),
+    ):
+        with pytest.raises(InputError, match=r"^model must be one that was made outside torch.inference_mode"):
+            use(model, *data.tensors)
+
+
 class Rounding(nn.Module):
     """Nothing before it gets a gradient, and its state is no tensor, as that of quantised layers."""
 
@@ -122,6 +135,11 @@ def test_state_that_is_no_tensor_can_be_retrained(data: TensorDataset) -> None:
     unlearn(nn.Sequential(Rounding(), net()), *halves(data), method="retrain", recipe=ONCE)
 
 
+@dataclasses.dataclass
+class Kept:
+    features: Tensor
+
+
 class Keeping(nn.Module):
     """Keeps its features: alone, in a list, and in containers that are there from the beginning."""
 
@@ -143,6 +161,7 @@ class Keeping(nn.Module):
         self.named["features"] = self.features
         self.nested = {"by layer": [(self.features,)]}
         self.space = types.SimpleNamespace(features=self.features)
+        self.record, self.set = Kept(self.features), {self.features}
         return self.net[4](self.features)  # type: ignore[no-any-return]
 
 

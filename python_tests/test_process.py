@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kill_tools import HANG
 from safetensors import safe_open
 from training_tools import SMALL_TRAINING
 
@@ -63,7 +64,7 @@ class TestSignals:
         while len(children_of(process.pid)) < 2:  # the first is Python's own tracker of resources
             assert process.poll() is None, process.stderr.read()
         (os.killpg if to != "the command" else os.kill)(process.pid, signal.SIGTERM)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANG)
         assert process.returncode == 143, errors
         assert errors.splitlines()[-1] == "amun: ended by SIGTERM; run the same command again to resume"
         assert "Traceback" not in errors
@@ -126,6 +127,12 @@ class TestOutput:
     @pytest.mark.parametrize("name", ["caf\udce9", "caf\udce9/in"])
     def test_a_folder_that_is_not_utf8_is_refused_before_work(self, original, tmp_path, refused, name) -> None:
         refused(forget(original, tmp_path / name, "--ids", "5"), r"--out must be a name in UTF-8, got '.*caf\\udce9")
+        assert not [*tmp_path.iterdir()]
+
+    def test_nor_is_a_file(self, original, tmp_path, refused) -> None:
+        out = str(tmp_path / "caf\udce9.safetensors")
+        refused(["train", "--data", "digits", "--model", "small-cnn", "--out", out], r"--out must be a name in UTF-8")
+        refused(["prepare", "--model", str(original), "--data", "digits", "--out", out], r"--out must be a name in UTF")
         assert not [*tmp_path.iterdir()]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import training_tools
+from kill_tools import HANG
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from training_tools import FORKS, TRAININGS, Items, equal, interrupt, linear_net, part, positive, state
@@ -28,7 +29,7 @@ def killed(once) -> Path:
     def kill(folder: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         command = [sys.executable, "-W", "ignore", training_tools.__file__, str(folder)]
-        subprocess.run(command, check=True, env=environment, timeout=300)
+        subprocess.run(command, check=True, env=environment, timeout=HANG)
 
     return once("killed-trainings", kill)
 

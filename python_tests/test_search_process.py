@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kill_tools import HANG
 from search_tools import COUNT, check_alike, check_guarantees, may_run_out, plain_ddn, problem, rows_done, rows_seen
 from torch import nn
 
@@ -108,7 +109,7 @@ def measure_memory(folder: str) -> None:
 def test_memory_does_not_grow_with_the_data(tmp_path) -> None:
     """123 MB of images are searched and 123 MB of results are read, at the price of a few chunks."""
     process = child(measure_memory, tmp_path)
-    answer = json.loads(process.communicate(timeout=300)[0])
+    answer = json.loads(process.communicate(timeout=HANG)[0])
     assert process.returncode == 0
     assert answer["images"] > 1.2e8
     assert 0 < answer["search"] < 6e7

@@ -162,6 +162,11 @@ def test_bad_options_come_before_the_mask(model: Recording, forget, monkeypatch)
     refused("order must be", model, forget, method="salun", order="any")
 
 
+def test_a_method_without_epochs_has_nothing_to_do_after_each(model: Recording, forget, retain, tmp_path) -> None:
+    for name, value in {"checkpoint": tmp_path / "a", "eval_sets": {"test": retain}, "on_epoch": print}.items():
+        refused(f"{name} must be left out: method ssd", model, forget, retain, method="ssd", **{name: value})
+
+
 def test_gradient_only_without_a_mask(model: Recording, forget) -> None:
     for method in ("rl", "amun"):
         refused(

@@ -193,7 +193,7 @@ def forget(
             adversarial=adversarial,
             mask=mask,
             seed=seed,
-            checkpoint=tuning,
+            checkpoint=tuning if METHODS[chosen.method].trains else None,
             progress=progress,
         )
     if fresh:  # else an earlier try has done a part of it

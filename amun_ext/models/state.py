@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from amun_ext.random_state import cuda_devices, same_random_state
 from amun_ext.validation import InputError, require
 
 FILLABLE = (dict, list, deque)
-SEQUENCES = (list, tuple, deque)
+SEQUENCES = (list, tuple, set, deque)
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: parameters, submodules, hooks
 
 
@@ -38,6 +39,8 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
     """K, from the logits [n, K] of the first two of `inputs` [N, ...], in eval mode. InputError for other outputs."""
     device, dtype = placement(model, inputs)
     require(device.type != "meta", "model", "of weights with values", "tensors on the device meta")
+    inference = any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()))
+    require(not inference, "model", "one that was made outside torch.inference_mode", "inference tensors")
     probe = inputs[:2].to(device, dtype, copy=True)
     with eval_mode(model):
         try:
@@ -120,9 +123,9 @@ def _restore_contents(container: Any, contents: Any) -> None:
 
 
 def _items(value: Any) -> list[Any]:
-    """The values in a container or simple namespace; none for any other value."""
-    if isinstance(value, types.SimpleNamespace):
-        value = vars(value)
+    """The values in a container, simple namespace or dataclass; none for any other value."""
+    if isinstance(value, types.SimpleNamespace) or dataclasses.is_dataclass(value):
+        value = getattr(value, "__dict__", {})
     return [*value.values()] if isinstance(value, dict) else [*value] if isinstance(value, SEQUENCES) else []
 
 

@@ -1,6 +1,8 @@
 """The hyperparameters of a training."""
 
 import math
+import re
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +46,7 @@ class Recipe:
             object.__setattr__(self, name, check_integer(name, getattr(self, name), least))
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
-            fits = is_number(value) and math.isfinite(value) and value >= 0
+            fits = is_number(value) and 0 <= value <= sys.float_info.max
             require(fits, name, "finite and not negative", repr(value))
             object.__setattr__(self, name, float(value))
         for name in ("augment", "channels_last"):
@@ -67,8 +69,8 @@ class Recipe:
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * epoch / epochs)) / 2
         kind, _, every = str(self.schedule).partition(":")
-        known = kind == "step" and every.isascii() and every.isdecimal() and int(every) >= 1
-        require(known, "schedule", '"constant", "cosine" or "step:N"', repr(self.schedule))
+        known = kind == "step" and re.fullmatch("0*[1-9][0-9]{0,8}", every)
+        require(bool(known), "schedule", '"constant", "cosine" or "step:N"', repr(self.schedule))
         return float(0.1 ** (epoch // int(every)))
 
 

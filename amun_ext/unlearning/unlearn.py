@@ -66,9 +66,10 @@ def unlearn(
         progress: show bars.
 
     Raises:
-        InputError: unknown method, preset or option, a method that needs the retain set without one, empty or
-            overlapping sets, inputs and labels that do not fit, before any work. A copy of a forget input in the retain
-            set is an overlap, under any label: the model would still be trained on it.
+        InputError: unknown method, preset or option, a method that needs the retain set without one, a checkpoint,
+            eval_sets or on_epoch for one without epochs ("ssd"), empty or overlapping sets, inputs and labels that do
+            not fit, before any work. A copy of a forget input in the retain set is an overlap, under any label: the
+            model would still be trained on it.
         FloatingPointError: the loss diverges.
 
     Examples:
@@ -99,6 +100,8 @@ def unlearn(
     expected = f"given: method {method} trains on it"
     require(retain is not None or not row.needs_retain, "retain", expected, "None")
     require("targets" in options or not row.needs_targets, "targets", expected, "None")
+    for name, value in {"checkpoint": checkpoint, "eval_sets": eval_sets, "on_epoch": on_epoch}.items():
+        require(row.trains or not value, name, f"left out: method {method} has no epochs", value)
     mask = row.fraction if mask is None else mask
     named = mask if isinstance(mask, Mapping) else None
     keep = float(mask) if is_number(mask) else math.nan

@@ -36,7 +36,7 @@ class TestRecipe:
         ("name", "values"),
         {
             "epochs": [0, 1.5, 3.0, True],
-            "lr": [10**400, -1.0, math.nan, "0.1", True],
+            "lr": [-1.0, math.nan, "0.1", True],
             "batch_size": [0],
             "momentum": [-0.1, 1.0],
             "weight_decay": [math.inf],

@@ -34,11 +34,11 @@ def read(path: Path, data: str, total: int) -> list[Pending]:
     """The requests in the file, none of an empty list. InputError, with the first wrong values, for another file and
     for one of other training data than those with this fingerprint and `total` samples."""
     name = str(path)
-    _, cells = columns(
+    _, lines = columns(
         lines_of(read_text(name, path, "a list of pending requests")), name, [[each] for each in COLUMNS]
     )
     found: dict[tuple[str, str], list[str]] = {}
-    for number, received, made_of, row in cells:
+    for _, (number, received, made_of, row) in lines:
         fits = NUMBER.fullmatch(number) is not None and DATE.fullmatch(received) is not None
         require(fits, f"{name}: request and received", "a number and a date in UTC", first_of([number, received]))
         require(made_of == data, f"{name}: data", "the fingerprint of the training data", first_of([made_of]))

@@ -49,7 +49,7 @@ def _fact(value: object) -> "markupsafe.Markup":
 
 
 def in_words(value: object) -> str:
-    """A fact as text: consecutive numbers as ranges, only the beginning of a long list, the first digits of a digest."""
+    """A fact as text: consecutive numbers as ranges, and only the beginning of a long list and of a digest."""
     match value:
         case None:
             return "none"

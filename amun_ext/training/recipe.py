@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +45,7 @@ class Recipe:
             object.__setattr__(self, name, check_integer(name, getattr(self, name), least))
         for name in ("lr", "weight_decay", "momentum"):
             value = getattr(self, name)
-            fits = is_number(value) and 0 <= value <= sys.float_info.max
+            fits = is_number(value) and math.isfinite(value) and value >= 0
             require(fits, name, "finite and not negative", repr(value))
             object.__setattr__(self, name, float(value))
         for name in ("augment", "channels_last"):

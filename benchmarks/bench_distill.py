@@ -31,6 +31,7 @@ from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 FOLDER = Path(__file__).parent.parent / "build/distill"
 Table = dict[str, dict[str, dict[str, float]]]
+FOLDS = 5  # of the tables
 COLUMNS = ("UA", "RA", "TA", "FT AUC", "gap", "seconds")
 FINE_TUNING = {  # by whether the retain set is used
     "distill": {True: {"lr": 0.05}, False: {"lr": 0.02}},
@@ -62,10 +63,19 @@ def trained(splits: Splits, seed: int) -> nn.Module:
     return original
 
 
-def prepared(splits: Splits, seed: int) -> Targets:
+def prepared(splits: Splits, seed: int, folds: int = FOLDS) -> Targets:
     """The cross-fit of a seed."""
-    out = FOLDER / f"seed-{seed}/targets.safetensors"
-    return prepare(untrained(splits, seed), splits, demo.TRAINING, out=out, seed=seed, progress=True)
+    out = FOLDER / f"seed-{seed}/targets{'' if folds == FOLDS else f'-{folds}'}.safetensors"
+    return prepare(untrained(splits, seed), splits, demo.TRAINING, out=out, folds=folds, seed=seed, progress=True)
+
+
+def by_folds(splits: Splits, seed: int, repeats: int, numbers: list[int]) -> Table:
+    """Distillation by cross-fits of so many folds, for one request."""
+    rows = {
+        setting: {f"distill:{folds}": configs(retain, prepared(splits, seed, folds))["distill"] for folds in numbers}
+        for setting, retain in (("with", True), ("without", False))
+    }
+    return gaps(splits, seed, repeats, rows)
 
 
 def gaps(splits: Splits, seed: int, repeats: int, rows: Mapping[str, Mapping[str, MethodConfig | None]]) -> Table:
@@ -131,16 +141,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="models of every row and seed")
     parser.add_argument("--shadows", type=int, default=0, help="of each method; 0 measures the gaps")
     parser.add_argument("--workers", type=int, default=2, help="shadows at once")
+    parser.add_argument("--folds", default="", help="compare cross-fits of these numbers of folds, such as 2,5")
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits = load(demo.DATA)
+    seeds = [*map(int, options.seeds.split(","))]
     result = read("distill") or {}
-    if options.shadows:
+    if options.folds:
+        numbers = [*map(int, options.folds.split(","))]
+        runs = {seed: by_folds(splits, seed, options.repeats, numbers) for seed in seeds}
+        result["folds"] = {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
+    elif options.shadows:
         torch.set_num_threads(options.workers)  # one each
-        result["u_lira"] = u_lira(splits, int(options.seeds.split(",")[0]), options.shadows, options.workers)
+        result["u_lira"] = u_lira(splits, seeds[0], options.shadows, options.workers)
     else:
         runs = {}
-        for seed in map(int, options.seeds.split(",")):
+        for seed in seeds:
             targets = prepared(splits, seed)
             rows = {"with": configs(True, targets), "without": configs(False, targets)}
             runs[seed] = gaps(splits, seed, options.repeats, rows)

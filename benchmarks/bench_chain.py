@@ -98,7 +98,7 @@ def main() -> None:
     table = [
         {
             row: {
-                key: [statistics.mean(of), statistics.pstdev(of)]
+                key: [statistics.mean(of), statistics.stdev(of)]
                 for key in value
                 if (of := [run[at][row][key] for run in runs])
             }

@@ -16,6 +16,8 @@ BENCHMARKS = (
         "distill",
         "unlearning_methods",
         "copies",
+        "chain",
+        "bookkeeping",
         "rmia",
         "audit",
         "references",

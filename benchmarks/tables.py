@@ -35,7 +35,12 @@ PAGES = {
         "request": ("request", tables_unlearning.request),
         "masked_sgd": ("masked_sgd", tables_unlearning.masked_sgd),
     },
-    DOCS / "benchmarks/requests.md": {"copies": ("copies", tables_requests.copies)},
+    DOCS / "benchmarks/requests.md": {
+        "copies": ("copies", tables_requests.copies),
+        "unfamiliar": ("chain", tables_requests.unfamiliar),
+        "chain": ("chain", tables_requests.chain),
+        "bookkeeping": ("bookkeeping", tables_requests.bookkeeping),
+    },
     DOCS / "benchmarks/audit.md": {
         "audit": ("audit", tables_audit.audit),
         "shadows": ("shadows", tables_audit.shadows),

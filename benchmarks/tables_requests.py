@@ -21,3 +21,34 @@ def copies(result: dict[str, Any]) -> str:
             f"{measured_on(result)}.",
         ]
     )
+
+
+def chain(result: dict[str, Any]) -> str:
+    """A row for each request and model."""
+    columns = [*next(iter(result["table"][0].values()))]
+    rows = [
+        [f"{number}, {name}", *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in of.values())]
+        for number, models in enumerate(result["table"], 1)
+        for name, of in models.items()
+    ]
+    note = f"{result['seeds']} seeds, mean ± standard deviation. {measured_on(result)}."
+    return f"{markdown(['after request', *columns], rows)}\n\n{note}"
+
+
+def unfamiliar(result: dict[str, Any]) -> str:
+    """Percent of training samples that are named, over seeds."""
+    shares = result["unfamiliar"]
+    names = next(iter(shares.values()))[0]
+    rows = [[name, *(" / ".join(f"{run[of]:.1f}" for run in runs) for of in names)] for name, runs in shares.items()]
+    note = f"Of 2,000 training samples, against 3,000 test samples; a model per seed. {measured_on(result)}."
+    return f"{markdown(['original trained for', *(f'named, {name}, %' for name in names)], rows)}\n\n{note}"
+
+
+def bookkeeping(result: dict[str, Any]) -> str:
+    """Processor time of a request, and the share of its bookkeeping."""
+    rows = [
+        [name, *(f"{row[key]:.2f}" for key in ("forget", "bookkeeping", "percent"))]
+        for name, row in result["table"].items()
+    ]
+    header = ["request", "CPU seconds of amun forget", "of them bookkeeping", "%"]
+    return f"{markdown(header, rows)}\n\n{measured_on(result)}."

@@ -1,13 +1,15 @@
 """What experiments share: trained models, references, searches and tuned options, each made once and kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -197,6 +199,10 @@ class Lab:
         """UA, RA and TA."""
         seen = self._observe(network, ids, {})
         return {f"{name[0].upper().replace('F', 'U')}A": set_accuracy(seen, name).value for name in SETS}
+
+    def log_odds(self, network: nn.Module, ids: list[int]) -> Mapping[str, NDArray[np.float64]]:
+        """Set -> log-odds of the true class [n]."""
+        return self._observe(network, ids, {}).scores
 
     def _observe(self, network: nn.Module, ids: list[int], others: dict[str, ModelSignals]) -> Observation:
         forgotten = torch.tensor(ids, dtype=torch.int64, device="cpu")

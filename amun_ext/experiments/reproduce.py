@@ -14,7 +14,7 @@ import torch
 from amun_ext.deletion.request import warm_up
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.lab import Lab
-from amun_ext.experiments.paper import ablations, unlearning
+from amun_ext.experiments.paper import ablations, log_odds, requests, transfer, unlearning, weak_attack
 from amun_ext.experiments.results import Cell, Experiment, Results
 from amun_ext.experiments.scales import SCALES, Scale
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
@@ -30,10 +30,17 @@ from amun_ext.validation import check_integer, require
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table1": unlearning.TABLE1,
     "table2": unlearning.TABLE2,
+    "table6": transfer.TABLE6,
+    "table7": weak_attack.TABLE7,
     "table8": unlearning.TABLE8,
     "table9": unlearning.TABLE9,
     "figure1": ablations.FIGURE1,
+    "figure2": requests.FIGURE2,
+    "figure3": log_odds.FIGURE3,
+    "figure4": log_odds.FIGURE4,
     "figure5": ablations.FIGURE5,
+    "figure6": requests.FIGURE6,
+    "figure7": weak_attack.FIGURE7,
 }
 
 

@@ -24,11 +24,11 @@ class Results:
     data: str
 
     def of(self, name: str, **where: object) -> list[Any]:
-        """The values called `name` of the cells with these arguments, without those that have none."""
+        """The values called `name` of the cells with these arguments, None for an argument that a cell has not."""
         return [
             values[name]
             for cell, values in self.cells
-            if where.items() <= cell.items() and values.get(name) is not None
+            if all(cell.get(key) == value for key, value in where.items()) and values.get(name) is not None
         ]
 
     def over(self, name: str, **where: object) -> Statistic:
@@ -69,7 +69,13 @@ def table(name: str, of: str, rows: Mapping[str, Mapping[str, Statistic]], marke
         + [value(max(of.n for of in of_row.values()), 0)]
         for row, of_row in rows.items()
     }
-    return Table(name, of, [*map(Column, columns), Column("n")], [Row(*pair) for pair in cells.items()], marked)
+    return Table(
+        name.lower().replace(" ", "-"),
+        of,
+        [*map(Column, columns), Column("n")],
+        [Row(*pair) for pair in cells.items()],
+        marked,
+    )
 
 
 def marks(names: Sequence[str]) -> dict[str, Mark]:

@@ -61,6 +61,7 @@ SCALES = {
         epochs=1,
         ablation_epochs=2,
         search="ddn",
+        requests=2,
         fractions=(0.1,),
     ),
     "small": Scale(

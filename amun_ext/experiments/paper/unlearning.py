@@ -18,6 +18,7 @@ PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(enco
 DATA = "cifar10"  # of the published tables
 ROUNDING = 0.02  # points by which cells and gap of two decimals can be off together
 ACCURACIES = ("UA", "RA", "TA")
+OTHERS = 3  # models at least, of which the last takes the examples of the first
 
 
 def unlearned(
@@ -30,12 +31,12 @@ def unlearned(
     run: int,
     retain: bool | None = None,
     training: str = PLAIN,
-    source: int | None = None,
+    examples: str | None = None,
     search: str | None = None,
 ) -> dict[str, Any]:
     """All measures of a model that has unlearned, of the original ("no-op") or of a retrained one.
 
-    source: the number of the model that the adversarial examples come from; by default that which unlearns.
+    examples: "others" takes the adversarial examples of the next model, see OTHERS.
     """
     forgotten = lab.sets(model, subset, fraction)
     network, told = lab.original(model, training), {}
@@ -46,7 +47,8 @@ def unlearned(
         config = lab.config(method, retain, fraction, training)
         adversarial = None
         if config.search is not None:
-            adversarial = lab.examples(model if source is None else source, forgotten.forget, search, training)
+            source = model if examples is None else (model + 1) % max(OTHERS, lab.scale.repeats[0])
+            adversarial = lab.examples(source, forgotten.forget, search, training)
             fooled = adversarial.to("cpu").transfer(network).fooled
             told = {"transferred": 100 * float(fooled.sum()) / len(fooled)}
         try:
@@ -81,6 +83,39 @@ def gaps(results: Results, measure: str, baseline: Cell, **where: Any) -> list[f
     fixed = {name: results.over(name, **baseline).mean for name in names}
     runs = zip(*(results.of(name, **where) for name in names), strict=True)
     return [sum(abs(at - fixed[name]) for name, at in zip(names, run, strict=True)) / len(names) for run in runs]
+
+
+def variant_cells(scale: Scale, variants: Mapping[str, Cell], retain: Sequence[bool] = (True, False)) -> list[Cell]:
+    """AMUN with each of some arguments, in both settings, and retraining."""
+    cells: dict[str, Cell] = {}
+    for fraction in scale.fractions:
+        for draw in scale.draws:
+            for extra in variants.values():
+                common = {**draw, "fraction": fraction}
+                rows = [{"method": RETRAIN, "training": extra.get("training")}]
+                rows += [{"method": "amun", "retain": each, **extra} for each in retain]
+                for row in rows:
+                    cell = {name: value for name, value in {**common, **row}.items() if value is not None}
+                    cells[repr(cell)] = cell
+    return list(cells.values())
+
+
+def variant_blocks(results: Results, variants: Mapping[str, Cell]) -> list[Block]:
+    """A table for each setting and size of the request; a variant with a training of its own has its retraining."""
+    blocks: list[Block] = []
+    for retain in sorted({cell["retain"] for cell, _ in results.cells if "retain" in cell}, reverse=True):
+        for fraction in results.each("fraction"):
+            rows = {}
+            for name, extra in variants.items():
+                baseline = {"method": RETRAIN, "fraction": fraction, "training": extra.get("training")}
+                where = {"method": "amun", "retain": retain, "fraction": fraction, **extra}
+                for row, of in ((f"Retrain, {name}" if "training" in extra else "Retrain", baseline), (name, where)):
+                    measures = {each: results.over(each, **of) for each in (*ACCURACIES, "FT AUC", "FR AUC")}
+                    gap = statistic(gaps(results, "FT AUC", baseline, **of))
+                    rows[row] = {**measures, "gap": gap, "transferred": results.over("transferred", **of)}
+            heading = f"{SETTINGS['with' if retain else 'without']}, {fraction:.0%} forgotten"
+            blocks += [Heading(heading), table(f"{'with' if retain else 'without'}-{fraction:g}", "model", rows)]
+    return blocks
 
 
 def published(name: str) -> dict[str, dict[str, float | bool]]:

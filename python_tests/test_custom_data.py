@@ -240,5 +240,7 @@ class TestFunction:
 
     @pytest.mark.parametrize("name", ["mnist", "folder/absent", "cifar10.tar"])
     def test_unknown_name_lists_names_and_forms(self, name):
-        with pytest.raises(InputError, match=rf"fashion-mnist-mini, .*cifar10, a folder .*npz.*module.*'{name}'"):
+        with pytest.raises(
+            InputError, match=rf"fashion-mnist-mini, .*cifar10, tiny-imagenet, a folder .*npz.*module.*'{name}'"
+        ):
             data.load(name)

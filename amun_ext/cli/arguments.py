@@ -14,6 +14,7 @@ from amun_ext.data import DATASETS
 from amun_ext.data.duplicates import LARGE, LIMIT, LIMIT_LARGE
 from amun_ext.training import Recipe
 from amun_ext.training.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS
+from amun_ext.training.trades import TRADES
 from amun_ext.unlearning import PRESETS
 from amun_ext.validation import printable
 
@@ -171,7 +172,10 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
         "help": f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with "
         "train_images, train_labels, test_images, test_labels; or your own module:function",
     },
-    "--data-dir": {"type": Path, "help": "folder with the files of fashion-mnist or cifar10 (default: ./data)"},
+    "--data-dir": {
+        "type": Path,
+        "help": "folder with the files of fashion-mnist, cifar10 or tiny-imagenet (default: ./data)",
+    },
     "--download": {"action": "store_true", "help": "download these files if they are missing"},
     "--resize": {
         "type": count,
@@ -260,4 +264,9 @@ RECIPE: Mapping[str, dict[str, Any]] = {
         "help": "channels-last memory format of images, which makes many networks faster",
     },
     "accumulation_steps": {"type": int, "help": "micro-batches per step, which saves memory"},
+    "robust": {"choices": tuple(TRADES), "help": "train against adversarial examples, by TRADES (default: no)"},
+    "spectral_norm": {
+        "type": float,
+        "help": "largest operator norm of a convolution or dense layer (default: no limit)",
+    },
 }

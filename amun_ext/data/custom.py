@@ -60,7 +60,7 @@ def load_folder(
     _warn_of_links(root, paths)
     images: dict[Path, Tensor] = {}
     for path in paths:
-        images[path] = image = torch.from_numpy(_read_image(path, resize))
+        images[path] = image = torch.from_numpy(read_image(path, resize))
         shape = images[paths[0]].shape[:2]
         actual = tuple(image.shape[:2])
         require(actual == shape, str(path), f"of {paths[0]}'s height and width {tuple(shape)}", actual)
@@ -195,7 +195,7 @@ def _images(folder: Path, may_lack: bool) -> list[Path]:
     return paths
 
 
-def _read_image(path: Path, resize: int | None) -> NDArray[np.uint8]:
+def read_image(path: Path, resize: int | None = None) -> NDArray[np.uint8]:
     """uint8 [H, W] of a grey image, [H, W, 3] of any other."""
     try:
         from PIL import Image, ImageOps

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amun_ext.data import cifar10, custom, digits, fashion_mnist
+from amun_ext.data import cifar10, custom, digits, fashion_mnist, tiny_imagenet
 from amun_ext.data.splits import Splits, checked
 from amun_ext.validation import InputError, check_integer, require
 
@@ -14,6 +14,7 @@ DATASETS: dict[str, Callable[[Path, bool], Splits]] = {
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
     "cifar10": cifar10.load,
+    "tiny-imagenet": tiny_imagenet.load,
 }
 
 
@@ -27,8 +28,8 @@ def load(
 ) -> Splits:
     """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.custom`).
 
-    `root` is the folder with the files of fashion-mnist and cifar10, by default ./data; only `download=True` lets them
-    use the network. `classes`, `resize` and `test_fraction` are for image folders (see `data.custom.load_folder`).
+    `root` is the folder with the files of fashion-mnist, cifar10 and tiny-imagenet, by default ./data; only
+    `download=True` lets the first two use the network. `classes`, `resize` and `test_fraction` are for image folders (see `data.custom.load_folder`).
     Images are float32 [N, C, H, W] in [0, 1], labels int64 [N]. InputError for an unknown name, for missing or damaged
     files, and for images and labels that do not fit together.
     """

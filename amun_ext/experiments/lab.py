@@ -25,6 +25,7 @@ from amun_ext.deletion.ids import some_ids
 from amun_ext.deletion.request import RETRAIN, RETRAIN_SEED, Sets, sets
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.scales import Scale
+from amun_ext.lipschitz import without_batch_norm
 from amun_ext.metrics.measures import MEASURES, SETS, Observation, Values, measure, set_accuracy
 from amun_ext.random_state import own_random_state
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -33,8 +34,23 @@ from amun_ext.unlearning import METHODS
 from amun_ext.unlearning.config import MethodConfig, load_tuned_options, resolve_config
 
 PLAIN, CONFIDENCE = "plain", "confidence"
-# How a network is trained: fields of the recipe that differ from the scale's.
-TRAININGS: dict[str, dict[str, Any]] = {PLAIN: {}}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: fields of the recipe that differ from the scale's, and whether it has BatchNorm."""
+
+    recipe: Mapping[str, Any]
+    batch_norm: bool = True
+
+
+TRAININGS = {
+    PLAIN: Training({}),
+    "clipped": Training({"spectral_norm": 1.0}),
+    "clipped, no BatchNorm": Training({"spectral_norm": 1.0}, batch_norm=False),
+    "trades-linf": Training({"robust": "trades-linf"}),
+    "trades-l2": Training({"robust": "trades-l2"}),
+}
 LARGE = 0.5  # share of the data from which on AMUN leaves D_F out (paper, section 6.1)
 
 
@@ -69,11 +85,12 @@ class Lab:
         return rows[~torch.isin(rows, used)]
 
     def recipe(self, training: str = PLAIN) -> Recipe:
-        return replace(self.scale.training, **TRAININGS[training])
+        return replace(self.scale.training, **TRAININGS[training].recipe)
 
     def identity(self, training: str = PLAIN) -> dict[str, object]:
         """What decides a model that is trained on these data."""
-        return {**self._data, "recipe": asdict(self.recipe(training))}
+        how = {"recipe": asdict(self.recipe(training)), "batch_norm": TRAININGS[training].batch_norm}
+        return {**self._data, **how}
 
     @cached_property
     def _data(self) -> dict[str, object]:
@@ -84,11 +101,12 @@ class Lab:
             "amun_ext": amun_ext.__version__,
         }
 
-    def untrained(self, seed: int) -> nn.Module:
+    def untrained(self, seed: int, training: str = PLAIN) -> nn.Module:
         shape = {"num_classes": len(self.splits.classes), "in_channels": self.splits.train[0][0].shape[0]}
         with own_random_state():
             torch.manual_seed(seed)
-            return models.build(self.scale.model, width=self.scale.width, **shape).to(self.device)
+            network = models.build(self.scale.model, width=self.scale.width, **shape).to(self.device)
+        return network if TRAININGS[training].batch_norm else without_batch_norm(network)
 
     def original(self, model: int, training: str = PLAIN) -> nn.Module:
         """The network before unlearning, of which `model` is the seed."""
@@ -98,7 +116,9 @@ class Lab:
             run = RunOptions(seed=model, checkpoint=checkpoint)
             fit(network, [Pass([DataPart(self.splits.train)])], recipe, run)
 
-        return self._model("original", {**self.identity(training), "seed": model}, self.untrained(model), train)
+        return self._model(
+            "original", {**self.identity(training), "seed": model}, self.untrained(model, training), train
+        )
 
     def retrained(self, model: int, subset: int, run: int, fraction: float, training: str = PLAIN) -> nn.Module:
         """A network that never saw the forget set."""
@@ -111,7 +131,7 @@ class Lab:
             network.load_state_dict(made.state_dict())
 
         identity = {**self.identity(training), "ids": forgotten.ids.tolist(), "seed": seed}
-        return self._model("retrained", identity, self.untrained(seed), train)
+        return self._model("retrained", identity, self.untrained(seed, training), train)
 
     def _model(
         self, name: str, identity: object, network: nn.Module, train: Callable[[nn.Module, Path], None]
@@ -148,7 +168,7 @@ class Lab:
 
         def make(folder: Path) -> None:
             how: dict[str, Any] = {"models": self.scale.references, "num_workers": self.workers}
-            train_references(self.untrained(0), self.splits, self.recipe(training), out=folder, **how)
+            train_references(self.untrained(0, training), self.splits, self.recipe(training), out=folder, **how)
 
         return load_references(self.cache.file(KIND, identity, "", make))
 
@@ -163,7 +183,8 @@ class Lab:
         recipe = {name: getattr(ours, name) for name in ("batch_size", "augment", "precision", "channels_last")}
         recipe = {**recipe, "epochs": self.scale.epochs} if METHODS[method].trains else {"batch_size": ours.batch_size}
         given = tuned if (method, retain) in tuned else None
-        return resolve_config(method, retain, tuned=given, recipe={**recipe, **_kept(training)}, **options)
+        recipe |= {"spectral_norm": ours.spectral_norm} if METHODS[method].trains else {}  # also while unlearning
+        return resolve_config(method, retain, tuned=given, recipe=recipe, **options)
 
     def tuned(self, retain: bool, fraction: float) -> dict[tuple[str, bool], dict[str, Any]]:
         """What `tune` chooses for a request of this size, with a retrained model of other samples (appendix C)."""
@@ -209,11 +230,6 @@ class Lab:
         rows = set_rows(len(self.splits.train), len(self.splits.test), forgotten, forgotten)
         rows["test"] = rows["test"][self.test]
         return observe(network, concat_splits(self.splits), rows, others, math.nan)
-
-
-def _kept(training: str) -> dict[str, Any]:
-    """Of a robust training what fine-tuning keeps."""
-    return {name: value for name, value in TRAININGS[training].items() if name == "spectral_norm"}
 
 
 def _seed(model: int, subset: int, run: int = 0) -> int:

@@ -14,7 +14,7 @@ import torch
 from amun_ext.deletion.request import warm_up
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.lab import Lab
-from amun_ext.experiments.paper import ablations, log_odds, requests, transfer, unlearning, weak_attack
+from amun_ext.experiments.paper import ablations, log_odds, requests, robust, theorem, transfer, unlearning, weak_attack
 from amun_ext.experiments.results import Cell, Experiment, Results
 from amun_ext.experiments.scales import SCALES, Scale
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
@@ -30,6 +30,9 @@ from amun_ext.validation import check_integer, require
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table1": unlearning.TABLE1,
     "table2": unlearning.TABLE2,
+    "table3": robust.TABLE3,
+    "table4": robust.TABLE4,
+    "table5": robust.TABLE5,
     "table6": transfer.TABLE6,
     "table7": weak_attack.TABLE7,
     "table8": unlearning.TABLE8,
@@ -41,6 +44,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "figure5": ablations.FIGURE5,
     "figure6": requests.FIGURE6,
     "figure7": weak_attack.FIGURE7,
+    "theorem41": theorem.THEOREM41,
 }
 
 

@@ -61,11 +61,13 @@ class Experiment:
     prepare: Callable[[Lab, Cell], object] = lambda lab, cell: None
 
 
-def table(name: str, of: str, rows: Mapping[str, Mapping[str, Statistic]], marked: str | None = None) -> Table:
+def table(
+    name: str, of: str, rows: Mapping[str, Mapping[str, Statistic]], marked: str | None = None, digits: int = 2
+) -> Table:
     """Row -> column -> mean and deviation; the last column is the number of values."""
     columns = list(next(iter(rows.values())))
     cells = {
-        row: [spread(of.mean, of.deviation, 2) for of in of_row.values()]
+        row: [spread(of.mean, of.deviation, digits) for of in of_row.values()]
         + [value(max(of.n for of in of_row.values()), 0)]
         for row, of_row in rows.items()
     }

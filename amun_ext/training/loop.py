@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import ImageDataset, stored
 from amun_ext.data.splits import checked_dataset
+from amun_ext.lipschitz import SETTLED, NormClipper
 from amun_ext.models import accuracy, predict
 from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
@@ -23,6 +24,7 @@ from amun_ext.random_state import own_random_state, same_random_state
 from amun_ext.training.parts import BatchLoader, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, training_id
+from amun_ext.training.trades import TRADES, robust_loss
 from amun_ext.validation import InputError, check_integer, listed, require
 
 Mask = Mapping[str, Tensor]
@@ -115,6 +117,9 @@ def fit(
         _check_single(model, like.to(device, dtype))
     mask = run.made_mask()
     optimizer = _optimizer(model, recipe, mask, run.mask_gradient_only)
+    clipper = None
+    if recipe.spectral_norm is not None:
+        clipper = NormClipper(model, like.to(device, dtype), recipe.spectral_norm)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     order = torch.Generator().manual_seed(run.seed)
     everything = description, settings, recipe, run.seed, run.mask_gradient_only
@@ -141,11 +146,13 @@ def fit(
             for piece, targets in zip(x.split(sizes), labels.split(sizes), strict=True):
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
                     logits = logits_of(model, piece)
+                    apart = robust_loss(model, piece, logits, TRADES[recipe.robust]) if recipe.robust else 0.0
                 require(logits.requires_grad, "model", TRAINABLE, "others")
                 # half precision is too coarse for a sum over a batch
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(wide, targets, reduction="sum")
                 total += loss.detach()
+                loss = loss + apart
                 scaler.scale((-loss if each.ascend else loss) / len(x)).backward()
             moved = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
             require(moved, "model", TRAINABLE, "others")  # a quantised layer may stop the gradient
@@ -153,6 +160,8 @@ def fit(
                 scaler.scale(penalty(model, epoch)).backward()
             scaler.step(optimizer)
             scaler.update()
+            if clipper is not None:
+                clipper.clip()
         return total
 
     try:
@@ -171,9 +180,13 @@ def fit(
                     ]
                     steps = sum(len(split_sizes(len(feed), recipe.batch_size)) for _, feed in active)
                     rates = [recipe.lr * recipe.lr_factor(number, step / steps) for step in range(1, steps + 1)]
+                    if clipper is not None:
+                        clipper.restart()
                     _mode(model, recipe.batch_norm)
                     left = iter(rates)
                     totals = [one_pass(each, feed, number, left) for each, feed in active]
+                    if clipper is not None:
+                        clipper.clip(SETTLED)
                     loss = float(torch.stack(totals).sum()) / sum(len(feed) for _, feed in active)
                     if not (math.isfinite(loss) and _finite(optimizer)):
                         actual = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
@@ -206,6 +219,8 @@ def check(model: nn.Module, recipe: Recipe, run: RunOptions, like: Tensor) -> No
     scaled = recipe.precision == "float16" and any(weight.dtype == torch.float16 for weight in trainable)
     expected = "None or bfloat16 for a model of float16, whose gradients cannot be scaled"
     require(not scaled, "precision", expected, "float16")
+    limit = recipe.spectral_norm
+    require(limit is None or run.mask is None, "spectral_norm", "None under a mask", limit)
     if run.mask is not None and not callable(run.mask):
         _optimizer(model, recipe, run.mask, run.mask_gradient_only)  # InputError for masks that do not fit
     if run.checkpoint is not None:

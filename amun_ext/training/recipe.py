@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from amun_ext.training.trades import TRADES
 from amun_ext.validation import check_integer, is_number, require
 
 BATCH_NORM = ("train", "frozen", "eval")
@@ -23,7 +24,9 @@ class Recipe:
     choice: batch statistics, running statistics are updated), "frozen" (running statistics, not updated; dropout on),
     or "eval" (the whole model in eval mode, dropout off). `precision` is that of autocast, None for the model's own;
     "float16" scales the loss. A batch is computed in `accumulation_steps` pieces, which saves memory; BatchNorm then
-    has the statistics of a piece.
+    has the statistics of a piece. `robust` adds the term of TRADES against adversarial examples.
+    `spectral_norm` is the largest operator norm of a convolution or dense layer: after each step larger ones are divided
+    down to it (see `amun_ext.lipschitz`).
     """
 
     epochs: int
@@ -39,6 +42,8 @@ class Recipe:
     accumulation_steps: int = 1
     optimizer: str = "sgd"
     warmup_epochs: int = 0
+    robust: str | None = None  # a name in TRADES
+    spectral_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("warmup_epochs", 0)):
@@ -54,6 +59,10 @@ class Recipe:
         require(self.batch_norm in BATCH_NORM, "batch_norm", f"one of {BATCH_NORM}", repr(self.batch_norm))
         require(self.precision in tuple(PRECISIONS), "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
         require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", repr(self.optimizer))
+        require(self.robust in (None, *TRADES), "robust", f"None or one of {tuple(TRADES)}", repr(self.robust))
+        limit = self.spectral_norm
+        positive = limit is None or (is_number(limit) and 0 < limit < math.inf)
+        require(positive, "spectral_norm", "None, or positive and finite", repr(limit))
         expected = f"fewer than the {self.epochs} epochs"
         require(self.warmup_epochs < self.epochs, "warmup_epochs", expected, self.warmup_epochs)
         self.lr_factor(self.warmup_epochs)

@@ -277,5 +277,5 @@ class TestAsTensors:
 
 
 def test_every_name_is_listed_once():
-    assert set(data.DATASETS) == {"fashion-mnist-mini", "digits", "fashion-mnist", "cifar10"}
+    assert set(data.DATASETS) == {"fashion-mnist-mini", "digits", "fashion-mnist", "cifar10", "tiny-imagenet"}
     assert Path(data.__file__).parent.joinpath("embedded", "make.py").is_file()

@@ -29,7 +29,8 @@ def load(
     """Load a data set: a name in DATASETS, a folder of images, an .npz file, or "module:function" (see `data.custom`).
 
     `root` is the folder with the files of fashion-mnist, cifar10 and tiny-imagenet, by default ./data; only
-    `download=True` lets the first two use the network. `classes`, `resize` and `test_fraction` are for image folders (see `data.custom.load_folder`).
+    `download=True` lets the first two use the network. `classes`, `resize` and `test_fraction` are for image folders
+    (see `data.custom.load_folder`).
     Images are float32 [N, C, H, W] in [0, 1], labels int64 [N]. InputError for an unknown name, for missing or damaged
     files, and for images and labels that do not fit together.
     """

@@ -25,8 +25,8 @@ class Recipe:
     or "eval" (the whole model in eval mode, dropout off). `precision` is that of autocast, None for the model's own;
     "float16" scales the loss. A batch is computed in `accumulation_steps` pieces, which saves memory; BatchNorm then
     has the statistics of a piece. `robust` adds the term of TRADES against adversarial examples.
-    `spectral_norm` is the largest operator norm of a convolution or dense layer: after each step larger ones are divided
-    down to it (see `amun_ext.lipschitz`).
+    `spectral_norm` is the largest operator norm of a convolution or dense layer: larger ones are scaled down to it
+    after each step (see `amun_ext.lipschitz`).
     """
 
     epochs: int

@@ -137,10 +137,7 @@ class TestResult:
 
 @pytest.mark.parametrize(
     ("fact", "told"),
-    [
-        *((None, "none"), (True, "yes"), (0.05, "0.05"), ([], "none"), ([4, 2, 3], "4, 2, 3"), ({"a": [1]}, "a 1")),
-        *(("a" * 64, "aaaaaaaaaaaa..."), (["0f" * 16], "0f0f0f0f0f0f...")),
-    ],
+    [(None, "none"), (True, "yes"), (0.05, "0.05"), ([], "none"), ([4, 2, 3], "4, 2, 3"), ({"a": [1]}, "a 1")],
 )
 def test_facts_in_words(fact, told) -> None:
     assert html.in_words(fact) == told

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import markupsafe
 
 SHOWN = 400  # characters of a list
-DIGEST = re.compile("([0-9a-f]{12})[0-9a-f]{20,}")  # whose first digits tell it from others, and fit on a phone
 
 
 def render(document: Document, with_images: bool = False) -> str:
@@ -49,7 +48,7 @@ def _fact(value: object) -> "markupsafe.Markup":
 
 
 def in_words(value: object) -> str:
-    """A fact as text: consecutive numbers as ranges, and only the beginning of a long list and of a digest."""
+    """A fact as text: consecutive numbers as ranges, and only the beginning of a long list."""
     match value:
         case None:
             return "none"
@@ -62,7 +61,7 @@ def in_words(value: object) -> str:
         case list() | tuple():
             text = _ranges([in_words(entry) for entry in value]) or "none"
             return text if len(text) <= SHOWN else f"{text[:SHOWN].rpartition(', ')[0]}, ... ({len(value)} in all)"
-    return DIGEST.sub(r"\1...", str(value))
+    return str(value)
 
 
 def _ranges(entries: list[str]) -> str:

@@ -101,7 +101,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 def add_recipe(
     command: argparse.ArgumentParser, title: str, default: Recipe | None = None, tuned: Sequence[str] = ()
 ) -> None:
-    """The fields of a `Recipe`, but for those that are `tuned`; what is not given stays None."""
+    """The fields of a `Recipe`, without those that are `tuned`; an option that is not given stays None."""
     group = command.add_argument_group(title)
     for field, settings in RECIPE.items():
         if field not in tuned:

@@ -36,7 +36,7 @@ def add_method(command: argparse.ArgumentParser) -> None:
 
 
 def chosen_config(options: argparse.Namespace) -> MethodConfig:
-    """The options of add_method; `complete_config` adds what the checkpoint knows."""
+    """The options of add_method; `complete_config` adds those from the checkpoint."""
     if options.method is None:  # distill is closer to retraining, see docs/benchmarks/unlearning.md
         options.method = "amun" if options.targets is None else "distill"
     method = METHODS[options.method]
@@ -53,7 +53,7 @@ def chosen_config(options: argparse.Namespace) -> MethodConfig:
 
 
 def complete_config(config: MethodConfig, inputs: Inputs, options: argparse.Namespace) -> MethodConfig:
-    """The config with what the checkpoint knows: for method retrain its recipe; where the method has it, `init`."""
+    """The config with the recipe of the checkpoint for method retrain, and `init` for methods that have it."""
     if config.method == "retrain":
         return inputs.retraining(given_recipe(options))
     return config.with_init(inputs.init)

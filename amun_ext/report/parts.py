@@ -27,7 +27,7 @@ class Heading:
 @dataclass(frozen=True)
 class Paragraph:
     text: str
-    lead: str = ""  # the first word, which stands out
+    lead: str = ""  # in bold before the text
     soft: bool = False  # smaller
 
 
@@ -128,7 +128,7 @@ class Document:
         return {block.name: block for block in self.blocks if isinstance(block, Table)}
 
     def as_text(self, shown: Callable[[Block], str], heading: Callable[[str], str]) -> list[str]:
-        """What is `shown` of each block, where that is anything; a heading only above a block that is shown."""
+        """The text that `shown` returns for each block, without empty ones; a heading only above a block with text."""
         texts: list[str] = []
         above: list[str] = []
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Tune the options of unlearning methods on a proxy forget set, which stands in for the request."""
+"""Tune the options of unlearning methods on a proxy forget set in place of the request."""
 
 from amun_ext.tuning.context import split_test_set
 from amun_ext.tuning.objectives import OBJECTIVES

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Lab:
     data_dir: Path | None = None
     device: str = "cpu"
     workers: int = 1
+    _references: dict[str, ModelSignals] = field(init=False, default_factory=dict)  # that are loaded
 
     @cached_property
     def splits(self) -> Splits:
@@ -170,7 +171,9 @@ class Lab:
             how: dict[str, Any] = {"models": self.scale.references, "num_workers": self.workers}
             train_references(self.untrained(0, training), self.splits, self.recipe(training), out=folder, **how)
 
-        return load_references(self.cache.file(KIND, identity, "", make))
+        if training not in self._references:
+            self._references[training] = load_references(self.cache.file(KIND, identity, "", make))
+        return self._references[training]
 
     def config(self, method: str, retain: bool, fraction: float, training: str = PLAIN, **options: Any) -> MethodConfig:
         """How a method is run: tuned if the scale has trials, else by its own options and the paper's form of AMUN."""

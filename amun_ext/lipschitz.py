@@ -59,7 +59,17 @@ def layer_shapes(model: nn.Module, like: Tensor) -> dict[str, tuple[int, ...]]:
 
 
 def operator_norms(model: nn.Module, like: Tensor, iterations: int = 200) -> dict[str, float]:
-    """Name -> `operator_norm` of each convolution and dense layer of a model, for inputs [...] like this one."""
+    """Name -> `operator_norm` of each convolution and dense layer of a model, for inputs [...] like this one.
+
+    InputError for a convolution with another padding than zeros.
+
+    Examples:
+        >>> import torch
+        >>> from amun_ext.lipschitz import operator_norms
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> [*operator_norms(model, torch.zeros(1, 2, 2))]
+        ['1']
+    """
     return {
         name: operator_norm(model.get_submodule(name), shape, iterations)
         for name, shape in layer_shapes(model, like).items()

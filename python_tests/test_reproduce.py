@@ -2,16 +2,19 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kill_tools import ended_at
 
 from amun_ext import cli
+from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import reproduce
 from amun_ext.experiments.paper import unlearning
 from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
 from amun_ext.experiments.results import Results
+from amun_ext.experiments.scales import SCALES
 
 
 def command(name: str, out: Path, *flags: str) -> list[str]:
@@ -119,3 +122,20 @@ def test_a_diverged_cell_has_a_remark(out: Path, tmp_path: Path, monkeypatch) ->
     lab.cache.scratch.mkdir(parents=True)
     cell = next(cell for cell in todo if cell["method"] == "ft")
     assert unlearning.unlearned(lab, **cell) == {"failed": "the loss is nan"}
+
+
+def test_tuned_options_are_chosen_once_and_used(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    scale = replace(SCALES["smoke"], trials=2)
+    lab, _ = reproduce._begun("table1", scale, tmp_path, None, None, "cpu", 1)
+    lab.cache.scratch.mkdir(parents=True)
+    config = lab.config("ft", True, 0.1)
+    assert config.source == "tuned"
+    assert config.recipe.epochs == scale.epochs
+    (kept,) = (tmp_path / "cache").glob("tuned-ft*.json")
+    before = kept.stat().st_mtime_ns
+    assert lab.config("ft", True, 0.1) == config
+    assert kept.stat().st_mtime_ns == before
+    # half of the test set has been used
+    assert len(lab.test) == 50
+    assert not {*lab.test.tolist()} & {*some_ids(100, count=50, seed=0).tolist()}

@@ -177,7 +177,7 @@ class Lab:
 
     def config(self, method: str, retain: bool, fraction: float, training: str = PLAIN, **options: Any) -> MethodConfig:
         """How a method is run: tuned if the scale has trials, else by its own options and the paper's form of AMUN."""
-        tuned = self.tuned(retain, fraction)
+        tuned = self.tuned(method, retain, fraction)
         if "include_forget" in METHODS[method].options:
             options = {"search": self.scale.search, **options}
             if (method, retain) not in tuned:
@@ -189,23 +189,22 @@ class Lab:
         recipe |= {"spectral_norm": ours.spectral_norm} if METHODS[method].trains else {}  # also while unlearning
         return resolve_config(method, retain, tuned=given, recipe=recipe, **options)
 
-    def tuned(self, retain: bool, fraction: float) -> dict[tuple[str, bool], dict[str, Any]]:
-        """What `tune` chooses for a request of this size, with a retrained model of other samples (appendix C)."""
+    def tuned(self, method: str, retain: bool, fraction: float) -> dict[tuple[str, bool], dict[str, Any]]:
+        """What `tune` chooses for a method and size, with a model retrained without other samples (appendix C)."""
         if not self.scale.trials:
             return {}
-        methods = [name for name in tuning.tunable(retain) if not METHODS[name].needs_targets]
         how: dict[str, Any] = {"trials": self.scale.trials, "with_retain": retain, "objective": "retrain"}
-        identity = {**self.identity(), "fraction": fraction, "methods": methods, **how, "epochs": self.scale.epochs}
+        identity = {**self.identity(), "fraction": fraction, "method": method, **how, "epochs": self.scale.epochs}
 
         def make(path: Path) -> None:
             recipe = replace(self.recipe(), epochs=self.scale.epochs, schedule="constant", warmup_epochs=0)
             folder, metadata = path.with_suffix(""), Record(recipe=self.recipe()).to_metadata()
             more = {"recipe": recipe, "metadata": metadata, "num_workers": self.workers, **how}
             ids = self.sets(0, 0, fraction).ids
-            tuning.write(tuning.tune(self.original(0), self.splits, ids, methods, out=folder, **more), folder)
+            tuning.write(tuning.tune(self.original(0), self.splits, ids, [method], out=folder, **more), folder)
             (folder / "tuned.json").replace(path)
 
-        return load_tuned_options(self.cache.file("tuned", identity, ".json", make))[0]
+        return load_tuned_options(self.cache.file(f"tuned-{method}", identity, ".json", make))[0]
 
     def measure(self, network: nn.Module, ids: list[int], references: ModelSignals | None) -> Values:
         """All measures of a network that is to have forgotten the `ids`.

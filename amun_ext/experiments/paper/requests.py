@@ -57,7 +57,7 @@ def unlearned_in_turn(
 def prepare(lab: Lab, cell: Cell) -> None:
     lab.references()
     if "retain" in cell:
-        lab.tuned(cell["retain"], min(lab.scale.fractions))
+        lab.tuned(_plain(cell["method"]), cell["retain"], min(lab.scale.fractions))
 
 
 def _plain(method: str) -> str:

@@ -61,7 +61,7 @@ def unlearned(
 def prepare(lab: Lab, cell: Cell) -> None:
     lab.references(cell.get("training", PLAIN))
     if cell.get("retain") is not None:
-        lab.tuned(cell["retain"], cell["fraction"])
+        lab.tuned(cell["method"], cell["retain"], cell["fraction"])
 
 
 def methods(retain: bool) -> list[str]:

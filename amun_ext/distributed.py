@@ -5,7 +5,8 @@ Every rank calls the same function with the same arguments. If one fails, all of
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -51,10 +52,8 @@ def exchange(value: Any = None, error: str | None = None) -> list[Any]:
     if world_size() == 1:
         return [value]
     outcomes: list[Any] = [None] * world_size()
-    try:
+    with _lost_ranks():
         dist.all_gather_object(outcomes, (error, value))
-    except RuntimeError as lost:  # of the connection
-        raise RankError(f"another rank has ended or does not answer: {lost}") from lost
     failed = [f"rank {number} failed: {reason}" for number, (reason, _) in enumerate(outcomes) if reason is not None]
     if failed:
         raise RankError("; ".join(failed))
@@ -81,8 +80,37 @@ def gather_rows(own: Tensor, count: int) -> Tensor:
         if source == rank():
             part.copy_(own)
         if block:
-            try:
+            with _lost_ranks():
                 dist.broadcast(part.view(torch.uint8), source)  # bytes: not every backend knows every dtype
-            except RuntimeError as lost:
-                raise RankError(f"another rank has ended or does not answer: {lost}") from lost
     return rows.to(own.device)
+
+
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks; in float32 at least."""
+    if world_size() == 1:
+        return
+    wide = reduce(torch.promote_types, (each.dtype for each in tensors), torch.float32)
+    flat = torch.cat([each.detach().flatten().to(wide) for each in tensors])
+    with _lost_ranks():
+        dist.all_reduce(flat)
+    for each, total in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        each.detach().copy_(total.view(each.shape))
+
+
+def sum_gradients(weights: Sequence[Tensor]) -> None:
+    """Replace each gradient by its sum over all ranks; one that no rank has stays None."""
+    if world_size() == 1:
+        return
+    had = torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device)
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    sum_over_ranks([*gradients, had])
+    for weight, gradient, ranks in zip(weights, gradients, had.tolist(), strict=True):
+        weight.grad = gradient if ranks else None
+
+
+@contextlib.contextmanager
+def _lost_ranks() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as lost:  # of the connection
+        raise RankError(f"another rank has ended or does not answer: {lost}") from lost

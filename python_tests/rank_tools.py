@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -31,7 +32,7 @@ def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path) -> list[Any
     results = []
     for process, (ours, _) in zip(processes, ends, strict=True):
         try:
-            results.append(ours.recv())
+            results.append(pickle.loads(ours.recv_bytes()))
         except EOFError:
             process.join()
             results.append(process.exitcode)
@@ -46,8 +47,9 @@ def _rank(work: Callable[[Path], Any], number: int, ranks: int, folder: Path, st
     options = {"rank": number, "world_size": ranks, "timeout": timedelta(minutes=10)}
     dist.init_process_group("gloo", init_method=f"file://{store}", **options)
     try:
-        end.send(work(folder))
+        result = work(folder)
     except BaseException:
-        end.send(traceback.format_exc())
+        result = traceback.format_exc()
+    end.send_bytes(pickle.dumps(result))  # by value: a tensor would need its process
     end.close()
     os._exit(0)  # a group that has lost a rank may wait for it at the end

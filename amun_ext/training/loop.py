@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import ImageDataset, stored
 from amun_ext.data.splits import checked_dataset
+from amun_ext.distributed import blocks, check_same, rank, sum_gradients, sum_over_ranks, world_size
 from amun_ext.lipschitz import SETTLED, NormClipper
 from amun_ext.models import accuracy, predict
 from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
@@ -98,8 +99,14 @@ def fit(
     penalty: a function of the model and the number of the epoch (from 0 on), a scalar added to the loss of each batch.
     settings: those of penalty and of the parts' labels, plain values, which identify the training in a checkpoint.
     Shuffling, augmentation and dropout follow from the seed. The caller's random state, the modules' training flags and
-    the memory layout of weights are restored. InputError as `check`, for parts that do not fit together and for a
-    checkpoint of another training; FloatingPointError if the loss diverges.
+    the memory layout of weights are restored.
+
+    In a process group of torch.distributed the ranks share each batch and add their gradients, so that the weights are
+    those of one process up to rounding; but BatchNorm takes the statistics of a rank's part, whose running averages are
+    averaged after each epoch, and dropout differs. The first rank writes the checkpoint.
+
+    InputError as `check`, for parts that do not fit together and for a checkpoint of another training;
+    FloatingPointError if the loss diverges; RankError if another rank has ended.
     """
     like = check_parts(passes)
     check(model, recipe, run, like)
@@ -123,7 +130,11 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     order = torch.Generator().manual_seed(run.seed)
     everything = description, settings, recipe, run.seed, run.mask_gradient_only
-    name = "" if run.checkpoint is None else training_id(model, passes, mask, everything)
+    shared = world_size() > 1
+    name = training_id(model, passes, mask, everything) if shared or run.checkpoint is not None else ""
+    if shared:
+        check_same(training=name, checkpoint=run.checkpoint)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     checkpoint = Checkpoint(run.checkpoint, name, device, model, optimizer, scaler, order)
     training = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
@@ -137,6 +148,8 @@ def fit(
                 x = torch.where(feed.augmented(rows)[:, None, None, None], crop_and_flip(x, order), x)
             # contiguous otherwise, because a crop is channels_last, on which a model's view() may fail
             x = x.contiguous(memory_format=layouts[recipe.channels_last and x.dim() == 4])
+            count, block = len(x), blocks(len(x))[rank()]
+            x, labels, rows = (each[block.start : block.stop] for each in (x, labels, rows))
             labels = feed.soft_labels(x, labels, rows, classes)
             rate = next(rates)
             for group in optimizer.param_groups:
@@ -153,8 +166,9 @@ def fit(
                 loss = F.cross_entropy(wide, targets, reduction="sum")
                 total += loss.detach()
                 loss = loss + apart
-                scaler.scale((-loss if each.ascend else loss) / len(x)).backward()
-            moved = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
+                scaler.scale((-loss if each.ascend else loss) / count).backward()
+            sum_gradients(weights)
+            moved = any(weight.grad is not None for weight in weights)
             require(moved, "model", TRAINABLE, "others")  # a quantised layer may stop the gradient
             if penalty is not None:
                 scaler.scale(penalty(model, epoch)).backward()
@@ -162,6 +176,7 @@ def fit(
             scaler.update()
             if clipper is not None:
                 clipper.clip()
+        sum_over_ranks([total])
         return total
 
     try:
@@ -170,7 +185,7 @@ def fit(
             _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
             done = {"initial": len(history), "total": recipe.epochs}
-            with progress_bar(run.progress, desc=description, unit="epoch", **done) as bar:
+            with progress_bar(run.progress and rank() == 0, desc=description, unit="epoch", **done) as bar:
                 for number in range(len(history), recipe.epochs):
                     start = time.perf_counter()
                     active = [
@@ -182,19 +197,24 @@ def fit(
                     rates = [recipe.lr * recipe.lr_factor(number, step / steps) for step in range(1, steps + 1)]
                     if clipper is not None:
                         clipper.restart()
+                    if shared:  # dropout differs between ranks, and is the same after a resume
+                        _seed(run.seed + (number + 1) * world_size() + rank(), device)
                     _mode(model, recipe.batch_norm)
                     left = iter(rates)
                     totals = [one_pass(each, feed, number, left) for each, feed in active]
                     if clipper is not None:
                         clipper.clip(SETTLED)
+                    if statistics:
+                        _average_statistics(model)
                     loss = float(torch.stack(totals).sum()) / sum(len(feed) for _, feed in active)
-                    if not (math.isfinite(loss) and _finite(optimizer)):
+                    if not (math.isfinite(loss) and _finite(weights)):
                         actual = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
                         raise FloatingPointError(f"{description}: {actual}; lower lr (now {recipe.lr})")
                     accuracies = {name: _accuracy(model, data) for name, data in run.eval_sets.items()}
                     epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, accuracies)
                     history.append(epoch)
-                    checkpoint.write([asdict(each) for each in history])
+                    if rank() == 0:
+                        checkpoint.write([asdict(each) for each in history])
                     shown = {name: f"{percent:.1f}" for name, percent in accuracies.items()}
                     bar.set_postfix({"loss": f"{loss:.4f}", **shown})
                     bar.update()
@@ -248,9 +268,8 @@ def _seed(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
-def _finite(optimizer: torch.optim.Optimizer) -> bool:
+def _finite(weights: Sequence[Tensor]) -> bool:
     """Whether the weights are finite; the loss is that before the last step."""
-    weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
 
@@ -261,6 +280,16 @@ def _accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def _average_statistics(model: nn.Module) -> None:
+    """Of the BatchNorm layers, over the ranks."""
+    layers = [module for module in filter(_is_batch_norm, model.modules()) if module.track_running_stats]
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    if buffers and world_size() > 1:
+        sum_over_ranks(buffers)
+        for buffer in buffers:
+            buffer /= world_size()
 
 
 @torch.no_grad()

@@ -284,12 +284,13 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 def _average_statistics(model: nn.Module) -> None:
     """Of the BatchNorm layers, over the ranks."""
-    layers = [module for module in filter(_is_batch_norm, model.modules()) if module.track_running_stats]
-    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    names = ("running_mean", "running_var")  # None in a layer without running statistics
+    buffers = [getattr(layer, name) for layer in filter(_is_batch_norm, model.modules()) for name in names]
+    buffers = [each for each in buffers if each is not None]
     if buffers and world_size() > 1:
         sum_over_ranks(buffers)
-        for buffer in buffers:
-            buffer /= world_size()
+        for each in buffers:
+            each /= world_size()
 
 
 @torch.no_grad()

@@ -150,8 +150,10 @@ def main() -> None:
     if options.folds:
         numbers = [*map(int, options.folds.split(","))]
         runs = {seed: by_folds(splits, seed, options.repeats, numbers) for seed in seeds}
-        result["folds"] = {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
-    elif options.shadows:
+        found = {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
+        write("distill_folds", {name: to_jsonable(value) for name, value in found.items()})
+        return
+    if options.shadows:
         torch.set_num_threads(options.workers)  # one each
         result["u_lira"] = u_lira(splits, seeds[0], options.shadows, options.workers)
     else:

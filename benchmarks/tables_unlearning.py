@@ -144,6 +144,19 @@ def distill(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"{note} requests, of U-LiRA over the shadows. {measured_on(result)}."])
 
 
+def folds(result: dict[str, Any]) -> str:
+    """Distillation by cross-fits of different numbers of folds."""
+    tables = result["tables"]
+    numbers = [row.partition(":")[2].rstrip(")") for row in tables["with"] if row.startswith("Distill")]
+    rows = [
+        [folds, str(int(folds) - 1), *(spread(table[f"Distill (distill:{folds})"]["gap"]) for table in tables.values())]
+        for folds in numbers
+    ]
+    note = f"{len(result['runs'])} requests, {result['repeats']} model(s) of each row; mean ± standard deviation"
+    table = markdown(["folds", "trainings to prepare", "gap, with D_R", "gap, D_F only"], rows)
+    return f"{table}\n\n{note} over the requests. {measured_on(result)}."
+
+
 def methods(result: dict[str, Any]) -> str:
     """The field's methods with chosen options: the options, and the table of other requests where it was made."""
     chosen, rows = result["chosen"], []

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from scipy.fft import dctn
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -65,6 +64,8 @@ def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = No
 
 def _coarse(images: Tensor) -> Tensor:
     """The low frequencies [N, K] without the mean, of length 1, or 0 for an image of one colour."""
+    from scipy.fft import dctn  # a fifth of a second, which only this needs
+
     channels = images.shape[1]
     weights = torch.tensor(LUMA if channels == 3 else [1 / channels] * channels, device="cpu")
     grey = torch.einsum("nchw,c->nhw", images, weights)

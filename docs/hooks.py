@@ -1,19 +1,66 @@
-"""What mkdocs runs while it builds: what pages say of commands and methods is made from their tables."""
+"""What mkdocs runs while it builds: what pages say of commands, methods and experiments is made."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from amun_ext.cli import parser
+from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
+from amun_ext.report import Table, parts
+from amun_ext.report.figures import standalone
 from amun_ext.unlearning import METHODS
 
 WIDTH = 80
 
 
+RESULTS = Path(__file__).parents[1] / "benchmarks/results/experiments"
+EXPERIMENT = "<!-- experiment -->"  # on a page experiments/NAME.md: the claim, the command and what it gave
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    if EXPERIMENT in markdown:
+        markdown = markdown.replace(EXPERIMENT, experiment(Path(page.file.src_uri).stem))
     for (path, mark), made in GENERATED.items():
         if page.file.src_uri == path:
             markdown = markdown.replace(mark, made())
     return markdown
+
+
+def experiment(name: str) -> str:
+    """From the JSON of `amun reproduce`."""
+    result = Reproduction.read(RESULTS / f"{name}.json")
+    facts, (claim, *blocks) = result.facts, result.document().blocks
+    command = f"    amun reproduce {name} --scale {facts['scale']}"
+    models = f"{facts['models']} original models of {facts['model']}, each with a forget set of its own"
+    shown = [claim.text, command, f"{facts['data']}, {models}; tables have mean ± standard deviation, and n."]
+    for block in blocks:
+        if isinstance(block, parts.Figures):
+            shown += [f"**{each.title}.** {each.about}\n\n{standalone(each.draw())}" for each in block.figures]
+        elif isinstance(block, parts.Key):
+            shown.append(", ".join(standalone(swatch(each)) for each in block.marks))
+        elif isinstance(block, Table):
+            shown.append(block.to_markdown())
+        elif isinstance(block, parts.Heading):
+            shown.append(f"## {block.text}")
+        elif isinstance(block, parts.Paragraph):
+            shown.append(block.text)
+    return "\n\n".join(part for part in shown if part)
+
+
+def swatch(of: parts.Mark) -> str:
+    dashes = " ".join(str(2 * length) for length in of.dashes)
+    line = (
+        f'<line x1="0" y1="5" x2="24" y2="5" stroke="var(--{of.colour})" stroke-width="3" stroke-dasharray="{dashes}"/>'
+    )
+    return f'<svg width="24" height="10">{line}</svg> {of.name}'
+
+
+def experiment_table() -> str:
+    rows = [
+        f"| {f'[`{name}`]({name}.md)' if (RESULTS / f'{name}.json').exists() else f'`{name}`'} | {text(row.title)} |"
+        for name, row in EXPERIMENTS.items()
+    ]
+    return "\n".join(["| name | experiment |", "| --- | --- |", *rows])
 
 
 def method_table() -> str:
@@ -68,6 +115,7 @@ def text(plain: str) -> str:
 
 
 GENERATED = {
+    ("experiments/index.md", "<!-- experiments -->"): experiment_table,
     ("command-line.md", "<!-- commands -->"): commands,
     ("guides/unlearning.md", "<!-- methods -->"): method_table,
     ("reference/unlearning.md", "<!-- methods -->"): method_reference,

@@ -1,7 +1,9 @@
 """The scripts of examples/ run as they stand, and say what they promise."""
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ EXPECTED = {  # script -> what it prints at least
     "image_folder.py": r"FT AUC",
     "own_search_rule.py": r"back_and_forth: found \d+ of 100, median L2 distance 0\.\d+",
     "salun_masked_sgd.py": r"weights outside the mask that changed: 0\n",
+    "several_processes.py": r"AMUN +\d",
     "transformers_vit.py": r"an object with logits \[120, 10\]",
 }
 
@@ -36,6 +39,22 @@ def test_example_runs(name, tmp_path, monkeypatch, capsys) -> None:
         assert len(AdversarialSet.load("examples.safetensors")) == 100
     if name == "image_folder.py":
         assert {path.name for path in Path("audit").iterdir()} == {"audit.json", "audit.md", "audit.html"}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(tmp_path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    output = subprocess.run(
+        [*command, str(EXAMPLES / "several_processes.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert len(re.findall(EXPECTED["several_processes.py"], output.stdout)) == 1  # printed by the first rank
+    assert {path.name for path in tmp_path.iterdir()} == {"shared-examples.safetensors", "unlearned.safetensors"}
 
 
 def image_folder(root: Path) -> str:

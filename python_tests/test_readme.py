@@ -17,7 +17,7 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 RESULTS = {  # page -> files that its code writes
     "README.md": ("adversarial.safetensors", "audit/audit.html"),
-    "docs/guides/search.md": ("adversarial.safetensors", "examples.safetensors", "shared.safetensors"),
+    "docs/guides/search.md": ("adversarial.safetensors", "examples.safetensors"),
     "docs/guides/unlearning.md": ("report.html",),
     "docs/guides/audit.md": ("audit/audit.json",),
 }

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Two machines, a process for each of their GPUs: sbatch examples/slurm.sh
+# The machines share the current folder, for the files that the script writes, and nothing else.
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=01:00:00
+set -euo pipefail
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun torchrun \
+  --nnodes "$SLURM_NNODES" \
+  --nproc-per-node 4 \
+  --rdzv-backend c10d \
+  --rdzv-endpoint "$first:29500" \
+  --rdzv-id "$SLURM_JOB_ID" \
+  --max-restarts 3 \
+  examples/several_processes.py

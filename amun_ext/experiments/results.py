@@ -103,6 +103,7 @@ def curves(
             wide = [0.0 if math.isnan(point.deviation) else point.deviation for point in points]
             low, high = ([m + sign * w for m, w in zip(means, wide, strict=True)] for sign in (-1, 1))
             axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.locator_params(axis="x", integer=True)
         axes.set(xlabel=x, ylabel=y)
 
     return Figure(title, lambda: svg(title, draw, SIZE), about, label=title)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,7 @@ class Recipe:
             return (1 + math.cos(math.pi * epoch / epochs)) / 2
         kind, _, every = str(self.schedule).partition(":")
         known = kind == "step" and re.fullmatch("0*[1-9][0-9]{0,8}", every)
-        require(bool(known), "schedule", '"constant", "cosine" or "step:N"', repr(self.schedule))
+        require(bool(known), "schedule", '"constant", "cosine" or "step:N"', reprlib.repr(self.schedule))
         return float(0.1 ** (epoch // int(every)))
 
 

@@ -89,6 +89,7 @@ class TestSets:
 class TestRandomLabels:
     @pytest.mark.parametrize("name", RANDOM_LABELS)
     @pytest.mark.parametrize("classes", [3, 4, 10])
+    @pytest.mark.same_inputs
     def test_all_classes_but_two_equally_often(self, name: str, classes: int) -> None:
         forget, examples = given = pair(30_000, (2,), classes)
         rows = examples.found
@@ -146,7 +147,7 @@ class TestSphere:
         forget, examples = given = pair(60_000, (3,))
         rows = examples.found
         unit = (built("Adv-RS", given, bounds=None)[0] - forget.tensors[0][rows]) / examples.distance[rows, None]
-        # Moments of the uniform distribution on the sphere, to within six standard errors and more.
+        # Moments of the uniform distribution on the sphere: 6.7 standard errors of 40,000 draws or more, 10^-9 in all.
         torch.testing.assert_close(unit.mean(0), torch.zeros(3), atol=0.02, rtol=0)
         torch.testing.assert_close(unit.T @ unit / len(unit), torch.eye(3) / 3, atol=0.01, rtol=0)
         torch.testing.assert_close(unit.pow(4).mean(0), torch.full((3,), 1 / 5), atol=0.01, rtol=0)

@@ -229,6 +229,7 @@ class TestAudit:
         told = "too few samples to decide" if could > 600 else f"With {could:,.0f} ids instead of 6"
         assert told in " ".join(found.to_text().split())
 
+    @pytest.mark.same_inputs
     def test_a_broken_model_is_flagged(self, original, splits, ids) -> None:
         broken = models.build("small-cnn", num_classes=10, in_channels=1, width=8)
         found = audit(broken, splits, ids, original=original)

@@ -57,6 +57,7 @@ def network() -> nn.Module:
     return without_batch_norm(models.build("small-cnn", num_classes=4, in_channels=1, width=4))
 
 
+@pytest.mark.same_inputs
 def test_clipping_divides_only_what_is_above_the_limit() -> None:
     model, like = network(), torch.zeros(1, 8, 8)
     with torch.no_grad():
@@ -72,6 +73,7 @@ def test_clipping_divides_only_what_is_above_the_limit() -> None:
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.same_inputs
 def test_training_keeps_the_limit_and_the_network_its_bound(batch_norm: bool) -> None:
     model = models.build("small-cnn", num_classes=4, in_channels=1, width=4) if batch_norm else network()
     images, labels = torch.rand(40, 1, 8, 8), torch.randint(0, 4, (40,))

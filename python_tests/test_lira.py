@@ -63,6 +63,7 @@ def test_augmentations_are_averaged(mode, variance):
 
 
 @cases
+@pytest.mark.same_inputs
 def test_finds_members_as_well_as_the_true_likelihood(mode, variance):
     evidence = lira(*world(seed(), 2000, 64), mode=mode, variance=variance)
     area = auc(evidence[:1000], evidence[1000:])
@@ -73,7 +74,8 @@ def test_finds_members_as_well_as_the_true_likelihood(mode, variance):
 def test_a_pooled_variance_is_better_with_few_references():
     arrays = world(seed(), 3000, 4)
     pooled, each = (lira(*arrays, variance=variance) for variance in ("pooled", "each"))
-    assert auc(pooled[:1500], pooled[1500:]).value > auc(each[:1500], each[1500:]).value + 3
+    gain = auc(pooled[:1500], pooled[1500:]).value - auc(each[:1500], each[1500:]).value
+    assert gain > 3  # 15 deviations below its mean over draws, 15.9
 
 
 def test_a_sample_far_below_its_references_is_no_member_offline():

@@ -143,6 +143,7 @@ def test_the_model_itself_without_a_probe():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.same_inputs
 def test_the_model_itself_if_every_copy_differs(autocast):
     """A closure is not copied: what it counts, it counts for model and twin."""
     calls = []
@@ -190,6 +191,7 @@ def test_the_model_is_untouched_and_shares_nothing(training):
     "surroundings",
     [torch.no_grad, torch.inference_mode, functools.partial(torch.inference_mode, False)],
 )
+@pytest.mark.same_inputs
 def test_wherever_it_is_called(surroundings):
     model, x = randomised(Net()), images()
     with surroundings(), eval_mode(model):
@@ -201,6 +203,7 @@ def test_wherever_it_is_called(surroundings):
     assert_alike(twin, model, x, gradient=1e-5)
 
 
+@pytest.mark.same_inputs
 def test_under_autocast():
     model, x = randomised(models.build("resnet18", num_classes=7, in_channels=3, width=8)), images(8, size=16)
     with torch.autocast("cpu", torch.bfloat16):

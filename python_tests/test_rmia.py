@@ -84,6 +84,7 @@ class TestScore:
         assert math.isnan(result.score[0])
 
     @pytest.mark.parametrize("strict", [True, False])
+    @pytest.mark.same_inputs
     def test_equals_the_matrix_on_2000_samples_of_both_signs_as_published(self, strict):
         random = generator()
         # Odd sixteenths: no sum of seven is zero, and ties and equality at gamma are many.
@@ -201,7 +202,7 @@ class TestGroups:
 
     def test_far_less_when_they_know_one_set_which_is_refused(self):
         area, arguments = audit(generator(), np.arange(3000) < 1500, "online")
-        assert area.value < 42
+        assert area.value < 42  # 25 deviations above its mean over draws, 20.6
         with pytest.raises(InputError, match=r"groups must be .* in online mode; .* got shares forget 0.5, test 0"):
             rmia(**arguments)
         assert rmia(**arguments, tolerance=0.5).diagnostics.groups["test"].ins == (0, 0)

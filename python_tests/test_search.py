@@ -287,6 +287,7 @@ class TestGuarantees:
 
     @may_run_out
     @pytest.mark.parametrize("eps_max", [100.0, 1e30, 1e300])
+    @pytest.mark.same_inputs
     def test_no_radius_is_too_large_for_it(self, method, eps_max: float) -> None:
         model, x = Linear(3, 6), torch.rand(8, 6)
         labels = model(x).argmax(1)

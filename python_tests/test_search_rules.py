@@ -137,6 +137,7 @@ class TestFirstRadius:
 
 class TestDdn:
     @FLOATS
+    @pytest.mark.same_inputs
     def test_every_iterate_lies_on_its_radius(self, device, dtype):
         search = Search.running(30, (3, 5, 5), device=device, dtype=dtype)
         config = DDN._replace(steps=9, step_fraction=1.0, last_step_fraction=0.1)

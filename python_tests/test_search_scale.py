@@ -91,6 +91,7 @@ def test_warns_of_a_first_step_that_is_too_long() -> None:
 
 
 @pytest.mark.parametrize("method", ["pgd", "ddn", "deepfool"])
+@pytest.mark.same_inputs
 def test_a_tie_at_black_images_is_found(method: str) -> None:
     """There neither the image nor the margin has a length to start from."""
     model = nn.Linear(12, 3, bias=False)

@@ -122,6 +122,7 @@ class TestShadows:
         assert told.startswith("16 shadow models: each is trained on 300 samples for 15 epochs and then forgets 60")
 
 
+@pytest.mark.same_inputs
 class TestAttack:
     def test_the_attack_finds_a_model_that_forgot_nothing_and_not_a_retrained_one(
         self, train, model, splits, ids, tmp_path

@@ -1,5 +1,6 @@
 """The bound of theorem 4.1 on multinomial logistic regression: its constants by brute force, and no violation."""
 
+import pytest
 import torch
 from torch.autograd.functional import hessian
 
@@ -23,6 +24,7 @@ def test_beta_bounds_the_hessian_everywhere() -> None:
         assert float(torch.linalg.eigvalsh(matrix)[0]) >= -1e-9  # convex
 
 
+@pytest.mark.same_inputs
 def test_no_sample_violates_the_bound() -> None:
     x, y = problem()
     original = trained(x, y, 3)

@@ -21,6 +21,7 @@ def line() -> nn.Module:
 @pytest.mark.parametrize(
     ("norm", "direction"), [("l2", torch.tensor([0.6, -0.8])), ("linf", torch.tensor([1.0, -1.0]))]
 )
+@pytest.mark.same_inputs
 def test_the_worst_neighbour_of_a_linear_model(norm: str, direction: torch.Tensor) -> None:
     x = torch.full((6, 2), 0.5, dtype=torch.float64) + 0.01 * torch.rand(6, 2, dtype=torch.float64)
     model, how = line(), Trades(norm, eps=0.1, step=0.05, steps=20)
@@ -54,6 +55,7 @@ def test_the_loss_is_that_of_the_paper() -> None:
     assert loss.requires_grad
 
 
+@pytest.mark.same_inputs
 def test_a_robust_training_keeps_the_answers_of_neighbours_together() -> None:
     name = "trades-l2"
     random = torch.Generator().manual_seed(0)

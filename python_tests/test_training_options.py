@@ -119,6 +119,7 @@ class TestPrecision:
     @pytest.mark.parametrize(
         ("precision", "dtype"), [(None, torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
     )
+    @pytest.mark.same_inputs
     def test_is_that_of_autocast(self, precision: str | None, dtype: torch.dtype) -> None:
         data, exact = part(), Watched(12, 3)
         model = copy.deepcopy(exact)
@@ -130,6 +131,7 @@ class TestPrecision:
         assert torch.equal(model.weight, exact.weight) == (precision is None)
 
     @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.same_inputs
     def test_float16_leaves_out_a_step_with_infinite_gradients(self, masked: bool) -> None:
         data, clean = part(), Watched(12, 3)
         spoiled = copy.deepcopy(clean)
@@ -160,6 +162,7 @@ class TestPrecision:
             fit(linear_net().half(), [Pass([part()])], Recipe(1, 0.1, precision="float16"))
 
     @pytest.mark.parametrize(("dtype", "masked"), pairs([torch.float16, torch.bfloat16, torch.float64], [False, True]))
+    @pytest.mark.same_inputs
     def test_models_of_other_types(self, dtype: torch.dtype, masked: bool) -> None:
         model, data = linear_net(), part()
         other = copy.deepcopy(model).to(dtype)

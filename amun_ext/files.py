@@ -50,11 +50,10 @@ def workplace(folder: str | os.PathLike[str], command: str) -> Iterator[Path]:
                     _remove(place)
                 raise
             _remove(place)
-    except BaseException:
+    finally:
         if not existed:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
-        raise
 
 
 def is_workplace(folder: Path) -> bool:

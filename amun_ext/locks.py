@@ -18,8 +18,8 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 def locked(path: Path, what: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which is removed afterwards; that of a dead process is taken over.
 
-    On a file system without locks a symbolic link beside it names the process that holds it. A link from another
-    machine, or from before a restart of this one, must be removed by hand.
+    The lock file has the number of the process. On a file system without locks a symbolic link beside it names the
+    process that holds it. A link from another machine, or from before a restart of this one, must be removed by hand.
 
     InputError if another process has the lock of `what`; with `wait` it waits until that one is done.
     """
@@ -38,6 +38,9 @@ def _open(path: Path, what: Path, wait: bool) -> int:
         try:
             _lock(file, path, what, wait)
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                with contextlib.suppress(OSError):  # a full disk
+                    os.truncate(file, 0)
+                    os.pwrite(file, str(os.getpid()).encode(), 0)  # for the message to others
                 return file
         except BaseException:
             os.close(file)
@@ -49,7 +52,7 @@ def _lock(file: int, path: Path, what: Path, wait: bool) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
-        raise InputError(f"out must not be in use by another process, got {what}") from error
+        raise _in_use(what, os.pread(file, 20, 0).decode("ascii", "replace")) from error
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -57,6 +60,11 @@ def _lock(file: int, path: Path, what: Path, wait: bool) -> None:
             f"the file system of {path.parent} has no locks; {_holder(path).name} is used instead", stacklevel=6
         )
         _make_holder(_holder(path), what)
+
+
+def _in_use(what: Path, pid: str, more: str = "") -> InputError:
+    used = f", used by process {pid}" if pid.isdecimal() else ""  # it may not have written its number yet
+    return InputError(f"out must not be in use by another process, got {what}{used}{more}")
 
 
 def _holder(path: Path) -> Path:
@@ -73,8 +81,7 @@ def _make_holder(holder: Path, what: Path) -> None:
         except FileExistsError:
             pid, _, its_boot = os.readlink(holder).partition("@")
         if its_boot != boot or not pid.isdecimal() or _is_alive(int(pid)):
-            actual = f"{what} (if none is running, remove {holder})"
-            raise InputError(f"out must not be in use by another process, got {actual}")
+            raise _in_use(what, pid, f" (if none is running, remove {holder})")
         holder.unlink(missing_ok=True)
 
 

@@ -177,7 +177,7 @@ class TestWorkplace:
         assert not [*tmp_path.iterdir()]
 
     def test_two_commands_run_in_one_folder_but_not_one_twice(self, tmp_path: Path) -> None:
-        refused = pytest.raises(InputError, match=r"in use by another process, got .*unfinished-test")
+        refused = pytest.raises(InputError, match=rf"got .*unfinished-test, used by process {os.getpid()}")
         with files.workplace(tmp_path, "test"), files.workplace(tmp_path, "another"), refused:
             put(tmp_path)
         put(tmp_path)
@@ -243,7 +243,7 @@ class TestWithoutLocks:
         monkeypatch.setattr(locks.fcntl, "flock", refused)
 
     def test_a_link_is_used_instead(self, tmp_path: Path) -> None:
-        with files.workplace(tmp_path, "test"), pytest.raises(InputError, match="in use by another process"):
+        with files.workplace(tmp_path, "test"), pytest.raises(InputError, match=f"by process {os.getpid()} "):
             put(tmp_path)
         assert not [*tmp_path.iterdir()]
 

@@ -93,7 +93,8 @@ def test_a_request_adds_a_line(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_a_broken_one_is_refused_before_any_work(folder: Path, tmp_path: Path, capsys) -> None:
     model, out = tmp_path / "model.safetensors", tmp_path / "out"
     model.write_bytes((folder / "second/model.safetensors").read_bytes())
-    whole = (folder / "second" / ledger.FILE).read_text()
+    whole, record = ((folder / "second" / name).read_text() for name in (ledger.FILE, ledger.RECORD))
+    (tmp_path / ledger.RECORD).write_text(record)
     forget = ["forget", "--data", "digits", "--ids", "20", "--model", str(model), "--out", str(out)]
     for text in (whole.replace('"seed":0', '"seed":1'), whole.splitlines(keepends=True)[0], "", "no ledger\n"):
         (tmp_path / ledger.FILE).write_text(text)
@@ -102,6 +103,11 @@ def test_a_broken_one_is_refused_before_any_work(folder: Path, tmp_path: Path, c
             told = capsys.readouterr().err
             assert "ledger.jsonl" in told
             assert told.count("\n") == 1
+    (tmp_path / ledger.FILE).write_text(whole)
+    for text in ("{}", (folder / "first" / ledger.RECORD).read_text(), record.replace(ledger.LINE, "line")):
+        (tmp_path / ledger.RECORD).write_text(text)
+        assert cli.main(["ledger", "verify", str(tmp_path)]) == 2
+        assert "record.json" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -169,9 +175,10 @@ def test_a_signed_line(folder: Path, keys: Path, tmp_path: Path, capsys: pytest.
         path.write_text(json.dumps(each) + "\n")
         assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 2  # the record knows the last line
         assert "line 1 must be as it was when record.json was written" in capsys.readouterr().err
-    (tmp_path / "out/record.json").unlink()
     for each in changed:
-        path.write_text(json.dumps(each) + "\n")
+        path.write_text(line := json.dumps(each) + "\n")
+        record = json.loads((tmp_path / "out/record.json").read_text())
+        (tmp_path / "out/record.json").write_text(json.dumps({**record, ledger.LINE: ledger.line_hash(line)}))
         assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 0  # the last line is bound to nothing else
         assert cli.main(verify) == 2
         assert "--public-key must be" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def entries(text: str, name: str) -> list[dict[str, Any]]:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The entries of the ledger in the folder, the last of which is of the model in it. InputError as `entries`, for no
-    model or another, and for another last line than the record beside it has the hash of."""
+    model or another, and without the record that was written with it, which has the hash of its last line."""
     require(folder.is_dir(), "folder", "a folder that amun forget has written", folder)
     path, made, record = folder / FILE, folder / MODEL, read_object(folder / RECORD)
     text = read_text("ledger", path, "a ledger of amun forget")
@@ -87,7 +87,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
         f"of the {MODEL} beside it",
         "of another model, or without its last lines",
     )
-    same = record.get(CHILD) != child or record.get(LINE) == line_hash(text)
+    ours = record.get(CHILD) == child
+    require(ours, str(path), f"beside the {RECORD} that has the hash of its last line", "none or another")
+    same = record.get(LINE) == line_hash(text)
     require(same, f"{path} line {len(found)}", f"as it was when {RECORD} was written", "another")
     return found
 

@@ -1,6 +1,8 @@
 """Files of a request that anyone may have written or damaged: each is read, or refused in a message."""
 
 import contextlib
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from page_tools import Page
 
-from amun_ext import InputError
+from amun_ext import InputError, cli
 from amun_ext.deletion import forget_ids, ledger, pending
 from amun_ext.deletion.checkpoint_record import Record
 from amun_ext.deletion.drift import RETRAIN
 from amun_ext.deletion.keys import named_rows
 from amun_ext.deletion.record_page import document
+from amun_ext.deletion.results import FORMAT
 from amun_ext.report import html, text
 
 EXAMPLES = 300
@@ -91,6 +94,28 @@ AUDIT = {
     "rows": {"audited": {"FT AUC": {"value": 60.0, "low": 50.0, "high": 70.0}}},
     "facts": {"requests": {"1": "forgotten"}},
 }
+
+
+COMMAND = ["forget", "--model", "m", "--data", "d", "--ids", "3", "--out", "o"]
+REPLAYED = {"format": FORMAT, "command": COMMAND, "parent": "p"}
+ARGUMENTS = st.sampled_from(
+    ["forget", "", "--model", "--out", "--quiet", "--bad", "\0", "\ud800", "a:b", "--arch=a:b", "--help"]
+)
+
+
+@bounded
+@given(
+    nested({**REPLAYED, "ids": [3], "child": "c"}).map(json.dumps).map(str.encode)
+    | mutated(json.dumps(REPLAYED))
+    | st.lists(ARGUMENTS, max_size=9).map(lambda more: json.dumps({**REPLAYED, "command": [*COMMAND, *more]}).encode())
+)
+def test_a_damaged_record_is_not_replayed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(content)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        assert cli.main(["replay", str(tmp_path / "record.json"), "--out", str(tmp_path / "out")]) == 2
+    assert errors.getvalue().count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def entry(made: object) -> dict[str, object]:

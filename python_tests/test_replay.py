@@ -52,6 +52,8 @@ BROKEN = {
     "a text": '"forget"',
     "no command": '{"format": "amun_ext.record.1"}',
     "another command": '{"format": "amun_ext.record.1", "command": ["train"]}',
+    "an option of another version": '{"format": "amun_ext.record.1", "command": ["forget", "--later"]}',
+    "a command for help": '{"format": "amun_ext.record.1", "command": ["forget", "--help"]}',
     "numbers": '{"format": "amun_ext.record.1", "command": ["forget", 3]}',
 }
 

@@ -1,6 +1,8 @@
 """amun replay: repeat a request from its record, and compare the models."""
 
 import argparse
+import contextlib
+import io
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -11,7 +13,7 @@ from amun_ext.deletion import ledger
 from amun_ext.deletion.results import FORMAT, MODEL
 from amun_ext.files import file_digest
 from amun_ext.reading import read_json
-from amun_ext.validation import differences, is_integer, printable, require
+from amun_ext.validation import InputError, differences, is_integer, printable, require
 
 OTHER = 7  # exit status
 
@@ -39,16 +41,25 @@ def add(commands: Commands) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
+def _parsed(command: list[str]) -> argparse.Namespace:
     from amun_ext.cli.main import parsed  # which imports this
 
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
+        try:
+            return parsed(command)
+        except SystemExit:  # which argparse raises after a message, and after --help
+            reason = told.getvalue().strip() or "--help"
+    raise InputError(f"record must be of a command that this version of amun takes, got {reason}")
+
+
+def run(options: argparse.Namespace) -> int:
     path = options.record
     record = read_json(path, "record", "the record.json of amun forget")
     ours = isinstance(record, dict) and record.get("format") == FORMAT
     command: list[str] = record.get("command", []) if ours else []
     fits = isinstance(command, list) and all(isinstance(each, str) for each in command) and command[:1] == ["forget"]
     require(fits, "record", "the record.json of amun forget", path)
-    again = parsed(command)
+    again = _parsed(command)
     code = [each for each in (again.arch, again.data) if each and ":" in each and not Path(each).is_dir()]
     unnamed = [printable(each) for each in code if each not in options.code]
     require(not unnamed, "--code", "given for all code that the request uses", f"nothing for {', '.join(unnamed)}")

@@ -99,7 +99,7 @@ class TestForget:
         sizes = json.loads((tmp_path / "second/report.json").read_text())["sizes"]
         assert (sizes["forget"], sizes["retain"]) == (50, 1197 - 150)
         assert forget(first, tmp_path / "third", "--ids", "99,100") == 2
-        assert "ids must be not forgotten by an earlier request, got [99]" in capsys.readouterr().err
+        assert "ids must be not forgotten by an earlier request, got row 99" in capsys.readouterr().err
 
     def test_other_training_data_are_refused(self, original: Path, tmp_path: Path, capsys) -> None:
         assert forget(original, tmp_path / "out", "--data", "fashion-mnist-mini", "--ids", "3") == 2

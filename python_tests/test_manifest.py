@@ -300,7 +300,7 @@ class TestCommandLine:
         assert (found["facts"]["ids"], found["facts"]["previously_forgotten_ids"]) == ([7], [3, 5])
         assert found["sizes"]["retain"] == 15
         for line, message in {
-            f"forget {later} --ids 3 {forget} --out x": "ids must be not forgotten by an earlier request, got [3]",
+            f"forget {later} --ids 3 {forget} --out x": "ids must be not forgotten by an earlier request, got row 3",
             f"audit {later} --out x": "the checkpoint has forgotten are no longer in --data",
             f"audit {later} --ids 3 --out x": "--ids must be of samples that are still in --data, got [3]",
         }.items():

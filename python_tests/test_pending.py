@@ -62,6 +62,10 @@ def amun(command: str) -> int:
     return cli.main([name, "--model", "original.safetensors", "--data", "digits", "--quiet", *rest.split()])
 
 
+def pending_rows(folder: Path) -> list[str]:
+    return [line.rpartition(",")[2] for line in (folder / "pending.csv").read_text().splitlines()[1:]]
+
+
 def test_requests_are_forgotten_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for ids in ("7-9", "3,8"):
         assert amun(f"request --ids {ids} --pending pending.csv") == 0
@@ -90,9 +94,31 @@ def test_what_is_forgotten_already_is_not_added(folder: Path, capsys: pytest.Cap
     assert amun("forget --ids 5,6 --method ga --epochs 1 --out out") == 0
     shutil.copy(folder / "out/model.safetensors", folder / "original.safetensors")
     assert amun("request --ids 4,5 --pending pending.csv") == 2
-    assert "ids must be not forgotten" in capsys.readouterr().err
+    assert "ids must be not forgotten by an earlier request, got row 5" in capsys.readouterr().err
     assert amun("request --ids 4 --pending missing/pending.csv") == 2
     assert not (folder / "pending.csv").exists()
+
+
+def test_what_is_forgotten_in_the_meantime_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for ids in ("4,5,7", "6"):
+        assert amun(f"request --ids {ids} --pending pending.csv") == 0
+    whole = (folder / "pending.csv").read_bytes()
+    assert amun("forget --ids 5,6 --method ga --epochs 1 --out first") == 0
+    shutil.copy(folder / "first/model.safetensors", folder / "original.safetensors")
+    forget = "forget --pending pending.csv --method ga --epochs 1 --out out"
+    assert amun(f"{forget} --dry-run") == 0
+    told = capsys.readouterr()
+    assert "samples to forget: 2, ids 4, 7\n" in told.out
+    assert "the model has forgotten them: ids 5, 6" in told.err
+    assert (folder / "pending.csv").read_bytes() == whole
+    assert amun(forget) == 0
+    assert [line["samples"] for line in ledger.read(folder / "out")] == [2]
+    (folder / "pending.csv").write_bytes(whole)
+    shutil.copy(folder / "out/model.safetensors", folder / "original.safetensors")
+    assert amun(f"{forget} --out again") == 0
+    assert "no request is pending" in capsys.readouterr().out
+    assert pending_rows(folder) == []
+    assert not (folder / "again").exists()
 
 
 def test_a_request_of_others_in_the_ledger_is_no_part_of_them() -> None:
@@ -119,6 +145,5 @@ def test_samples_without_an_example_stay_pending(folder: Path, monkeypatch: pyte
     assert amun("forget --pending pending.csv --epochs 1 --out out") == 3
     lines = ledger.read(folder / "out")
     assert [(line["samples"], line["samples_without_example"]) for line in lines] == [(1, 1), (1, 0)]
-    left = (folder / "pending.csv").read_text().splitlines()[1:]
-    assert [row.rpartition(",")[2] for row in left] == ["8"]
+    assert pending_rows(folder) == ["8"]
     assert json.loads((folder / "out/record.json").read_text())["ids"] == [7, 8, 9]

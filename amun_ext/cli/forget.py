@@ -99,9 +99,9 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     before = ledger.text_beside(options.model)
     model_digest = file_digest(options.model)
     record = replace(record, made_of=(*(record.made_of or ()), model_digest))
-    waiting = []
+    waiting: list[Pending] = []
     if options.pending is not None:
-        waiting = pending.read(options.pending, training_data(splits), len(splits.train))
+        waiting = _pending_requests(options, splits, record.forgotten_ids, place)
         if not waiting:
             print(f"no request is pending in {options.pending}")
             return 0
@@ -151,6 +151,21 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     _clean_up(options, splits, waiting)
     print_result(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
+
+
+def _pending_requests(
+    options: argparse.Namespace, splits: Splits, forgotten: Sequence[int], place: Path | None
+) -> list[Pending]:
+    """Those in the list, without what the model has forgotten already, which is also removed from the list."""
+    about = options.pending, training_data(splits), len(splits.train)
+    requests = pending.read(*about)
+    left = pending.without(requests, forgotten)
+    if left != requests:
+        gone = sorted({row for each in requests for row in each.ids} & {*forgotten})
+        print(f"amun: left out, because the model has forgotten them: ids {listed([*map(str, gone)])}", file=sys.stderr)
+        if place is not None:
+            pending.remove(*about, requests, forgotten)
+    return left
 
 
 def _clean_up(options: argparse.Namespace, splits: Splits, waiting: Sequence[Pending]) -> None:

@@ -8,6 +8,7 @@ from amun_ext.cli.loading import load_splits, read_record, select_ids
 from amun_ext.cli.output_folder import check_folder, check_free, now
 from amun_ext.data import training_data
 from amun_ext.deletion import pending
+from amun_ext.deletion.keys import check_not_forgotten, keys_of
 from amun_ext.validation import require
 
 
@@ -35,7 +36,6 @@ def run(options: argparse.Namespace) -> None:
     record, data = read_record(options.model), training_data(splits)
     require(record.training_data in (None, data), "--data", "the data that the checkpoint was trained on", "other data")
     ids = select_ids(options, splits, record.forgotten_ids).tolist()
-    again = sorted({*ids} & {*record.forgotten_ids})
-    require(not again, "ids", "not forgotten by an earlier request", again[:5])
+    check_not_forgotten(ids, record.forgotten_ids, keys_of(len(splits.train), splits.names))
     added = pending.add(options.pending, data, len(splits.train), ids, now())
     print(f"request {added.number} to forget {len(ids)} samples is pending in {options.pending}")

@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from amun_ext.deletion.ids import COLUMNS as IDS
 from amun_ext.deletion.table import columns, first_of, lines_of
 from amun_ext.files import file_digest
 from amun_ext.reading import read_text
-from amun_ext.validation import InputError, require
+from amun_ext.validation import InputError, listed, require
 
 KEY, SHA256, GROUP = "key", "sha256", "group"
 COLUMNS = (KEY, SHA256, GROUP)
@@ -20,6 +20,12 @@ COLUMNS = (KEY, SHA256, GROUP)
 def keys_of(total: int, names: Sequence[str] | None) -> Sequence[str]:
     """What samples are known by: the names of their files, or else their row numbers, "row N"."""
     return [f"row {row}" for row in range(total)] if names is None else names
+
+
+def check_not_forgotten(rows: Iterable[int], forgotten: Iterable[int], keys: Sequence[str]) -> None:
+    """InputError with the keys of the rows that an earlier request has forgotten."""
+    again = [keys[row] or f"row {row}" for row in sorted({*rows} & {*forgotten})]
+    require(not again, "ids", "not forgotten by an earlier request", listed(again))
 
 
 def named_rows(

@@ -7,8 +7,8 @@ number. It contains no names, and row numbers stay those of the training data.
 import csv
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amun_ext.deletion.ids import forget_ids
@@ -60,14 +60,19 @@ def add(path: Path, data: str, total: int, ids: Sequence[int], received: str) ->
     return added
 
 
+def without(requests: Iterable[Pending], forgotten: Iterable[int]) -> list[Pending]:
+    """What is left of the requests; those of which nothing is left are not in it."""
+    gone = {*forgotten}
+    left = [replace(each, ids=tuple(row for row in each.ids if row not in gone)) for each in requests]
+    return [each for each in left if each.ids]
+
+
 def remove(path: Path, data: str, total: int, done: Sequence[Pending], forgotten: Sequence[int]) -> None:
     """Remove the samples of the requests `done` that are `forgotten` from the list."""
     with locked(path.with_name(f".{path.name}.lock"), path):
-        numbers, removed_ids = {each.number for each in done}, {*forgotten}
-        left = []
+        numbers, left = {each.number for each in done}, []
         for each in read(path, data, total):
-            ids = tuple(row for row in each.ids if each.number not in numbers or row not in removed_ids)
-            left += [Pending(each.number, each.received, ids)] if ids else []
+            left += without([each], forgotten) if each.number in numbers else [each]
         _write(path, data, left)
 
 

@@ -16,7 +16,7 @@ from amun_ext.data.images import subset
 from amun_ext.deletion import drift, ledger, unfamiliar
 from amun_ext.deletion.checkpoint_record import Record
 from amun_ext.deletion.ids import forget_ids, split
-from amun_ext.deletion.keys import keys_of
+from amun_ext.deletion.keys import check_not_forgotten, keys_of
 from amun_ext.digest import digest
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import to_jsonable
@@ -114,8 +114,7 @@ def sets(
     print_of_data = training_data(splits)
     same = record.training_data in (None, print_of_data)
     require(same, "data", "those that the checkpoint was trained on, in the same order", "other data")
-    again = sorted(set(before) & set(ids.tolist()))
-    require(not again, "ids", "not forgotten by an earlier request", again[:5])
+    check_not_forgotten(ids.tolist(), before, keys_of(len(splits.train), splits.names))
     ids = _with_duplicates(splits, ids, before, include_duplicates, duplicate_distance)
     forget_set, retain_set = split(
         splits.train, torch.cat([ids, torch.tensor(before, dtype=torch.int64, device="cpu")])

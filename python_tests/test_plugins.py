@@ -11,7 +11,8 @@ import torch
 from method_tools import line, samples
 from torch import nn
 
-from amun_ext import InputError, cli, find_min_adversarial, unlearn
+from amun_ext import InputError, cli, data, find_min_adversarial, unlearn
+from amun_ext.data.load import DATASETS
 from amun_ext.plugins import PluginTable
 from amun_ext.search import ATTACKS
 from amun_ext.search.attacks import Attack
@@ -19,6 +20,10 @@ from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, UnlearningMethod
 
 MODULE = """
+import torch
+from torch.utils.data import TensorDataset
+
+from amun_ext.data import Splits
 from amun_ext.search import Iterate
 from amun_ext.search.attacks import Attack
 from amun_ext.training import DataPart, Pass, Recipe, fit
@@ -35,6 +40,11 @@ def half_way(it: Iterate):
     return it.x + it.grad * (0.5 * it.margin.clamp(min=0.1) / it.grad.flatten(1).square().sum(1))[:, None]
 
 
+def spots(root, download):
+    images = torch.eye(4).view(4, 1, 2, 2)
+    return Splits(*[TensorDataset(images, torch.tensor([0, 1, 0, 1]))] * 2, ("a", "b"))
+
+
 ROW = UnlearningMethod(relearn, "Relearn", "fine-tuning by another name", needs_retain=True)
 ATTACK = Attack(loss="margin", last_loss="margin", options={"steps": 30}, constants={}, rule=half_way)
 """
@@ -49,14 +59,14 @@ def install(tmp_path: Path, monkeypatch):
         info.mkdir(parents=True)
         (site / f"{name}.py").write_text(module)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        groups = {"methods": [], "attacks": []}
+        groups = {"methods": [], "attacks": [], "datasets": []}
         for entry in entries:
             group, _, line = entry.partition(": ")
             groups[group].append(line)
         text = "".join(f"[amun_ext.{group}]\n" + "\n".join(lines) + "\n" for group, lines in groups.items())
         (info / "entry_points.txt").write_text(text)
         monkeypatch.syspath_prepend(site)
-        for table in (METHODS, ATTACKS):
+        for table in (METHODS, ATTACKS, DATASETS):
             monkeypatch.setattr(table, "read", None)
         return site
 
@@ -66,6 +76,19 @@ def install(tmp_path: Path, monkeypatch):
 
 
 BOTH = ("methods: relearn = relearning:ROW", "attacks: half-way = relearning:ATTACK")
+
+
+def test_it_is_a_data_set_like_others(install) -> None:
+    install(
+        "datasets: spots = relearning:spots", "datasets: digits = relearning:spots", "datasets: no = relearning:ROW"
+    )
+    with pytest.warns(RuntimeWarning) as warned:
+        assert [*DATASETS][-1] == "spots"
+    assert [str(each.message).split(" of ")[0] for each in warned] == [
+        "amun_ext.datasets: digits",
+        "amun_ext.datasets: no",
+    ]
+    assert data.load("spots").classes == ("a", "b")
 
 
 def test_it_is_a_method_and_an_attack_like_others(install) -> None:

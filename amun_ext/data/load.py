@@ -3,19 +3,26 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from amun_ext.data import cifar10, custom, digits, fashion_mnist, tiny_imagenet
 from amun_ext.data.splits import Splits, checked
+from amun_ext.plugins import PluginTable
 from amun_ext.validation import InputError, check_integer, require
 
-# name -> loader(root, download); a new data set is one file and one row
-DATASETS: dict[str, Callable[[Path, bool], Splits]] = {
-    "fashion-mnist-mini": fashion_mnist.load_mini,
-    "digits": digits.load,
-    "fashion-mnist": fashion_mnist.load,
-    "cifar10": cifar10.load,
-    "tiny-imagenet": tiny_imagenet.load,
-}
+Loader: TypeAlias = Callable[[Path, bool], Splits]  # of (root, download)
+# A new data set is one file and one row. Other packages add theirs by an entry point.
+DATASETS: PluginTable[Loader] = PluginTable(
+    "amun_ext.datasets",
+    Callable,  # type: ignore[arg-type]
+    {
+        "fashion-mnist-mini": fashion_mnist.load_mini,
+        "digits": digits.load,
+        "fashion-mnist": fashion_mnist.load,
+        "cifar10": cifar10.load,
+        "tiny-imagenet": tiny_imagenet.load,
+    },
+)
 
 
 def load(

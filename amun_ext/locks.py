@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from amun_ext.validation import InputError
+from amun_ext.validation import InputError, require
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -33,6 +33,7 @@ def locked(path: Path, what: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _open(path: Path, what: Path, wait: bool) -> int:
+    require(not path.is_symlink(), "out", "without symbolic links in place of lock files", path)
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:

@@ -143,8 +143,11 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number of Python or NumPy, not a bool."""
-    return not isinstance(value, bool) and isinstance(value, Real)
+    """Whether it is a real number of Python or NumPy that a float can hold, not a bool."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and isinstance(float(value), float)
+    except OverflowError:  # of a large int
+        return False
 
 
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:

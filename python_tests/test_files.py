@@ -216,6 +216,15 @@ def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
 
 
 class TestLock:
+    def test_not_through_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+        with (
+            pytest.raises(InputError, match="out must be without symbolic links"),
+            locks.locked(tmp_path / "lock", tmp_path),
+        ):
+            pass
+        assert not (tmp_path / "elsewhere").exists()
+
     def test_a_lock_file_removed_before_it_is_locked_is_opened_again(self, tmp_path: Path, monkeypatch) -> None:
         """By the process that had it, between our look at it and our lock."""
         path, flock, calls = tmp_path / "lock", locks.fcntl.flock, []

@@ -120,9 +120,10 @@ class TestFolder:
         with pytest.raises(InputError, match=r"1.png must be an image with 8 bits per channel, got mode"):
             data.load(folder)
 
-    def test_sixteen_bits_in_other_formats(self, folder: Path) -> None:
-        (folder / "train" / "cat" / "1.ppm").write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))
-        with pytest.raises(InputError, match=r"1.ppm must be an image with 8 bits per channel"):
+    @pytest.mark.parametrize("name", ["1.ppm", "1.sgi", "1.jp2", "1.j2k", "1.avif"])
+    def test_more_bits_in_other_formats(self, name: str, folder: Path) -> None:
+        (folder / "train" / "cat" / name).write_bytes(of_more_bits(name))
+        with pytest.raises(InputError, match=f"{name} must be an image with 8 bits per channel"):
             data.load(folder)
 
     def test_an_orientation_is_applied(self, folder: Path) -> None:
@@ -155,6 +156,23 @@ class TestFolder:
         {"a pipe or a device": os.mkfifo, "a folder": os.mkdir}.get(kind, lambda path: path.symlink_to("absent"))(path)
         with pytest.raises(InputError, match=f"data must be a folder of images, got .*1.png, which .*{kind}"):
             data.load(folder)
+
+
+def of_more_bits(name: str) -> bytes:
+    """Pillow writes none: in files that can be compressed, the bytes of their headers say it."""
+    if name == "1.ppm":
+        return b"P6 8 8 4095\n" + bytes(8 * 8 * 6)
+    if name == "1.sgi":
+        return struct.pack(">hBBHHHH", 474, 0, 2, 3, 8, 8, 3).ljust(512, b"\0") + bytes(8 * 8 * 6)
+    packed = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(packed, format={"1.avif": "AVIF"}.get(name, "JPEG2000"), no_jp2=name == "1.j2k")
+    content = bytearray(packed.getvalue())
+    if name == "1.avif":
+        content[content.index(b"av1C") + 6] |= 0x40  # high_bitdepth
+        content = content.replace(b"\x03\x08\x08\x08", b"\x03\x0a\x0a\x0a")  # its channels and their bits
+    else:
+        content[content.index(b"\xff\x4f\xff\x51") + 42] = 11  # 12 bits
+    return bytes(content)
 
 
 def png_of_16_bits(mode: str) -> bytes:

@@ -183,3 +183,10 @@ class TestRecipe:
         expected = Recipe(2, 0.01, told["schedule"], 256, 0.8, 0.05, optimizer="adamw", warmup_epochs=1)
         assert told == asdict(expected)
         assert Recipe(**told) == expected
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "spectral_norm"])
+def test_a_number_beyond_the_range_of_floats_is_refused(name: str) -> None:
+    for number in (10**400, -(10**400)):
+        with pytest.raises(InputError, match=f"^{name} must be .*finite"):
+            Recipe(**{"epochs": 1, "lr": 0.1, name: number})

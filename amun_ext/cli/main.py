@@ -66,8 +66,8 @@ def _run(options: argparse.Namespace) -> int:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         return _report("failed", str(error), options.debug, NO_SPACE if full else 1)
     except (Exception, SystemExit) as error:  # the user's model or data may raise anything
-        reason = next(iter(str(error).splitlines()), "")
-        return _report("failed", f"{type(error).__name__}: {reason} (--debug shows where)", options.debug, 1)
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        return _report("failed", f"{reason} (--debug shows where)", options.debug, 1)
     except KeyboardInterrupt:
         print(f"amun: stopped; {options.stopped}", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -51,9 +51,9 @@ def check_free(folder: Path, *names: str) -> None:
 def check_out_file(path: Path) -> None:
     """Refuse, before any work, a file --out that cannot be written, or not as .safetensors."""
     _check_name(path)
+    require(path.suffix == ".safetensors", "--out", "a path that ends in .safetensors", path)
     check_folder(path.parent)
     check_free(path.parent, path.name)
-    require(path.suffix == ".safetensors", "--out", "a path that ends in .safetensors", path)
 
 
 def check_out(options: argparse.Namespace, *names: str, own: Sequence[str] = ()) -> None:

@@ -31,6 +31,10 @@ from amun_ext.validation import (
 
 CHANNELS = (1, 3, 4)
 KEYS = "train_keys"  # in an .npz file
+DEEP = {  # at the beginning of files whose tiles do not tell: more than 8 bits in the first component, or of colour
+    "JPEG2000": rb"(?s)\xff\x4f\xff\x51.{38}[\x08-\x7f\x88-\xff]",
+    "AVIF": rb"(?s)av1C..[\x40-\x7f\xc0-\xff]",
+}
 MOST_CLASSES = 2**16  # or the number of samples, if larger; a label of -1 as uint32 would make 4 billion classes
 
 
@@ -203,7 +207,7 @@ def read_image(path: Path, resize: int | None = None) -> NDArray[np.uint8]:
         raise InputError(f"image folders need Pillow: {INSTALL} ({error})") from error
     try:
         with Image.open(path) as image:
-            mode, deep = image.mode, _is_deep(image)
+            mode, deep = image.mode, _is_deep(image, path)
             require(not deep, str(path), "an image with 8 bits per channel", f"mode {mode} of more bits")
             still = not getattr(image, "is_animated", False) or image.format == "MPO"  # a photo with previews
             require(still, str(path), "an image", f"an animation or several pages ({image.format})")
@@ -217,10 +221,13 @@ def read_image(path: Path, resize: int | None = None) -> NDArray[np.uint8]:
         raise InputError(f"{path} must be an image: {error}") from error
 
 
-def _is_deep(image: Any) -> bool:
+def _is_deep(image: Any, path: Path) -> bool:
     """Whether its file has more than 8 bits per channel, which Pillow would cut to 8."""
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or any(part[0] == "SGI16" for part in image.tile):
         return True
+    if image.format in DEEP:
+        with path.open("rb") as file:
+            return re.search(DEEP[image.format], file.read(2**16)) is not None
     arguments = [part[3] for part in image.tile]  # the layout of its bytes, such as "RGB;16B"
     values = [each for some in arguments for each in (some if isinstance(some, tuple) else (some,))]
     packed = any(isinstance(each, str) and re.search(r"(?<!BGR);16", each) for each in values)

@@ -1,11 +1,15 @@
 """What mkdocs runs while it builds: what pages say of commands, methods and experiments is made."""
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from amun_ext.cli import parser
+from amun_ext.experiments.comparison import Statistic
 from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
+from amun_ext.experiments.results import curves, marks
 from amun_ext.report import Table, parts
 from amun_ext.report.figures import standalone
 from amun_ext.unlearning import METHODS
@@ -35,9 +39,9 @@ def experiment(name: str) -> str:
     shown = [claim.text, command, f"{facts['data']}, {models}; tables have mean ± standard deviation, and n."]
     for block in blocks:
         if isinstance(block, parts.Figures):
-            shown += [f"**{each.title}.** {each.about}\n\n{standalone(each.draw())}" for each in block.figures]
+            shown += [figure(each) for each in block.figures]
         elif isinstance(block, parts.Key):
-            shown.append(", ".join(standalone(swatch(each)) for each in block.marks))
+            shown.append(key(block.marks))
         elif isinstance(block, Table):
             shown.append(block.to_markdown())
         elif isinstance(block, parts.Heading):
@@ -45,6 +49,27 @@ def experiment(name: str) -> str:
         elif isinstance(block, parts.Paragraph):
             shown.append(block.text)
     return "\n\n".join(part for part in shown if part)
+
+
+def chain_figures() -> str:
+    """Requests one after another, of `benchmarks/bench_chain.py`."""
+    result = json.loads((RESULTS.parent / "chain.json").read_text(encoding="utf-8"))
+    after, styles = result["table"], marks([*result["table"][0]])
+
+    def drawn(measure: str, unit: str) -> str:
+        series = {name: [Statistic(*of[name][measure], result["seeds"]) for of in after] for name in styles}
+        return figure(curves(measure, "Mean, and a band of one standard deviation.", series, styles, "requests", unit))
+
+    return "\n\n".join([key([*styles.values()]), drawn("FR - FT", "points"), drawn("UA", "%"), drawn("TA", "%")])
+
+
+def figure(of: parts.Figure) -> str:
+    picture = f'<div class="figure">\n{standalone(of.draw())}</div>'  # Markdown would put paragraphs into a bare SVG
+    return f"**{of.title}.** {of.about}\n\n{picture}"
+
+
+def key(of: Sequence[parts.Mark]) -> str:
+    return ", ".join(standalone(swatch(each)) for each in of)
 
 
 def swatch(of: parts.Mark) -> str:
@@ -116,6 +141,7 @@ def text(plain: str) -> str:
 
 GENERATED = {
     ("experiments/index.md", "<!-- experiments -->"): experiment_table,
+    ("benchmarks/requests.md", "<!-- chain figures -->"): chain_figures,
     ("command-line.md", "<!-- commands -->"): commands,
     ("guides/unlearning.md", "<!-- methods -->"): method_table,
     ("reference/unlearning.md", "<!-- methods -->"): method_reference,

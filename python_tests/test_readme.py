@@ -85,6 +85,11 @@ def test_the_page_of_the_command_line_has_every_option() -> None:
             assert f"`{flag}" in section, (name, flag)
 
 
+def test_figures_are_in_a_block_that_markdown_leaves_as_it_is() -> None:
+    figures = runpy.run_path(str(ROOT / "docs/hooks.py"))["chain_figures"]()
+    assert figures.count('<div class="figure">\n<svg ') == figures.count("viewBox") == 3
+
+
 def test_the_page_of_examples_has_every_script() -> None:
     page = (ROOT / "docs/guides/examples.md").read_text()
     scripts = [path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py")]

@@ -185,6 +185,7 @@ class TestPrecision:
 
 class TestChannelsLast:
     @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.same_inputs
     def test_changes_only_the_layout(self, masked: bool) -> None:
         model, data, layouts = conv_net(), pictures(), []
         other, run = copy.deepcopy(model), RunOptions(mask=positive(model) if masked else None)

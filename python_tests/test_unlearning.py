@@ -147,6 +147,7 @@ class TestEveryMethod:
         if not METHODS[method].needs_retain:
             assert not equal(unlearn(model, forget, **options), model)
 
+    @pytest.mark.same_inputs
     def test_logits_that_are_not_contiguous(self, model: Recording, forget, retain, options) -> None:
         class Turned(Recording):
             def forward(self, x: Tensor) -> Tensor:

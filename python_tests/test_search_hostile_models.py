@@ -142,8 +142,8 @@ class TestHostileModels:
 
     @may_run_out
     @every_method
+    @pytest.mark.same_inputs
     def test_random_logits_are_not_accepted_as_found(self, method) -> None:
-        torch.manual_seed(0)
         model, x = Restless(3, 4), torch.rand(200, 4)
         result = find_min_adversarial(model, x, torch.zeros(200, dtype=torch.long), method=method)
         assert 0 < result.found.sum() < 200

@@ -46,6 +46,7 @@ def _open(path: Path, what: Path, wait: bool) -> int:
         except BaseException:
             os.close(file)
             raise
+        _holder(path).unlink(missing_ok=True)  # ours
         os.close(file)  # another process has removed it before we locked it
 
 
@@ -76,14 +77,32 @@ def _make_holder(holder: Path, what: Path) -> None:
     """A link, because it is created with its content: the process, and the id of the machine's boot."""
     boot = BOOT.read_text().strip()
     while True:
-        try:
+        with contextlib.suppress(FileExistsError):
             os.symlink(f"{os.getpid()}@{boot}", holder)
             return
-        except FileExistsError:
-            pid, _, its_boot = os.readlink(holder).partition("@")
-        if its_boot != boot or not pid.isdecimal() or _is_alive(int(pid)):
+        owner = _owner(holder)
+        pid, _, its_boot = owner.partition("@")
+        if owner and (its_boot != boot or not pid.isdecimal() or _is_alive(int(pid))):
             raise _in_use(what, pid, f" (if none is running, remove {holder})")
-        holder.unlink(missing_ok=True)
+        _remove_dead(holder, owner, what)
+
+
+def _owner(holder: Path) -> str:
+    """What the link says; empty without one."""
+    try:
+        return os.readlink(holder)
+    except FileNotFoundError:
+        return ""
+
+
+def _remove_dead(holder: Path, owner: str, what: Path) -> None:
+    """Under a link of its own: of two processes that do this, the later one would remove the new link of the other."""
+    _make_holder(_holder(holder), what)
+    try:
+        if owner and _owner(holder) == owner:
+            holder.unlink()
+    finally:
+        _holder(holder).unlink()
 
 
 def _is_alive(pid: int) -> bool:

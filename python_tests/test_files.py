@@ -268,6 +268,37 @@ class TestWithoutLocks:
         put(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {*RESULTS}
 
+    def test_a_link_that_another_process_has_taken_over_stays(self, tmp_path: Path, monkeypatch) -> None:
+        """Between our look at the link of the dead one and its removal."""
+        boot, is_alive = locks.BOOT.read_text().strip(), locks._is_alive
+        holder = tmp_path / ".unfinished-test.lock.holder"
+        holder.symlink_to(f"{2**40}@{boot}")
+
+        def late(pid: int) -> bool:
+            if pid != 2**40:
+                return is_alive(pid)
+            holder.unlink()
+            holder.symlink_to(f"{os.getpid()}@{boot}")
+            return False
+
+        monkeypatch.setattr(locks, "_is_alive", late)
+        with pytest.raises(InputError, match="in use by another process"):
+            put(tmp_path)
+        assert os.readlink(holder) == f"{os.getpid()}@{boot}"
+        assert [path for path in tmp_path.iterdir() if path.is_symlink()] == [holder]
+
+    def test_a_link_that_its_process_removes_is_no_error(self, tmp_path: Path, monkeypatch) -> None:
+        holder, readlink = tmp_path / ".unfinished-test.lock.holder", os.readlink
+        holder.symlink_to("1@another-boot")
+
+        def late(path: Path) -> str:
+            holder.unlink(missing_ok=True)
+            return readlink(path)
+
+        monkeypatch.setattr(os, "readlink", late)
+        put(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {*RESULTS}
+
     @pytest.mark.parametrize("told", ["1@another-boot", "ours@", "nonsense"])
     def test_the_link_of_an_unknown_process_is_not_taken_over(self, tmp_path: Path, told: str) -> None:
         holder = tmp_path / ".unfinished-test.lock.holder"

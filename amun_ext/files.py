@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -228,7 +229,9 @@ def write_tensors(
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
+            number = re.search(r"\(os error (\d+)\)", str(error))  # it has no errno
+            told = (int(number[1]), os.strerror(int(number[1])), str(path)) if number else (f"{path}: {error}",)
+            raise OSError(*told) from error
         _sort_metadata(temporary)
 
 

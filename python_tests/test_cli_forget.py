@@ -11,7 +11,7 @@ import pytest
 import torch
 from cli_tools import forget, models_forgotten, told
 from kill_tools import ended_at
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from amun_ext import cli, data, find_min_adversarial, models, tuning
 from amun_ext.deletion.results import RESULTS
@@ -310,7 +310,7 @@ def test_bad_input_is_one_line_status_2_and_no_file(original, tmp_path, capsys, 
 
 def test_a_full_disk_is_one_line_status_6_and_no_half_file(original, tmp_path, capsys, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("amun_ext.files.save_file", full)
     assert forget(original, tmp_path / "out", "--ids", "5,6", "--epochs", "1") == 6

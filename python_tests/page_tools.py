@@ -1,9 +1,36 @@
 """HTML pages of results: well-formed, with nothing from elsewhere, in the colours of the page."""
 
+import html
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 ELSEWHERE = {"script", "link", "iframe", "object", "image"}
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+LOOK = """
+<iframe id="frame" src="{page}" style="width: {width}px; height: 9000px; border: 0"></iframe>
+<script>
+onload = () => {{
+  const body = frame.contentDocument.body, style = frame.contentWindow.getComputedStyle(body);
+  document.title = JSON.stringify([body.scrollWidth, body.innerText, style.backgroundColor]);
+}};
+</script>
+"""
+
+
+def in_browser(page: Path, width: int, dark: bool) -> tuple[int, str, str]:
+    """How wide the page is in a window of this width, its text, and its background."""
+    look = page.with_suffix(".look.html")
+    look.write_text(LOOK.format(page=page.name, width=width))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    scheme = f"--blink-settings=preferredColorScheme={int(not dark)}"
+    shown = subprocess.run([CHROMIUM, *options, scheme, look.as_uri()], capture_output=True, text=True, timeout=300)
+    look.unlink()
+    return tuple(json.loads(html.unescape(re.search("<title>(.*?)</title>", shown.stdout, re.DOTALL)[1])))
 
 
 class Page(HTMLParser):

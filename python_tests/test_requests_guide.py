@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from page_tools import CHROMIUM, in_browser
 
 from amun_ext import cli
 
@@ -28,3 +29,15 @@ def test_every_step_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert removed >= {"original.safetensors", "first/model.safetensors", "again/model.safetensors"}
     assert (tmp_path / "second/model.safetensors").exists()
     assert cli.main(["ledger", "verify", "second"]) == 0
+    if CHROMIUM is not None:
+        check_page(tmp_path / "first/record.html")
+
+
+def check_page(page: Path) -> None:
+    """It fits a desktop and a phone, and is light or dark as the user has it."""
+    shown = {(width, dark): in_browser(page, width, dark) for width in (1280, 400) for dark in (False, True)}
+    papers = {dark: paper for (_, dark), (_, _, paper) in shown.items()}
+    assert papers[False] != papers[True]
+    for (width, dark), (wide, text, paper) in shown.items():
+        assert (wide, paper) == (width, papers[dark])
+        assert "Record of a deletion request" in text

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from amun_ext.validation import InputError, require
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
+POLL = 0.1  # seconds between two looks at the link of another process
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -61,7 +63,7 @@ def _lock(file: int, path: Path, what: Path, wait: bool) -> None:
         warnings.warn(
             f"the file system of {path.parent} has no locks; {_holder(path).name} is used instead", stacklevel=6
         )
-        _make_holder(_holder(path), what)
+        _make_holder(_holder(path), what, wait)
 
 
 def _in_use(what: Path, pid: str, more: str = "") -> InputError:
@@ -73,7 +75,7 @@ def _holder(path: Path) -> Path:
     return path.with_name(f"{path.name}.holder")
 
 
-def _make_holder(holder: Path, what: Path) -> None:
+def _make_holder(holder: Path, what: Path, wait: bool) -> None:
     """A link, because it is created with its content: the process, and the id of the machine's boot."""
     boot = BOOT.read_text().strip()
     while True:
@@ -82,9 +84,15 @@ def _make_holder(holder: Path, what: Path) -> None:
             return
         owner = _owner(holder)
         pid, _, its_boot = owner.partition("@")
-        if owner and (its_boot != boot or not pid.isdecimal() or _is_alive(int(pid))):
+        known = its_boot == boot and pid.isdecimal()
+        if not owner:
+            continue
+        if known and not _is_alive(int(pid)):
+            _remove_dead(holder, owner, what, wait)
+        elif known and wait:
+            time.sleep(POLL)
+        else:
             raise _in_use(what, pid, f" (if none is running, remove {holder})")
-        _remove_dead(holder, owner, what)
 
 
 def _owner(holder: Path) -> str:
@@ -95,11 +103,11 @@ def _owner(holder: Path) -> str:
         return ""
 
 
-def _remove_dead(holder: Path, owner: str, what: Path) -> None:
+def _remove_dead(holder: Path, owner: str, what: Path, wait: bool) -> None:
     """Under a link of its own: of two processes that do this, the later one would remove the new link of the other."""
-    _make_holder(_holder(holder), what)
+    _make_holder(_holder(holder), what, wait)
     try:
-        if owner and _owner(holder) == owner:
+        if _owner(holder) == owner:
             holder.unlink()
     finally:
         _holder(holder).unlink()

@@ -287,6 +287,20 @@ class TestWithoutLocks:
         assert os.readlink(holder) == f"{os.getpid()}@{boot}"
         assert [path for path in tmp_path.iterdir() if path.is_symlink()] == [holder]
 
+    def test_waits_for_another_process(self, tmp_path: Path, monkeypatch) -> None:
+        holder, slept = tmp_path / "lock.holder", []
+        holder.symlink_to(f"{os.getpid()}@{locks.BOOT.read_text().strip()}")
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 3:
+                holder.unlink()
+
+        monkeypatch.setattr(locks.time, "sleep", sleep)
+        with locks.locked(tmp_path / "lock", tmp_path, wait=True):
+            assert len(slept) == 3
+        assert not [*tmp_path.iterdir()]
+
     def test_a_link_that_its_process_removes_is_no_error(self, tmp_path: Path, monkeypatch) -> None:
         holder, readlink = tmp_path / ".unfinished-test.lock.holder", os.readlink
         holder.symlink_to("1@another-boot")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 SHOWN = 3  # names in one message
-_shorten = reprlib.Repr()
-_shorten.maxstring = 80  # enough for digests and names of functions
+SHORT = reprlib.Repr()
+SHORT.maxstring = 80  # enough for digests, most paths, and names of functions
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, surrogates, separators of lines
 DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 CYRILLIC, GREEK = "аеорсухіјѕһԁԛԝАВЕКМНОРСТХІЈЅ", "οανΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"  # noqa: RUF001
@@ -51,7 +51,7 @@ def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> st
     """The entries in which two mappings differ, with both values; empty if they are equal."""
     actual, expected = _flat(found), _flat(wanted)
     names = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
-    pairs = [(name, *(_shorten.repr(each.get(name)) for each in (actual, expected))) for name in names]
+    pairs = [(name, *(SHORT.repr(each.get(name)) for each in (actual, expected))) for name in names]
     return listed([f"{name} {value} instead of {other}" for name, value, other in pairs])
 
 

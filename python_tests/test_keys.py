@@ -44,6 +44,8 @@ def test_files_of_ids_are_left_to_others(tmp_path: Path, name: str) -> None:
     ("text", "message"),
     [
         ("key\ntrain/a/anna.png\n", "key must be samples in the data, got 'train/a/anna.png'"),
+        (f"sha256\n{63 * 'a'}\n", f"got '{63 * 'a'}'"),
+        (f"key\ntrain/a/{50 * 'a'}.png\n", f"got 'train/a/{50 * 'a'}.png'"),
         ('key\n""\n', "key must be samples in the data, got ''"),
         ("key\n train/a/ünal.png\n", "got ' train/a/ünal.png'"),
         ("key\ntrain/a/u\u0308nal.png\n", "samples in the data"),

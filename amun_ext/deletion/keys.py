@@ -1,7 +1,6 @@
 """Find the samples of a request by key, by the SHA-256 of their files, or by group, such as a person."""
 
 import re
-import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -11,7 +10,7 @@ from amun_ext.deletion.ids import COLUMNS as IDS
 from amun_ext.deletion.table import columns, first_of, lines_of
 from amun_ext.files import file_digest
 from amun_ext.reading import read_text
-from amun_ext.validation import InputError, listed, require
+from amun_ext.validation import SHORT, InputError, listed, require
 
 KEY, SHA256, GROUP = "key", "sha256", "group"
 COLUMNS = (KEY, SHA256, GROUP)
@@ -109,5 +108,5 @@ def _once(named: Sequence[tuple[int, str]], name: str) -> None:
     first: dict[str, int] = {}
     for line, value in named:
         there = first.setdefault(value, line)
-        actual = f"{reprlib.repr(value)} in line {line}, which line {there} has"
+        actual = f"{SHORT.repr(value)} in line {line}, which line {there} has"
         require(there == line, name, "free of repeated values", actual)

@@ -3,12 +3,11 @@
 import csv
 import io
 import itertools
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from amun_ext.validation import InputError, require
+from amun_ext.validation import SHORT, InputError, require
 
 SHOWN = 5  # values named in one message
 
@@ -51,7 +50,7 @@ def columns(lines: Iterable[str], name: str, known: Sequence[Sequence[str]]) -> 
 
 def first_of(values: Iterable[Any]) -> str:
     """Some of them, for a message."""
-    shown = [reprlib.repr(value) for value in itertools.islice(values, SHOWN + 1)]
+    shown = [SHORT.repr(value) for value in itertools.islice(values, SHOWN + 1)]
     return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
 
 

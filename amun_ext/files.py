@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -62,10 +62,15 @@ def is_workplace(folder: Path) -> bool:
     return not folder.is_symlink() and _note_of(folder) == NOTE_TEXT
 
 
-def remove_workplace(place: Path) -> None:
-    """Remove it with its content. InputError if a process uses it."""
-    with locked(place.parent / f".{place.name}.lock", place):
-        _remove(place)
+@contextlib.contextmanager
+def removed_workplaces(places: Sequence[Path]) -> Iterator[None]:
+    """Lock them, and remove them with their content after the body. InputError, before it, if a process uses one."""
+    with contextlib.ExitStack() as locks:
+        for place in places:
+            locks.enter_context(locked(place.parent / f".{place.name}.lock", place))
+        yield
+        for place in places:
+            _remove(place)
 
 
 def _note_of(place: Path) -> bytes:

@@ -98,12 +98,18 @@ def test_all_is_listed_and_removed(made: Path, tmp_path: Path, capsys: pytest.Ca
 def test_files_in_use_are_not_removed(made: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "all"
     shutil.copytree(made, folder, symlinks=True)
+    shutil.copytree(made / "away/unfinished-forget", folder / "aa/unfinished-forget")
     command = ["purge", "--model", str(folder / "b/model.safetensors"), str(folder), "--yes"]
+    there = files(folder)
+    assert cli.main([*command, "--receipt", str(folder / "b/model.safetensors/purged.json")]) == 1
+    assert files(folder) == there  # nothing is removed without a receipt
+    capsys.readouterr()
     with workplace(folder / "away", "forget") as place:
         assert cli.main([*command, "--receipt", str(tmp_path / "purged.json")]) == 2
         assert "unfinished-forget" in capsys.readouterr().err
         assert place.is_dir()
         assert TRACES - {"away/unfinished-forget"} <= files(folder)
+        assert (folder / "aa/unfinished-forget").is_dir()
     assert not (tmp_path / "purged.json").exists()
 
 

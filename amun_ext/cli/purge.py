@@ -8,7 +8,7 @@ from amun_ext.cli.arguments import Commands, add_command
 from amun_ext.cli.loading import read_record
 from amun_ext.cli.output_folder import now
 from amun_ext.deletion.traces import UNFINISHED, Trace, traces
-from amun_ext.files import file_digest, no_link, remove_workplace, write_json
+from amun_ext.files import file_digest, no_link, removed_workplaces, write_json
 from amun_ext.report import Document, text
 from amun_ext.report.parts import Paragraph
 from amun_ext.report.tables import Column, Row, Table, word
@@ -72,10 +72,8 @@ def _receipt_entry(trace: Trace) -> dict[str, object]:
 
 
 def _remove(found: list[Trace], receipt: dict[str, object], path: Path) -> None:
-    for trace in found:
-        if trace.what == UNFINISHED:
-            remove_workplace(trace.path)  # first, because it is refused while a command works there
-    write_json(path, receipt)
+    with removed_workplaces([trace.path for trace in found if trace.what == UNFINISHED]):
+        write_json(path, receipt)
     for trace in found:
         trace.path.unlink(missing_ok=True)
     print(f"\nremoved {len(found)} files or folders; wrote {path}")

@@ -36,6 +36,6 @@ def test_of_samples_like_the_test_samples_no_more_are_named_than_the_error_says(
 def test_the_remark_names_the_first_and_the_error() -> None:
     assert remarks([], 0.0) == []
     (told,) = remarks(["row 3", "row 5"], 0.001)
-    assert "2 samples" in told
+    assert "2 of the samples" in told
     assert "row 3, row 5" in told
     assert "0.1 %" in told

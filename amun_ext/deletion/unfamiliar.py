@@ -30,7 +30,9 @@ def unfamiliar(model: nn.Module, forget: TensorDataset, test: TensorDataset) -> 
 
 def remarks(keys: list[str], error: float) -> list[str]:
     """In words, with the keys of the samples; none for no sample."""
+    if not keys:
+        return []
     told = (
-        f"{len(keys)} samples do not look as if the model was trained on them: {listed(keys)}. It is less sure of their"
+        f"the model does not look as if it was trained on {len(keys)} of the samples: {listed(keys)}. It is less sure"
     )
-    return [f"{told} class than of nearly all test samples; of those {100 * error:.2g} % are like this"] if keys else []
+    return [f"{told} of their class than of nearly all test samples; of those {100 * error:.2g} % are like this"]

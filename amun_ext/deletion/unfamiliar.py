@@ -32,7 +32,5 @@ def remarks(keys: list[str], error: float) -> list[str]:
     """In words, with the keys of the samples; none for no sample."""
     if not keys:
         return []
-    told = (
-        f"the model does not look as if it was trained on {len(keys)} of the samples: {listed(keys)}. It is less sure"
-    )
-    return [f"{told} of their class than of nearly all test samples; of those {100 * error:.2g} % are like this"]
+    told = f"the model does not look as if it was trained on {len(keys)} of the samples: {listed(keys)}. It is less"
+    return [f"{told} sure of their class than of nearly all test samples; of those {100 * error:.2g} % are like this"]

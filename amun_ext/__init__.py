@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if sys.argv[:1] == ["-m"]:  # python -m amun_ext, which runs __main__ after all of these imports
     import amun_command  # noqa: F401

@@ -1,7 +1,9 @@
 """`python -m amun_ext.info`: versions, the ops available per device, and how the extension was built."""
 
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 
 import torch
 
@@ -20,9 +22,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def processor() -> str:
+    """The name of the CPU model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def devices() -> dict[str, str]:
     """The devices of torch, by dispatch key."""
-    found = {"CPU": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    about = (processor(), platform.machine(), f"{os.cpu_count()} cores", f"{memory:.0f} GiB")
+    found = {"CPU": f"{', '.join(each for each in about if each)}, {torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         found["CUDA"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     return found

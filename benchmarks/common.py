@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -15,21 +14,18 @@ from typing import Any
 import torch
 
 from amun_ext.files import write_json
-from amun_ext.info import versions
+from amun_ext.info import processor, versions
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
     """Where and with what a number was measured."""
-    model = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     commit = subprocess.run(
         ["git", "-C", RESULTS.parent, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
-        "cpu": model[0] if model else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -45,7 +45,7 @@ from amun_ext.validation import InputError
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")
 MODEL = "--model original.safetensors --data data.npz"
-TIMES = ("date", "seconds", "seconds_by_digest", "FT SE seconds", "speed-up", "versions", "ledger_line")
+TIMES = ("date", "seconds", "stages", "seconds_by_digest", "FT SE seconds", "speed-up", "versions", "ledger_line")
 MINE = "notes.txt"
 CHAIN = {  # folder -> the request that writes it
     "first": "forget --model original.safetensors --ids 3,5,8",

@@ -13,7 +13,18 @@ from amun_ext.report.tables import Cell, Column, Row, Table, interval, spread, w
 from amun_ext.validation import is_number, printable
 
 PAGE = "record.html"
-FACTS = ("date", "parent", "child", "seed", "versions", "devices", "threads", "deterministic_algorithms", "seconds")
+FACTS = (
+    "date",
+    "parent",
+    "child",
+    "seed",
+    "versions",
+    "devices",
+    "threads",
+    "deterministic_algorithms",
+    "seconds",
+    "stages",
+)
 MEASURES = {
     "UA": "forgotten samples correct, %",
     "RA": "retained samples correct, %",

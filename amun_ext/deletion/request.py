@@ -1,9 +1,10 @@
 """A deletion request: from checkpoint, data and ids to the new checkpoint, report and record."""
 
+import contextlib
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -93,6 +94,7 @@ class Outcome:
     keys: dict[int, str]  # id -> key of the samples that it has forgotten: names of files, or row numbers
     ids_without_example: list[int]  # ids without an adversarial example
     seconds: float | None  # that it took; None where an earlier try did a part
+    stages: Mapping[str, float]  # seconds of this try
 
 
 def sets(
@@ -174,16 +176,28 @@ def forget(
     row = RETRAIN if chosen.method == "retrain" else METHODS[chosen.method].title
     seed = request.seed + RETRAIN_SEED if row == RETRAIN else request.seed
     seconds, models = {}, {ORIGINAL: original}
+    stages: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        stages[name] = time.perf_counter() - start
+
     warm_up()
     examples, tuning, training = (None if place is None else place / name for name in (EXAMPLES, TUNING, TRAINING))
 
-    fresh, start = not _kept(place, EXAMPLES, MASKS, TUNING), time.perf_counter()
+    fresh = not _kept(place, EXAMPLES, MASKS, TUNING)
     adversarial = None
     if chosen.search is not None:
         how = {**chosen.search, "out": examples, "progress": progress}
-        adversarial = find_min_adversarial(original, *request_sets.forget.tensors, **how)
-    mask = None if chosen.mask is None else _mask(original, request_sets.forget, chosen.mask, place, progress)
-    with warnings.catch_warnings():
+        with stage("search"):
+            adversarial = find_min_adversarial(original, *request_sets.forget.tensors, **how)
+    mask = None
+    if chosen.mask is not None:
+        with stage("mask"):
+            mask = _mask(original, request_sets.forget, chosen.mask, place, progress)
+    with stage("unlearning"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `ids_without_example` has them by id
         models[row] = chosen.unlearn(
             original,
@@ -196,19 +210,20 @@ def forget(
             progress=progress,
         )
     if fresh:  # else an earlier try has done a part of it
-        seconds[row] = time.perf_counter() - start
+        seconds[row] = sum(stages.values())
     if from_scratch is not None:
-        fresh, start = not _kept(place, TRAINING), time.perf_counter()
-        models[RETRAIN] = from_scratch.unlearn(
-            original,
-            request_sets.forget,
-            request_sets.retain,
-            seed=request.seed + RETRAIN_SEED,
-            checkpoint=training,
-            progress=progress,
-        )
+        fresh = not _kept(place, TRAINING)
+        with stage("retraining"):
+            models[RETRAIN] = from_scratch.unlearn(
+                original,
+                request_sets.forget,
+                request_sets.retain,
+                seed=request.seed + RETRAIN_SEED,
+                checkpoint=training,
+                progress=progress,
+            )
         if fresh:
-            seconds[RETRAIN] = time.perf_counter() - start
+            seconds[RETRAIN] = stages["retraining"]
 
     ids_without_example = [] if adversarial is None else request_sets.ids[~adversarial.found.cpu()].tolist()
     report = evaluate(
@@ -256,7 +271,7 @@ def forget(
     )
     known_as = keys_of(len(splits.train), splits.names)
     keys = {number: known_as[number] for number in done}
-    return Outcome(report, models[row], record.to_metadata(), keys, ids_without_example, seconds.get(row))
+    return Outcome(report, models[row], record.to_metadata(), keys, ids_without_example, seconds.get(row), stages)
 
 
 def unfamiliar_samples(original: nn.Module, splits: Splits, request_sets: Sets) -> list[str]:

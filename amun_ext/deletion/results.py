@@ -60,6 +60,7 @@ def _record(outcome: Outcome, new_digest: str, command: Sequence[str]) -> dict[s
         ledger.PARENT: facts[DIGEST],
         ledger.CHILD: new_digest,
         "seconds": {name: row["seconds"] for name, row in outcome.report.rows.items() if row["seconds"] >= 0},
+        "stages": {name: round(seconds, 3) for name, seconds in outcome.stages.items()},  # in seconds
         "devices": devices(),
         "threads": torch.get_num_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

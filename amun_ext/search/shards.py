@@ -32,7 +32,7 @@ def search_shared(
         totals = _totals(counts)
         return {name: gather_rows(column, len(samples)) for name, column in rows.items()}, totals
     counts = (0, 0)
-    if not exchange(out.exists())[0]:
+    if not exchange(out.exists())[0] and own:  # a rank without samples has no file
         _, counts = search_rows(own, _shard_paths(out)[rank()])
     totals = _totals(counts)
     if rank() == 0:

@@ -1,6 +1,7 @@
 """fit in a process group: the ranks share each batch, and all have the weights of one process."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def trained(recipe: Recipe = RECIPE, norm: bool = False, **options: object) -> t
 def train_in_many_ways(folder: Path) -> dict[str, object]:
     results: dict[str, object] = {"plain": trained(), "norm": trained(norm=True)}
     results["accumulated"] = trained(replace(RECIPE, accumulation_steps=2))
+    results["tiny"] = trained(replace(RECIPE, batch_size=1))  # fewer samples than ranks
     model, data = problem()
     forgotten = unlearn(model, TensorDataset(*data[:5]), TensorDataset(*data[5:]), method="amun", recipe=RECIPE)
     results["amun"] = forgotten.state_dict()
@@ -77,11 +79,12 @@ def test_all_ranks_have_the_weights_and_losses_of_one_process(ranks: int, tmp_pa
     alone = {
         "plain": trained(),
         "accumulated": trained(replace(RECIPE, accumulation_steps=2)),
+        "tiny": trained(replace(RECIPE, batch_size=1)),
         "amun": unlearn(model, TensorDataset(*data[:5]), TensorDataset(*data[5:]), method="amun", recipe=RECIPE),
     }
     for outcome in outcomes:
         assert not isinstance(outcome, str), outcome
-        for name in ("plain", "accumulated"):
+        for name in ("plain", "accumulated", "tiny"):
             (weights, history), (expected, epochs) = outcome[name], alone[name]
             check_equal(weights, expected)
             assert [epoch.loss for epoch in history] == pytest.approx([epoch.loss for epoch in epochs], rel=1e-6)
@@ -113,6 +116,8 @@ def test_a_killed_rank_ends_the_others_and_the_training_resumes(tmp_path: Path) 
     first, second = run_ranks(killed_in_the_second_epoch, 2, tmp_path)
     assert "RankError: another rank has ended or does not answer" in first
     assert second == -signal.SIGKILL
+    by_another_number = trained(norm=True, checkpoint=Path(shutil.copy(tmp_path / "checkpoint", tmp_path / "copy")))
+    assert len(by_another_number[1]) == RECIPE.epochs
     expected = run_ranks(whole, 2, tmp_path)[0]
     for weights, epochs in run_ranks(resumed, 2, tmp_path):
         assert epochs == RECIPE.epochs

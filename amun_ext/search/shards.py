@@ -23,7 +23,7 @@ def search_shared(
     """The rows and counts of all ranks, on every rank; `search_rows(own, file)` gives those of one.
 
     With `out`, each rank writes a file of its own beside it, from which a stopped search resumes, and the first rank
-    puts them together. InputError, on every rank, if the ranks' arguments or the number of ranks differ.
+    puts them together. InputError, on every rank, if the ranks' arguments differ.
     """
     check_same(**metadata, samples=samples.fingerprint(), out=out)
     own = blocks(len(samples))[rank()]

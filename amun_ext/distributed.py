@@ -15,6 +15,10 @@ from torch import Tensor
 
 from amun_ext.validation import require
 
+if dist.is_available():
+    # torch imports this module with its compiler, on the first optimizer. Imported while a group exists, its default
+    # arguments keep the group and its threads beyond destroy_process_group, and Python can abort at its end.
+    import torch.distributed.nn.functional
 
 class RankError(RuntimeError):
     """Another rank failed or ended."""

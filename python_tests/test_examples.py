@@ -57,6 +57,23 @@ def test_two_processes_share_the_work(tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"shared-examples.safetensors", "unlearned.safetensors"}
 
 
+@pytest.mark.slow
+def test_threads_of_a_destroyed_group_end(tmp_path) -> None:
+    """One that lives while Python ends can abort the process."""
+    script = """
+import os, sys, amun_ext, torch
+from torch import distributed
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+torch.optim.SGD([torch.ones(1)], lr=1.0)  # imports torch's compiler
+distributed.destroy_process_group()
+print(*(open(f"/proc/self/task/{each}/comm").read().strip() for each in os.listdir("/proc/self/task")))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    output = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert output.returncode == 0, output.stderr
+    assert "gloo" not in output.stdout
+
+
 def image_folder(root: Path) -> str:
     """Forty training and twenty test images of two classes."""
     image = pytest.importorskip("PIL.Image")

@@ -20,6 +20,7 @@ if dist.is_available():
     # arguments keep the group and its threads beyond destroy_process_group, and Python can abort at its end.
     import torch.distributed.nn.functional
 
+
 class RankError(RuntimeError):
     """Another rank failed or ended."""
 

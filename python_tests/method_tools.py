@@ -9,9 +9,12 @@ from amun_ext.unlearning import METHODS
 
 
 def needs(method: str, forget: Dataset, classes: int = 3) -> dict[str, object]:
-    """Further arguments of `unlearn`: targets to train on, and what makes SSD change a model."""
+    """Further arguments of `unlearn`: what a method trains on beside the sets, and what makes SSD change a model."""
+    image, labels = forget[0][0], torch.arange(2 * classes) % classes
+    others = torch.linspace(0.1, 0.9, len(labels) * image.numel()).view(-1, *image.shape)
     targets = torch.linspace(-1, 1, len(forget) * classes).view(-1, classes)
-    return {"targets": targets} if METHODS[method].needs_targets else {"selection": 0.1} if method == "ssd" else {}
+    inputs = {"targets": targets, "held_out": TensorDataset(others, labels)}
+    return {"selection": 0.1} if method == "ssd" else {name: inputs[name] for name in METHODS[method].inputs}
 
 
 class Recording(nn.Module):

@@ -128,7 +128,12 @@ class TestMethods:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method(self, original: Path, tmp_path: Path, method: str) -> None:
         needed = []
-        if METHODS[method].needs_targets:
+        if "held_out" in METHODS[method].inputs:
+            others = {f"{part}_images": np.random.RandomState(0).rand(20, 8, 8) for part in ("train", "test")}
+            labels = {f"{part}_labels": np.arange(20) % 10 for part in ("train", "test")}
+            needed = ["--held-out", str(tmp_path / "others.npz")]
+            np.savez(needed[1], **others, **labels)
+        if "targets" in METHODS[method].inputs:
             needed = ["--targets", str(tmp_path / "targets.safetensors")]
             told_to = ["--model", str(original), "--data", "digits", "--folds", "2", "--out", needed[1]]
             assert cli.main(["prepare", *told_to]) == 0
@@ -292,6 +297,10 @@ ERRORS = {
     "mask of a retraining": (
         ["--ids", "5", "--mask-fraction", "0.5", "--method", "retrain"],
         "mask fraction must be left out",
+    ),
+    "held-out samples of the data": (
+        ["--ids", "5", "--method", "regun", "--held-out", "digits"],
+        "--held-out must be free",
     ),
     "nothing to train on": (["--ids", "5", "--without-retain"], "ids must be at least two"),
     "too little left": (["--ids", "0-1195"], "at least two samples are retained"),

@@ -95,6 +95,22 @@ def test_bad_teacher_by_hand(case: Case, with_retain: bool) -> None:
 
 
 @pytest.mark.parametrize("with_retain", [True, False])
+def test_regun_by_hand(case: Case, with_retain: bool) -> None:
+    """One mean output of the original for all of D_F, by its classes; all of D_R is in every epoch."""
+    case.retain = TensorDataset(*case.retain[:4])
+    images, labels = torch.rand(7, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 1, 1])
+    logits = ByHand(case.model).logits(images.numpy()).astype(np.float32)  # as `predict` gives them
+    said, (x, of_forget) = softmax(logits.astype(np.float64)), arrays(case.forget)
+    q = sum(said[labels == label].mean(0) * (of_forget == label).mean() for label in (0, 1))
+    taught = [(x, np.tile((9 / 5 * 0.3 if with_retain else 1) * q, (5, 1)))]
+    if with_retain:
+        retained, of_retain = arrays(case.retain)
+        taught.append((retained, 9 / 4 * 0.7 * np.eye(2)[of_retain]))
+    options = {"held_out": TensorDataset(images, labels), "forget_weight": 0.3}
+    case.check("regun", with_retain, union(*taught), hand=Soft(case.model), **options)
+
+
+@pytest.mark.parametrize("with_retain", [True, False])
 class TestByHand:
     """Four epochs with momentum, weight decay and a falling learning rate. There are two classes, so one wrong one."""
 

@@ -10,6 +10,7 @@ from training_tools import FORKS, Brighter, Items, Noisy, conv_net, equal, input
 
 from amun_ext import InputError
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.training.parts import BatchLoader
 
 pytestmark = pytest.mark.filterwarnings(FORKS)
 RECIPE = Recipe(2, 0.1, batch_size=8, augment=True)
@@ -122,6 +123,22 @@ class TestParts:
             optimizer.step()
         fit(model, [Pass([hard, DataPart(kind(soft.data), targets=targets)])], Recipe(2, 0.3, batch_size=20))
         torch.testing.assert_close(model.state_dict(), expected.state_dict())
+
+    def test_a_part_with_a_count_is_drawn_anew_in_every_epoch(self) -> None:
+        whole, some = part(6), DataPart(part(20).data, count=7)
+        loader, order = (
+            BatchLoader([whole, some], torch.device("cpu"), torch.float32, 0),
+            torch.Generator().manual_seed(3),
+        )
+        epochs = [torch.cat([rows for _, _, rows in loader.batches(epoch, 4, order)]) for epoch in range(2)]
+        assert len(loader) == 13
+        for rows in epochs:
+            assert len({*rows.tolist()}) == len(rows) == 13
+            assert {*range(6)} <= {*rows.tolist()}
+        assert {*epochs[0].tolist()} != {*epochs[1].tolist()}
+        for count in (0, 21):
+            with pytest.raises(InputError, match=r"^count must be from 1 to"):
+                fit(linear_net(), [Pass([DataPart(part(20).data, count=count)])], RECIPE)
 
     def test_a_teacher_gets_the_augmented_inputs(self) -> None:
         model, data, asked, trained_on = conv_net(), pictures(11), [], []

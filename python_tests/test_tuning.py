@@ -80,7 +80,7 @@ class TestSets:
             assert not rows(dataset) & gone
         assert not rows(given.forget) & rows(given.retain)
         assert torch.equal(given.forget.tensors[0], splits().train.tensors[0][torch.tensor(result.ids)])
-        assert rows(given.held_out) == rows(tuning.split_test_set(splits().test, 0)[0])
+        assert rows(given.test) == rows(tuning.split_test_set(splits().test, 0)[0])
 
 
 class TestTune:

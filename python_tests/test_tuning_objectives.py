@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
+from torch.utils.data import TensorDataset
 from tuning_tools import SHORT
 
 from amun_ext import tuning
@@ -72,7 +73,7 @@ class TestSpace:
         values = space.draw_parameters(method, draw)
         own = {"amun": ["include_forget"], "salun": ["mask"], "l1-sparse": ["gamma"], "distill": ["weight"]}
         own |= {"amun+salun": ["mask", "include_forget"], "scrub": ["kl_weight", "ascent_epochs"], "neggrad+": ["beta"]}
-        own |= {"ssd": ["selection", "dampening"], "msg": ["reset_fraction"]}
+        own |= {"ssd": ["selection", "dampening"], "msg": ["reset_fraction"], "regun": ["forget_weight"]}
         training = ["lr", "schedule"] if METHODS[method].trains else []
         assert list(values) == [*training, *own.get(method, [])]
         assert draw.floats.get("lr", (1e-6, 1e-1, True)) == (1e-6, 1e-1, True)
@@ -80,8 +81,11 @@ class TestSpace:
         assert draw.floats.get("mask", (0.1, 0.9, False)) == (0.1, 0.9, False)
         assert draw.floats.get("gamma", (1e-5, 1e-3, True)) == (1e-5, 1e-3, True)
         # and these are options that the method takes
-        targets = Targets(torch.zeros(1, 2), torch.zeros(1, 16, dtype=torch.uint8), {})
-        chosen = resolve_config(method, default=space.options(values, SHORT), targets=targets)
+        inputs = {
+            "targets": Targets(torch.zeros(1, 2), torch.zeros(1, 16, dtype=torch.uint8), {}),
+            "held_out": TensorDataset(torch.zeros(1, 2), torch.zeros(1)),
+        }
+        chosen = resolve_config(method, default=space.options(values, SHORT), **inputs)
         assert chosen.recipe == (replace(SHORT, lr=1e-6, schedule="step:1") if training else SHORT)
         assert chosen.mask == values.get("mask")
         own = {name: values[name] for name in values.keys() & {"include_forget", "gamma"}}

@@ -182,6 +182,7 @@ class TestEveryMethod:
         "scrub": [{"kl_weight": 0.5}, {"label_weight": 0.5}, {"ascent_epochs": 1}],
         "neggrad+": [{"beta": 0.5}],
         "msg": [{"reset_fraction": 0.5}],
+        "regun": [{"forget_weight": 0.3}, {"held_out": TensorDataset(torch.zeros(3, 6), torch.arange(3))}],
         "distill": [{"weight": 1.0}, {"temperature": 2.0}, {"targets": torch.eye(5, 3)}],
         "amun": [{"include_forget": False}, {"mask": 0.5}, {"search": "pgd"}],
         "amun+salun": [{"include_forget": False}, {"mask": 0.3}],

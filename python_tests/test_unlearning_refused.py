@@ -125,6 +125,14 @@ def test_sets(model: Recording, forget, retain) -> None:
         refused(rf"eval_sets\['test'\] {message}", model, forget, eval_sets={"test": data}, method="rl")
     refused("retain must be given", model, forget, method="retrain")
     refused("targets must be given", model, forget, method="distill")
+    refused("held_out must be given", model, forget, method="regun")
+    for data, message in (
+        (forget, "free of the forget samples"),
+        (TensorDataset(torch.rand(3, 5), torch.arange(3)), "of the forget set's input shape"),
+        (TensorDataset(torch.rand(3, 6), torch.full((3,), 7)), "labels"),
+        (TensorDataset(torch.rand(1, 6), labels[:1]), "of every class"),
+    ):
+        refused(f"held_out .*{message}", model, forget, method="regun", held_out=data)
 
 
 def test_examples(model: Recording, forget) -> None:

@@ -95,7 +95,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         action="append",
         help="options chosen by amun tune; repeat it for files of other methods or of the other setting",
     )
-    add_options(command, "--targets")
+    add_options(command, "--targets", "--held-out")
 
 
 def add_recipe(
@@ -221,6 +221,11 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "out-of-fold logits from amun prepare, for the method distill; with any method amun forget removes the "
         "rows of the forgotten samples from this file",
+    },
+    "--held-out": {
+        "metavar": "DATA",
+        "help": "for the method regun: the training samples of this data set (what --data takes), which must be in "
+        "neither set of --data",
     },
     "--workers": {
         "type": int,

@@ -21,6 +21,7 @@ from amun_ext.deletion.request import sets
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.methods import INPUTS
 
 FILES = ("compare.json", "compare.html")
 
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     settings = [*SETTINGS] if options.settings == "both" else [options.settings]
     chosen = load_options(options)
     rows = {setting: compare.resolve_configs(names, setting == "with", **chosen) for setting in settings}
-    inputs = open_inputs(options, chosen["targets"])
+    inputs = open_inputs(options, **{name: chosen[name] for name in INPUTS})
     splits, original, record, _ = inputs
     ids = select_ids(options, splits, record.forgotten_ids)
     request = request_digest(options.model, ids.tolist())

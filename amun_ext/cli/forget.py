@@ -94,7 +94,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     require(not own, "--out", "another folder: the result would overwrite --model", options.out)
     key = None if options.sign_key is None else private_key(options.sign_key)
     sign = None if key is None else partial(signature, key)
-    inputs = open_inputs(options, config.targets)
+    inputs = open_inputs(options, **config.inputs)
     splits, original, record, init = inputs
     before = ledger.text_beside(options.model)
     model_digest = file_digest(options.model)

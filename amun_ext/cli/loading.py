@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amun_ext import models, tuning
-from amun_ext.cli.provenance import check_targets
+from amun_ext.cli.provenance import check_held_out, check_targets
 from amun_ext.data import ImageDataset, Splits, aligned, classes_of, load, training_data
 from amun_ext.deletion import Record
 from amun_ext.deletion.ids import some_ids
@@ -43,11 +43,14 @@ class Inputs(NamedTuple):
         return retraining(self.model, self.record, recipe, self.init)
 
 
-def open_inputs(options: argparse.Namespace, targets: Targets | None = None) -> Inputs:
-    """--data, --model and --init. InputError also for `targets` that were not prepared for them."""
+def open_inputs(
+    options: argparse.Namespace, *, targets: Targets | None = None, held_out: ImageDataset | None = None
+) -> Inputs:
+    """--data, --model and --init. InputError also for other inputs of a method that do not fit to them."""
     splits = load_splits(options)
     model, record = load_model(options, splits)
     check_targets(targets, model, record, splits)
+    check_held_out(held_out, splits)
     init: Init = None
     if options.init is not None:
         start = copy.deepcopy(model)
@@ -185,15 +188,23 @@ def load_model(options: argparse.Namespace, splits: Splits, path: Path | None = 
     return model, replace(record, arch=arch, width=width)
 
 
+def load_method_inputs(options: argparse.Namespace) -> dict[str, Any]:
+    """--targets and --held-out, which some methods need."""
+    targets = None if options.targets is None else load_targets(options.targets)
+    if options.held_out is None:
+        return {"targets": targets, "held_out": None}
+    others = argparse.Namespace(**{**vars(options), "data": options.held_out})
+    return {"targets": targets, "held_out": load_data(others, read_record(options.model)).train}
+
+
 def load_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The --preset, --tuned options and --targets, as `resolve_config` takes them."""
+    """The --preset, --tuned options and inputs of methods, as `resolve_config` takes them."""
     files = [load_tuned_options(path)[0] for path in options.tuned or ()]
     keys = [key for file in files for key in file]
     expected = "files of tuned options for different methods or settings"
     require(len(set(keys)) == len(keys), "--tuned", expected, "two for the same")
     tuned = {key: values for file in files for key, values in file.items()}
-    targets = None if options.targets is None else load_targets(options.targets)
-    return {"preset": options.preset, "tuned": tuned if files else None, "targets": targets}
+    return {"preset": options.preset, "tuned": tuned if files else None, **load_method_inputs(options)}
 
 
 def held_back_test_set(options: argparse.Namespace, splits: Splits) -> tuple[ImageDataset, dict[str, str]]:

@@ -10,7 +10,7 @@ from torch import nn
 from amun_ext.auditing import ModelSignals, Shadows
 from amun_ext.auditing.result import FILES
 from amun_ext.cli.output_folder import report_facts
-from amun_ext.data import Splits, training_data
+from amun_ext.data import ImageDataset, Splits, find_duplicates, training_data
 from amun_ext.deletion import Record
 from amun_ext.deletion.results import SECONDS
 from amun_ext.digest import architecture
@@ -79,6 +79,13 @@ def check_targets(targets: Targets | None, model: nn.Module, record: Record, spl
     require(same, "--targets", "of the model's architecture", "of another")
     differ = "" if record.recipe is None else differences(targets.settings()["recipe"], asdict(record.recipe))
     require(not differ, "--targets", "prepared with the recipe of the checkpoint", f"one with {differ}")
+
+
+def check_held_out(held_out: ImageDataset | None, splits: Splits) -> None:
+    """InputError for held-out samples that the model was trained on, or that it is measured on."""
+    for part in (splits.train, splits.test):
+        shared = 0 if held_out is None else len(find_duplicates(held_out, part))
+        require(shared == 0, "--held-out", "free of the images in --data", f"{shared} of them")
 
 
 def check_method(argument: str, options: Mapping[str, object], record: Record) -> None:

@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     check_folder(options.out)
     config = chosen_config(options)
-    inputs = open_inputs(options, config.targets)
+    inputs = open_inputs(options, **config.inputs)
     splits, model, record, init = inputs
     ids, previously_forgotten = audited_ids(options, splits, record)
     config = complete_config(config, inputs, options)

@@ -16,10 +16,9 @@ from amun_ext.cli.arguments import (
     add_recipe,
     given_recipe,
 )
-from amun_ext.cli.loading import input_facts, open_inputs, select_ids
+from amun_ext.cli.loading import input_facts, load_method_inputs, open_inputs, select_ids
 from amun_ext.cli.output_folder import check_out, print_result
 from amun_ext.tuning.tune import JOURNAL, STUDY
-from amun_ext.unlearning import load_targets
 
 FILES = ("tuned.json", "trials.json", "tuning.html")
 
@@ -61,7 +60,7 @@ def add(commands: Commands) -> None:
         help="points of held-out accuracy that a trial may lose (default: %(default)s)",
     )
     command.add_argument("--without-retain", action="store_true", help="fine-tune without the retain set")
-    add_options(command, "--targets", "--tables", "--workers", "--init")
+    add_options(command, "--targets", "--held-out", "--tables", "--workers", "--init")
     tuned = ("lr", "schedule")
     add_recipe(command, "fine-tuning (lr and schedule are tuned)", tuning.RECIPE, tuned)
 
@@ -69,8 +68,8 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     resumed = (options.out / STUDY).is_file()
     check_out(options, *FILES, own=() if resumed else (*FILES, JOURNAL))
-    targets = None if options.targets is None else load_targets(options.targets)
-    splits, original, record, init = open_inputs(options, targets)
+    inputs = load_method_inputs(options)
+    splits, original, record, init = open_inputs(options, **inputs)
     tuned = tuning.tune(
         original,
         splits,
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         max_accuracy_drop=options.max_accuracy_drop,
         metadata=record.to_metadata(),
         init=init,
-        targets=targets,
+        **inputs,
         num_workers=options.workers,
         seed=options.seed,
         facts=input_facts(options, record),

@@ -24,7 +24,7 @@ from amun_ext.info import versions
 from amun_ext.metrics.measures import Values
 from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
-from amun_ext.unlearning import METHODS, PRESETS, Targets
+from amun_ext.unlearning import METHODS, PRESETS
 from amun_ext.unlearning.config import MethodConfig, TunedOptions, resolve_config
 from amun_ext.validation import InputError, check_integer, require
 
@@ -63,12 +63,12 @@ def resolve_configs(
     *,
     preset: str | None = None,
     tuned: TunedOptions | None = None,
-    targets: Targets | None = None,
+    **inputs: Any,
 ) -> dict[str, MethodConfig | None]:
     """How to run each row, METHOD or METHOD:FORM; None for a method that cannot be run without the retain set.
 
-    Options are those of the preset or the tuned ones where these have the method, else the method's own. InputError for
-    rows that are unknown or named twice, or none.
+    Options are those of the preset or the tuned ones where these have the method, else the method's own. `inputs` are
+    passed to `resolve_config`. InputError for rows that are unknown or named twice, or none.
     """
     split = {name: name.partition(":") for name in names}
     unknown = [
@@ -87,7 +87,7 @@ def resolve_configs(
             return None
         theirs = preset if preset is not None and method in PRESETS[preset] else None
         found = tuned if tuned is not None and (method, with_retain) in tuned else None
-        return resolve_config(method, with_retain, preset=theirs, tuned=found, targets=targets, **FORMS.get(form, {}))
+        return resolve_config(method, with_retain, preset=theirs, tuned=found, **inputs, **FORMS.get(form, {}))
 
     return {name: settled(method, form) for name, (method, _, form) in split.items() if method != RETRAIN}
 

@@ -31,12 +31,15 @@ class DataPart:
     augmented inputs [B, ...] and their labels [B] that returns soft labels [B, classes]. The loss of a sample is
     -sum(targets * log_softmax), so the sum of a row is the weight of its sample, 1 for one with a label; a negative
     weight ascends the loss.
+
+    With a `count` an epoch has so many of the samples, drawn anew.
     """
 
     data: Dataset[Any]
     labels: Callable[[int], Tensor] | None = None
     targets: Tensor | Teacher | None = None
     augment: bool = True
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,15 @@ class BatchLoader:
             self.datasets = [concat([*some]) for _, some in groupby(sets, lambda data: stored(data)[0].dtype)]
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        """The samples of an epoch."""
+        return sum(
+            size if part.count is None else part.count for part, size in zip(self.parts, self.sizes, strict=True)
+        )
 
     def batches(self, epoch: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs [B, ...], labels [B] and rows [B] on the CPU: all rows once, shuffled by `order`."""
-        rows = torch.randperm(len(self), generator=order, device="cpu").split(split_sizes(len(self), size))
+        shuffled = torch.randperm(sum(self.sizes), generator=order, device="cpu")
+        rows = self._counted(shuffled).split(split_sizes(len(self), size))
         replaced = self._replaced_labels(epoch)
         for batch, (x, labels) in zip(rows, self._read(rows, order.initial_seed(), epoch), strict=True):
             if replaced is not None:
@@ -81,6 +88,14 @@ class BatchLoader:
         """Whether the recipe's augmentation applies to each of the rows [B]."""
         flags = torch.tensor([part.augment for part in self.parts], device="cpu")
         return flags[torch.bucketize(rows, self.ends, right=True)].to(self.device)
+
+    def _counted(self, rows: Tensor) -> Tensor:
+        """Without those of a part beyond its count."""
+        kept = torch.ones(len(rows), dtype=torch.bool, device="cpu")
+        for part, size, end in zip(self.parts, self.sizes, self.ends.tolist(), strict=True):
+            if part.count is not None:
+                kept[((end - size <= rows) & (rows < end)).nonzero()[part.count :, 0]] = False
+        return rows[kept]
 
     @torch.no_grad()
     def soft_labels(self, x: Tensor, labels: Tensor, rows: Tensor, classes: int) -> Tensor:
@@ -175,6 +190,8 @@ def check_parts(passes: Sequence[Pass]) -> Tensor:
                 require(len(tensors) == 2, "parts", "of inputs and labels", f"{len(tensors)} tensors")
                 check_labels("labels", tensors[1], len(tensors[0]))
             require(part.targets is None or part.labels is None, "targets", "None where labels are given", "both")
+            drawn = part.count is None or 0 < part.count <= len(part.data)  # type: ignore[arg-type]
+            require(drawn, "count", "from 1 to the number of samples", part.count)
             if part.targets is not None and not callable(part.targets):
                 _check_targets(part, part.targets)
         count = sum(len(part.data) for part in each.parts)  # type: ignore[arg-type, misc]

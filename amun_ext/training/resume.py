@@ -90,7 +90,7 @@ def training_id(model: nn.Module, passes: Sequence[Pass], mask: Mapping[str, Ten
 
 def _settings(part: DataPart) -> object:
     targets = digest({"targets": part.targets}) if isinstance(part.targets, Tensor) else part.targets is None
-    return part.augment, part.labels is None, targets, _contents(part.data)
+    return part.augment, part.count, part.labels is None, targets, _contents(part.data)
 
 
 def _contents(data: Any) -> object:

@@ -19,7 +19,6 @@ from amun_ext.metrics.measures import Values
 from amun_ext.models.reinitialise import Init
 from amun_ext.search import AdversarialSet
 from amun_ext.tuning.objectives import objective_row
-from amun_ext.unlearning import Targets
 from amun_ext.unlearning.config import resolve_config
 from amun_ext.validation import InputError, require
 
@@ -41,16 +40,16 @@ class TrialContext:
 
     forget: TensorDataset  # the proxy forget set
     retain: TensorDataset
-    held_out: TensorDataset
+    test: TensorDataset  # to choose options with
     with_retain: bool
     adversarial: AdversarialSet | None
     seed: int
-    targets: Targets | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # of `resolve_config`, which some methods need
     init: Init = None
     rows: Mapping[str, Values] = field(default_factory=dict)
 
     def observe(self, model: nn.Module, seconds: float | None = None) -> TrialResult:
-        report = evaluate({"": model}, forget=self.forget, retain=self.retain, test=self.held_out, baseline=None)
+        report = evaluate({"": model}, forget=self.forget, retain=self.retain, test=self.test, baseline=None)
         log_odds = report.scores[""]
         row = objective_row(report.rows[""], log_odds, self.rows.get("original"), self.rows.get("retrained"))
         shown = {name: np.quantile(log_odds[name], QUANTILES).tolist() for name in ("forget", "test")}
@@ -62,7 +61,7 @@ def run_trial(
 ) -> TrialResult | str:
     """The result of these options, or why they have none. Every `run` has its own seed."""
     start = time.perf_counter()
-    config = resolve_config(method, context.with_retain, default=options, targets=context.targets)
+    config = resolve_config(method, context.with_retain, default=options, **context.inputs)
     config = config.with_init(context.init)
     try:
         with warnings.catch_warnings():

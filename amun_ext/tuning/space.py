@@ -50,6 +50,7 @@ SPACE: Mapping[str, Between | OneOf] = {
     "selection": Between(0.1, 100.0, log=True),  # SSD's authors search these two
     "dampening": Between(0.1, 5.0, log=True),
     "reset_fraction": Between(0.05, 0.9),
+    "forget_weight": Between(0.1, 0.9),
 }
 RECIPE_FIELDS = {field.name for field in fields(Recipe)}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, aligned, fingerprint
 from amun_ext.deletion import Record
@@ -58,6 +59,7 @@ def tune(
     metadata: Mapping[str, str] | None = None,
     init: Init = None,
     targets: Targets | None = None,
+    held_out: TensorDataset | None = None,
     num_workers: int = 1,
     seed: int = 0,
     facts: Mapping[str, object] | None = None,
@@ -90,6 +92,7 @@ def tune(
         init: for "retrain" and methods that have this option, where first weights come from, see
             `amun_ext.unlearning.retrain.retrain`.
         targets: for methods that need them, see `amun_ext.unlearning.prepare`.
+        held_out: for methods that need them, samples of no other use.
         num_workers: trials to run in parallel, one process each.
         seed: of all randomness.
         facts: what a reader should know.
@@ -109,7 +112,7 @@ def tune(
     splits = aligned(splits, record.to_metadata())
     request_sets = sets(splits, ids, record, include_duplicates=True)
     forget, retain, rows = proxy_forget_set(request_sets.retain, len(request_sets.ids), seed)
-    held_out, _ = split_test_set(splits.test, seed)
+    test, _ = split_test_set(splits.test, seed)
     from_scratch = retraining(model, record, init=init) if objective == "retrain" else None
     starts_anew = any("init" in METHODS[method].options for method in methods)
     identity = {
@@ -125,10 +128,12 @@ def tune(
         "retraining": None if from_scratch is None else asdict(from_scratch.recipe),
         "init": describe_init(init) if starts_anew or from_scratch is not None else None,
         "targets": None if targets is None else targets.settings(),
+        "held_out": None if held_out is None else fingerprint(held_out),
         "seed": seed,
         **({"max_accuracy_drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }
-    searches = [resolve_config(method, with_retain, targets=targets).search for method in methods]
+    inputs: dict[str, Any] = {"targets": targets, "held_out": held_out}
+    searches = [resolve_config(method, with_retain, **inputs).search for method in methods]
     how = next((search for search in searches if search is not None), None)
     with workplace(out, "tune") as place, _open_study(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
@@ -136,7 +141,7 @@ def tune(
             found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
             adversarial = found.to("cpu")
         context = TrialContext(
-            forget, retain, held_out, with_retain, adversarial, seed, targets, init if starts_anew else None
+            forget, retain, test, with_retain, adversarial, seed, inputs, init if starts_anew else None
         )
         compared = {"original": context.observe(model).row}
         context, retrained = replace(context, rows=compared), None
@@ -160,8 +165,7 @@ def tune(
                 "ids_to_forget": len(request_sets.ids),
                 "proxy_forget_set": f"{len(forget)} other training samples, drawn by the seed",
                 "retained": len(retain),
-                "held_out": f"{len(held_out)} of {len(splits.test)} test samples, drawn by the seed; "
-                "measure on the others",
+                "held_out": f"{len(test)} of {len(splits.test)} test samples, drawn by the seed; measure on the others",
                 "with_retain": with_retain,
                 "max_accuracy_drop": max_accuracy_drop,
                 "seed": seed,

@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from amun_ext.data import fingerprint
 from amun_ext.files import to_jsonable, write_json
 from amun_ext.models.reinitialise import Init, describe_init
 from amun_ext.reading import read_json
 from amun_ext.search import AdversarialSet
 from amun_ext.training import Recipe
 from amun_ext.unlearning import METHODS, Targets, unlearn
+from amun_ext.unlearning.methods import INPUTS
 from amun_ext.unlearning.presets import preset_options
 from amun_ext.validation import InputError, check_integer, require
 
@@ -49,6 +51,11 @@ class MethodConfig:
             return None
         settings = {name: value for name, value in self.options.items() if name not in own}
         return {"method": self.options["search"], **settings}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the method needs beside the request, by name in INPUTS."""
+        return {name: self.options[name] for name in METHODS[self.method].inputs}
 
     @property
     def targets(self) -> Targets | None:
@@ -96,8 +103,11 @@ class MethodConfig:
         masked = {} if self.mask is None else {"mask": self.mask, "mask_gradient_only": self.mask_gradient_only}
         retain = "used" if self.with_retain else "not used"
         init = {"init": describe_init(self.options["init"])} if "init" in self.options else {}
-        targets = {} if self.targets is None else {"targets": self.targets.settings()}
-        own = {**self.options, **init, **targets, "recipe": asdict(self.recipe)}
+        inputs = {
+            name: given.settings() if isinstance(given, Targets) else fingerprint(given)
+            for name, given in self.inputs.items()
+        }
+        own = {**self.options, **init, **inputs, "recipe": asdict(self.recipe)}
         everything = {"method": self.method, "retain_set": retain, **masked, **own}
         return {name: to_jsonable(value) for name, value in everything.items()}
 
@@ -112,13 +122,14 @@ def resolve_config(
     fraction: float | None = None,
     recipe: Mapping[str, Any] | None = None,
     targets: Targets | None = None,
+    held_out: TensorDataset | None = None,
     **options: Any,
 ) -> MethodConfig:
     """The options of a preset, or tuned ones (amun tune), or else `default` and the method's own.
 
     fraction: that of a saliency mask. recipe: single fields, which come before those of the recipe there is;
-    `options` come before all others. targets: for the methods that need them, ignored by others. InputError for what
-    the method, the preset or the tuned options do not have.
+    `options` come before all others. targets, held_out: for the methods that need them, ignored by others. InputError
+    for what the method, the preset or the tuned options do not have.
     """
     require(method in METHODS, "method", f"one of {tuple(METHODS)}", repr(method))
     row = METHODS[method]
@@ -138,15 +149,13 @@ def resolve_config(
     require(mask is None or method != "retrain", "mask fraction", "left out: retraining changes all weights", mask)
     gradient_only = chosen.pop("mask_gradient_only", False)
     own = inspect.signature(row.function).parameters
-    names = [name for name in row.options if name in own and name not in ("adversarial", "targets")]
+    names = [name for name in row.options if name in own and name not in ("adversarial", *row.inputs)]
     defaults = {name: own[name].default for name in names}
     resolved = {**defaults, **chosen, **options}
-    if row.needs_targets:
-        expected = f"given for method {method} (amun prepare writes them)"
-        require(
-            isinstance(targets, Targets), "targets", expected, "none" if targets is None else type(targets).__name__
-        )
-        resolved["targets"] = targets
+    given = {"targets": targets, "held_out": held_out}
+    for name in row.inputs:
+        require(given[name] is not None, name, f"given for method {method} ({INPUTS[name]})", "none")
+        resolved[name] = given[name]
     for name, value in resolved.items():
         require(name in row.options, name, f"left out: method {method} has the options {sorted(row.options)}", value)
     unused = sorted((recipe or {}).keys() - {"batch_size"})

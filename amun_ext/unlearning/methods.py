@@ -18,10 +18,16 @@ from amun_ext.unlearning.l1_sparse import l1_sparse
 from amun_ext.unlearning.masked_small_gradients import masked_small_gradients
 from amun_ext.unlearning.neggrad_plus import neggrad_plus
 from amun_ext.unlearning.random_label import random_label
+from amun_ext.unlearning.regun import regun
 from amun_ext.unlearning.retrain import retrain
 from amun_ext.unlearning.scrub import scrub
 from amun_ext.unlearning.ssd import ssd
 from amun_ext.validation import require
+
+INPUTS = {  # what a method may need beside the request, and where it comes from
+    "targets": "amun prepare writes them",  # out-of-fold logits, see `amun_ext.unlearning.prepare`
+    "held_out": "samples that are not trained on, nor tested on",
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,9 @@ class UnlearningMethod:
         require(fits, "function", expected, [*parameters])
 
     @property
-    def needs_targets(self) -> bool:
-        """Whether it trains on out-of-fold logits, which `amun_ext.unlearning.prepare` makes before any request."""
-        return "targets" in self.options
+    def inputs(self) -> tuple[str, ...]:
+        """The names of INPUTS that it needs."""
+        return tuple(name for name in INPUTS if name in self.options)
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -103,6 +109,9 @@ _OWN = {
         "CT",
         "convolution kernels with height and width swapped, then fine-tuning on D_R",
         needs_retain=True,
+    ),
+    "regun": UnlearningMethod(
+        regun, "ReGUn", "distillation: D_F from the original's mean output on held-out samples of the same classes"
     ),
     "l1-sparse": UnlearningMethod(
         l1_sparse, "l1-Sparse", "fine-tuning on D_R towards sparse weights", needs_retain=True

@@ -99,7 +99,8 @@ def unlearn(
         require(name in row.options, name, expected, value)
     expected = f"given: method {method} trains on it"
     require(retain is not None or not row.needs_retain, "retain", expected, "None")
-    require("targets" in options or not row.needs_targets, "targets", expected, "None")
+    for name in row.inputs:
+        require(name in options, name, expected, "None")
     for name, value in {"checkpoint": checkpoint, "eval_sets": eval_sets, "on_epoch": on_epoch}.items():
         require(row.trains or not value, name, f"left out: method {method} has no epochs", value)
     mask = row.fraction if mask is None else mask

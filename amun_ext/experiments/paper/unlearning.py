@@ -67,9 +67,7 @@ def prepare(lab: Lab, cell: Cell) -> None:
 def methods(retain: bool) -> list[str]:
     """Those that need nothing but a model and its data."""
     return [
-        name
-        for name, row in METHODS.items()
-        if name != RETRAIN and not row.needs_targets and (retain or not row.needs_retain)
+        name for name, row in METHODS.items() if name != RETRAIN and not row.inputs and (retain or not row.needs_retain)
     ]
 
 

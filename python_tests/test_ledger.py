@@ -96,8 +96,9 @@ def test_a_broken_one_is_refused_before_any_work(folder: Path, tmp_path: Path, c
     whole, record = ((folder / "second" / name).read_text() for name in (ledger.FILE, ledger.RECORD))
     (tmp_path / ledger.RECORD).write_text(record)
     forget = ["forget", "--data", "digits", "--ids", "20", "--model", str(model), "--out", str(out)]
-    for text in (whole.replace('"seed":0', '"seed":1'), whole.splitlines(keepends=True)[0], "", "no ledger\n"):
-        (tmp_path / ledger.FILE).write_text(text)
+    edited = (whole.replace('"seed":0', '"seed":1'), whole.splitlines(keepends=True)[0], "", "no ledger\n")
+    for text in (*edited, f"\ufeff{whole}", whole[:-1] + "\r\n", whole[:-1] + " \n"):
+        (tmp_path / ledger.FILE).write_bytes(text.encode())
         for command in (forget, ["ledger", "verify", str(tmp_path)]):
             assert cli.main(command) == 2
             told = capsys.readouterr().err
@@ -176,7 +177,7 @@ def test_a_signed_line(folder: Path, keys: Path, tmp_path: Path, capsys: pytest.
         assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 2  # the record knows the last line
         assert "line 1 must be as it was when record.json was written" in capsys.readouterr().err
     for each in changed:
-        path.write_text(line := json.dumps(each) + "\n")
+        path.write_text(line := json.dumps(each, sort_keys=True, separators=(",", ":")) + "\n")
         record = json.loads((tmp_path / "out/record.json").read_text())
         (tmp_path / "out/record.json").write_text(json.dumps({**record, ledger.LINE: ledger.line_hash(line)}))
         assert cli.main(["ledger", "verify", str(tmp_path / "out")]) == 0  # the last line is bound to nothing else

@@ -38,4 +38,5 @@ def run(options: argparse.Namespace) -> None:
     ids = select_ids(options, splits, record.forgotten_ids).tolist()
     check_not_forgotten(ids, record.forgotten_ids, keys_of(len(splits.train), splits.names))
     added = pending.add(options.pending, data, len(splits.train), ids, now())
-    print(f"request {added.number} to forget {len(ids)} samples is pending in {options.pending}")
+    samples = f"{len(ids)} sample{'s' * (len(ids) != 1)}"
+    print(f"request {added.number} to forget {samples} is pending in {options.pending}")

@@ -91,6 +91,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     require(ours, str(path), f"beside the {RECORD} that has the hash of its last line", "none or another")
     same = record.get(LINE) == line_hash(text)
     require(same, f"{path} line {len(found)}", f"as it was when {RECORD} was written", "another")
+    written = "".join(f"{_line(entry)}\n" for entry in found).encode()
+    require(path.read_bytes() == written, str(path), "byte for byte what amun forget wrote", "an edited file")
     return found
 
 

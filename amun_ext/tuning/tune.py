@@ -172,27 +172,42 @@ def tune(
                 "versions": versions(),
             },
         )
-        with process_pool(partial(run_trial, context), model, num_workers) as run_trials:
-            studies = {method: study.opened(storage, method) for method in methods}
-            least = floor(objective, compared["original"], max_accuracy_drop)
-            for method, each in studies.items():
-                draw = partial(draw_parameters, method)
-                pending = study.pending_trials(each, trials, seed, draw, parallel=num_workers > 1)
-                jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in pending)
-                done = len(study.finished(each))
-                with progress_bar(progress, total=trials, initial=done, desc=method, unit="trial") as bar:
-                    for trial, outcome in run_trials(jobs):
-                        study.tell(trial, outcome, OBJECTIVES[objective].column, least)
-                        bar.update()
-            first_runs = replace(tuning, trials=_trials(studies))
-            finalists = [first_runs.finalists(method) for method in methods]
-            rerun = [trial for best in finalists if len(best) > 1 for trial in best if trial.rerun is None]
-            reruns = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in rerun)
-            with progress_bar(progress and bool(rerun), total=len(rerun), desc="the best again", unit="trial") as bar:
-                for trial, outcome in run_trials(reruns):
-                    study.record_rerun(studies[trial.method], trial.number, outcome)
+        return _run_trials(tuning, model, context, storage, methods, trials, num_workers, progress)
+
+
+def _run_trials(
+    tuning: Tuning,
+    model: nn.Module,
+    context: TrialContext,
+    storage: "optuna.storages.BaseStorage",
+    methods: Sequence[str],
+    trials: int,
+    num_workers: int,
+    progress: bool,
+) -> Tuning:
+    """With the trials of each method, and the best of them repeated."""
+    recipe, objective = tuning.recipe, tuning.objective
+    least = floor(objective, context.rows["original"], tuning.max_accuracy_drop)
+    studies = {method: study.opened(storage, method) for method in methods}
+    with process_pool(partial(run_trial, context), model, num_workers) as run_jobs:
+        for method, each in studies.items():
+            draw = partial(draw_parameters, method)
+            pending = study.pending_trials(each, trials, context.seed, draw, parallel=num_workers > 1)
+            jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in pending)
+            done = len(study.finished(each))
+            with progress_bar(progress, total=trials, initial=done, desc=method, unit="trial") as bar:
+                for trial, outcome in run_jobs(jobs):
+                    study.tell(trial, outcome, OBJECTIVES[objective].column, least)
                     bar.update()
-        return replace(tuning, trials=_trials(studies))
+        first_runs = replace(tuning, trials=_trials(studies))
+        finalists = [first_runs.finalists(method) for method in methods]
+        rerun = [trial for best in finalists if len(best) > 1 for trial in best if trial.rerun is None]
+        reruns = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in rerun)
+        with progress_bar(progress and bool(rerun), total=len(rerun), desc="the best again", unit="trial") as bar:
+            for trial, outcome in run_jobs(reruns):
+                study.record_rerun(studies[trial.method], trial.number, outcome)
+                bar.update()
+    return replace(tuning, trials=_trials(studies))
 
 
 def tunable(with_retain: bool = True) -> list[str]:

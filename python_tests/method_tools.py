@@ -14,7 +14,11 @@ def needs(method: str, forget: Dataset, classes: int = 3) -> dict[str, object]:
     others = torch.linspace(0.1, 0.9, len(labels) * image.numel()).view(-1, *image.shape)
     targets = torch.linspace(-1, 1, len(forget) * classes).view(-1, classes)
     inputs = {"targets": targets, "held_out": TensorDataset(others, labels)}
-    return {"selection": 0.1} if method == "ssd" else {name: inputs[name] for name in METHODS[method].inputs}
+    return (
+        {"selection": 0.01, "dampening": 0.01}
+        if method == "ssd"
+        else {name: inputs[name] for name in METHODS[method].inputs}
+    )
 
 
 class Recording(nn.Module):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from amun_ext.data.images import stored
 from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
@@ -79,14 +80,14 @@ def saliency_mask(
     parameters = trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)
-    inputs, labels = checked_dataset(forget, "forget").tensors
-    check_labels("forget labels", labels, len(inputs), count_classes(model, inputs))
+    data = checked_dataset(forget, "forget")
+    check_labels("forget labels", stored(data)[1], len(data), count_classes(model, data[:2][0]))
 
     with torch.inference_mode(False):  # the masks are used in training
         weights = [*parameters.values()]
         sums = zeros_for(weights)
-        batches = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
-        for grads in batch_gradients(model, weights, progress_bar(progress, batches, "saliency", unit="batch")):
+        starts = progress_bar(progress, range(0, len(data), batch_size), "saliency", unit="batch")
+        for grads in batch_gradients(model, weights, (data[start : start + batch_size] for start in starts)):
             for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
                     total += grad.abs() if score == "sum_abs" else grad

@@ -160,7 +160,7 @@ def test_bad_items_of_the_forget_set(model: Recording, forget) -> None:
     for item in ((torch.rand(5), 0), (torch.rand(6).double(), 0), (torch.rand(6), 0.5), 7):
         with pytest.raises(InputError, match=r"^forget\[2\] must be "):
             unlearn(model, Items(forget, {2: item}), method="rl")
-    with pytest.raises(InputError, match=r"^forget must be free of NaN"):
+    with pytest.raises(InputError, match=r"^forget images must be free of NaN"):
         unlearn(model, Items(forget, {2: (torch.full((6,), torch.nan), 0)}), method="rl")
 
 

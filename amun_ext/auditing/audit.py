@@ -132,7 +132,7 @@ def audit(
         no_op=warnings.get("no-op", ""),
     )
     attacks = attacks_of_verdict(audited, baselines, others)
-    pictured = splits.train.stored[0].dim() == 4
+    pictured = len(splits.train.stored[0].shape) == 4
     members = find_suspected_members(audited, ids, attacks[-1])  # U-LiRA where there are shadows: it is per sample
     return Audit(
         verdict=verdict,

@@ -1,10 +1,12 @@
 """The user's own data: a folder of images, an .npz file, or a function."""
 
 import hashlib
+import math
 import re
 import warnings
 import zipfile
 from collections.abc import Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from amun_ext.data.images import ImageDataset
-from amun_ext.data.splits import Splits, as_tensors, image_dataset
+from amun_ext.data.images import ImageDataset, row_hashes
+from amun_ext.data.lazy import LazyImages, fits_memory
+from amun_ext.data.splits import READ_AT_ONCE, Splits, image_dataset, read_dataset
 from amun_ext.data.vision import INSTALL
 from amun_ext.reading import check_file
 from amun_ext.validation import (
@@ -29,7 +33,7 @@ from amun_ext.validation import (
     unambiguous,
 )
 
-CHANNELS = (1, 3, 4)
+RGB, CHANNELS = 3, (1, 3, 4)
 KEYS = "train_keys"  # in an .npz file
 DEEP = {  # at the beginning of files whose tiles do not tell: more than 8 bits in the first component, or of colour
     "JPEG2000": rb"(?s)\xff\x4f\xff\x51.{38}[\x08-\x7f\x88-\xff]",
@@ -50,7 +54,8 @@ def load_folder(
     Images are rotated by their EXIF orientation. All must have one size, or are scaled and cropped to centred squares
     of `resize` pixels. They stay grey [1, H, W] if all are grey, otherwise all become RGB [3, H, W] (transparency is
     dropped). InputError names a file that is no 8-bit image or has another size. Files that start with a dot are
-    ignored. Warns of symbolic links that lead out of `root`.
+    ignored. Warns of symbolic links that lead out of `root`. More than 256 MiB of images are not kept in memory: their
+    files are read again whenever they are used.
     """
     folders = {name for name in known if name == Path(name).name and name != ".."}
     find = _both_parts if test_fraction is None else partial(_divided, fraction=test_fraction)
@@ -62,23 +67,56 @@ def load_folder(
     for path in paths:
         check_file("data", path, "a folder of images")
     _warn_of_links(root, paths)
-    images: dict[Path, Tensor] = {}
-    for path in paths:
-        images[path] = image = torch.from_numpy(read_image(path, resize))
-        shape = images[paths[0]].shape[:2]
-        actual = tuple(image.shape[:2])
-        require(actual == shape, str(path), f"of {paths[0]}'s height and width {tuple(shape)}", actual)
-    channels = max(image[0, 0].numel() for image in images.values())
+    folder = _Folder([*files["train"], *files["test"]], resize)
+    kept: list[Any] = []  # images, or hashes of lazy ones
+    channels, shape = 1, (0, 0)
+    for start in range(0, len(paths), READ_AT_ONCE):
+        rows = range(start, min(start + READ_AT_ONCE, len(paths)))
+        for row, (image, _) in zip(rows, folder.__getitems__(rows), strict=True):
+            actual = image.shape[1], image.shape[2]
+            shape = shape if row else actual
+            require(actual == shape, str(paths[row]), f"of {paths[0]}'s height and width {shape}", actual)
+            channels = max(channels, len(image))
+            lazy = not fits_memory(len(paths), RGB * math.prod(shape))
+            kept.append(row_hashes(image[None]) if lazy else image)
 
-    def part(name: str) -> ImageDataset:
-        pixels = torch.empty(len(files[name]), channels, *shape, dtype=torch.uint8, device="cpu")
-        for row, (path, _) in zip(pixels, files[name], strict=True):
-            image = images.pop(path)
-            row.copy_(image if image.dim() == 2 else image.permute(2, 0, 1))
-        return ImageDataset(pixels, torch.tensor([label for _, label in files[name]], device="cpu"), name)
+    def part(name: str, first: int) -> ImageDataset:
+        rows = range(first, first + len(files[name]))
+        labels = torch.tensor([label for _, label in files[name]], device="cpu")
+        size = torch.Size((channels, *shape))
+        if lazy:
+            images = LazyImages(folder, size, torch.uint8, torch.arange(rows.start, rows.stop, device="cpu"))
+            return ImageDataset(images, labels, name, hashes=np.concatenate(kept[rows.start : rows.stop]))
+        pixels = torch.empty(len(rows), *size, dtype=torch.uint8, device="cpu")
+        for image, row in zip(pixels, rows, strict=True):
+            image.copy_(kept[row])
+            kept[row] = None
+        return ImageDataset(pixels, labels, name)
 
     names = tuple(path.relative_to(root).as_posix() for path, _ in files["train"])
-    return Splits(part("train"), part("test"), classes, names)
+    return Splits(part("train", 0), part("test", len(files["train"])), classes, names)
+
+
+class _Folder(Dataset[tuple[Tensor, int]]):
+    """The uint8 images [C, H, W] of files, read by as many threads as torch has."""
+
+    def __init__(self, files: Sequence[tuple[Path, int]], resize: int | None) -> None:
+        self.files, self.resize = files, resize
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        path, label = self.files[row]
+        image = torch.from_numpy(read_image(path, self.resize))
+        return image[None] if image.dim() == 2 else image.permute(2, 0, 1), label
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor, int]]:
+        threads = min(torch.get_num_threads(), len(rows))
+        if threads < 2:
+            return [self[row] for row in rows]
+        with ThreadPoolExecutor(threads) as pool:
+            return [*pool.map(self.__getitem__, rows)]
 
 
 Files = dict[str, list[tuple[Path, int]]]  # with the number of their class
@@ -171,7 +209,7 @@ def load_function(name: str) -> Splits:
         actual = type(value).__name__
         raise InputError(f"what {name} returns must be Splits or a pair (train, test) of datasets, got {actual}")
     named = {f"{name} train": value[0], f"{name} test": value[1]}
-    train, test = (ImageDataset(*as_tensors(data, of), of) for of, data in named.items())
+    train, test = (read_dataset(data, of) for of, data in named.items())
     classes, keys = tuple(map(str, getattr(value[0], "classes", _numbered(train)))), getattr(value[0], "keys", None)
     return Splits(train, test, classes, tuple(map(str, keys())) if callable(keys) else None)
 

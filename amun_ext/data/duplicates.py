@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amun_ext.data.images import float_parts, hashes_of, row_hashes, stored
+from amun_ext.data.images import float_parts, hashes_of, row_hashes, stored, subset
 from amun_ext.validation import require
 
 FREQUENCIES = 12  # of the cosine transform along each side: coarse shapes, which survive compression and resizing
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by which libraries make a grey image of a coloured one
 LARGE = 64  # pixels of the shorter side
 LIMIT, LIMIT_LARGE = 0.001, 0.05  # distances of near copies, for images below LARGE and from it on
-AT_ONCE = 2**24  # distances in memory
 
 
 def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
@@ -46,20 +45,21 @@ def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = No
         [(0, 2)]
     """
     images = stored(data)[0]
-    if images.dim() != 4:
+    if len(images.shape) != 4:
         return []
     limit = (LIMIT_LARGE if min(images.shape[2:]) >= LARGE else LIMIT) if limit is None else limit
     require(0 <= limit <= 1, "duplicate distance", "a number from 0 to 1", limit)
     if limit == 0:
         return []
-    shapes = torch.cat([_coarse(part) for part in float_parts(images)])
-    found = []
-    for some in rows.split(max(1, AT_ONCE // len(shapes))):
-        distances = 1 - shapes[some] @ shapes.T
-        distances[torch.arange(len(some), device="cpu"), some] = 2
+    own = torch.cat([_coarse(part) for part in float_parts(stored(subset(data, rows))[0])])
+    found, first = [], 0
+    for part in float_parts(images):
+        distances = 1 - own @ _coarse(part).T
         for at, other in (distances < limit).nonzero().tolist():
-            found.append((int(some[at]), other, max(0.0, float(distances[at, other]))))
-    return found
+            if int(rows[at]) != first + other:
+                found.append((at, first + other, max(0.0, float(distances[at, other]))))
+        first += len(part)
+    return [(int(rows[at]), other, distance) for at, other, distance in sorted(found)]
 
 
 def _coarse(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Labelled images in memory: checked once, hashed once, 8-bit images kept as uint8."""
+"""Labelled images: checked once, hashed once, 8-bit images kept as uint8, large sets not kept in memory."""
 
 import copy
 import hashlib
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
+from amun_ext.data.lazy import Images, LazyImages
 from amun_ext.digest import digest
 from amun_ext.validation import check_bounds, check_images, check_labels
 
@@ -24,7 +25,7 @@ class ImageDataset(TensorDataset):
     """Images [N, ...] within `bounds`, floating point or uint8, and integer labels [N]. InputError for others.
 
     uint8 stays uint8 in memory; items, slices and `tensors` are float32, divided by 255. Images are hashed once, also
-    for a `subset`, so they must not be changed in place.
+    for a `subset`, so they must not be changed in place. `LazyImages` have been checked by whoever made them.
 
     Examples:
         >>> import torch
@@ -36,18 +37,20 @@ class ImageDataset(TensorDataset):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         name: str = "dataset",
         bounds: tuple[float, float] | None = (0.0, 1.0),
+        hashes: NDArray[np.void] | None = None,
     ) -> None:
         # without super().__init__, which would set `tensors`
-        eight_bit = isinstance(images, Tensor) and images.dtype == torch.uint8
         self.bounds = check_bounds(bounds)
-        check_images(f"{name} images", images[:1].float() / BITS8 if eight_bit else images, self.bounds)
+        some = images[:1] if isinstance(images, LazyImages) else images
+        eight_bit = isinstance(some, Tensor) and some.dtype == torch.uint8
+        check_images(f"{name} images", as_float(some[:1]) if eight_bit else some, self.bounds)
         check_labels(f"{name} labels", labels, len(images))
-        self.stored = images, labels.long()
-        self._hashes: NDArray[np.void] | None = None
+        self.stored: tuple[Images, Tensor] = images, labels.long()
+        self._hashes = hashes
 
     def __getitem__(self, rows: Any) -> tuple[Tensor, ...]:
         images, labels = self.stored
@@ -58,8 +61,8 @@ class ImageDataset(TensorDataset):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """All images and labels; 8-bit images take four times the memory of `stored`."""
-        return as_float(self.stored[0]), self.stored[1]
+        """All images and labels in memory; 8-bit images take four times the memory of `stored`."""
+        return as_float(self.stored[0][:]), self.stored[1]
 
     @property
     def labels(self) -> Tensor:
@@ -81,9 +84,14 @@ def as_float(images: Tensor) -> Tensor:
     return images.float().div_(torch.full((1,), BITS8, device=images.device))
 
 
-def stored(dataset: TensorDataset) -> tuple[Tensor, ...]:
-    """The tensors in memory, which may be uint8."""
+def stored(dataset: TensorDataset) -> tuple[Any, ...]:
+    """Its images, which may be uint8 or lazy, and its labels."""
     return dataset.stored if isinstance(dataset, ImageDataset) else dataset.tensors
+
+
+def is_lazy(dataset: TensorDataset) -> bool:
+    """Whether its images are read when they are used."""
+    return isinstance(stored(dataset)[0], LazyImages)
 
 
 def subset(dataset: Data, rows: Tensor | slice) -> Data:
@@ -91,23 +99,23 @@ def subset(dataset: Data, rows: Tensor | slice) -> Data:
     if not isinstance(dataset, ImageDataset):
         return cast(Data, TensorDataset(*(tensor[rows] for tensor in dataset.tensors)))
     images, labels = dataset.stored
-    result = _with(dataset, images[rows], labels[rows])
+    result = _with(dataset, images.select(rows) if isinstance(images, LazyImages) else images[rows], labels[rows])
     if dataset._hashes is not None:
         result._hashes = dataset._hashes[rows if isinstance(rows, slice) else rows.cpu().numpy()]
     return result
 
 
 def concat(datasets: Sequence[TensorDataset]) -> TensorDataset:
-    """The datasets concatenated; uint8 if all of them are."""
+    """The datasets concatenated; uint8 or lazy if all of them are."""
     if len(datasets) == 1:
         return datasets[0]
     images = [data for data in datasets if isinstance(data, ImageDataset)]
-    alike = len(images) == len(datasets) and len({data.stored[0].dtype for data in images}) == 1
+    alike = len(images) == len(datasets) and len({(data.stored[0].dtype, is_lazy(data)) for data in images}) == 1
     pairs = zip(*(stored(data) if alike else data.tensors for data in datasets), strict=True)
-    joined = [torch.cat(tensors) for tensors in pairs]
     if not alike:
-        return TensorDataset(*joined)
-    result = _with(images[0], *joined)
+        return TensorDataset(*map(torch.cat, pairs))
+    every, labels = pairs
+    result = _with(images[0], _joined(every) if is_lazy(images[0]) else torch.cat(every), torch.cat(labels))
     if all(data._hashes is not None for data in images):
         result._hashes = np.concatenate([data.hashes for data in images])
     return result
@@ -119,7 +127,10 @@ def moved(dataset: Data, device: torch.device, dtype: torch.dtype) -> Data:
     labels = labels.to(device, torch.int64)
     if not isinstance(dataset, ImageDataset):
         return cast(Data, TensorDataset(images.to(device, dtype), labels))
-    return _with(dataset, images.to(device, None if images.dtype == torch.uint8 else dtype), labels)
+    result = _with(dataset, images.to(device, None if images.dtype == torch.uint8 else dtype), labels)
+    if result.stored[0].dtype == images.dtype:
+        result._hashes = dataset._hashes
+    return result
 
 
 def hashes_of(dataset: TensorDataset) -> NDArray[np.void]:
@@ -127,7 +138,7 @@ def hashes_of(dataset: TensorDataset) -> NDArray[np.void]:
     return dataset.hashes if isinstance(dataset, ImageDataset) else row_hashes(dataset.tensors[0])
 
 
-def row_hashes(images: Tensor) -> NDArray[np.void]:
+def row_hashes(images: Images) -> NDArray[np.void]:
     """A hash of each image [N, ...], equal for equal values of any type, and for grey in one channel or three."""
     if len(images) == 0:
         return np.empty(0, f"V{HASH_BYTES}")
@@ -146,10 +157,11 @@ def row_hashes(images: Tensor) -> NDArray[np.void]:
     return np.frombuffer(b"".join(found), f"V{HASH_BYTES}")
 
 
-def float_parts(images: Tensor) -> Iterator[Tensor]:
+def float_parts(images: Images) -> Iterator[Tensor]:
     """The images as float32 on the CPU, some at a time, so that uint8 images do not take four times their memory."""
-    for part in images.detach().split(max(1, FLOAT_BYTES // images[:1].nbytes)):
-        yield as_float(part.cpu()).float()
+    size = max(1, FLOAT_BYTES // images[:1].nbytes)
+    for start in range(0, len(images), size):
+        yield as_float(images[start : start + size].detach().cpu()).float()
 
 
 def fingerprint(dataset: TensorDataset) -> str:
@@ -159,7 +171,19 @@ def fingerprint(dataset: TensorDataset) -> str:
     return digest({"images": rows, "labels": labels.long()}, str(tuple(images.shape[1:])))
 
 
-def _with(dataset: Data, images: Tensor, labels: Tensor) -> Data:
+def _joined(images: Sequence[LazyImages]) -> LazyImages:
+    """Of images that are read alike."""
+    first, sources = images[0], [each.dataset for each in images]
+    if any(source is not first.dataset for source in sources):
+        ends = np.cumsum([0, *(len(source) for source in sources)]).tolist()  # type: ignore[arg-type]
+        rows = [torch.where(each.rows < 0, -1, each.rows + end) for each, end in zip(images, ends, strict=False)]
+        source: Dataset[Any] = ConcatDataset(sources)
+    else:
+        rows, source = [each.rows for each in images], first.dataset
+    return LazyImages(source, first.image_shape, first.dtype, torch.cat(rows)).to(first.device)
+
+
+def _with(dataset: Data, images: Images, labels: Tensor) -> Data:
     """A dataset like this one, without a check."""
     result = copy.copy(dataset)
     result.stored, result._hashes = (images, labels), None  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from amun_ext.data.images import ImageDataset, fingerprint, stored
+from amun_ext.data.lazy import Images, LazyImages
 from amun_ext.data.splits import Splits
 from amun_ext.validation import InputError, listed, require
 
@@ -84,8 +85,7 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
             + _differences(old, new, lost, outside)
         )
     absent = [row for row in range(count) if row not in rows]
-    train_images = _channels(images, manifest.channels)[[rows.get(row, 0) for row in range(count)]]
-    train_images[absent] = 0
+    train_images = _rows(images, torch.tensor([rows.get(row, -1) for row in range(count)]), manifest.channels)
     numbers = {name: number for number, name in enumerate(manifest.classes)}
     test_images, test_labels = stored(splits.test)
     new_labels = torch.tensor([numbers.get(splits.classes[label], -1) for label in test_labels.tolist()])
@@ -93,7 +93,7 @@ def aligned(splits: Splits, metadata: Mapping[str, str]) -> Splits:
     require(bool(kept.any()), "data", "with test samples of the model's classes", "none")
     return Splits(
         train=ImageDataset(train_images, torch.tensor(manifest.labels), "train"),
-        test=ImageDataset(_channels(test_images[kept], manifest.channels), new_labels[kept], "test"),
+        test=ImageDataset(_rows(test_images, kept.nonzero()[:, 0], manifest.channels), new_labels[kept], "test"),
         classes=manifest.classes,
         names=None if names is None else tuple(names[rows[row]] if row in rows else GONE for row in range(count)),
         absent=tuple(absent),
@@ -169,11 +169,14 @@ def _differences(old: Rows, new: Rows, lost: Sequence[int], outside: Sequence[in
     return "; ".join(f"{kind}: {listed(names)}" for kind, names in differences.items() if names)
 
 
-def _channels(images: Tensor, wanted: int) -> Tensor:
-    """Convert between grey and colour, because one coloured file makes a whole folder RGB."""
-    if {images.shape[1], wanted} != {1, 3}:
-        return images
-    return images[:, :1].expand(-1, wanted, -1, -1)
+def _rows(images: Images, rows: Tensor, channels: int) -> Images:
+    """The `rows` [M], -1 for an image of zeros, in grey or colour: one coloured file makes a whole folder RGB."""
+    channels = channels if {images.shape[1], channels} == {1, 3} else images.shape[1]
+    if isinstance(images, LazyImages):
+        return images.select(rows, channels)
+    taken = images[rows.clamp(min=0)]
+    taken[rows < 0] = 0
+    return taken if channels == taken.shape[1] else taken[:, :1].expand(-1, channels, -1, -1)
 
 
 def _hashes(dataset: ImageDataset) -> list[bytes]:

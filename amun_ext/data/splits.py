@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.data.images import ImageDataset, moved
-from amun_ext.validation import InputError, check_images, check_labels, listed, printable, require
+from amun_ext.data.images import ImageDataset, as_float, moved, row_hashes, stored, subset
+from amun_ext.data.lazy import LazyImages, fits_memory
+from amun_ext.validation import InputError, check_bounds, check_images, check_labels, listed, printable, require
+
+READ_AT_ONCE = 32  # images
 
 
 @dataclass(frozen=True)
 class Splits:
     """Images [N, C, H, W] in [0, 1] with labels int64 [N] below len(classes), for training and for testing.
 
-    A TensorDataset is checked here, once, and becomes an `ImageDataset`. Inputs other than images, [N, ...], may have
-    other `bounds`, or None for none.
+    A dataset is checked here, once, and becomes an `ImageDataset`, see `read_dataset`. Inputs other than images,
+    [N, ...], may have other `bounds`, or None for none.
 
     The last three are set by `amun_ext.data.aligned`, for data in the rows of a checkpoint.
     """
@@ -39,7 +42,7 @@ class Splits:
         for part in ("train", "test"):
             given = getattr(self, part)
             ours = isinstance(given, ImageDataset)
-            dataset = given if ours else ImageDataset(*as_tensors(given, part), part, self.bounds)
+            dataset = given if ours else read_dataset(given, part, self.bounds)
             check_labels(f"{part} labels", dataset.labels, len(dataset), len(self.classes) or None)
             object.__setattr__(self, part, dataset)
 
@@ -60,11 +63,11 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
     A TensorDataset gives its own tensors. The items of any other are read once, so a random transform is applied once.
     InputError for an empty dataset, and for an item whose shape or type is not that of the first one.
     """
-    map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    require(map_style, name, "a map-style dataset (__len__ and __getitem__)", type(dataset).__name__)
+    check_map_style(dataset, name)
     if isinstance(dataset, TensorDataset):
-        require(len(dataset.tensors) == 2, name, "a dataset of (images, labels)", f"{len(dataset.tensors)} tensors")
-        images, labels = dataset.tensors if rows is None else (part[rows.start : rows.stop] for part in dataset.tensors)
+        count = len(stored(dataset))
+        require(count == 2, name, "a dataset of (images, labels)", f"{count} tensors")
+        images, labels = (dataset if rows is None else subset(dataset, slice(rows.start, rows.stop))).tensors
         require(len(images) > 0, name, "non-empty", "no items")
         check_labels(f"{name} labels", labels, len(images))
         return images, labels.long()
@@ -74,10 +77,49 @@ def as_tensors(dataset: Dataset[Any], name: str, rows: range | None = None) -> t
     require(len(items) > 0, name, "non-empty", "no items")
     first = items[0][0]
     for index, (image, _) in zip(rows, items, strict=True):
-        same = image.shape == first.shape and image.dtype == first.dtype
-        expected, actual = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (first, image))
-        require(same, f"{name}[{index}]", f"an image like {name}[{rows.start}], {expected}", actual)
+        check_alike(image[None], first[None], f"{name}[{index}]", f"{name}[{rows.start}]")
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items], device="cpu")
+
+
+def check_map_style(dataset: object, name: str) -> None:
+    map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    require(map_style, name, "a map-style dataset (__len__ and __getitem__)", type(dataset).__name__)
+
+
+def check_alike(images: Tensor, first: Tensor, name: str, first_name: str) -> None:
+    """InputError for images [N, ...] of another shape or type than the first one, [M, ...]."""
+    expected, actual = (f"{tuple(each.shape[1:])} {each.dtype}" for each in (first, images))
+    require(expected == actual, name, f"an image like {first_name}, {expected}", actual)
+
+
+def read_dataset(dataset: Dataset[Any], name: str, bounds: tuple[float, float] | None = (0.0, 1.0)) -> ImageDataset:
+    """A dataset as `as_tensors` reads it, in memory if its images have at most 256 MiB.
+
+    The images of a larger one are read again whenever they are used, so its items must be the same every time.
+    """
+    if isinstance(dataset, TensorDataset):
+        return ImageDataset(*as_tensors(dataset, name), name, bounds)
+    check_map_style(dataset, name)
+    total = len(dataset)  # type: ignore[arg-type]
+    require(total > 0, name, "non-empty", "no items")
+    kept: list[Any] = []  # images, or hashes of lazy ones
+    labels: list[Tensor] = []
+    first = torch.empty(0)
+    for start in range(0, total, READ_AT_ONCE):
+        images, some = as_tensors(dataset, name, range(start, min(start + READ_AT_ONCE, total)))
+        first = first if start else images[:1]
+        check_alike(images, first, f"{name}[{start}]", f"{name}[0]")
+        lazy = not fits_memory(total, first.nbytes)
+        if lazy:
+            check_images(name, as_float(images), check_bounds(bounds))
+        kept.append(row_hashes(images) if lazy else images)
+        labels.append(some)
+    if not lazy:
+        return ImageDataset(torch.cat(kept), torch.cat(labels), name, bounds)
+    same = torch.equal(as_tensors(dataset, name, range(1))[0], first)
+    require(same, f"{name}[0]", "the same whenever it is read, in a set too large for memory", "another image")
+    source = LazyImages(dataset, first.shape[1:], first.dtype, torch.arange(total, device="cpu")).to(first.device)
+    return ImageDataset(source, torch.cat(labels), name, bounds, np.concatenate(kept))
 
 
 def checked_dataset(
@@ -86,6 +128,8 @@ def checked_dataset(
     """`as_tensors`, as a dataset. InputError for images outside `bounds`; an ImageDataset has been checked."""
     if isinstance(dataset, ImageDataset) and bounds[0] <= dataset.bounds[0] and dataset.bounds[1] <= bounds[1]:
         return dataset
+    if not isinstance(dataset, TensorDataset):
+        return read_dataset(dataset, name, bounds)
     images, labels = as_tensors(dataset, name)
     check_images(name, images, bounds)
     check_labels(f"{name} labels", labels, len(images))

@@ -30,8 +30,8 @@ def seconds(model: nn.Module, request_sets: Sets, config: MethodConfig) -> float
     warm_up()
     examples, search = None, 0.0
     if (how := config.search) is not None:
-        examples = find_min_adversarial(model, *forget.tensors, **how)
-        search = _timed(lambda: find_min_adversarial(model, *forget.tensors, **how))
+        examples = find_min_adversarial(model, forget, **how)
+        search = _timed(lambda: find_min_adversarial(model, forget, **how))
 
     def trained(epochs: int) -> float:
         recipe = replace(config.recipe, epochs=epochs, warmup_epochs=0)

@@ -192,7 +192,7 @@ def forget(
     if chosen.search is not None:
         how = {**chosen.search, "out": examples, "progress": progress}
         with stage("search"):
-            adversarial = find_min_adversarial(original, *request_sets.forget.tensors, **how)
+            adversarial = find_min_adversarial(original, request_sets.forget, **how)
     mask = None
     if chosen.mask is not None:
         with stage("mask"):

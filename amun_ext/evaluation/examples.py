@@ -7,11 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
+from amun_ext.data.images import stored
 from amun_ext.search import AdversarialSet
 from amun_ext.validation import check_images, check_labels, require
 
 SHOWN = 8
+CHECKED_AT_ONCE = 32  # images
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +28,18 @@ class Example:
     distance: float
 
 
-def check_examples(examples: AdversarialSet, images: Tensor, classes: int | None) -> None:
-    """InputError for examples that do not belong to the forget `images` [N, C, H, W], or are not finite."""
-    require(images.dim() == 4, "forget images", "[N, C, H, W] to be shown", f"shape {tuple(images.shape)}")
+def check_examples(examples: AdversarialSet, forget: TensorDataset, classes: int | None) -> None:
+    """InputError for examples that do not belong to the `forget` images [N, C, H, W], or are not finite."""
+    images, _ = stored(forget)
+    require(len(images.shape) == 4, "forget images", "[N, C, H, W] to be shown", f"shape {tuple(images.shape)}")
     fields = dict.fromkeys(("labels", "distance", "found", "eps", "grad_evals"), (len(images),))
     for field, aligned in (fields | {"images": tuple(images.shape)}).items():
         shape = tuple(getattr(examples, field).shape)
         require(shape == aligned, f"adversarial.{field}", f"of shape {aligned}, as forget", f"shape {shape}")
     found = examples.found.bool()
     if found.any():
-        check_images("adversarial.images", examples.images[found], (0.0, 1.0))
+        for rows in found.nonzero()[:, 0].split(CHECKED_AT_ONCE):
+            check_images("adversarial.images", examples.images[rows], (0.0, 1.0))
         check_labels("adversarial.labels", examples.labels[found], int(found.sum()), classes)
         broken = int((~examples.distance[found].isfinite()).sum())
         require(broken == 0, "adversarial.distance", "finite where found", f"{broken} not finite")
@@ -52,7 +57,7 @@ def summarize_search(examples: AdversarialSet) -> dict[str, float]:
     }
 
 
-def pick_examples(examples: AdversarialSet, images: Tensor, labels: Tensor, classes: Sequence[str]) -> list[Example]:
+def pick_examples(examples: AdversarialSet, forget: TensorDataset, classes: Sequence[str]) -> list[Example]:
     """At most `SHOWN` pairs, evenly spread from the closest to the farthest."""
     found = examples.found.bool().nonzero().squeeze(1)
     ordered = found[examples.distance[found].argsort(stable=True)]
@@ -63,11 +68,12 @@ def pick_examples(examples: AdversarialSet, images: Tensor, labels: Tensor, clas
 
     return [
         Example(
-            images[i].float().cpu().numpy(),
-            examples.images[i].float().cpu().numpy(),
-            named(labels[i]),
-            named(examples.labels[i]),
-            float(examples.distance[i]),
+            image.float().cpu().numpy(),
+            examples.images[row].float().cpu().numpy(),
+            named(label),
+            named(examples.labels[row]),
+            float(examples.distance[row]),
         )
-        for i in ordered[spread.to(ordered.device)].tolist()
+        for row in ordered[spread.to(ordered.device)].tolist()
+        for image, label in [forget[row]]
     ]

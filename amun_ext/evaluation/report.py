@@ -113,11 +113,10 @@ def evaluate(
             require(name is None or name in models, argument, f"among the rows {names}{none}", repr(name))
     for name, value in seconds.items():
         require(0 <= value < math.inf, f"seconds[{name!r}]", "finite and not negative", value)
-    images, labels = sets["forget"].tensors
     if adversarial is not None:
-        check_examples(adversarial, images, len(classes) or None)
+        check_examples(adversarial, sets["forget"], len(classes) or None)
     if classes:
-        check_labels("forget labels", labels, len(images), len(classes))
+        check_labels("forget labels", stored(sets["forget"])[1], len(sets["forget"]), len(classes))
     observed = {
         name: _observe(name, model, sets, seconds.get(name, math.nan), classes) for name, model in models.items()
     }
@@ -133,7 +132,7 @@ def evaluate(
         baseline=baseline,
         search=None if adversarial is None else summarize_search(adversarial),
         remarks=[] if highlight == before else _remarks(observed, before, highlight, baseline or before),
-        examples=[] if adversarial is None else pick_examples(adversarial, images, labels, classes),
+        examples=[] if adversarial is None else pick_examples(adversarial, sets["forget"], classes),
         facts=dict(facts or {}),
     )
 

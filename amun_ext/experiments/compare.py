@@ -228,7 +228,7 @@ def _examples(search: Mapping[str, Any], shared: SharedInputs) -> tuple[Adversar
 
     def make() -> dict[str, float]:
         start = time.perf_counter()
-        found = find_min_adversarial(shared.original, *shared.request_sets.forget.tensors, **search)
+        found = find_min_adversarial(shared.original, shared.request_sets.forget, **search)
         seconds = time.perf_counter() - start
         found.save(file)
         return {"seconds": seconds}

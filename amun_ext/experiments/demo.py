@@ -50,9 +50,7 @@ def run(seed: int = 0, progress: bool = False) -> tuple[Report, dict[str, nn.Mod
 
     ids = forget_ids(len(splits.train), fraction=FRACTION, seed=seed)
     forget, retain = split(splits.train, ids)
-    adversarial = timed(
-        "search", lambda: find_min_adversarial(original, *forget.tensors, method=SEARCH, progress=progress)
-    )
+    adversarial = timed("search", lambda: find_min_adversarial(original, forget, method=SEARCH, progress=progress))
 
     def amun(include_forget: bool) -> nn.Module:
         return unlearn(

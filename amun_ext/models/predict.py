@@ -7,17 +7,21 @@ from torch.utils.data import TensorDataset
 from amun_ext.models.state import eval_mode, logits_of, placement
 from amun_ext.validation import check_labels, require
 
+BATCH_BYTES = 2**24  # of images
+
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor | TensorDataset, batch_size: int = 512, *, name: str = "model") -> Tensor:
     """Logits [N, K], float32 on the CPU, of images [N, ...] or of the images of a dataset of (image, label).
 
-    The images are moved to the model's device batch by batch. The model runs in eval mode and is left as it was.
+    The images are moved to the model's device batch by batch, at most 16 MiB of them at once. The model runs in eval
+    mode and is left as it was.
     InputError, which calls the model `name`, unless it returns finite logits [N, K], K >= 2.
     """
     require(len(images) > 0, "images", "a non-empty batch", "no images")
     require(batch_size > 0, "batch_size", "positive", batch_size)
     first, *_ = images[:1] if isinstance(images, TensorDataset) else (images[:1],)
+    batch_size = min(batch_size, max(1, BATCH_BYTES // first.nbytes))
     device, dtype = placement(model, first)
     logits = []
     with eval_mode(model):

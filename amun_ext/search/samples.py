@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
-from amun_ext.data import as_tensors
+from amun_ext.data import ImageDataset, as_tensors, fingerprint
+from amun_ext.data.splits import check_alike, check_map_style
 from amun_ext.digest import digest, parts
 from amun_ext.validation import InputError, check_images, check_labels, require
 
@@ -19,7 +20,7 @@ class Samples:
     ) -> None:
         if isinstance(inputs, DataLoader):
             inputs = _dataset_of(inputs)
-        if isinstance(inputs, TensorDataset) and labels is None:
+        if isinstance(inputs, TensorDataset) and not isinstance(inputs, ImageDataset) and labels is None:
             inputs, labels = as_tensors(inputs, "inputs")
         self.inputs, self.labels = inputs, labels
         if isinstance(inputs, Tensor):
@@ -29,10 +30,10 @@ class Samples:
         else:
             expected = "a tensor [N, ...], or a Dataset with no labels beside it"
             require(labels is None, "inputs", expected, type(inputs).__name__)
-            map_style = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-            require(map_style, "inputs", "a tensor [N, ...] or a map-style dataset", type(inputs).__name__)
+            check_map_style(inputs, "inputs")
             rows = range(min(len(self), 8))
             first = as_tensors(inputs, "inputs", rows)
+            self.labels = inputs.labels if isinstance(inputs, ImageDataset) else None
         self.like = first[0]
         # rounded to the type of the images: 0.3 is another number in float32
         low, high = torch.tensor(
@@ -50,9 +51,7 @@ class Samples:
             assert self.labels is not None
             return self.inputs[rows.start : rows.stop], self.labels[rows.start : rows.stop]
         inputs, labels = as_tensors(self.inputs, "inputs", rows)
-        if rows.start:
-            expected, actual = (f"{tuple(part.shape[1:])} {part.dtype}" for part in (self.like, inputs))
-            require(expected == actual, f"inputs[{rows.start}]", f"an image like inputs[0], {expected}", actual)
+        check_alike(inputs, self.like, f"inputs[{rows.start}]", "inputs[0]")
         self._check(inputs, labels, rows, classes)
         return inputs, labels
 
@@ -70,7 +69,9 @@ class Samples:
             raise
 
     def fingerprint(self) -> str:
-        """Of all samples of a tensor; of a Dataset, which may be slow, of its first items and its length."""
+        """Of all samples, if they are hashed or in memory; of another Dataset of its first items and its length."""
+        if isinstance(self.inputs, ImageDataset):
+            return fingerprint(self.inputs)
         inputs, labels = self.read(range(len(self) if isinstance(self.inputs, Tensor) else min(len(self), 64)))
         return f"{len(self)} {digest({'inputs': inputs, 'labels': labels})}"
 

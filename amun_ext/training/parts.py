@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from amun_ext.data.images import ImageDataset, concat, moved, stored, subset
+from amun_ext.data.images import ImageDataset, concat, is_lazy, moved, stored, subset
 from amun_ext.random_state import same_random_state
 from amun_ext.validation import check_labels, require
 
@@ -23,8 +23,9 @@ Teacher: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 class DataPart:
     """Some of the data to train on, and whether the recipe's augmentation applies.
 
-    `data` is a map-style dataset of (input, label). A TensorDataset is moved to the device; any other is read through a
-    DataLoader in every epoch, with random transforms that follow from the seed and `num_workers`.
+    `data` is a map-style dataset of (input, label). A TensorDataset is moved to the device, but for `LazyImages`, which
+    are read batch by batch, or through a DataLoader if there are `num_workers`; any other is read through a DataLoader
+    in every epoch, with random transforms that follow from the seed and `num_workers`.
 
     Two options replace the labels. `labels` is a function of the number of the epoch (from 0 on), called when the pass
     begins, that returns a tensor [N]. `targets` are soft labels: a tensor [N, classes], or a teacher, a function of the
@@ -62,10 +63,13 @@ class BatchLoader:
         self.targets = [
             part.targets.to(device, wide) if isinstance(part.targets, Tensor) else part.targets for part in parts
         ]
-        self.datasets: list[TensorDataset] = []  # one for each type in memory; none if a part must be read item by item
-        sets = [moved(part.data, device, dtype) for part in parts if in_memory(part.data)]
-        if len(sets) == len(parts):
-            self.datasets = [concat([*some]) for _, some in groupby(sets, lambda data: stored(data)[0].dtype)]
+        self.datasets: list[TensorDataset] = []  # one for each kind of images; none if a DataLoader must read a part
+        sets = [moved(part.data, device, dtype) for part in parts if has_rows(part.data)]
+        ahead = num_workers > 0 and any(map(is_lazy, sets))
+        if len(sets) == len(parts) and not ahead:
+            self.datasets = [
+                concat([*some]) for _, some in groupby(sets, lambda data: (stored(data)[0].dtype, is_lazy(data)))
+            ]
 
     def __len__(self) -> int:
         """The samples of an epoch."""
@@ -120,7 +124,7 @@ class BatchLoader:
             return
         # on the CPU, because a forked worker cannot use a GPU
         cpu, sets = torch.device("cpu"), [part.data for part in self.parts]
-        sets = [moved(data, cpu, stored(data)[0].dtype) if in_memory(data) else data for data in sets]
+        sets = [moved(data, cpu, stored(data)[0].dtype) if has_rows(data) else data for data in sets]
         # a generator of its own, so that the shuffling is the same as for tensors
         loader: DataLoader[Any] = DataLoader(
             ConcatDataset(sets),
@@ -163,8 +167,8 @@ class BatchLoader:
         return torch.cat(replaced)
 
 
-def in_memory(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
-    """Whether its items are rows of its tensors; a user's subclass may transform them."""
+def has_rows(data: Dataset[Any]) -> TypeGuard[TensorDataset]:
+    """Whether its items are rows of its images and labels; a user's subclass may transform them."""
     plain = isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
     return plain or type(data) is ImageDataset
 
@@ -173,7 +177,7 @@ def random_part(data: Dataset[Any], count: int, seed: int) -> Dataset[Any]:
     """So many random samples of it."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(data), generator=generator, device="cpu")[:count]  # type: ignore[arg-type]
-    return subset(data, rows) if in_memory(data) else Subset(data, rows.tolist())
+    return subset(data, rows) if has_rows(data) else Subset(data, rows.tolist())
 
 
 def check_parts(passes: Sequence[Pass]) -> Tensor:

@@ -138,7 +138,7 @@ def tune(
     with workplace(out, "tune") as place, _open_study(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
         if how is not None:
-            found = find_min_adversarial(model, *forget.tensors, **how, out=out / EXAMPLES, progress=progress)
+            found = find_min_adversarial(model, forget, **how, out=out / EXAMPLES, progress=progress)
             adversarial = found.to("cpu")
         context = TrialContext(
             forget, retain, test, with_retain, adversarial, seed, inputs, init if starts_anew else None

@@ -106,7 +106,7 @@ def ablation_set(
     check_images("forget", images, check_bounds(bounds))
     check_labels("forget labels", labels, len(images), num_classes)
     adversarial = adversarial.to(images.device)
-    check_examples(adversarial, images, labels)
+    check_examples(adversarial, TensorDataset(images, labels))
     rows = adversarial.found
     require(bool(rows.any()), "forget", "a set with an adversarial example for at least one sample", "none found")
     check_labels("adversarial labels", adversarial.labels, len(images), num_classes)

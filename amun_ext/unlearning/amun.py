@@ -4,10 +4,11 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from amun_ext.data.images import subset
+from amun_ext.data.images import ImageDataset, stored, subset
+from amun_ext.data.lazy import LazyImages, fits_memory
 from amun_ext.search import ATTACKS, AdversarialSet, PythonRule, find_min_adversarial
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import require
@@ -15,6 +16,7 @@ from amun_ext.validation import require
 # Ten epochs of SGD as in the paper's appendix C. It does not publish the learning rates it selected; 0.01, a tenth of
 # it every epoch, is the one that the authors' README uses, for 10 % of CIFAR-10 with the retain set.
 RECIPE = Recipe(epochs=10, lr=0.01, schedule="step:1")
+CHECKED_AT_ONCE = 32  # images
 
 
 def amun(
@@ -46,14 +48,13 @@ def amun(
     require(isinstance(include_forget, bool), "include_forget", "True or False", repr(include_forget))
     valid = callable(search) or search in tuple(ATTACKS)
     require(valid, "search", f"one of {tuple(ATTACKS)} or a function", repr(search))
-    images, labels = forget.tensors
     if adversarial is None:
-        adversarial = find_min_adversarial(model, images, labels, method=search, progress=run.progress, **settings)
+        adversarial = find_min_adversarial(model, forget, method=search, progress=run.progress, **settings)
     else:
         require(isinstance(adversarial, AdversarialSet), "adversarial", "an AdversarialSet", type(adversarial).__name__)
         require(not settings, "settings of the search", "absent when the examples are given", sorted(settings))
-    adversarial = adversarial.to(images.device)
-    check_examples(adversarial, images, labels)
+    adversarial = adversarial.to(stored(forget)[1].device)
+    check_examples(adversarial, forget)
     rows = adversarial.found
     require(bool(rows.any()), "forget", "a set with an adversarial example for at least one sample", "none found")
     if not rows.all():
@@ -64,7 +65,7 @@ def amun(
             RuntimeWarning,
             stacklevel=3,
         )
-    parts = [DataPart(TensorDataset(adversarial.images[rows], adversarial.labels[rows]), augment=False)]
+    parts = [DataPart(_wrongly_labelled(adversarial), augment=False)]
     if include_forget:
         parts.append(DataPart(subset(forget, rows)))
     if retain is not None:
@@ -72,15 +73,30 @@ def amun(
     fit(model, [Pass(parts)], recipe, run, description="AMUN")
 
 
-def check_examples(adversarial: AdversarialSet, images: Tensor, labels: Tensor) -> None:
+def _wrongly_labelled(adversarial: AdversarialSet) -> TensorDataset:
+    """The examples that were found, with their wrong labels; many are read from their file when they are used."""
+    images, labels = adversarial.images, adversarial.labels[adversarial.found]
+    if fits_memory(len(labels), images[0].nbytes):
+        return TensorDataset(images[adversarial.found], labels)
+    rows = torch.arange(len(labels), device="cpu")
+    lazy = LazyImages(adversarial, images.shape[1:], images.dtype, rows).to(images.device)
+    return ImageDataset(lazy, labels, "adversarial", bounds=None)
+
+
+def check_examples(adversarial: AdversarialSet, forget: TensorDataset) -> None:
     """Refuse examples that are not those of these very samples, or that would teach the true label."""
+    images, labels = stored(forget)
     expected = f"a row for each of the {len(images)} forget samples"
     shapes = adversarial.images.shape == images.shape and adversarial.found.shape == labels.shape
     require(shapes, "adversarial", expected, f"images {tuple(adversarial.images.shape)}")
     rows = adversarial.found
     wrong = bool((adversarial.labels != labels)[rows].all())
     require(wrong, "adversarial", "examples with wrong labels", "true ones")
-    moved = (adversarial.images[rows].to(images.dtype) - images[rows]).flatten(1).norm(dim=1)
-    near = torch.allclose(moved, adversarial.distance[rows].to(images.dtype), rtol=1e-2, atol=1e-4)
-    same = near and torch.equal(adversarial.true_labels, labels)
+    same = torch.equal(adversarial.true_labels, labels)
+    for start in range(0, len(forget), CHECKED_AT_ONCE):
+        part = slice(start, start + CHECKED_AT_ONCE)
+        inputs, found = forget[part][0], rows[part]
+        moved = (adversarial.images[part].to(inputs.dtype) - inputs)[found].flatten(1).norm(dim=1)
+        distance = adversarial.distance[part][found].to(inputs.dtype)
+        same = same and torch.allclose(moved, distance, rtol=1e-2, atol=1e-4)
     require(same, "adversarial", "the examples of these forget samples, in their order", "those of others")

@@ -40,17 +40,18 @@ def boundary_shrink(
         require_wrong: where the teacher still answers the true label take its second choice, for the method wants the
             nearest *wrong* class; the published codes do not look, and then teach the true label.
     """
-    images, labels = forget.tensors
     pair = isinstance(bounds, Sequence) and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
     require(pair, "bounds", "a pair of finite numbers, the smaller one first", bounds)
-    check_images("forget", images, bounds)
+    starts = range(0, len(forget), BATCH_SIZE)
+    for start in starts:
+        check_images("forget", forget[start : start + BATCH_SIZE][0], bounds)
     require(is_number(eps) and 0 < eps < float("inf"), "eps", "a positive, finite number", repr(eps))
     require(isinstance(require_wrong, bool), "require_wrong", "True or False", repr(require_wrong))
     require(teacher in TEACHERS, "teacher", f"one of {TEACHERS}", repr(teacher))
 
     def nearest(epoch: int) -> Tensor:
         with eval_mode(model):
-            batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+            batches = (forget[start : start + BATCH_SIZE] for start in starts)
             return torch.cat([_neighbour(model, x, y, eps, bounds, require_wrong) for x, y in batches])
 
     def at_first() -> Callable[[int], Tensor]:

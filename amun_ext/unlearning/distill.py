@@ -34,10 +34,9 @@ def distill(
             soft labels are softmax(targets / temperature).
         weight: of a forget sample in the loss, where a retain sample has the weight 1; without D_R all have 1.
     """
-    images, _ = forget.tensors
     for name, value in (("weight", weight), ("temperature", temperature)):
         require(is_number(value) and 0 < value < math.inf, name, "a positive, finite number", repr(value))
-    expected = (len(images), count_classes(model, images))
+    expected = (len(forget), count_classes(model, forget[:2][0]))
     actual = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
     require(actual == expected, "targets", f"logits {expected} of the forget samples", actual)
     require(bool(targets.isfinite().all()), "targets", "finite", "NaN or infinite logits")

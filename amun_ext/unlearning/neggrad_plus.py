@@ -33,7 +33,7 @@ def neggrad_plus(
     """
     assert retain is not None
     require(is_number(beta) and 0 <= beta <= 1, "beta", "in [0, 1]", repr(beta))
-    classes = count_classes(model, forget.tensors[0])
+    classes = count_classes(model, forget[:2][0])
     sizes = len(forget), len(retain)  # type: ignore[arg-type]
 
     def weighted(share: float, size: int) -> Teacher:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from amun_ext.data.images import stored
 from amun_ext.models.state import count_classes
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.validation import require
@@ -32,8 +33,8 @@ def random_label(
     """
     require(isinstance(true_label, bool), "true_label", "True or False", repr(true_label))
     require(order in ORDERS, "order", f"one of {ORDERS}", repr(order))
-    images, labels = forget.tensors
-    classes = count_classes(model, images)
+    labels: Tensor = stored(forget)[1]
+    classes = count_classes(model, forget[:2][0])
 
     def drawn(epoch: int) -> Tensor:
         # never the seed of the shuffling: labels would follow from a sample's place in its batch

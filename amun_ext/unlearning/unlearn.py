@@ -19,7 +19,7 @@ from amun_ext.random_state import same_random_state
 from amun_ext.saliency import saliency_mask
 from amun_ext.training import Epoch, Recipe, RunOptions
 from amun_ext.training.loop import check
-from amun_ext.training.parts import in_memory
+from amun_ext.training.parts import has_rows
 from amun_ext.unlearning.methods import METHODS
 from amun_ext.unlearning.presets import preset_options
 from amun_ext.validation import InputError, check_images, check_labels, is_number, require
@@ -169,8 +169,8 @@ def _checked_retain(retain: Dataset[Any], forget: TensorDataset, num_classes: in
 
 
 def _tensors_of(dataset: Dataset[Any]) -> TensorDataset | None:
-    """What is in memory already: a TensorDataset, or a Subset of one; None of all others."""
-    if in_memory(dataset):
+    """A TensorDataset, or a Subset of one; None of all others."""
+    if has_rows(dataset):
         return dataset
     whole_set = _tensors_of(dataset.dataset) if type(dataset) is Subset else None
     if whole_set is None:

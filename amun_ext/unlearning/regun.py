@@ -42,13 +42,13 @@ def regun(
         forget_weight: 0.5 in the paper; without D_R it is the only term.
     """
     require(is_number(forget_weight) and 0 < forget_weight <= 1, "forget_weight", "in (0, 1]", repr(forget_weight))
-    classes = count_classes(model, forget.tensors[0])
+    classes = count_classes(model, forget[:2][0])
     samples = checked_dataset(held_out, "held_out")
     images, labels = stored(samples)
-    shape, actual = tuple(forget.tensors[0].shape[1:]), tuple(images.shape[1:])
+    shape, actual = tuple(stored(forget)[0].shape[1:]), tuple(images.shape[1:])
     require(shape == actual, "held_out", f"of the forget set's input shape {shape}", actual)
     check_labels("held_out labels", labels, len(images), classes)
-    missing = sorted({*forget.tensors[1].tolist()} - {*labels.tolist()})
+    missing = sorted({*stored(forget)[1].tolist()} - {*labels.tolist()})
     require(not missing, "held_out", "of every class in the forget set", f"none of {missing}")
     copies = len(find_duplicates(forget, samples))
     require(copies == 0, "held_out", "free of the forget samples", f"{copies} of them")

@@ -1,33 +1,50 @@
 """Adversarial machine unlearning (AMUN) for PyTorch: search, forget, measure."""
 
-import sys
+from importlib import import_module
 
 __version__ = "0.2.0"
 
-if sys.argv[:1] == ["-m"]:  # python -m amun_ext, which runs __main__ after all of these imports
-    import amun_command  # noqa: F401
+TYPE_CHECKING = False  # as typing's, which `python -m` would import from the current folder
+if TYPE_CHECKING:
+    from amun_ext import ops as ops
+    from amun_ext.auditing.audit import audit as audit
+    from amun_ext.evaluation.report import evaluate as evaluate
+    from amun_ext.metrics.rmia import rmia as rmia
+    from amun_ext.ops import sm_taylor_softmax as sm_taylor_softmax
+    from amun_ext.optim import MaskedSGD as MaskedSGD
+    from amun_ext.saliency import saliency_mask as saliency_mask
+    from amun_ext.search import AdversarialSet as AdversarialSet
+    from amun_ext.search import find_min_adversarial as find_min_adversarial
+    from amun_ext.unlearning.unlearn import unlearn as unlearn
+    from amun_ext.validation import InputError as InputError
 
-from amun_ext import ops  # first: it loads the extension, or says why it cannot
-from amun_ext.auditing import audit
-from amun_ext.evaluation import evaluate
-from amun_ext.metrics import rmia
-from amun_ext.ops import sm_taylor_softmax
-from amun_ext.optim import MaskedSGD
-from amun_ext.saliency import saliency_mask
-from amun_ext.search import AdversarialSet, find_min_adversarial
-from amun_ext.unlearning import unlearn
-from amun_ext.validation import InputError
+# name -> its module, which is imported when the name is first used: `amun --help` does not wait for torch.
+MODULES = {
+    "AdversarialSet": "search",
+    "InputError": "validation",
+    "MaskedSGD": "optim",
+    "audit": "auditing",
+    "evaluate": "evaluation",
+    "find_min_adversarial": "search",
+    "rmia": "metrics",
+    "saliency_mask": "saliency",
+    "sm_taylor_softmax": "ops",
+    "unlearn": "unlearning",
+}
+__all__ = ["ops", *MODULES]
 
-__all__ = [
-    "AdversarialSet",
-    "InputError",
-    "MaskedSGD",
-    "audit",
-    "evaluate",
-    "find_min_adversarial",
-    "ops",
-    "rmia",
-    "saliency_mask",
-    "sm_taylor_softmax",
-    "unlearn",
-]
+
+def __getattr__(name: str) -> object:
+    """A name of MODULES, or a module of the package."""
+    path = f"{__name__}.{MODULES.get(name, name)}"
+    try:
+        module = import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(module, name) if name in MODULES else module
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import amun_ext
-from amun_ext.extension import OPS, build_record, library
+from amun_ext.extension import OPS, build_record, library, load
 
 
 def versions() -> dict[str, str]:
@@ -46,6 +46,7 @@ def has_kernel(op: str, key: str) -> bool:
 
 def text() -> str:
     """The output of `amun info`."""
+    load()
     path, found = library(), devices()
     kernels = {
         key: [op for op in OPS if has_kernel(op, key)] + ([] if key in found else ["(no such device here)"])

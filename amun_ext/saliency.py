@@ -18,7 +18,8 @@ from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.progress import progress_bar
-from amun_ext.validation import InputError, check_integer, check_labels, is_number, listed, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import InputError, check_integer, is_number, listed, require
 
 SCORES = ("abs_sum", "sum_abs")
 FORMAT = {"format": "amun_ext.saliency_mask", "version": "1"}

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-import torch
-from torch import Tensor
-
 SHOWN = 3  # names in one message
 SHORT = reprlib.Repr()
 SHORT.maxstring = 80  # enough for digests, most paths, and names of functions
@@ -19,7 +16,6 @@ UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, surrogat
 DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 CYRILLIC, GREEK = "аеорсухіјѕһԁԛԝАВЕКМНОРСТХІЈЅ", "οανΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"  # noqa: RUF001
 LATIN_LOOKALIKES = str.maketrans(CYRILLIC + GREEK, "aeopcyxijshdqwABEKMHOPCTXIJS" + "oavABEZHIKMNOPTYX")
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 class InputError(ValueError):
@@ -32,6 +28,14 @@ class InputError(ValueError):
         Traceback (most recent call last):
         amun_ext.validation.InputError: lr must be a finite number, not negative, got -1.0
     """
+
+
+class RefusedResultError(RuntimeError):
+    """The new model was refused; `status` is the exit status."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def require(condition: bool, argument: str, expected: str, actual: object) -> None:
@@ -89,25 +93,6 @@ def check_bounds(bounds: object) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def check_images(name: str, images: Tensor, bounds: tuple[float, float]) -> None:
-    """InputError for anything but a finite floating-point tensor [N, ...] inside `bounds`."""
-    require(isinstance(images, Tensor), name, "a tensor [N, ...]", type(images).__name__)
-    require(images.dim() >= 2, name, "a batch [N, ...] of at least two dimensions", f"shape {tuple(images.shape)}")
-    require(not images.is_meta, name, "a tensor with values", "one on the device meta")
-    require(images.is_floating_point(), name, "floating point (divide 8-bit images by 255)", images.dtype)
-    require(len(images) > 0, name, "a non-empty batch", f"shape {tuple(images.shape)}")
-    require(images.layout == torch.strided and images[0].numel() > 0, name, "dense, with elements", images.shape)
-    low, high = (float(edge) for edge in images.aminmax())  # NaN propagates into both
-    require(low == low and high == high, name, "free of NaN", "NaN")
-    require(math.isfinite(low) and math.isfinite(high), name, "finite", f"values from {low} to {high}")
-    require(
-        bounds[0] <= low and high <= bounds[1],
-        name,
-        f"inside bounds {bounds} (put normalisation into the model)",
-        f"values from {low!r} to {high!r}",  # with all digits, since a value may be outside by the last one
-    )
-
-
 def call_user_function(what: str, name: str, **arguments: object) -> object:
     """The result of the user's "module:function". InputError if it cannot be imported or fails.
 
@@ -148,18 +133,3 @@ def is_number(value: object) -> TypeGuard[float]:
         return not isinstance(value, bool) and isinstance(value, Real) and isinstance(float(value), float)
     except OverflowError:  # of a large int
         return False
-
-
-def check_labels(name: str, labels: Tensor, count: int, num_classes: int | None = None) -> None:
-    """InputError for anything but an integer tensor [count] of classes in [0, num_classes), or just not negative."""
-    require(isinstance(labels, Tensor), name, "a tensor [N]", type(labels).__name__)
-    require(not labels.is_meta, name, "a tensor with values", "one on the device meta")
-    integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    require(integral, name, "integers", labels.dtype)
-    require(labels.shape == (count,), name, f"of shape ({count},), one per input", f"shape {tuple(labels.shape)}")
-    if count:
-        numbers = labels.cpu().numpy() if labels.dtype in UNSIGNED else labels  # which torch does not compare
-        low, high = int(numbers.min()), int(numbers.max())
-        expected = "not negative" if num_classes is None else f"in [0, {num_classes})"
-        fits = low >= 0 and (num_classes is None or high < num_classes)
-        require(fits, name, expected, f"values from {low} to {high}")

@@ -21,6 +21,7 @@ from zoo import FOLDER
 
 from amun_ext import evaluate, find_min_adversarial, tuning
 from amun_ext.data import load
+from amun_ext.defaults import MAX_ACCURACY_DROP
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN_SEED
 from amun_ext.experiments import demo
@@ -33,7 +34,7 @@ METHODS = ("amun", "rl", "ft", "ga")
 # Way to choose -> column of a trial's row that is to be small, points of held-out accuracy that may be lost.
 CHOICES = {
     "gap": ("gap", math.inf),
-    "expected gap": ("expected gap", tuning.MAX_ACCURACY_DROP),
+    "expected gap": ("expected gap", MAX_ACCURACY_DROP),
     "KS, 5 points": ("KS", 5.0),
     "KS, 2 points": ("KS", 2.0),
 }

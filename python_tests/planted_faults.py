@@ -29,7 +29,7 @@ FAULTS = [
     Fault("dropped mask", "training/loop.py", "    if mask is None:\n", "    if True:\n", "training_loop"),
     Fault("kept gradient", "training/loop.py", "        optimizer.zero_grad()  #", "        pass  #", "training_loop"),
     Fault("swallowed NaN", "training/loop.py", "if not (math.isfinite(loss) and", "if False and (", "training_loop"),
-    Fault("off by one", "training/recipe.py", "(epoch // int", "((epoch + 1) // int", "training_options"),
+    Fault("off by one", "recipe.py", "(epoch // int", "((epoch + 1) // int", "training_options"),
     Fault("forgotten state", "training/resume.py", 'self.order.set_state(tensors["order"])', "pass", "resume"),
     Fault("swallowed damage", "training/resume.py", "require(intact,", "require(True,", "resume"),
     Fault("wrong half", "search/postprocess.py", "middle = (low + high) / 2\n", "middle = high / 2\n", "search"),

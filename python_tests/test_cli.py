@@ -10,9 +10,14 @@ import pytest
 import torch
 from cli_tools import forget, models_forgotten
 
-from amun_ext import cli, models
-from amun_ext.experiments import demo
+from amun_ext import cli, data, defaults, models, tuning
+from amun_ext.cli import audit, replay
+from amun_ext.deletion import ledger, record_page
+from amun_ext.deletion.results import RESULTS
+from amun_ext.experiments import comparison, demo, scales
+from amun_ext.search import ATTACKS
 from amun_ext.training import Recipe
+from amun_ext.unlearning import METHODS, PRESETS
 
 
 @pytest.fixture
@@ -219,10 +224,7 @@ def test_a_page_has_forgotten_images_only_with_images(original, tmp_path, comman
         assert ("data:image" in page.read_text()) == shown
 
 
-COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
-
-
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)])
 def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])
@@ -230,6 +232,27 @@ def test_help(command, capsys) -> None:
     printed = capsys.readouterr().out
     assert "usage: amun" in printed
     assert ("--with-images" in printed) == (command in (["demo"], ["forget"], ["audit"]))
+
+
+def test_help_shows_the_names_that_there_are(capsys) -> None:
+    tables = {"methods": METHODS, "attacks": ATTACKS, "datasets": data.DATASETS}
+    assert {name: tuple(table.own) for name, table in tables.items()} == defaults.TABLES
+    assert tuple(models.MODELS) == defaults.MODELS
+    assert tuple(PRESETS) == defaults.PRESETS
+    assert tuple(tuning.OBJECTIVES) == defaults.OBJECTIVES
+    assert tuple(comparison.SETTINGS) == defaults.SETTINGS
+    assert tuple(scales.SCALES) == defaults.SCALES
+    shown = {
+        "forget": RESULTS,
+        "ledger": (ledger.FILE, record_page.PAGE),
+        "replay": (f"{replay.OTHER} not equal",),
+        "audit": [f"{status} {answer}" for answer, status in audit.EXIT_STATUS.items() if status],
+    }
+    for command, names in shown.items():
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        told = capsys.readouterr().out
+        assert [name for name in names if name not in told] == []
 
 
 @pytest.mark.parametrize("bad", [[], ["audti"], ["forget", "--iid", "3"], ["train", "--seed", "x"]])

@@ -17,6 +17,7 @@ from page_tools import Page
 from torch import nn
 
 from amun_ext import cli, data, evaluate, find_min_adversarial, models, tuning
+from amun_ext.defaults import COMPARED
 from amun_ext.deletion import forget_ids, split
 from amun_ext.deletion.request import RETRAIN
 from amun_ext.experiments import compare
@@ -97,7 +98,7 @@ def full(original, tuned, tmp_path_factory) -> Path:
 class TestTable:
     def test_every_method_in_both_settings(self, full: Path) -> None:
         told = written(full)
-        rows = [RETRAIN, NOOP, *compare.DEFAULT]
+        rows = [RETRAIN, NOOP, *COMPARED]
         assert {setting: list(table) for setting, table in told["tables"].items()} == {"with": rows, "without": rows}
         for setting, table in told["tables"].items():
             for name, line in table.items():

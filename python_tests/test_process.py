@@ -70,13 +70,19 @@ class TestSignals:
         assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("start", [["-c", "import amun_command; amun_command.main()"], ["-m", "amun_ext"]])
-def test_an_interrupt_during_the_imports_is_silent(tmp_path: Path, start: list[str]) -> None:
-    (tmp_path / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+@pytest.mark.parametrize(
+    ("start", "module", "status", "told"),
+    [
+        (["-c", "import amun_command; amun_command.main()"], "argparse", -signal.SIGINT, ""),
+        (["-m", "amun_ext"], "argparse", -signal.SIGINT, ""),
+        (["-m", "amun_ext", "info"], "torch", 130, "amun: stopped; no file is half-written\n"),
+    ],
+)
+def test_an_interrupt_during_the_imports_leaves_no_traceback(tmp_path: Path, start, module, status, told) -> None:
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
     ended = subprocess.run([sys.executable, *start], env=environment() | path, capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGINT
-    assert ended.stdout + ended.stderr == ""
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", told)
 
 
 def test_python_m_imports_nothing_else_from_the_current_folder(tmp_path: Path) -> None:

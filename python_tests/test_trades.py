@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from amun_ext.recipe import TRADES, Trades
 from amun_ext.training import DataPart, Pass, Recipe, fit
-from amun_ext.training.trades import TRADES, Trades, robust_loss, worst_neighbour
+from amun_ext.training.trades import robust_loss, worst_neighbour
 from amun_ext.validation import InputError
 
 

@@ -5,10 +5,9 @@ from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.references import load_references, train_references
 from amun_ext.auditing.result import Audit
 from amun_ext.auditing.shadows import Shadows, load_shadows, train_shadows
-from amun_ext.auditing.verdict import MARGIN, Verdict
+from amun_ext.auditing.verdict import Verdict
 
 __all__ = [
-    "MARGIN",
     "Audit",
     "ModelSignals",
     "Shadows",

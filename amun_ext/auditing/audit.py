@@ -17,9 +17,10 @@ from amun_ext.auditing.references import KIND as REFERENCES
 from amun_ext.auditing.result import PICTURES, Audit
 from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.auditing.shadows import Shadows, auc_over_shadows, check_shadows
-from amun_ext.auditing.verdict import AUDITED, MARGIN, ORIGINAL, RETRAINED, overall_verdict
+from amun_ext.auditing.verdict import AUDITED, ORIGINAL, RETRAINED, overall_verdict
 from amun_ext.data import Splits
 from amun_ext.data.images import stored
+from amun_ext.defaults import EQUIVALENCE_MARGIN
 from amun_ext.deletion.ids import split
 from amun_ext.digest import architecture
 from amun_ext.evaluation.remarks import common_remarks, labelled
@@ -50,7 +51,7 @@ def audit(
     shadows: Shadows | None = None,
     previously_forgotten: Sequence[int] = (),
     random_forget_set: bool = False,
-    equivalence_margin: float = MARGIN,
+    equivalence_margin: float = EQUIVALENCE_MARGIN,
     seconds: Mapping[str, float] | None = None,
     remarks: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
@@ -166,7 +167,7 @@ def check(
     references: ModelSignals | None = None,
     shadows: Shadows | None = None,
     previously_forgotten: Sequence[int] = (),
-    equivalence_margin: float = MARGIN,
+    equivalence_margin: float = EQUIVALENCE_MARGIN,
 ) -> dict[str, ModelSignals]:
     """The references and shadows by kind. InputError as `audit`, for callers that train models before the audit."""
     require(isinstance(splits, Splits), "splits", "a data.Splits", type(splits).__name__)

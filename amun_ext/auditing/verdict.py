@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from amun_ext.auditing.baseline import attacks_of_verdict, difference_to_baseline
 from amun_ext.auditing.members import FPR, count_above_test
 from amun_ext.auditing.model_signals import ModelSignals
+from amun_ext.defaults import EQUIVALENCE_MARGIN
 from amun_ext.metrics.auc import AucDifference
 from amun_ext.metrics.measures import Observation
 
-MARGIN = 5.0  # points of AUC
 LEVEL = 0.95  # each one-sided test is at the 5 % level; both together correspond to the 90 % interval
 MIN_IDS = 10
 EXCESS = 0.01  # p-value below which more forget samples look like members than chance allows
@@ -120,7 +120,9 @@ def excess(audited: Observation, baselines: Sequence[Observation], attack: str) 
     )
 
 
-def judge(area: str, difference: AucDifference | None, against: str, *, ids: int, margin: float = MARGIN) -> Verdict:
+def judge(
+    area: str, difference: AucDifference | None, against: str, *, ids: int, margin: float = EQUIVALENCE_MARGIN
+) -> Verdict:
     """The verdict on the difference of an AUC of `ids` samples from `against`; without one, `against` is the reason."""
     nan = math.nan
     if difference is None:
@@ -153,7 +155,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return min(verdicts, key=lambda each: (order.index(each.answer), -each.required_ids))
 
 
-def required_ids(difference: AucDifference, ids: int, margin: float = MARGIN) -> float:
+def required_ids(difference: AucDifference, ids: int, margin: float = EQUIVALENCE_MARGIN) -> float:
     """The number of forget samples that would decide, if the difference stayed the same."""
     left = (
         (abs(abs(difference.value) - margin) / _quantile(difference)) ** 2

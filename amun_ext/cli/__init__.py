@@ -1,5 +1,7 @@
-"""The command line: a file per command, and what they share in `arguments` and `loading`."""
+"""The command line: the arguments of each command in `parsers`, what it does in a file of its name, and what commands
+share in `arguments` and `loading`."""
 
-from amun_ext.cli.main import COMMANDS, main, parser
+from amun_ext.cli.main import main
+from amun_ext.cli.parser import COMMANDS, parser
 
 __all__ = ["COMMANDS", "main", "parser"]

@@ -4,18 +4,13 @@ import argparse
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-import torch
-
-from amun_ext.data import DATASETS
-from amun_ext.data.duplicates import LARGE, LIMIT, LIMIT_LARGE
-from amun_ext.training import Recipe
-from amun_ext.training.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS
-from amun_ext.training.trades import TRADES
-from amun_ext.unlearning import PRESETS
+from amun_ext import defaults
+from amun_ext.defaults import LARGE_IMAGE, LARGE_NEAR_COPY, NEAR_COPY, PRESETS
+from amun_ext.recipe import BATCH_NORM, OPTIMIZERS, PRECISIONS, TRADES, Recipe
 from amun_ext.validation import printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -42,12 +37,11 @@ class Parser(argparse.ArgumentParser):
 def add_command(
     commands: Commands,
     name: str,
-    run: Callable[[argparse.Namespace], int | None],
     help: str,  # noqa: A002
     epilog: str = "",
     stopped: str = "no file is half-written",
 ) -> argparse.ArgumentParser:
-    """Add a command. `stopped` is the message after Ctrl-C."""
+    """Add a command, which is run by `run` in amun_ext/cli/NAME.py. `stopped` is the message after Ctrl-C."""
     command = commands.add_parser(
         name,
         help=help,
@@ -56,7 +50,7 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--quiet", action="store_true", help="print no progress, only the result or the error")
-    command.set_defaults(run=run, stopped=stopped)
+    command.set_defaults(run=name, stopped=stopped)
     command.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return command
 
@@ -148,15 +142,11 @@ def percent(text: str) -> float:
     return value
 
 
-def device(name: str) -> torch.device:
-    """The type of --device."""
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {name!r}")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"must be available in this torch, got {name!r}: {reason}") from error
+def device(name: str) -> str:
+    """The type of --device. Whether there is such a device is seen when torch is imported, see `dispatch`."""
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {reprlib.repr(name)}")
+    return name
 
 
 def seed(text: str) -> int:
@@ -169,8 +159,9 @@ def seed(text: str) -> int:
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "--data": {
         "required": True,
-        "help": f"{', '.join(DATASETS)}; a folder with train/<class>/*.png and test/<class>/*.png; an .npz with "
-        "train_images, train_labels, test_images, test_labels; or your own module:function",
+        "help": f"{', '.join(defaults.names('datasets'))}; a folder with train/<class>/*.png and "
+        "test/<class>/*.png; an .npz with train_images, train_labels, test_images, test_labels; or your own "
+        "module:function",
     },
     "--data-dir": {
         "type": Path,
@@ -190,8 +181,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     },
     "--device": {
         "type": device,
-        "default": "cuda" if torch.cuda.is_available() else "cpu",
-        "help": "cpu, cuda or cuda:N (default: %(default)s)",
+        "help": "cpu, cuda or cuda:N (default: cuda if there is one, otherwise cpu)",
     },
     "--seed": {"type": seed, "default": 0, "help": "random seed (default: %(default)s)"},
     "--model": {
@@ -214,7 +204,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
         "type": float,
         "metavar": "DISTANCE",
         "help": "distance below which images are near copies, from 0 (only identical ones) to 1 (default: "
-        f"{LIMIT_LARGE:g}, for images below {LARGE} pixels {LIMIT:g})",
+        f"{LARGE_NEAR_COPY:g}, for images below {LARGE_IMAGE} pixels {NEAR_COPY:g})",
     },
     "--targets": {
         "type": Path,
@@ -261,7 +251,7 @@ RECIPE: Mapping[str, dict[str, Any]] = {
         "help": "train: batch statistics; frozen: running statistics, not updated; eval: the same, and no dropout",
     },
     "precision": {
-        "choices": tuple(PRECISIONS)[1:],
+        "choices": PRECISIONS[1:],
         "help": "dtype of autocast, for mixed precision (default: no autocast)",
     },
     "channels_last": {

@@ -8,37 +8,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-import amun_ext
-from amun_ext.cli import (
-    audit,
-    compare,
-    demo,
-    forget,
-    info,
-    ledger,
-    prepare,
-    purge,
-    references,
-    replay,
-    reproduce,
-    request,
-    search,
-    shadows,
-    train,
-    tune,
-)
-from amun_ext.cli.arguments import Parser
+from amun_ext.cli.parser import parsed
 from amun_ext.cli.process import Ended, ended_by_signals, outputs
-from amun_ext.deletion.guards import RefusedResultError
-from amun_ext.validation import InputError, printable
+from amun_ext.validation import InputError, RefusedResultError, printable
 
 NO_SPACE = 6  # exit status
-
-# In the order of --help.
-COMMANDS = (
-    *(demo, train, prepare, forget, request, replay, ledger, purge),
-    *(search, compare, tune, audit, references, shadows, reproduce, info),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     try:
         with ended_by_signals():
-            return options.run(options) or 0
+            from amun_ext.cli.dispatch import dispatch  # here, because it imports torch
+
+            return dispatch(options)
     except InputError as error:
         return _report("error", str(error), options.debug, 2)
     except RefusedResultError as error:
@@ -82,23 +58,3 @@ def _report(kind: str, reason: str, debug: bool, status: int) -> int:
         traceback.print_exc()
     print(f"amun: {kind}: {printable(reason)}", file=sys.stderr)
     return status
-
-
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The parsed options; `command` has the arguments themselves."""
-    options = parser().parse_args(arguments)
-    options.command = [*arguments]
-    return options
-
-
-def parser() -> argparse.ArgumentParser:
-    top = Parser(
-        prog="amun",
-        description="Make a trained image classifier forget some of its training samples, and measure how well it did.",
-        epilog="Start with: amun demo",
-    )
-    top.add_argument("--version", action="version", version=f"amun_ext {amun_ext.__version__}")
-    commands = top.add_subparsers(required=True, metavar="command")
-    for command in COMMANDS:
-        command.add(commands)
-    return top

@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from amun_ext import info
-from amun_ext.cli.arguments import Commands, add_command
+from amun_ext.cli.dispatch import dispatch
+from amun_ext.cli.parser import parsed
 from amun_ext.deletion import ledger
 from amun_ext.deletion.results import FORMAT, MODEL
 from amun_ext.files import file_digest
@@ -18,32 +19,7 @@ from amun_ext.validation import InputError, differences, is_integer, printable, 
 OTHER = 7  # exit status
 
 
-def add(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "replay",
-        run,
-        "repeat a request from its record, and compare the models",
-        "example:\n"
-        "  amun replay forgotten/record.json --out again\n\n"
-        "Run it in the folder where the request was run: relative paths are kept. On the same machine with the same\n"
-        "versions the models are bit-equal.\n"
-        f"exit status: 0 equal, {OTHER} not equal; otherwise that of amun forget",
-    )
-    command.add_argument("record", type=Path, help="record.json of amun forget")
-    command.add_argument("--out", type=Path, required=True, help="a new folder of the results")
-    command.add_argument(
-        "--code",
-        action="append",
-        default=[],
-        metavar="MODULE:FUNCTION",
-        help="your own code that the request uses; no other code is run",
-    )
-
-
 def _parsed(command: list[str]) -> argparse.Namespace:
-    from amun_ext.cli.main import parsed  # which imports this
-
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
         try:
             return parsed(command)
@@ -72,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         ids = record.get("ids")
         require(isinstance(ids, list) and all(map(is_integer, ids)), "record", "with the ids of its requests", path)
         again.pending, again.ids = None, ",".join(map(str, ids))
-    status: int = again.run(again)
+    status = dispatch(again)
     if status not in (0, 3):
         return status
     if file_digest(options.out / MODEL) == record.get(ledger.CHILD):

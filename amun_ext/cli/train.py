@@ -9,51 +9,24 @@ from pathlib import Path
 import torch
 
 from amun_ext import models
-from amun_ext.cli.arguments import DATA, RESUMES, Commands, add_command, add_options, add_recipe, given_recipe
+from amun_ext.cli.arguments import given_recipe
 from amun_ext.cli.loading import load_data
 from amun_ext.cli.output_folder import NO_OTHER_RESULT, check_out_file
 from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
-from amun_ext.experiments import demo
 from amun_ext.files import keep_only, workplace
 from amun_ext.models import accuracy, predict
 from amun_ext.models.reinitialise import describe_init
 from amun_ext.models.state import count_classes
+from amun_ext.recipe import RECIPES, TRAINING
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
-from amun_ext.training.recipe import RECIPES
 from amun_ext.validation import InputError, require
 
 RESUME = "training.safetensors"
 
 
-def add(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "train",
-        run,
-        "train a classifier and write its checkpoint",
-        "example:\n  amun train --data fashion-mnist-mini --model small-cnn --epochs 60 --lr 0.05 --schedule cosine "
-        "--out original.safetensors\n\n"
-        "Run the same command again to resume from the last epoch; if the training is done, this does nothing.",
-        RESUMES,
-    )
-    add_options(command, *DATA)
-    command.add_argument("--model", required=True, help=f"{', '.join(models.MODELS)}, or your own module:function")
-    command.add_argument("--width", type=int, help="channels of the first layer (default: that of the architecture)")
-    command.add_argument("--init", type=Path, help="checkpoint with the initial weights (default: random, by --seed)")
-    command.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    add_options(command, "--overwrite")
-    command.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help="the published recipe for CIFAR-10 (200 epochs), or a fast one (20 epochs, large batches, bfloat16); "
-        "the options below change single fields of it",
-    )
-    add_recipe(command, "training", demo.TRAINING)
-
-
 def run(options: argparse.Namespace) -> None:
-    start = demo.TRAINING if options.recipe is None else RECIPES[options.recipe]
+    start = TRAINING if options.recipe is None else RECIPES[options.recipe]
     training = replace(start, **given_recipe(options))
     check_out_file(options.out)
     with workplace(options.out.parent, f"train-{options.out.name}") as place:

@@ -22,10 +22,10 @@ from amun_ext.data.lazy import LazyImages, fits_memory
 from amun_ext.data.splits import READ_AT_ONCE, Splits, image_dataset, read_dataset
 from amun_ext.data.vision import INSTALL
 from amun_ext.reading import check_file
+from amun_ext.tensor_checks import check_labels
 from amun_ext.validation import (
     InputError,
     call_user_function,
-    check_labels,
     is_number,
     listed,
     printable,

@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import float_parts, hashes_of, row_hashes, stored, subset
+from amun_ext.defaults import LARGE_IMAGE, LARGE_NEAR_COPY, NEAR_COPY
 from amun_ext.validation import require
 
 FREQUENCIES = 12  # of the cosine transform along each side: coarse shapes, which survive compression and resizing
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by which libraries make a grey image of a coloured one
-LARGE = 64  # pixels of the shorter side
-LIMIT, LIMIT_LARGE = 0.001, 0.05  # distances of near copies, for images below LARGE and from it on
 
 
 def find_duplicates(forget: TensorDataset, retain: TensorDataset | Iterable[Tensor]) -> list[tuple[int, int]]:
@@ -47,7 +46,7 @@ def find_near_copies(data: TensorDataset, rows: Tensor, limit: float | None = No
     images = stored(data)[0]
     if len(images.shape) != 4:
         return []
-    limit = (LIMIT_LARGE if min(images.shape[2:]) >= LARGE else LIMIT) if limit is None else limit
+    limit = (LARGE_NEAR_COPY if min(images.shape[2:]) >= LARGE_IMAGE else NEAR_COPY) if limit is None else limit
     require(0 <= limit <= 1, "duplicate distance", "a number from 0 to 1", limit)
     if limit == 0:
         return []

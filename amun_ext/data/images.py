@@ -13,7 +13,8 @@ from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from amun_ext.data.lazy import Images, LazyImages
 from amun_ext.digest import digest
-from amun_ext.validation import check_bounds, check_images, check_labels
+from amun_ext.tensor_checks import check_images, check_labels
+from amun_ext.validation import check_bounds
 
 BITS8 = 255.0
 HASH_BYTES = 16

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.data.images import ImageDataset, as_float, moved, row_hashes, stored, subset
 from amun_ext.data.lazy import LazyImages, fits_memory
-from amun_ext.validation import InputError, check_bounds, check_images, check_labels, listed, printable, require
+from amun_ext.tensor_checks import check_images, check_labels
+from amun_ext.validation import InputError, check_bounds, listed, printable, require
 
 READ_AT_ONCE = 32  # images
 

@@ -3,16 +3,9 @@
 import torch
 
 from amun_ext.deletion.request import Outcome
+from amun_ext.validation import RefusedResultError
 
 UNCHANGED, BELOW_FLOOR = 4, 5  # exit statuses
-
-
-class RefusedResultError(RuntimeError):
-    """The new model was refused; `status` is the exit status."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 def check(outcome: Outcome, before: torch.nn.Module, floor: float | None = None) -> None:

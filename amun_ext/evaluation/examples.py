@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import stored
 from amun_ext.search import AdversarialSet
-from amun_ext.validation import check_images, check_labels, require
+from amun_ext.tensor_checks import check_images, check_labels
+from amun_ext.validation import require
 
 SHOWN = 8
 CHECKED_AT_ONCE = 32  # images

@@ -20,7 +20,8 @@ from amun_ext.metrics.signals import log_odds
 from amun_ext.models import predict
 from amun_ext.report import Document, Result
 from amun_ext.search import AdversarialSet
-from amun_ext.validation import check_bounds, check_labels, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import check_bounds, require
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,6 @@ FORMS: dict[str, dict[str, Any]] = {  # of a row METHOD:FORM, for methods that h
     "no-forget": {"include_forget": False},
     "with-forget": {"include_forget": True},
 }
-DEFAULT = ("ft", "rl", "ga", "bs", "l1-sparse", "salun", "amun", "amun:no-forget", "amun+salun")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,13 +17,12 @@ from amun_ext.files import atomic_folder, workplace
 from amun_ext.info import versions
 from amun_ext.models import build, save_checkpoint
 from amun_ext.random_state import own_random_state
+from amun_ext.recipe import FINE_TUNING, TRAINING
 from amun_ext.search import find_min_adversarial
-from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.training import DataPart, Pass, RunOptions, fit
 from amun_ext.unlearning import unlearn
 
 DATA, MODEL, FRACTION, SEARCH = "fashion-mnist-mini", "small-cnn", 0.1, "ddn"
-TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)
-FINE_TUNING = Recipe(epochs=10, lr=0.03, schedule="cosine")
 FILES = ("original.safetensors", "unlearned.safetensors", "report.json", "report.html")
 ORIGINAL, HEADLINE, WITH_FORGET, RETRAIN = "no-op (original)", "AMUN (D_R + D_A)", "AMUN (D_R + D_F + D_A)", "retrain"
 

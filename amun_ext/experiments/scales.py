@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from amun_ext.training import PAPER_TRAINING, Recipe
+from amun_ext.recipe import PAPER_TRAINING, TRAINING, Recipe
 
 PAPER_FINE_TUNING = 10  # epochs of every method (paper, appendix C)
 
@@ -47,7 +47,6 @@ class Scale:
         ]
 
 
-SMALL_TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)
 SCALES = {
     "smoke": Scale(
         "digits",
@@ -65,7 +64,7 @@ SCALES = {
         fractions=(0.1,),
     ),
     "small": Scale(
-        "fashion-mnist-mini", None, "small-cnn", None, SMALL_TRAINING, (3, 1, 1), references=16, trials=8, search="ddn"
+        "fashion-mnist-mini", None, "small-cnn", None, TRAINING, (3, 1, 1), references=16, trials=8, search="ddn"
     ),
     "paper": Scale("cifar10", None, "resnet18-amun", None, PAPER_TRAINING, (3, 3, 3), references=128, trials=30),
 }

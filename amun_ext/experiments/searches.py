@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amun_ext.defaults import CURVE_SAMPLES, SEARCHED
 from amun_ext.files import atomic_folder, atomic_path, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.models import predict
@@ -22,8 +23,6 @@ from amun_ext.report import Document, Result
 from amun_ext.search import ATTACKS, AdversarialSet, find_min_adversarial
 from amun_ext.validation import require
 
-DEFAULT = ("pgd", "ddn", "ffgsm")
-CURVE_SAMPLES = 200  # of each curve, at most
 # Numbers of steps that a curve has beside the method's own. In ffgsm they cost no gradients.
 CURVE_STEPS: dict[str, tuple[int, ...]] = {"pgd": (5, 10, 20), "ffgsm": ()}
 OTHER_CURVES = (5, 10, 20, 40)
@@ -153,7 +152,7 @@ def compare(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    methods: Sequence[str] = DEFAULT,
+    methods: Sequence[str] = SEARCHED,
     *,
     common: Common | None = None,
     curves: bool = True,

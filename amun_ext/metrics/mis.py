@@ -14,7 +14,8 @@ from torch import Tensor
 
 from amun_ext.metrics.auc import roc
 from amun_ext.metrics.signals import log_odds
-from amun_ext.validation import check_integer, check_labels, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import check_integer, require
 
 Predictions = tuple[Tensor, Tensor]  # logits [N, K] and labels [N]
 

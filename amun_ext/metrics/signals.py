@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from amun_ext.ops import TAYLOR_ORDERS, accumulate_dtype, sm_taylor_softmax
-from amun_ext.validation import check_labels, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import require
 
 
 def _check(

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.models.state import eval_mode, logits_of, placement
-from amun_ext.validation import check_labels, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import require
 
 BATCH_BYTES = 2**24  # of images
 

@@ -30,7 +30,8 @@ from amun_ext.search.results_file import PENDING, Rows, open_results
 from amun_ext.search.samples import Samples
 from amun_ext.search.settings import MAX_RADIUS, resolve_settings
 from amun_ext.search.shards import Counts, check_shards, search_shared
-from amun_ext.validation import check_bounds, check_integer, check_labels, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import check_bounds, check_integer, require
 
 CHUNK_BYTES = 2**26  # of images that are held in memory at once
 CHUNK_BATCHES = 4  # of a chunk with results in a file: a kill loses at most these

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from amun_ext.data import ImageDataset, as_tensors, fingerprint
 from amun_ext.data.splits import check_alike, check_map_style
 from amun_ext.digest import digest, parts
-from amun_ext.validation import InputError, check_images, check_labels, require
+from amun_ext.tensor_checks import check_images, check_labels
+from amun_ext.validation import InputError, require
 
 
 class Samples:

@@ -22,10 +22,10 @@ from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.random_state import own_random_state, same_random_state
+from amun_ext.recipe import TRADES, Recipe
 from amun_ext.training.parts import BatchLoader, Pass, check_parts, crop_and_flip, split_sizes
-from amun_ext.training.recipe import PRECISIONS, Recipe
 from amun_ext.training.resume import Checkpoint, check_place, training_id
-from amun_ext.training.trades import TRADES, robust_loss
+from amun_ext.training.trades import robust_loss
 from amun_ext.validation import InputError, check_integer, listed, require
 
 Mask = Mapping[str, Tensor]
@@ -123,6 +123,7 @@ def fit(
     if statistics and recipe.batch_size == 1:
         _check_single(model, like.to(device, dtype))
     mask = run.made_mask()
+    precision = None if recipe.precision is None else getattr(torch, recipe.precision)
     optimizer = _optimizer(model, recipe, mask, run.mask_gradient_only)
     clipper = None
     if recipe.spectral_norm is not None:
@@ -157,7 +158,7 @@ def fit(
             optimizer.zero_grad()
             sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulation_steps)))
             for piece, targets in zip(x.split(sizes), labels.split(sizes), strict=True):
-                with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision is not None):
+                with torch.autocast(device.type, precision, enabled=recipe.precision is not None):
                     logits = logits_of(model, piece)
                     apart = robust_loss(model, piece, logits, TRADES[recipe.robust]) if recipe.robust else 0.0
                 require(logits.requires_grad, "model", TRAINABLE, "others")

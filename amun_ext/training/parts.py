@@ -14,7 +14,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from amun_ext.data.images import ImageDataset, concat, is_lazy, moved, stored, subset
 from amun_ext.random_state import same_random_state
-from amun_ext.validation import check_labels, require
+from amun_ext.tensor_checks import check_labels
+from amun_ext.validation import require
 
 Teacher: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,29 +1,13 @@
 """TRADES (Zhang et al. 2019): the answer to an input and that to its worst neighbour are kept close."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amun_ext.models.state import eval_mode, logits_of
+from amun_ext.recipe import Trades
 
 START = 1e-3  # deviation of the first step
-
-
-@dataclass(frozen=True)
-class Trades:
-    """norm: of the ball of radius `eps` around each input in [0, 1] that is searched in `steps` of length `step`."""
-
-    norm: str
-    eps: float
-    step: float
-    steps: int = 10
-    beta: float = 6.0  # weight of the second term
-
-
-# The settings that are usual for CIFAR-10. Those of the paper's table 5 are not published.
-TRADES = {"trades-linf": Trades("linf", 8 / 255, 2 / 255), "trades-l2": Trades("l2", 0.5, 0.1)}
 
 
 def robust_loss(model: nn.Module, x: Tensor, logits: Tensor, how: Trades) -> Tensor:

@@ -3,6 +3,6 @@
 from amun_ext.tuning.context import split_test_set
 from amun_ext.tuning.objectives import OBJECTIVES
 from amun_ext.tuning.result import Trial, Tuning, write
-from amun_ext.tuning.tune import MAX_ACCURACY_DROP, RECIPE, tunable, tune
+from amun_ext.tuning.tune import tunable, tune
 
-__all__ = ["MAX_ACCURACY_DROP", "OBJECTIVES", "RECIPE", "Trial", "Tuning", "split_test_set", "tunable", "tune", "write"]
+__all__ = ["OBJECTIVES", "Trial", "Tuning", "split_test_set", "tunable", "tune", "write"]

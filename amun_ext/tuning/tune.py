@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.data import Splits, aligned, fingerprint
+from amun_ext.defaults import MAX_ACCURACY_DROP
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
@@ -22,6 +23,7 @@ from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.models.reinitialise import Init, describe_init
 from amun_ext.parallel import process_pool
 from amun_ext.progress import progress_bar
+from amun_ext.recipe import TUNING
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import Recipe
 from amun_ext.tuning import study
@@ -36,8 +38,6 @@ from amun_ext.validation import check_integer, require
 if TYPE_CHECKING:
     import optuna
 
-RECIPE = Recipe(epochs=10, lr=0.01)
-MAX_ACCURACY_DROP = 5.0  # refuses only broken models: on 1,500 images a point or two of accuracy is noise
 # The files of a study. The first two are needed to resume it; the others save time when trials are added.
 STUDY, JOURNAL = "study.json", "journal.log"
 EXAMPLES, RETRAINED, RETRAINING = "examples.safetensors", "retrained.safetensors", "retraining.safetensors"
@@ -54,7 +54,7 @@ def tune(
     trials: int = 30,
     objective: str = "held-out",
     with_retain: bool = True,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe = TUNING,
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     metadata: Mapping[str, str] | None = None,
     init: Init = None,

@@ -9,9 +9,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.data import as_tensors
 from amun_ext.search import AdversarialSet
+from amun_ext.tensor_checks import check_images, check_labels
 from amun_ext.training import Recipe
 from amun_ext.unlearning.amun import check_examples
-from amun_ext.validation import check_bounds, check_images, check_integer, check_labels, require
+from amun_ext.validation import check_bounds, check_integer, require
 
 # The paper's appendix E.3: twenty epochs at 0.01, a tenth of it every five.
 RECIPE = Recipe(epochs=20, lr=0.01, schedule="step:5")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.models.state import eval_mode, logits_of, placement
+from amun_ext.tensor_checks import check_images
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
-from amun_ext.validation import InputError, check_images, is_number, require
+from amun_ext.validation import InputError, is_number, require
 
 # Its authors' code is used with learning rates from 1e-8 on for random forget sets, which change next to nothing.
 RECIPE = Recipe(epochs=10, lr=1e-4)

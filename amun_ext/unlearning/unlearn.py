@@ -17,12 +17,13 @@ from amun_ext.models.reinitialise import deep_copy
 from amun_ext.models.state import count_classes
 from amun_ext.random_state import same_random_state
 from amun_ext.saliency import saliency_mask
+from amun_ext.tensor_checks import check_images, check_labels
 from amun_ext.training import Epoch, Recipe, RunOptions
 from amun_ext.training.loop import check
 from amun_ext.training.parts import has_rows
 from amun_ext.unlearning.methods import METHODS
 from amun_ext.unlearning.presets import preset_options
-from amun_ext.validation import InputError, check_images, check_labels, is_number, require
+from amun_ext.validation import InputError, is_number, require
 
 
 def unlearn(

@@ -1,18 +1,30 @@
-"""The hyperparameters of a training."""
+"""The hyperparameters of a training. No torch is imported here: the command line shows these names and numbers."""
 
 import math
 import re
 import reprlib
 from dataclasses import dataclass
 
-import torch
-
-from amun_ext.training.trades import TRADES
 from amun_ext.validation import check_integer, is_number, require
 
 BATCH_NORM = ("train", "frozen", "eval")
 OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = (None, "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Trades:
+    """norm: of the ball of radius `eps` around each input in [0, 1] that is searched in `steps` of length `step`."""
+
+    norm: str
+    eps: float
+    step: float
+    steps: int = 10
+    beta: float = 6.0  # weight of the second term
+
+
+# The settings that are usual for CIFAR-10. Those of the paper's table 5 are not published.
+TRADES = {"trades-linf": Trades("linf", 8 / 255, 2 / 255), "trades-l2": Trades("l2", 0.5, 0.1)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Recipe:
             require(isinstance(getattr(self, name), bool), name, "True or False", repr(getattr(self, name)))
         require(self.momentum < 1, "momentum", "less than 1", self.momentum)
         require(self.batch_norm in BATCH_NORM, "batch_norm", f"one of {BATCH_NORM}", repr(self.batch_norm))
-        require(self.precision in tuple(PRECISIONS), "precision", f"one of {tuple(PRECISIONS)}", repr(self.precision))
+        require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}", repr(self.precision))
         require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", repr(self.optimizer))
         require(self.robust in (None, *TRADES), "robust", f"None or one of {tuple(TRADES)}", repr(self.robust))
         limit = self.spectral_norm
@@ -85,6 +97,10 @@ class Recipe:
 
 # The published recipe for a ResNet-18 on CIFAR-10 (paper, appendix C; authors' train_vanilla.py).
 PAPER_TRAINING = Recipe(epochs=200, lr=0.1, schedule="step:40", augment=True)
+
+TRAINING = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=64)  # of amun train and of the demo
+FINE_TUNING = Recipe(epochs=10, lr=0.03, schedule="cosine")  # of amun forget and of the demo
+TUNING = Recipe(epochs=10, lr=0.01)  # of amun tune
 
 # By name on the command line. "fast" is the same network for one epoch in ten: large batches, a warm-up to a large
 # learning rate, half precision; on a GPU the images stay on it.

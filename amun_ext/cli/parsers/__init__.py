@@ -1,0 +1,1 @@
+"""The arguments of the commands, one file each, which import no torch."""

@@ -44,7 +44,7 @@ class TestLoading:
         return tmp_path / "amun_ext"
 
     def import_error(self, package: Path) -> str:
-        imported = python("-c", "import amun_ext", cwd=package.parent, PYTHONPATH=str(package.parent))
+        imported = python("-c", "import amun_ext.ops", cwd=package.parent, PYTHONPATH=str(package.parent))
         assert imported.returncode == 1
         last_lines = imported.stderr.strip().split("\nImportError: ")[-1]
         assert last_lines.splitlines()[-1].strip() == extension.REBUILD
@@ -84,7 +84,8 @@ class TestLoading:
 
     def test_imports_nothing_heavy_and_leaves_cuda_alone(self):
         script = """
-import sys, amun_ext, torch
+import sys, torch
+from amun_ext import *
 assert not torch.cuda.is_initialized()
 print([name for name in ("torchvision", "matplotlib", "sklearn") if name in sys.modules])
 """

@@ -61,7 +61,8 @@ def test_two_processes_share_the_work(tmp_path) -> None:
 def test_threads_of_a_destroyed_group_end(tmp_path) -> None:
     """One that lives while Python ends can abort the process."""
     script = """
-import os, sys, amun_ext, torch
+import os, sys, torch
+from amun_ext import unlearn
 from torch import distributed
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
 torch.optim.SGD([torch.ones(1)], lr=1.0)  # imports torch's compiler

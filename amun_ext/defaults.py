@@ -9,22 +9,8 @@ TABLES = {  # those of `amun_ext.plugins`
     "datasets": ("fashion-mnist-mini", "digits", "fashion-mnist", "cifar10", "tiny-imagenet"),
     "attacks": ("pgd", "ddn", "deepfool", "ffgsm"),
     "methods": (
-        *(
-            "retrain",
-            "ft",
-            "rl",
-            "ga",
-            "bs",
-            "bad-teacher",
-            "scrub",
-            "neggrad+",
-            "ssd",
-            "msg",
-            "ct",
-            "regun",
-            "l1-sparse",
-        ),
-        *("salun", "amun", "distill", "amun+salun"),
+        *("retrain", "ft", "rl", "ga", "bs", "bad-teacher", "scrub", "neggrad+", "ssd", "msg", "ct", "regun"),
+        *("l1-sparse", "salun", "amun", "distill", "amun+salun"),
     ),
 }
 MODELS = ("small-cnn", "resnet18", "resnet18-amun", "vgg19")

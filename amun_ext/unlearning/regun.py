@@ -12,8 +12,9 @@ from amun_ext.data.splits import checked_dataset
 from amun_ext.digest import digest
 from amun_ext.models import predict
 from amun_ext.models.state import count_classes
+from amun_ext.tensor_checks import check_labels
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
-from amun_ext.validation import check_labels, is_number, require
+from amun_ext.validation import is_number, require
 
 # Its authors' code (jmirlach/ReGUn): SGD without weight decay, in a step 128 samples of D_F beside 128 of D_R.
 RECIPE = Recipe(epochs=10, lr=0.01, weight_decay=0.0, batch_size=256)

@@ -1,75 +1,92 @@
-"""Five requests of 2 % one after another, next to retraining after each, as section 6.3 of AMUN's paper has them.
+"""Ten requests of 1 % one after another, next to retraining after each: python benchmarks/bench_chain.py
+
+AMUN's paper has five in a row (section 6.3). The demo's network and recipes on the embedded images; options, originals
+and cross-fits are those of bench_distill.py. Each request goes to the model of the request before. A cross-fit is made
+once, before the first request, and loses the rows of each. All is measured of the samples that were forgotten so far,
+by confidence. What a chain has measured is kept under build/chain: a stopped benchmark goes on where it was.
 
 It also counts the training samples that a request would name as such that the model was not trained on.
-
-The demo's network and recipes on the embedded images. Each request goes to the model of the request before. All is
-measured of the samples that were forgotten so far, by confidence.
 """
 
 import argparse
 import statistics
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
+from bench_distill import configs, prepared, trained, untrained
 from common import write
 from torch import nn
 
-from amun_ext import data, models
+from amun_ext import data
 from amun_ext.data.images import ImageDataset
 from amun_ext.deletion import Record, Request, forget, split
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, retraining
 from amun_ext.deletion.unfamiliar import unfamiliar
 from amun_ext.experiments import demo
-from amun_ext.metrics.auc import auc
+from amun_ext.experiments.cache import Cache
+from amun_ext.metrics import auc, gap
 from amun_ext.metrics.signals import scaled_logit
 from amun_ext.models import accuracy, predict
 from amun_ext.training import DataPart, Pass, RunOptions, fit
 from amun_ext.unlearning import METHODS
-from amun_ext.unlearning.config import resolve_config
 
-REQUESTS, SIZE = 5, 40
-AMUN = METHODS["amun"].title
+REQUESTS, SIZE = 10, 20
+FOLDER = Path(__file__).parent.parent / "build/chain"
+AMUN, DISTILL = (METHODS[name].title for name in ("amun", "distill"))
+ALONE = f"{DISTILL}, D_F only"
 SHORT = 5  # epochs of a model that knows its training samples less well
+Step = dict[str, float]
 
 
-def train(splits: data.Splits, seed: int, epochs: int = demo.TRAINING.epochs) -> nn.Module:
-    torch.manual_seed(seed)
-    model = models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=1)
-    recipe = replace(demo.TRAINING, epochs=epochs)
-    fit(model, [Pass([DataPart(splits.train)])], recipe, RunOptions(seed=seed))
+def briefly_trained(splits: data.Splits, seed: int) -> nn.Module:
+    model = untrained(splits, seed)
+    fit(model, [Pass([DataPart(splits.train)])], replace(demo.TRAINING, epochs=SHORT), RunOptions(seed=seed))
     return model
 
 
-def measured(model: nn.Module, sets: dict[str, ImageDataset]) -> dict[str, float]:
+def measured(model: nn.Module, splits: data.Splits, forgotten: list[int]) -> Step:
+    gone, retain = split(splits.train, torch.tensor(forgotten))
+    sets = {"UA": gone, "RA": retain, "TA": splits.test}
     logits = {name: predict(model, dataset) for name, dataset in sets.items()}
     sure = {name: scaled_logit(answer, sets[name].labels) for name, answer in logits.items()}
-    ft, fr = auc(sure["forget"], sure["test"]).value, auc(sure["retain"], sure["forget"]).value
-    accuracies = {short: accuracy(logits[name], sets[name].labels) for short, name in NAMES.items()}
+    ft, fr = auc(sure["UA"], sure["TA"]).value, auc(sure["RA"], sure["UA"]).value
+    accuracies = {name: accuracy(answer, sets[name].labels) for name, answer in logits.items()}
     return {**accuracies, "FT AUC": ft, "FR AUC": fr, "FR - FT": fr - ft}
 
 
-NAMES = {"UA": "forget", "RA": "retain", "TA": "test"}
-
-
-def chain(splits: data.Splits, first: nn.Module, seed: int) -> list[dict[str, dict[str, float]]]:
-    """Row by row after each request."""
+def requests(splits: data.Splits, seed: int) -> list[torch.Tensor]:
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(seed))
+    return [*order[: REQUESTS * SIZE].split(SIZE)]
+
+
+def chain(splits: data.Splits, seed: int, row: str) -> dict[str, list[Step]]:
+    """The measures of a row after each request, as its "steps"."""
+    first = trained(splits, seed)
     record = Record(arch=demo.MODEL, recipe=demo.TRAINING, seed=seed)
-    options = {"include_forget": False, "recipe": demo.FINE_TUNING}
-    config = resolve_config("amun", default=options)
-    model, told = first, []
-    for number in range(REQUESTS):
-        ids = order[number * SIZE : (number + 1) * SIZE]
-        made = forget(model, splits, Request(ids, True, config, False, seed, record))
-        model, record = made.model, Record.read(made.metadata, "the new model")
-        gone, retain = split(splits.train, torch.tensor(record.forgotten_ids))
-        sets = {"forget": gone, "retain": retain, "test": splits.test}
-        again = retraining(first, record).unlearn(first, gone, retain, seed=seed + 1000)
-        told.append(
-            {name: measured(each, sets) for name, each in {ORIGINAL: first, AMUN: model, RETRAIN: again}.items()}
-        )
-        print(seed, number + 1, told[-1], flush=True)
-    return told
+    model, targets, steps = first, prepared(splits, seed), []
+    for ids in requests(splits, seed):
+        if row in (AMUN, DISTILL, ALONE):
+            config = configs(row != ALONE, targets)["amun:no-forget" if row == AMUN else "distill"]
+            assert config is not None
+            made = forget(model, splits, Request(ids, True, config, False, seed, record))
+            model, record = made.model, Record.read(made.metadata, "the new model")
+            targets = targets.without(split(splits.train, torch.tensor(record.forgotten_ids))[0])
+        else:
+            record = replace(record, forgotten=(*record.forgotten_ids, *ids.tolist()))
+        if row == RETRAIN:
+            gone, retain = split(splits.train, torch.tensor(record.forgotten_ids))
+            model = retraining(first, record).unlearn(first, gone, retain, seed=seed + 1000)
+        steps.append(measured(model, splits, [*record.forgotten_ids]))
+        print(seed, row, len(steps), steps[-1], flush=True)
+    return {"steps": steps}
+
+
+def with_gaps(rows: dict[str, list[Step]]) -> list[dict[str, Step]]:
+    """Row by row after each request, with the gap to the model retrained then."""
+    steps = [dict(zip(rows, each, strict=True)) for each in zip(*rows.values(), strict=True)]
+    return [{row: {"gap": gap(values, after[RETRAIN]), **values} for row, values in after.items()} for after in steps]
 
 
 def named(model: nn.Module, splits: data.Splits, seed: int) -> dict[str, float]:
@@ -88,13 +105,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits = data.load(demo.DATA)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    cells = Cache(FOLDER / "cells", FOLDER)
     runs, unfamiliar_samples = [], {}
     for seed in range(options.seeds):
-        model = train(splits, seed)
-        rates = {f"{demo.TRAINING.epochs} epochs": model, f"{SHORT} epochs": train(splits, seed, SHORT)}
+        rates = {
+            f"{demo.TRAINING.epochs} epochs": trained(splits, seed),
+            f"{SHORT} epochs": briefly_trained(splits, seed),
+        }
         for name, each in rates.items():
             unfamiliar_samples.setdefault(name, []).append(named(each, splits, seed))
-        runs.append(chain(splits, model, seed))
+        rows = {
+            row: cells.values("chain", [seed, row, REQUESTS, SIZE], partial(chain, splits, seed, row))
+            for row in (ORIGINAL, AMUN, DISTILL, ALONE, RETRAIN)
+        }
+        runs.append(with_gaps({row: kept["steps"] for row, kept in rows.items()}))
     table = [
         {
             row: {

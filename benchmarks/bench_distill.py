@@ -2,19 +2,22 @@
 
 The demo's network, data and recipes; every seed has its own original, forget set (a tenth) and cross-fit, and every row
 three models. The learning rates, the weight and the epochs of both methods were chosen on the seeds 100 to 102. U-LiRA
-attacks the whole procedure: every shadow is trained, cross-fitted and made to forget by itself. Cells, targets and
-shadows are kept under build/distill: a stopped benchmark goes on where it was.
+attacks the whole procedure: every shadow is trained, cross-fitted and made to forget by itself. --mixed trains on soft
+labels and adversarial examples of the forget set at once. Cells, targets and shadows are kept under build/distill: a
+stopped benchmark goes on where it was.
 """
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import read, write
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext import models
 from amun_ext.auditing import train_shadows
@@ -25,8 +28,9 @@ from amun_ext.deletion.request import sets
 from amun_ext.experiments import demo
 from amun_ext.experiments.compare import compare
 from amun_ext.files import to_jsonable
-from amun_ext.training import DataPart, Pass, RunOptions, fit
-from amun_ext.unlearning import Targets, prepare
+from amun_ext.search import AdversarialSet
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.unlearning import METHODS, Targets, UnlearningMethod, prepare
 from amun_ext.unlearning.config import MethodConfig, resolve_config
 
 FOLDER = Path(__file__).parent.parent / "build/distill"
@@ -45,7 +49,7 @@ def untrained(splits: Splits, seed: int) -> nn.Module:
     return models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=splits.train.tensors[0].shape[1])
 
 
-def configs(with_retain: bool, targets: Targets) -> dict[str, MethodConfig | None]:
+def configs(with_retain: bool, targets: Targets) -> dict[str, MethodConfig]:
     def config(method: str, **options: Any) -> MethodConfig:
         return resolve_config(method, with_retain, recipe=FINE_TUNING[method][with_retain], targets=targets, **options)
 
@@ -69,6 +73,47 @@ def prepared(splits: Splits, seed: int, folds: int = FOLDS) -> Targets:
     return prepare(untrained(splits, seed), splits, demo.TRAINING, out=out, folds=folds, seed=seed, progress=True)
 
 
+def mixed(
+    model: nn.Module,
+    forget: TensorDataset,
+    retain: Dataset[Any] | None,
+    run: RunOptions,
+    *,
+    targets: Tensor,
+    adversarial: AdversarialSet | None = None,
+    search: str = demo.SEARCH,
+    weight: float = 1.0,
+    recipe: Recipe = demo.FINE_TUNING,
+) -> None:
+    """Distillation with the adversarial examples of AMUN as further samples."""
+    assert adversarial is not None
+    found = adversarial.found
+    examples = TensorDataset(adversarial.images[found], adversarial.labels[found])
+    parts = [DataPart(forget, targets=weight * targets.double().softmax(1)), DataPart(examples)]
+    fit(model, [Pass([*parts, *([] if retain is None else [DataPart(retain)])])], recipe, run, settings=weight)
+
+
+def both(splits: Splits, seed: int, repeats: int, fraction: float) -> Table:
+    """AMUN and distillation for one request."""
+    targets = prepared(splits, seed)
+    return gaps(splits, seed, repeats, {"with": configs(True, targets), "without": configs(False, targets)}, fraction)
+
+
+def with_examples(splits: Splits, seed: int, repeats: int) -> Table:
+    """Both methods, and both trained on at once with the options of either, for one request."""
+    METHODS["mixed"] = UnlearningMethod(mixed, "Mixed", "distillation and AMUN at once")
+    targets, rows = prepared(splits, seed), {}
+    for setting, retain in (("with", True), ("without", False)):
+        own = configs(retain, targets)
+        rows[setting] = own | {
+            f"mixed:{name}": resolve_config(
+                "mixed", retain, default={"recipe": of.recipe}, targets=targets, weight=of.options.get("weight", 1.0)
+            )
+            for name, of in own.items()
+        }
+    return gaps(splits, seed, repeats, rows)
+
+
 def by_folds(splits: Splits, seed: int, repeats: int, numbers: list[int]) -> Table:
     """Distillation by cross-fits of so many folds, for one request."""
     rows = {
@@ -78,9 +123,15 @@ def by_folds(splits: Splits, seed: int, repeats: int, numbers: list[int]) -> Tab
     return gaps(splits, seed, repeats, rows)
 
 
-def gaps(splits: Splits, seed: int, repeats: int, rows: Mapping[str, Mapping[str, MethodConfig | None]]) -> Table:
+def gaps(
+    splits: Splits,
+    seed: int,
+    repeats: int,
+    rows: Mapping[str, Mapping[str, MethodConfig | None]],
+    fraction: float = demo.FRACTION,
+) -> Table:
     """The tables of `amun compare` for one request: setting -> title -> measure -> mean."""
-    ids = forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
+    ids = forget_ids(len(splits.train), fraction=fraction, seed=seed)
     compared = compare(
         trained(splits, seed),
         splits.test,
@@ -141,29 +192,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="models of every row and seed")
     parser.add_argument("--shadows", type=int, default=0, help="of each method; 0 measures the gaps")
     parser.add_argument("--workers", type=int, default=2, help="shadows at once")
+    parser.add_argument("--fraction", type=float, default=demo.FRACTION, help="of the data, to forget")
+    parser.add_argument("--mixed", action="store_true", help="train on soft labels and adversarial examples at once")
     parser.add_argument("--folds", default="", help="compare cross-fits of these numbers of folds, such as 2,5")
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits = load(demo.DATA)
     seeds = [*map(int, options.seeds.split(","))]
-    result = read("distill") or {}
-    if options.folds:
-        numbers = [*map(int, options.folds.split(","))]
-        runs = {seed: by_folds(splits, seed, options.repeats, numbers) for seed in seeds}
-        found = {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
-        write("distill_folds", {name: to_jsonable(value) for name, value in found.items()})
-        return
     if options.shadows:
         torch.set_num_threads(options.workers)  # one each
-        result["u_lira"] = u_lira(splits, seeds[0], options.shadows, options.workers)
-    else:
-        runs = {}
-        for seed in seeds:
-            targets = prepared(splits, seed)
-            rows = {"with": configs(True, targets), "without": configs(False, targets)}
-            runs[seed] = gaps(splits, seed, options.repeats, rows)
-        result |= {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
-    write("distill", {name: to_jsonable(value) for name, value in result.items() if name != "machine"})
+        found = (read("distill") or {}) | {"u_lira": u_lira(splits, seeds[0], options.shadows, options.workers)}
+        write("distill", {name: to_jsonable(value) for name, value in found.items() if name != "machine"})
+        return
+    name, table = (
+        "distill" if options.fraction == demo.FRACTION else "distill_large",
+        partial(both, fraction=options.fraction),
+    )
+    if options.folds:
+        name, table = "distill_folds", partial(by_folds, numbers=[*map(int, options.folds.split(","))])
+    if options.mixed:
+        name, table = "distill_mixed", with_examples
+    runs = {seed: table(splits, seed, options.repeats) for seed in seeds}
+    found = {"repeats": options.repeats, "tables": over_seeds([*runs.values()]), "runs": runs}
+    kept = {key: value for key, value in (read(name) or {}).items() if key == "u_lira"}
+    write(name, {key: to_jsonable(value) for key, value in {**kept, **found}.items()})
 
 
 if __name__ == "__main__":

@@ -229,11 +229,16 @@ class TestCommands:
         distill = ("--targets", targets, "--epochs", 1)  # whose method is then the default
         request = ("--ids", "40-60", *distill, "--out", tmp_path / "first")
         assert self.amun("forget", digits_checkpoint, *request) == 0
-        assert "the model after is Distill" in " ".join(capsys.readouterr().out.split())
+        said = " ".join(capsys.readouterr().out.split())
+        assert "method: distill, because" in said
+        assert "the model after is Distill" in said
         assert len(load_targets(targets)) == count - 21
         left = targets.read_bytes()
         targets.write_bytes(whole)  # as after a kill before its rows were removed
         assert self.amun("forget", digits_checkpoint, *request, "--dry-run") == 0
+        alone = ("--without-retain", "--dry-run", "--out", tmp_path / "alone")
+        assert self.amun("forget", digits_checkpoint, *request[:-2], *alone) == 0
+        assert "lr 0.02," in capsys.readouterr().out
         assert cli.main(["replay", str(tmp_path / "first/record.json"), "--out", str(tmp_path / "again")]) == 0
         assert targets.read_bytes() == whole
         assert self.amun("forget", digits_checkpoint, *request) == 0

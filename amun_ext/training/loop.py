@@ -17,6 +17,7 @@ from amun_ext.data.images import ImageDataset, stored
 from amun_ext.data.splits import checked_dataset
 from amun_ext.distributed import blocks, check_same, rank, sum_gradients, sum_over_ranks, world_size
 from amun_ext.lipschitz import SETTLED, NormClipper
+from amun_ext.memory import keep_freed_memory
 from amun_ext.models import accuracy, predict
 from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
@@ -182,7 +183,7 @@ def fit(
 
     try:
         random_state, layout = own_random_state(devices), _channels_last(model, recipe.channels_last)
-        with random_state, layout, torch.inference_mode(False), torch.enable_grad():
+        with keep_freed_memory(), random_state, layout, torch.inference_mode(False), torch.enable_grad():
             _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
             done = {"initial": len(history), "total": recipe.epochs}

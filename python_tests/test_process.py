@@ -81,7 +81,13 @@ class TestSignals:
 def test_an_interrupt_during_the_imports_leaves_no_traceback(tmp_path: Path, start, module, status, told) -> None:
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
-    ended = subprocess.run([sys.executable, *start], env=environment() | path, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, *start],
+        env=environment() | path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it would be ignored
+        capture_output=True,
+        text=True,
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", told)
 
 

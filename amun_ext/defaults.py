@@ -17,7 +17,7 @@ MODELS = ("small-cnn", "resnet18", "resnet18-amun", "vgg19")
 PRESETS = ("amun-paper", "amun-paper-large", "amun-code", "unlearn-saliency", "unlearn-saliency-2023")
 OBJECTIVES = ("held-out", "retrain")  # of tuning
 SETTINGS = ("with", "without")  # of a comparison: the retain set
-SCALES = ("smoke", "small", "paper")  # of experiments
+SCALES = ("smoke", "small", "paper", "tiny-imagenet")  # of experiments
 
 COMPARED = ("ft", "rl", "ga", "bs", "l1-sparse", "salun", "amun", "amun:no-forget", "amun+salun")
 SEARCHED = ("pgd", "ddn", "ffgsm")

@@ -9,7 +9,7 @@ can be resumed by the same command.
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from torch.utils.data import TensorDataset
 from amun_ext import cli
 from amun_ext.data import Splits, load
 from amun_ext.tuning import tunable
+from amun_ext.unlearning import METHODS
+from amun_ext.unlearning.config import resolve_config, save_tuned_options
 
 FOLDER = Path(__file__).parent.parent / "build/compare"
+PAPER = Path(__file__).parent.parent / "amun_ext/experiments/paper"
 LARGER = 4000
 
 
@@ -89,18 +92,43 @@ def run(name: str, case: Case, fraction: float) -> dict[str, Any]:
     return compared
 
 
+def save_for_reproduce(name: str, scale: str, fraction: float) -> None:
+    """What was chosen here, and by bench_unlearning_methods.py for the other methods: `amun reproduce` takes it."""
+    settings = (read("compare") or {})["tables"][f"{name}, {fraction:.0%} forgotten"]["tables"]
+    tuned: dict[tuple[str, bool], dict[str, Any]] = {}
+    for setting, rows in settings.items():
+        for method, row in rows.items():
+            if row["options_source"] == "tuned":
+                own = {key: value for key, value in row["options"].items() if key in METHODS[method].options}
+                mask = {key: row["options"][key] for key in ("mask",) if key in row["options"]}
+                tuned[method, setting == "with"] = {**own, **mask}
+    others = (read("unlearning_methods") or {})["chosen"]["methods"]  # for a tenth
+    tuned = {(method, True): dict(row["options"]) for method, row in others.items()} | tuned
+    for (method, retain), options in tuned.items():
+        renamed = {"accumulate": "accumulation_steps"}  # since the first results
+        recipe = {renamed.get(key, key): value for key, value in options.pop("recipe").items()}
+        default = resolve_config(method, retain).recipe
+        tuned[method, retain] = {
+            **{key: value for key, value in options.items() if key not in ("search", "bounds")},
+            "recipe": replace(default, **recipe),
+        }
+    save_tuned_options(PAPER / f"tuned-{scale}-{fraction:g}.json", tuned, {"made_by": Path(__file__).name})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=";".join(CASES), help="separated by semicolons")
     parser.add_argument("--fractions", default="0.1,0.5")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.cases.split(";"):
+    for name in filter(None, options.cases.split(";")):
         for fraction in map(float, options.fractions.split(",")):
             compared = run(name, CASES[name], fraction)
             before = read("compare") or {}
             tables = before.get("tables", {}) | {f"{name}, {fraction:.0%} forgotten": compared}
             write("compare", {"tables": tables})
+    for fraction in (0.1, 0.5):
+        save_for_reproduce(next(iter(CASES)), "small", fraction)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ PAGES = {
         "references": ("references", tables_audit.references),
         "rmia": ("rmia", tables_audit.rmia),
     },
+    DOCS / "experiments/table5.md": {"trades": ("trades", tables_unlearning.trades)},
     DOCS / "benchmarks/gpu.md": {
         "kernels": ("kernels", tables_gpu.kernels),
         "gpu/ops": ("gpu/ops", tables_gpu.gpu_ops),

@@ -198,3 +198,11 @@ def tuning(result: dict[str, Any]) -> str:
         f"trials of a method, rank correlation with their gap: {told}. {measured_on(result)}."
     )
     return f"{markdown(['gap on the request', *ways], rows)}\n\n{note}"
+
+
+def trades(result: dict[str, Any]) -> str:
+    """Accuracies of networks trained with and without TRADES, under attack."""
+    columns = [*next(iter(result["rows"].values()))]
+    rows = [[training, *(spread(of[name]) for name in columns)] for training, of in result["rows"].items()]
+    note = f"% of {result['images']} test images; {result['seeds']} networks of {result['epochs']} epochs each."
+    return f"{markdown(['training', *columns], rows)}\n\n{note} {measured_on(result)}."

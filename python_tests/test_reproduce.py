@@ -11,10 +11,12 @@ from kill_tools import ended_at
 from amun_ext import cli
 from amun_ext.deletion.ids import some_ids
 from amun_ext.experiments import reproduce
+from amun_ext.experiments.estimate import passes
 from amun_ext.experiments.paper import unlearning
 from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
 from amun_ext.experiments.results import Results
 from amun_ext.experiments.scales import SCALES
+from amun_ext.unlearning.config import resolve_config
 
 
 def command(name: str, out: Path, *flags: str) -> list[str]:
@@ -82,9 +84,11 @@ class TestCommand:
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_a_dry_run_says_what_it_takes(self, name: str, tmp_path: Path, capsys) -> None:
-        flags = ["--scale", "paper", "--dry-run", "--out", str(tmp_path / "out")]
+        flags = ["--scale", "smoke", "--dry-run", "--out", str(tmp_path / "out")]
         assert cli.main(["reproduce", name, *flags]) == 0
-        assert "cells" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "cells" in out
+        assert "hours" in out
         assert not (tmp_path / "out").exists()
 
     def test_bad_input_is_refused(self, refused, tmp_path: Path) -> None:
@@ -92,6 +96,24 @@ class TestCommand:
         refused(command("figure9", tmp_path), "experiment must be")
         refused(command("figure1", tmp_path, "--seeds", "0"), "seeds must be")
         refused(command("figure1", tmp_path, "--workers", "0"), "num_workers must be")
+
+
+@pytest.mark.parametrize("fraction", SCALES["small"].fractions)
+def test_options_tuned_before_are_those_of_the_methods(fraction: float) -> None:
+    tuned = SCALES["small"].tuned_options(fraction)
+    assert {("amun", True), ("amun", False), ("l1-sparse", True)} <= {*tuned}
+    for method, retain in tuned:
+        assert resolve_config(method, retain, tuned=tuned).source == "tuned"
+
+
+def test_passes_over_the_training_set() -> None:
+    smoke = SCALES["smoke"]
+    trained = smoke.training.epochs
+    assert passes(EXPERIMENTS["theorem41"], smoke) == {"plain": trained}
+    assert passes(EXPERIMENTS["figure1"], smoke) == {"plain": trained + 18 * smoke.ablation_epochs}
+    # for each training an original, a retrained model, and two references on half of 200 and 100 images; one epoch
+    once = 2 * trained + 2 * trained * 150 / 200 + 1
+    assert passes(EXPERIMENTS["table4"], smoke) == {"clipped": once, "clipped, no BatchNorm": once}
 
 
 class TestGaps:
@@ -111,6 +133,13 @@ class TestGaps:
         assert rows["AMUN"]["of cells"] == pytest.approx(0.565)
         assert rows["BS"]["can follow"]
         assert all(each["can follow"] for name, each in unlearning.published("T1_10").items() if name != "RL")
+
+    @pytest.mark.parametrize(("data", "told"), [("tiny-imagenet", "16.5"), ("cifar10", "1.9"), ("digits", None)])
+    def test_printed_gaps_are_beside_results_on_the_same_data(self, data: str, told: str | None) -> None:
+        values = {**dict.fromkeys(("UA", "RA", "TA", "FT AUC", "FT AUC, confidence"), 50.0)}
+        cells = [({"method": name, "fraction": 0.1}, values) for name in ("retrain", "amun")]
+        texts = [str(block) for block in EXPERIMENTS["table2"].blocks(Results(cells, data))]
+        assert any(f"AMUN {told}" in text for text in texts) == (told is not None)
 
 
 def test_a_diverged_cell_has_a_remark(out: Path, tmp_path: Path, monkeypatch) -> None:
@@ -136,6 +165,10 @@ def test_tuned_options_are_chosen_once_and_used(tmp_path: Path) -> None:
     before = kept.stat().st_mtime_ns
     assert lab.config("ft", True, 0.1) == config
     assert kept.stat().st_mtime_ns == before
+    weak = lab.config("amun", True, 0.1, search="ffgsm")
+    assert (weak.source, weak.search["method"]) == ("tuned", "ffgsm")
+    assert lab.config("amun", True, 0.1).search["method"] == scale.search
+    assert len([*(tmp_path / "cache").glob("tuned-amun*.json")]) == 2
     # half of the test set has been used
     assert len(lab.test) == 50
     assert not {*lab.test.tolist()} & {*some_ids(100, count=50, seed=0).tolist()}

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from amun_ext import data, models
 from amun_ext.recipe import TRADES, Trades
 from amun_ext.training import DataPart, Pass, Recipe, fit
 from amun_ext.training.trades import robust_loss, worst_neighbour
@@ -70,6 +71,23 @@ def test_a_robust_training_keeps_the_answers_of_neighbours_together() -> None:
         assert (model(images).argmax(1) == labels).double().mean() > 0.9
         apart.append(robust_loss(model, images, model(images).detach(), TRADES[name]).item())
     assert apart[1] < apart[0] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "attack"), [("trades-linf", "PGD"), ("trades-l2", "PGDL2")])
+def test_a_robust_network_withstands_the_pgd_of_another_package(name: str, attack: str) -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    splits, how, robust = data.load("fashion-mnist-mini"), TRADES[name], {}
+    images, labels = splits.test[:300]
+    for training in (None, name):
+        torch.manual_seed(0)
+        model = models.build("small-cnn", num_classes=10, in_channels=1)
+        recipe = Recipe(4, 0.05, schedule="cosine", batch_size=64, robust=training)
+        fit(model, [Pass([DataPart(splits.train)])], recipe)
+        torch.manual_seed(0)
+        attacked = getattr(torchattacks, attack)(model.eval(), eps=how.eps, alpha=how.eps / 4, steps=20)(images, labels)
+        robust[training] = models.accuracy(models.predict(model, attacked), labels)
+    assert robust[name] > robust[None] + 10
 
 
 def test_bad_settings_are_refused() -> None:

@@ -14,7 +14,7 @@ def run(options: argparse.Namespace) -> None:
         return
     require(options.name is not None, "NAME", "given, or --list", "neither")
     if options.dry_run:
-        print(reproduce.plan(options.name, options.scale, seeds=options.seeds))
+        print(reproduce.plan(options.name, options.scale, seeds=options.seeds, device=str(options.device)))
         return
     check_folder(options.out)
     result = reproduce.reproduce(

@@ -26,7 +26,7 @@ from amun_ext.deletion.request import RETRAIN, RETRAIN_SEED, Sets, sets
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.scales import Scale
 from amun_ext.lipschitz import without_batch_norm
-from amun_ext.metrics.measures import MEASURES, SETS, Observation, Values, measure, set_accuracy
+from amun_ext.metrics.measures import MEASURES, Observation, Values, measure
 from amun_ext.random_state import own_random_state
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
@@ -63,6 +63,7 @@ class Lab:
     data_dir: Path | None = None
     device: str = "cpu"
     workers: int = 1
+    progress: bool = False
     _references: dict[str, ModelSignals] = field(init=False, default_factory=dict)  # that are loaded
 
     @cached_property
@@ -106,16 +107,17 @@ class Lab:
         shape = {"num_classes": len(self.splits.classes), "in_channels": self.splits.train[0][0].shape[0]}
         with own_random_state():
             torch.manual_seed(seed)
-            network = models.build(self.scale.model, width=self.scale.width, **shape).to(self.device)
-        return network if TRAININGS[training].batch_norm else without_batch_norm(network)
+            return untrained(self.scale, training, **shape).to(self.device)
 
     def original(self, model: int, training: str = PLAIN) -> nn.Module:
         """The network before unlearning, of which `model` is the seed."""
         recipe = self.recipe(training)
 
         def train(network: nn.Module, checkpoint: Path) -> None:
-            run = RunOptions(seed=model, checkpoint=checkpoint)
-            fit(network, [Pass([DataPart(self.splits.train)])], recipe, run)
+            run = RunOptions(seed=model, checkpoint=checkpoint, progress=self.progress)
+            fit(
+                network, [Pass([DataPart(self.splits.train)])], recipe, run, description=f"original {model}, {training}"
+            )
 
         return self._model(
             "original", {**self.identity(training), "seed": model}, self.untrained(model, training), train
@@ -128,7 +130,8 @@ class Lab:
 
         def train(network: nn.Module, checkpoint: Path) -> None:
             config = resolve_config(RETRAIN, default={"recipe": self.recipe(training)})
-            made = config.unlearn(network, forgotten.forget, forgotten.retain, seed=seed, checkpoint=checkpoint)
+            how: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "progress": self.progress}
+            made = config.unlearn(network, forgotten.forget, forgotten.retain, **how)
             network.load_state_dict(made.state_dict())
 
         identity = {**self.identity(training), "ids": forgotten.ids.tolist(), "seed": seed}
@@ -168,38 +171,58 @@ class Lab:
         identity = {**self.identity(training), "references": self.scale.references}
 
         def make(folder: Path) -> None:
-            how: dict[str, Any] = {"models": self.scale.references, "num_workers": self.workers}
-            train_references(self.untrained(0, training), self.splits, self.recipe(training), out=folder, **how)
+            how: dict[str, Any] = {"num_workers": self.workers, "progress": self.progress}
+            recipe, number = self.recipe(training), self.scale.references
+            train_references(self.untrained(0, training), self.splits, recipe, out=folder, models=number, **how)
 
         if training not in self._references:
             self._references[training] = load_references(self.cache.file(KIND, identity, "", make))
         return self._references[training]
 
-    def config(self, method: str, retain: bool, fraction: float, training: str = PLAIN, **options: Any) -> MethodConfig:
+    def config(
+        self, method: str, retain: bool, fraction: float, training: str = PLAIN, search: str | None = None
+    ) -> MethodConfig:
         """How a method is run: tuned if the scale has trials, else by its own options and the paper's form of AMUN."""
-        tuned = self.tuned(method, retain, fraction)
-        if "include_forget" in METHODS[method].options:
-            options = {"search": self.scale.search, **options}
-            if (method, retain) not in tuned:
-                options = {"include_forget": fraction < LARGE, **options}
-        ours = self.recipe(training)
-        recipe = {name: getattr(ours, name) for name in ("batch_size", "augment", "precision", "channels_last")}
-        recipe = {**recipe, "epochs": self.scale.epochs} if METHODS[method].trains else {"batch_size": ours.batch_size}
-        given = tuned if (method, retain) in tuned else None
-        recipe |= {"spectral_norm": ours.spectral_norm} if METHODS[method].trains else {}  # also while unlearning
-        return resolve_config(method, retain, tuned=given, recipe=recipe, **options)
+        tuned, row, ours = self.tuned(method, retain, fraction, search), METHODS[method], self.recipe(training)
+        known = (method, retain) in tuned
+        options: dict[str, Any] = {}
+        if "include_forget" in row.options:
+            options = {"search": search or self.scale.search}
+            options |= {} if known else {"include_forget": fraction < LARGE}
+        recipe: dict[str, Any] = {} if known else {"batch_size": ours.batch_size}
+        if row.trains and not known:
+            recipe |= {name: getattr(ours, name) for name in ("augment", "precision", "channels_last")}
+            recipe["epochs"] = self.scale.epochs
+        if row.trains:
+            recipe["spectral_norm"] = ours.spectral_norm  # also while unlearning
+        return resolve_config(method, retain, tuned=tuned if known else None, recipe=recipe, **options)
 
-    def tuned(self, method: str, retain: bool, fraction: float) -> dict[tuple[str, bool], dict[str, Any]]:
-        """What `tune` chooses for a method and size, with a model retrained without other samples (appendix C)."""
+    def tuned(
+        self, method: str, retain: bool, fraction: float, search: str | None = None
+    ) -> Mapping[tuple[str, bool], Mapping[str, Any]]:
+        """What is known to be best for a method and size, or what `tune` chooses (appendix C).
+
+        It compares with a model retrained without other samples than those to forget.
+        """
         if not self.scale.trials:
             return {}
+        known = {} if search else self.scale.tuned_options(fraction)
+        if (method, retain) in known:
+            return known
         how: dict[str, Any] = {"trials": self.scale.trials, "with_retain": retain, "objective": "retrain"}
+        how["search"] = search or self.scale.search
         identity = {**self.identity(), "fraction": fraction, "method": method, **how, "epochs": self.scale.epochs}
 
         def make(path: Path) -> None:
             recipe = replace(self.recipe(), epochs=self.scale.epochs, schedule="constant", warmup_epochs=0)
             folder, metadata = path.with_suffix(""), Record(recipe=self.recipe()).to_metadata()
-            more = {"recipe": recipe, "metadata": metadata, "num_workers": self.workers, **how}
+            more = {
+                "recipe": recipe,
+                "metadata": metadata,
+                "num_workers": self.workers,
+                "progress": self.progress,
+                **how,
+            }
             ids = self.sets(0, 0, fraction).ids
             tuning.write(tuning.tune(self.original(0), self.splits, ids, [method], out=folder, **more), folder)
             (folder / "tuned.json").replace(path)
@@ -218,10 +241,10 @@ class Lab:
         areas = [each for each in measures if each.name.endswith("AUC")]
         return values | {f"{name}, {CONFIDENCE}": of.value for name, of in measure([plain], [], areas).items()}
 
-    def accuracies(self, network: nn.Module, ids: list[int]) -> Values:
-        """UA, RA and TA."""
-        seen = self._observe(network, ids, {})
-        return {f"{name[0].upper().replace('F', 'U')}A": set_accuracy(seen, name).value for name in SETS}
+    def in_gap(self, network: nn.Module, ids: list[int]) -> Values:
+        """The measures that the gap is of, which take no time: UA, RA, TA and the FT AUC of the confidence attack."""
+        measures = [each for each in MEASURES if each.in_gap]
+        return {name: of.value for name, of in measure([self._observe(network, ids, {})], [], measures).items()}
 
     def log_odds(self, network: nn.Module, ids: list[int]) -> Mapping[str, NDArray[np.float64]]:
         """Set -> log-odds of the true class [n]."""
@@ -232,6 +255,12 @@ class Lab:
         rows = set_rows(len(self.splits.train), len(self.splits.test), forgotten, forgotten)
         rows["test"] = rows["test"][self.test]
         return observe(network, concat_splits(self.splits), rows, others, math.nan)
+
+
+def untrained(scale: Scale, training: str = PLAIN, **shape: int) -> nn.Module:
+    """A network of random weights; shape: in_channels, num_classes."""
+    network = models.build(scale.model, width=scale.width, **shape)
+    return network if TRAININGS[training].batch_norm else without_batch_norm(network)
 
 
 def _seed(model: int, subset: int, run: int = 0) -> int:

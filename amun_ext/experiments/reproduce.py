@@ -13,8 +13,20 @@ import torch
 
 from amun_ext.deletion.request import warm_up
 from amun_ext.experiments.cache import Cache
+from amun_ext.experiments.estimate import estimate
 from amun_ext.experiments.lab import Lab
-from amun_ext.experiments.paper import ablations, log_odds, requests, robust, theorem, transfer, unlearning, weak_attack
+from amun_ext.experiments.paper import (
+    ablations,
+    log_odds,
+    recipes,
+    requests,
+    robust,
+    theorem,
+    transfer,
+    unlearning,
+    weak_attack,
+    without_retain,
+)
 from amun_ext.experiments.results import Cell, Experiment, Results
 from amun_ext.experiments.scales import SCALES, Scale
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
@@ -45,6 +57,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "figure6": requests.FIGURE6,
     "figure7": weak_attack.FIGURE7,
     "theorem41": theorem.THEOREM41,
+    "without-retain": without_retain.WITHOUT_RETAIN,
+    "recipes": recipes.TRAINING_RECIPES,
 }
 
 
@@ -93,16 +107,19 @@ def reproduce(
     to measure in parallel, one process each.
     """
     lab, cells = _begun(name, scale, out, seeds, data_dir, device, num_workers)
+    lab = replace(lab, progress=progress)
     row, start = EXPERIMENTS[name], time.perf_counter()
     warm_up()
     with workplace(out, "reproduce"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # those without an adversarial example
         left = [cell for cell in cells if not _path(row, lab, cell).exists()]
-        for cell in left:
-            row.prepare(lab, cell)
+        if row.prepare is not None:
+            for cell in progress_bar(progress, left, desc=f"{name}, shared", unit="cell"):
+                row.prepare(lab, cell)
         jobs = ((number, (cell,)) for number, cell in enumerate(left))
         how = {"initial": len(cells) - len(left), "total": len(cells), "desc": name, "unit": "cell"}
-        alone = replace(lab, workers=1)  # a worker may not have workers
+        # a worker may not have workers, and the bars of several would be on one line
+        alone = replace(lab, workers=1, progress=progress and num_workers == 1)
         with (
             process_pool(partial(_measured, name), alone, min(num_workers, max(1, len(left)))) as measured,
             progress_bar(progress, **how) as bar,
@@ -122,17 +139,20 @@ def reproduce(
     return Reproduction(name, list(zip(cells, values, strict=True)), facts)
 
 
-def plan(name: str, scale: Scale | str, *, seeds: int | None = None) -> str:
-    """What is to be done, in a sentence, and nothing done."""
+def plan(name: str, scale: Scale | str, *, seeds: int | None = None, device: str = "cpu") -> str:
+    """What is to be done and how long it may take, from a batch that is timed; nothing else is done."""
     row, chosen = EXPERIMENTS[name], _scale(scale).of_models(seeds)
     cells = row.cells(chosen)
     models = {(cell["model"], cell.get("training")) for cell in cells if "model" in cell}
     retrained = sum(cell.get("method") == "retrain" for cell in cells)
     epochs = chosen.training.epochs
+    took, hours = estimate(row, chosen, device)
     return (
         f"{name}: {len(cells)} cells, {len(models)} original and {retrained} retrained models of {epochs} epochs "
         f"({chosen.model}, {chosen.data}), up to {chosen.references} references for each kind of training, "
-        f"{chosen.trials} trials for each method"
+        f"{chosen.trials} trials for each method. Estimate: {hours:.1f} hours of training in one process on this "
+        f"{device}, where a batch of {chosen.training.batch_size} takes {1000 * took:.0f} ms; "
+        "searches and audits are extra"
     )
 
 

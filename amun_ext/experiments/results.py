@@ -58,7 +58,7 @@ class Experiment:
     cells: Callable[[Scale], list[Cell]]
     measure: Callable[..., Mapping[str, Any]]
     blocks: Callable[[Results], Sequence[Block]]
-    prepare: Callable[[Lab, Cell], object] = lambda lab, cell: None
+    prepare: Callable[[Lab, Cell], object] | None = None
 
 
 def table(

@@ -60,6 +60,7 @@ def tune(
     init: Init = None,
     targets: Targets | None = None,
     held_out: TensorDataset | None = None,
+    search: str | None = None,
     num_workers: int = 1,
     seed: int = 0,
     facts: Mapping[str, object] | None = None,
@@ -93,6 +94,7 @@ def tune(
             `amun_ext.unlearning.retrain.retrain`.
         targets: for methods that need them, see `amun_ext.unlearning.prepare`.
         held_out: for methods that need them, samples of no other use.
+        search: the method of `find_min_adversarial`, by default AMUN's own.
         num_workers: trials to run in parallel, one process each.
         seed: of all randomness.
         facts: what a reader should know.
@@ -130,11 +132,14 @@ def tune(
         "targets": None if targets is None else targets.settings(),
         "held_out": None if held_out is None else fingerprint(held_out),
         "seed": seed,
+        **({} if search is None else {"search": search}),
         **({"max_accuracy_drop": max_accuracy_drop} if OBJECTIVES[objective].keeps_accuracy else {}),
     }
     inputs: dict[str, Any] = {"targets": targets, "held_out": held_out}
     searches = [resolve_config(method, with_retain, **inputs).search for method in methods]
-    how = next((search for search in searches if search is not None), None)
+    how = next((each for each in searches if each is not None), None)
+    if how is not None and search is not None:
+        how = {"method": search}
     with workplace(out, "tune") as place, _open_study(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
         if how is not None:

@@ -22,13 +22,15 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("name", nargs="?", metavar="NAME", help="the experiment; --list names all")
     command.add_argument("--list", action="store_true", help="name the experiments and end")
-    command.add_argument("--dry-run", action="store_true", help="say what is to be done and end")
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what is to be done, estimate the hours from a batch, and end"
+    )
     command.add_argument(
         "--scale",
         choices=SCALES,
         default="small",
         help="smoke: seconds, to see that it runs; small: the embedded images and a small network; paper: CIFAR-10, "
-        "ResNet-18 and 200 epochs (default: %(default)s)",
+        "ResNet-18 and 200 epochs; tiny-imagenet: VGG-19 (default: %(default)s)",
     )
     command.add_argument("--seeds", type=int, help="number of original models (default: that of the scale)")
     command.add_argument("--out", type=Path, default=Path("reproduced"), help="folder (default: %(default)s)")

@@ -31,10 +31,10 @@ def fine_tuned(
     parts += [DataPart(forgotten.retain)] if setting == SETTINGS[0] else []
     ours = lab.recipe()
     recipe = replace(RECIPE, epochs=lab.scale.ablation_epochs, batch_size=ours.batch_size, augment=ours.augment)
-    before = lab.accuracies(network, forgotten.ids.tolist())["TA"]
+    before = lab.in_gap(network, forgotten.ids.tolist())["TA"]
     test = rows_of(lab.splits.test, lab.test)
     epochs = fit(network, [Pass(parts)], recipe, RunOptions(seed=run, eval_sets={"test": test}))
-    after = lab.accuracies(network, forgotten.ids.tolist())
+    after = lab.in_gap(network, forgotten.ids.tolist())
     return {"TA": [before, *(epoch.accuracy["test"] for epoch in epochs)], "UA": after["UA"], "RA": after["RA"]}
 
 

@@ -18,7 +18,7 @@ from amun_ext.report.figures import SETS as MARKS
 from amun_ext.report.figures import histograms
 from amun_ext.report.parts import Block, Figure, Figures, Heading, Key
 
-KEPT = 400  # quantiles of each set, which stand for it in the picture
+KEPT = 400  # quantiles of each set of the first run, which stand for it in the picture
 FARTHER = "% farther than on the plain model"
 
 
@@ -44,6 +44,8 @@ def observed(lab: Lab, *, what: str, fraction: float, model: int, subset: int, r
     scores = lab.log_odds(network, forgotten.ids.tolist())
     at = (np.arange(KEPT) + 0.5) / KEPT
     moments = {f"{name} {kind}": float(getattr(of, kind)()) for name, of in scores.items() for kind in ("mean", "std")}
+    if {model, subset, run} != {0}:
+        return moments
     return {**moments, **{name: np.quantile(scores[name], at).round(3).tolist() for name in SETS}}
 
 

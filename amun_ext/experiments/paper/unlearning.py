@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from amun_ext.deletion.request import ORIGINAL, RETRAIN
 from amun_ext.experiments.comparison import NOOP, SETTINGS, statistic
@@ -15,9 +15,9 @@ from amun_ext.report.parts import Block, Heading, Paragraph
 from amun_ext.unlearning import METHODS
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
-DATA = "cifar10"  # of the published tables
 ROUNDING = 0.02  # points by which cells and gap of two decimals can be off together
 ACCURACIES = ("UA", "RA", "TA")
+Keys: TypeAlias = Mapping[tuple[str, float], str]  # data and size of the request -> a table in print
 OTHERS = 3  # models at least, of which the last takes the examples of the first
 
 
@@ -44,7 +44,7 @@ def unlearned(
         network = lab.retrained(model, subset, run, fraction, training)
     elif method != NOOP:
         assert retain is not None
-        config = lab.config(method, retain, fraction, training)
+        config = lab.config(method, retain, fraction, training, search)
         adversarial = None
         if config.search is not None:
             source = model if examples is None else (model + 1) % max(OTHERS, lab.scale.repeats[0])
@@ -61,7 +61,7 @@ def unlearned(
 def prepare(lab: Lab, cell: Cell) -> None:
     lab.references(cell.get("training", PLAIN))
     if cell.get("retain") is not None:
-        lab.tuned(cell["method"], cell["retain"], cell["fraction"])
+        lab.tuned(cell["method"], cell["retain"], cell["fraction"], cell.get("search"))
 
 
 def methods(retain: bool) -> list[str]:
@@ -146,7 +146,7 @@ def _cells(scale: Scale, retain: bool) -> list[Cell]:
     ]
 
 
-def _blocks(results: Results, columns: Sequence[str], key: Mapping[float, str]) -> list[Block]:
+def _blocks(results: Results, columns: Sequence[str], key: Keys) -> list[Block]:
     blocks: list[Block] = []
     for fraction in results.each("fraction"):
         rows = {}
@@ -163,8 +163,8 @@ def _blocks(results: Results, columns: Sequence[str], key: Mapping[float, str]) 
         ]
         failed = [f"{title(cell['method'])}, model {cell['model']}" for cell, of in results.cells if "failed" in of]
         blocks += [Paragraph(f"Diverged: {', '.join(failed)}.")] if failed else []
-        if results.data == DATA and fraction in key:
-            blocks.append(Paragraph(_in_print(key[fraction]), soft=True))
+        if (results.data, fraction) in key:
+            blocks.append(Paragraph(_in_print(key[results.data, fraction]), soft=True))
     return blocks
 
 
@@ -179,7 +179,7 @@ def _in_print(name: str) -> str:
     return f"The paper's gaps, computed from its cells: {', '.join(told)}."
 
 
-def _experiment(number: int, retain: bool, columns: Sequence[str], keys: Mapping[float, str], claim: str) -> Experiment:
+def _experiment(number: int, retain: bool, columns: Sequence[str], keys: Keys, claim: str) -> Experiment:
     attack = "MIS" if "MIS" in columns else "RMIA"
     return Experiment(
         f"Table {number}: all methods {SETTINGS['with' if retain else 'without']}, {attack}",
@@ -192,19 +192,32 @@ def _experiment(number: int, retain: bool, columns: Sequence[str], keys: Mapping
 
 
 AUCS = ("FT AUC", "FT AUC, confidence")
+CIFAR10, TINY = "cifar10", "tiny-imagenet"
 TABLE1 = _experiment(
-    1, True, AUCS, {0.1: "T1_10", 0.5: "T1_50"}, "With the retain set AMUN is closest to retraining of all methods."
+    1,
+    True,
+    AUCS,
+    {(CIFAR10, 0.1): "T1_10", (CIFAR10, 0.5): "T1_50", (TINY, 0.1): "T4_10"},
+    "With the retain set AMUN is closest to retraining of all methods.",
 )
 TABLE2 = _experiment(
-    2, False, AUCS, {0.1: "T2_10", 0.5: "T2_50"}, "Without the retain set AMUN comes close to retraining."
+    2,
+    False,
+    AUCS,
+    {(CIFAR10, 0.1): "T2_10", (CIFAR10, 0.5): "T2_50", (TINY, 0.1): "T5_10"},
+    "Without the retain set AMUN comes close to retraining.",
 )
 TABLE8 = _experiment(
-    8, True, ("MIS",), {0.1: "T10_10", 0.5: "T10_50"}, "With the retain set AMUN has the smallest gap by MIS as well."
+    8,
+    True,
+    ("MIS",),
+    {(CIFAR10, 0.1): "T10_10", (CIFAR10, 0.5): "T10_50"},
+    "With the retain set AMUN has the smallest gap by MIS as well.",
 )
 TABLE9 = _experiment(
     9,
     False,
     ("MIS",),
-    {0.1: "T11_10", 0.5: "T11_50"},
+    {(CIFAR10, 0.1): "T11_10", (CIFAR10, 0.5): "T11_50"},
     "Without the retain set AMUN has the smallest gap by MIS as well.",
 )

@@ -21,6 +21,7 @@ from amun_ext.validation import InputError
 
 LRS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 AFTER = (1, 2, 5, 10, 20, 50)  # epochs
+STABLE = 1e-2  # of more images only rates up to this, on D_A alone: elsewhere nothing is close to retraining
 BATCH_NORM = ("train", "frozen")
 SETS = ("D_A", "D_F with D_A")
 FRACTION = 0.1
@@ -80,7 +81,13 @@ def _cells(scale: Scale) -> list[Cell]:
     rows: list[Cell] = [{"method": name} for name in (RETRAIN, NOOP)]
     rows += [{"lr": lr, "batch_norm": how, "data": data} for data in SETS for how in BATCH_NORM for lr in LRS]
     draws = [draw for draw in scale.draws if draw["model"] < 2 and draw["subset"] == draw["run"] == 0]
-    return [{"images": images, **draw, **row} for images in scale.sizes for draw in draws for row in rows]
+    return [
+        {"images": images, **draw, **row}
+        for images in scale.sizes
+        for draw in draws
+        for row in rows
+        if images == min(scale.sizes) or row.get("lr", 0) <= STABLE and row.get("data") != SETS[1]
+    ]
 
 
 def _blocks(results: Results) -> list[Block]:

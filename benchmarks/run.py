@@ -18,6 +18,7 @@ BENCHMARKS = (
         "copies",
         "chain",
         "bookkeeping",
+        "plan",
         "rmia",
         "audit",
         "references",

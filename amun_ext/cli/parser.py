@@ -9,7 +9,7 @@ from amun_ext.cli.arguments import Parser
 
 # In the order of --help.
 COMMANDS = (
-    *("demo", "train", "prepare", "forget", "request", "replay", "ledger", "purge"),
+    *("demo", "train", "prepare", "plan", "forget", "request", "replay", "ledger", "purge"),
     *("search", "compare", "tune", "audit", "references", "shadows", "reproduce", "info"),
 )
 

@@ -13,6 +13,7 @@ from amun_ext.validation import InputError, require
 
 
 def run(options: argparse.Namespace) -> None:
+    options.method = options.method or "amun"
     config = chosen_config(options)
     require(config.search is not None, "--method", "amun or another with a search", options.method)
     finite = 0 < options.bandwidth < math.inf

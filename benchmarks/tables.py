@@ -28,6 +28,7 @@ PAGES = {
         "demo": ("demo", tables_unlearning.demo),
         "compare": ("compare", tables_unlearning.compare),
         "distill": ("distill", tables_unlearning.distill),
+        "distill_mixed": ("distill_mixed", tables_unlearning.distill_untimed),
         "distill_folds": ("distill_folds", tables_unlearning.folds),
         "unlearning_methods": ("unlearning_methods", tables_unlearning.methods),
         "forget": ("forget", tables_unlearning.forget),

@@ -4,10 +4,14 @@ Every rank calls the same function with the same arguments. If one fails, all of
 """
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import reduce
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,17 +24,92 @@ if dist.is_available():
     # arguments keep the group and its threads beyond destroy_process_group, and Python can abort at its end.
     import torch.distributed.nn.functional
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+_alone = ContextVar("_alone", default=False)
+_lists = itertools.count()  # of claimed items; every rank has the same number
+NONE_LEFT = 2**40  # more than any list has
+CONNECTION = re.compile("gloo/transport|connect|timed? ?out|NCCL", re.IGNORECASE)  # in messages of a lost rank
+
 
 class RankError(RuntimeError):
-    """Another rank failed or ended."""
+    """Another rank failed or ended; `reason` is its exception, None if it has ended without one."""
+
+    def __init__(self, message: str, reason: Exception | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _in_group() else 0
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _in_group() else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """In here this rank works by itself, as one process without a group does."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def by_first_rank(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function, which the first rank runs alone when all have called it; all have its result, or its failure."""
+
+    @functools.wraps(function)
+    def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        result: Result | None = None
+        exchange()  # the others may still read what it changes
+        with fail_together():
+            if rank() == 0:
+                with alone():
+                    result = function(*arguments, **options)
+        return cast(Result, exchange(result)[0])
+
+    return run
+
+
+@contextlib.contextmanager
+def entered_by_first_rank(context: contextlib.AbstractContextManager[Result]) -> Iterator[Result]:
+    """The context, which the first rank enters, and leaves when all are done."""
+    with contextlib.ExitStack() as stack:
+        yield by_first_rank(stack.enter_context)(context)
+        exchange()
+
+
+def claimed(items: Iterable[Item]) -> Iterator[Item]:
+    """The items that this rank is the first to take, one whenever it asks; every rank has the same ones in this order.
+
+    Closed early, as by an exception, it leaves none to the others.
+    """
+    if world_size() == 1:
+        yield from items
+        return
+    store, counter, mine = dist.distributed_c10d._get_default_store(), f"amun_ext/{next(_lists)}", -1
+
+    def claim(count: int = 1) -> int:
+        with _lost_ranks():
+            return int(store.add(counter, count)) - 1
+
+    for number, item in enumerate(items):
+        mine = claim() if number > mine else mine
+        if number == mine:
+            try:
+                yield item
+            except GeneratorExit:
+                claim(NONE_LEFT)
+                raise
 
 
 def blocks(count: int) -> list[range]:
@@ -48,21 +127,30 @@ def fail_together() -> Iterator[None]:
         raise
     except Exception as error:
         with contextlib.suppress(RankError):
-            exchange(error=f"{type(error).__name__}: {error}")
+            exchange(error=error)
         raise
 
 
-def exchange(value: Any = None, error: str | None = None) -> list[Any]:
+def exchange(value: Any = None, error: Exception | None = None) -> list[Any]:
     """The values of all ranks, in their order. RankError if one has failed."""
     if world_size() == 1:
         return [value]
     outcomes: list[Any] = [None] * world_size()
     with _lost_ranks():
-        dist.all_gather_object(outcomes, (error, value))
-    failed = [f"rank {number} failed: {reason}" for number, (reason, _) in enumerate(outcomes) if reason is not None]
+        dist.all_gather_object(outcomes, (error and _picklable(error), value))
+    failed = {number: reason for number, (reason, _) in enumerate(outcomes) if reason is not None}
     if failed:
-        raise RankError("; ".join(failed))
+        told = [f"rank {number} failed: {type(reason).__name__}: {reason}" for number, reason in failed.items()]
+        raise RankError("; ".join(told), next(iter(failed.values())))
     return [each for _, each in outcomes]
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of user code, it may be anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def check_same(**facts: object) -> None:
@@ -117,5 +205,7 @@ def sum_gradients(weights: Sequence[Tensor]) -> None:
 def _lost_ranks() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as lost:  # of the connection
+    except RuntimeError as lost:
+        if not (isinstance(lost, dist.DistError) or CONNECTION.search(str(lost))):
+            raise  # such as of a backend that does not know the tensor's device
         raise RankError(f"another rank has ended or does not answer: {lost}") from lost

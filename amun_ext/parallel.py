@@ -1,4 +1,8 @@
-"""A pool of worker processes, each with its own copy of a model; they end when their parent ends."""
+"""Independent tasks in several processes: the ranks of a process group, or a pool of this process.
+
+A pool is not a process group, because its parent may be a notebook, which takes no part in the work, gets all results
+and hears at once of a process that has died.
+"""
 
 import contextlib
 import multiprocessing
@@ -7,32 +11,38 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from amun_ext.validation import InputError
+from amun_ext.distributed import alone, by_first_rank, exchange, fail_together, world_size
+from amun_ext.validation import InputError, require
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 Job = tuple[Any, ...]  # further arguments of the work
-Dispatch = Callable[[Iterator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
+Dispatch = Callable[[Generator[tuple[Key, Job]]], Iterator[tuple[Key, Result]]]
 
 
 @contextlib.contextmanager
-def process_pool(work: Callable[..., Result], model: object, count: int) -> Iterator[Dispatch[Any, Result]]:
+def workers(work: Callable[..., Result], model: object, count: int) -> Iterator[Dispatch[Any, Result]]:
     """A function that runs `work(model, *job)` for many jobs in `count` processes, or in this one if count is 1.
 
     It takes pairs (key, job) and yields pairs (key, result) as jobs end; the next job is taken when a process is free.
     It raises what the work raises, and OSError if a process ends during its job. `work` must be picklable by name, or a
     `partial` of such a function. InputError for a model that cannot be pickled.
+
+    In a process group each rank gives its own jobs, made of `claimed` ones, gets their results, and waits for the
+    others at the end. RankError if one of them has failed.
     """
-    if count == 1:
-        yield lambda jobs: ((key, work(model, *job)) for key, job in jobs)
+    if count == 1 or world_size() > 1:
+        require(count == 1, "num_workers", "1 in a process group, whose ranks are the workers", count)
+        yield partial(_one_by_one, work, model)
         return
     try:
         packed = pickle.dumps(model)  # by value: multiprocessing sends tensors as open files, whose number is limited
@@ -73,6 +83,22 @@ def _signals_blocked() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.environ["PYTHONSAFEPATH"] = safe_path  # empty means unset
+
+
+def unfinished(paths: Sequence[Path]) -> list[int]:
+    """The numbers of the paths where no file is, the same on every rank."""
+    return by_first_rank(lambda: [number for number, path in enumerate(paths) if not path.exists()])()
+
+
+def _one_by_one(
+    work: Callable[..., Result], model: object, jobs: Generator[tuple[Key, Job]]
+) -> Iterator[tuple[Key, Any]]:
+    with fail_together(), contextlib.closing(jobs):  # which leaves none to the others if this rank fails
+        for key, job in jobs:
+            with alone():
+                result = work(model, *job)
+            yield key, result
+    exchange()
 
 
 def _dispatch(ends: Sequence[Connection], jobs: Iterator[tuple[Key, Job]]) -> Iterator[tuple[Key, Any]]:

@@ -24,7 +24,7 @@ from common import gpu_benchmark, write_gpu
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from amun_ext import AdversarialSet, find_min_adversarial
+from amun_ext import AdversarialSet, find_min_adversarial, parallel
 from amun_ext.auditing import ModelSignals, load_references, train_references
 from amun_ext.auditing.attacks import all_scores
 from amun_ext.auditing.model_signals import concat_splits, signals_from
@@ -33,7 +33,6 @@ from amun_ext.deletion import forget_ids, split
 from amun_ext.metrics.measures import Observation as Audited
 from amun_ext.metrics.measures import attack_auc, set_accuracy, tpr_at
 from amun_ext.models import build, predict
-from amun_ext.parallel import process_pool
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning import unlearn
 
@@ -171,7 +170,7 @@ def main() -> None:
             everything = concat_splits(splits).tensors[0]
             logits = {name: {"original": predict(original, everything, 4096)} for name in requests}
             seconds: dict[str, float] = {}
-            with process_pool(partial(answered, given.data, small), original, workers) as made:
+            with parallel.workers(partial(answered, given.data, small), original, workers) as made:
                 in_time = ((key, job) for key, job in jobs.items() if passed() < given.seconds)
                 for (name, row), (answer, taken) in made(in_time):
                     logits[name][row], seconds[f"{name}, {row}"] = answer, taken

@@ -126,7 +126,7 @@ class TestWorkers:
         forget, rest = TensorDataset(*splits().train[:20]), TensorDataset(*splits().train[20:])
         given = context.TrialContext(forget, rest, splits().test, True, None, 0)
         wrong, long = {"recipe": SHORT, "gamma": -1.0}, {"recipe": Recipe(epochs=10**6, lr=0.1)}
-        with parallel.process_pool(partial(begun, given, tmp_path), original(), 2) as attempts:
+        with parallel.workers(partial(begun, given, tmp_path), original(), 2) as attempts:
             with pytest.raises(InputError, match="gamma must be"):
                 list(attempts(iter([(0, ("wrong", "l1-sparse", wrong, 0))])))
             outcomes = attempts(iter([(1, ("long", "ft", long, 0)), (2, ("killed", "ft", long, 0))]))
@@ -149,7 +149,7 @@ class TestWorkers:
             "given = context.TrialContext(forget, rest, rest, True, None, 0)\n"
             "job = 'ft', {'recipe': Recipe(epochs=10**6, lr=1e-6)}, 0\n"
             f"work = partial(begun, given, pathlib.Path({str(tmp_path)!r}))\n"
-            "with parallel.process_pool(work, model, 2) as attempts:\n"
+            "with parallel.workers(work, model, 2) as attempts:\n"
             "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
             "    next(attempts((name, (name, *job)) for name in ('one', 'other')))\n"
         )

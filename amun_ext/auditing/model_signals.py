@@ -1,7 +1,7 @@
 """The signals of many models for the same samples: one file per model, without its weights or logits."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from torch.utils.data import TensorDataset
 from amun_ext.data import Splits, fingerprint, training_data
 from amun_ext.data.images import concat, moved
 from amun_ext.digest import architecture
+from amun_ext.distributed import by_first_rank, claimed, entered_by_first_rank
 from amun_ext.files import claim_folder, to_jsonable, workplace, write_tensors
 from amun_ext.metrics.signals import SIGNALS
 from amun_ext.models.reinitialise import Init, check_init, describe_init
-from amun_ext.parallel import process_pool
+from amun_ext.parallel import unfinished, workers
 from amun_ext.progress import progress_bar
 from amun_ext.reading import read_json
 from amun_ext.training import Recipe
@@ -87,15 +88,13 @@ def collect(
     folder, models = Path(folder), len(membership)
     manifest = to_jsonable({"format": _format(kind), "samples": membership.shape[1], **identity})
     assert isinstance(manifest, dict)
-    with workplace(folder, kind) as place:
-        claim_folder(folder / f"{kind}.json", manifest, f"set of {kind}", place)
+    with entered_by_first_rank(workplace(folder, kind)) as place:
+        by_first_rank(claim_folder)(folder / f"{kind}.json", manifest, f"set of {kind}", place)
         paths = [_path(kind, folder, number) for number in range(models)]
-        todo = [number for number in range(models) if not paths[number].exists()]
-        jobs: Iterator[tuple[int, tuple[Tensor, int]]] = (
-            (number, (membership[number], first_seed + number)) for number in todo
-        )
+        todo = unfinished(paths)
+        jobs = ((number, (membership[number], first_seed + number)) for number in claimed(todo))
         with (
-            process_pool(work, start, min(num_workers, max(1, len(todo)))) as run_jobs,
+            workers(work, start, min(num_workers, max(1, len(todo)))) as run_jobs,
             progress_bar(progress, total=models, initial=models - len(todo), desc=kind, unit="model") as bar,
         ):
             for number, signals in run_jobs(jobs):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amun_ext.distributed import by_first_rank, entered_by_first_rank
 from amun_ext.files import to_jsonable, write_json
 from amun_ext.locks import locked
 from amun_ext.reading import read_object
@@ -36,14 +37,20 @@ class Cache:
         return {key: value for key, value in kept.items() if key != "identity"}
 
     def file(self, name: str, identity: object, suffix: str, make: Callable[[Path], object]) -> Path:
-        """The file, or folder, that `make` writes, made once. It is given a path that is the same after a kill."""
+        """The file, or folder, that `make` writes, made once; in a process group by all ranks together.
+
+        `make` is given a path that is the same after a kill.
+        """
         path = self.path(name, identity, suffix)
-        with self._alone(path):
-            if not path.exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
+        with entered_by_first_rank(self._alone(path)):
+            if not by_first_rank(path.exists)():
                 make(self.scratch / path.name)
-                (self.scratch / path.name).replace(path)
+                by_first_rank(self._put_in_place)(path)
         return path
+
+    def _put_in_place(self, path: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.scratch / path.name).replace(path)
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:

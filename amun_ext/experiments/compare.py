@@ -16,12 +16,14 @@ import amun_ext
 from amun_ext.data import fingerprint
 from amun_ext.deletion.request import ORIGINAL, RETRAIN, RETRAIN_SEED, Sets, warm_up
 from amun_ext.digest import digest
+from amun_ext.distributed import claimed, entered_by_first_rank, exchange
 from amun_ext.evaluation import evaluate
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.comparison import NOOP, Comparison, RunResult, TableRow
 from amun_ext.files import atomic_folder, no_link, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.metrics.measures import Values
+from amun_ext.parallel import workers
 from amun_ext.progress import progress_bar
 from amun_ext.search import AdversarialSet, find_min_adversarial
 from amun_ext.unlearning import METHODS, PRESETS
@@ -121,18 +123,25 @@ def compare(
         jobs.append(_Job(None, RETRAIN, seed, retraining))
         jobs += [_Job(setting, name, seed, chosen) for setting, name, chosen in settings if chosen is not None]
     no_link(cells := out / "cells")
-    done: dict[tuple[str | None, str], dict[int, RunResult]] = {}
     warm_up()
     with (
-        workplace(out, "compare") as place,  # near copies of what is to be forgotten, which go when all are done
-        progress_bar(progress, jobs, "compare", unit="model") as bar,
+        # near copies of what is to be forgotten, which go when all are done
+        entered_by_first_rank(workplace(out, "compare")) as place,
+        progress_bar(progress, total=len(jobs), desc="compare", unit="model") as bar,
     ):
         shared = SharedInputs(
             original, test, request_sets, Cache(cells, place), place, _identity(original, test, request_sets)
         )
-        for job in bar:
-            bar.set_postfix_str(f"{job.name}, seed {job.seed}")
-            done.setdefault((job.setting, job.name), {})[job.seed] = _cell(job, shared)
+        with workers(_cell, shared, 1) as run_jobs:
+            own = {}
+            for number, result in run_jobs((number, (job,)) for number, job in claimed([*enumerate(jobs)])):
+                own[number] = result
+                bar.set_postfix_str(f"{jobs[number].name}, seed {jobs[number].seed}")
+                bar.update()
+        results = {number: result for each in exchange(own) for number, result in each.items()}
+    done: dict[tuple[str | None, str], dict[int, RunResult]] = {}
+    for number, job in enumerate(jobs):
+        done.setdefault((job.setting, job.name), {})[job.seed] = results[number]
 
     def line(setting: str, name: str, chosen: MethodConfig | None) -> TableRow:
         title = _title(name, chosen)
@@ -168,12 +177,12 @@ def _identity(original: nn.Module, test: TensorDataset, request_sets: Sets) -> d
     return {
         "model": digest(original.state_dict()),
         **{name: fingerprint(data) for name, data in sets.items()},
-        "device": str(next(original.parameters()).device),
+        "device": next(original.parameters()).device.type,  # not its number, which is another one on each rank
         "amun_ext": amun_ext.__version__,
     }
 
 
-def _cell(job: _Job, shared: SharedInputs) -> RunResult:
+def _cell(shared: SharedInputs, job: _Job) -> RunResult:
     """The result of the job: read from its file, or computed and written there."""
     config = None if job.config is None else job.config.to_dict()
     parts = (job.name.replace(":", "."), job.setting, str(job.seed))

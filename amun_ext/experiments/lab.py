@@ -23,6 +23,7 @@ from amun_ext.data.images import subset as rows_of
 from amun_ext.deletion import Record, forget_ids
 from amun_ext.deletion.ids import some_ids
 from amun_ext.deletion.request import RETRAIN, RETRAIN_SEED, Sets, sets
+from amun_ext.distributed import by_first_rank
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.scales import Scale
 from amun_ext.lipschitz import without_batch_norm
@@ -99,7 +100,7 @@ class Lab:
         return {
             "data": [fingerprint(part) for part in (self.splits.train, self.splits.test)],
             "model": [self.scale.model, self.scale.width],
-            "device": self.device,
+            "device": torch.device(self.device).type,  # not its number, which is another one on each rank
             "amun_ext": amun_ext.__version__,
         }
 
@@ -144,7 +145,8 @@ class Lab:
             train(network, path.with_suffix(".training"))
             models.save_checkpoint(path, network, {})
 
-        models.load_checkpoint(self.cache.file(name, identity, ".safetensors", make), network)
+        path = self.cache.file(name, identity, ".safetensors", by_first_rank(make))  # as in one process, to the bit
+        models.load_checkpoint(path, network)
         return network
 
     def sets(self, model: int, subset: int, fraction: float) -> Sets:
@@ -224,8 +226,9 @@ class Lab:
                 **how,
             }
             ids = self.sets(0, 0, fraction).ids
-            tuning.write(tuning.tune(self.original(0), self.splits, ids, [method], out=folder, **more), folder)
-            (folder / "tuned.json").replace(path)
+            tuned = tuning.tune(self.original(0), self.splits, ids, [method], out=folder, **more)
+            by_first_rank(tuning.write)(tuned, folder)
+            by_first_rank((folder / "tuned.json").replace)(path)
 
         return load_tuned_options(self.cache.file(f"tuned-{method}", identity, ".json", make))[0]
 

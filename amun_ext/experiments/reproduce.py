@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from amun_ext.deletion.request import warm_up
+from amun_ext.distributed import by_first_rank, claimed, entered_by_first_rank
 from amun_ext.experiments.cache import Cache
 from amun_ext.experiments.estimate import estimate
 from amun_ext.experiments.lab import Lab
@@ -31,7 +32,7 @@ from amun_ext.experiments.results import Cell, Experiment, Results
 from amun_ext.experiments.scales import SCALES, Scale
 from amun_ext.files import atomic_folder, to_jsonable, workplace, write_json, write_text
 from amun_ext.info import versions
-from amun_ext.parallel import process_pool
+from amun_ext.parallel import unfinished, workers
 from amun_ext.progress import progress_bar
 from amun_ext.reading import read_json
 from amun_ext.report import Document, Result, parts
@@ -110,23 +111,23 @@ def reproduce(
     lab = replace(lab, progress=progress)
     row, start = EXPERIMENTS[name], time.perf_counter()
     warm_up()
-    with workplace(out, "reproduce"), warnings.catch_warnings():
+    with entered_by_first_rank(workplace(out, "reproduce")), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # those without an adversarial example
-        left = [cell for cell in cells if not _path(row, lab, cell).exists()]
+        left = [cells[number] for number in unfinished([_path(row, lab, cell) for cell in cells])]
         if row.prepare is not None:
             for cell in progress_bar(progress, left, desc=f"{name}, shared", unit="cell"):
                 row.prepare(lab, cell)
-        jobs = ((number, (cell,)) for number, cell in enumerate(left))
+        jobs = ((number, (left[number],)) for number in claimed(range(len(left))))
         how = {"initial": len(cells) - len(left), "total": len(cells), "desc": name, "unit": "cell"}
         # a worker may not have workers, and the bars of several would be on one line
         alone = replace(lab, workers=1, progress=progress and num_workers == 1)
         with (
-            process_pool(partial(_measured, name), alone, min(num_workers, max(1, len(left)))) as measured,
+            workers(partial(_measured, name), alone, min(num_workers, max(1, len(left)))) as measured,
             progress_bar(progress, **how) as bar,
         ):
             for _ in measured(jobs):
                 bar.update()
-        values = [_measured(name, lab, cell) for cell in cells]
+        values = by_first_rank(lambda: [_measured(name, lab, cell) for cell in cells])()
     facts = {
         "scale": scale if isinstance(scale, str) else "own",
         "models": lab.scale.repeats[0],

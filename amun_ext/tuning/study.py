@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amun_ext.distributed import by_first_rank, claimed, exchange, world_size
+from amun_ext.locks import locked
 from amun_ext.tuning.context import TrialResult
 from amun_ext.tuning.space import Parameters
 from amun_ext.validation import InputError, require
@@ -25,14 +27,26 @@ def check_optuna() -> None:
     require(installed, "amun tune", "used with Optuna installed: pip install 'amun_ext[tune]'", "none")
 
 
-class _NoLock:
-    """Replaces Optuna's lock files: the folder is locked already, and Ctrl-C in Optuna's lock would be an OSError."""
+class _Lock:
+    """Replaces Optuna's lock, in which Ctrl-C would be an OSError. Only ranks share a journal: its folder is locked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.held = path, contextlib.ExitStack()
 
     def acquire(self) -> bool:
+        if world_size() > 1:
+            self.held.enter_context(locked(self.path.with_name(f".{self.path.name}.lock"), self.path, wait=True))
         return True
 
     def release(self) -> None:
-        pass
+        self.held.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    """A kill can leave one, and the next line would be appended to it."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 @contextlib.contextmanager
@@ -41,12 +55,10 @@ def journal(path: Path) -> Iterator["optuna.storages.BaseStorage"]:
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    with path.open("ab+") as file, _without_logs(optuna):
-        # A kill can leave half a line, and the next line would be appended to it.
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+    by_first_rank(_drop_half_line)(path)
+    with _without_logs(optuna):
         try:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))  # type: ignore[arg-type]
         except (ValueError, KeyError) as error:
             raise InputError(f"out must have a journal that can be read, got {path}: {error!r}") from error
         yield storage
@@ -61,7 +73,7 @@ def opened(storage: "optuna.storages.BaseStorage", name: str) -> "optuna.Study":
 def pending_trials(
     study: "optuna.Study", count: int, seed: int, draw: "Callable[[optuna.Trial], Parameters]", *, parallel: bool
 ) -> Iterator["optuna.Trial"]:
-    """First the trials that a kill has stopped, then new ones, until there are `count` in all.
+    """First the trials that a kill has stopped, then new ones, until there are `count` in all; of these, this rank's.
 
     The parameters of a trial follow from the seed, its number and the finished trials: with one worker a resumed study
     gives the same trials as one that was never stopped. All parameters of a trial are written to the journal in one
@@ -69,18 +81,18 @@ def pending_trials(
     """
     import optuna
 
-    states = optuna.trial.TrialState
-    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-        yield optuna.Trial(study, trial._trial_id)
-    while (number := len(study.get_trials(deepcopy=False))) < count or study.get_trials(states=(states.WAITING,)):
-        if not study.get_trials(states=(states.WAITING,)):  # a kill can leave an enqueued trial that has not begun
-            own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            # multivariate: a learning rate that falls every epoch has to start higher than a constant one
-            sampler = optuna.samplers.TPESampler(seed=own_seed, multivariate=True, constant_liar=parallel)
-            copy = optuna.create_study(sampler=sampler)
-            copy.add_trials(study.get_trials(deepcopy=False))
-            study.enqueue_trial(dict(draw(copy.ask())))
-        yield study.ask()
+    running = optuna.trial.TrialState.RUNNING
+    before = exchange([(trial.state, trial._trial_id) for trial in study.get_trials(deepcopy=False)])[0]
+    for stopped in claimed([number for state, number in before if state == running]):
+        yield optuna.Trial(study, stopped)
+    for number in claimed(range(len(before), count)):
+        own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        # multivariate: a learning rate that falls every epoch has to start higher than a constant one
+        sampler = optuna.samplers.TPESampler(seed=own_seed, multivariate=True, constant_liar=parallel)
+        copy = optuna.create_study(sampler=sampler)
+        copy.add_trials(study.get_trials(deepcopy=False))
+        begun = optuna.trial.create_trial(state=running, system_attrs={"fixed_params": dict(draw(copy.ask()))})
+        yield optuna.Trial(study, study._storage.create_new_trial(study._study_id, begun))  # not ask: ranks would mix
 
 
 def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

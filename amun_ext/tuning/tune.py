@@ -17,11 +17,12 @@ from amun_ext.defaults import MAX_ACCURACY_DROP
 from amun_ext.deletion import Record
 from amun_ext.deletion.request import RETRAIN_SEED, retraining, sets
 from amun_ext.digest import digest
+from amun_ext.distributed import by_first_rank, claimed, entered_by_first_rank, world_size
 from amun_ext.files import claim_folder, no_link, workplace
 from amun_ext.info import versions
 from amun_ext.models import load_checkpoint, save_checkpoint
 from amun_ext.models.reinitialise import Init, describe_init
-from amun_ext.parallel import process_pool
+from amun_ext.parallel import workers
 from amun_ext.progress import progress_bar
 from amun_ext.recipe import TUNING
 from amun_ext.search import AdversarialSet, find_min_adversarial
@@ -140,7 +141,7 @@ def tune(
     how = next((each for each in searches if each is not None), None)
     if how is not None and search is not None:
         how = {"method": search}
-    with workplace(out, "tune") as place, _open_study(out, identity, place) as storage:
+    with entered_by_first_rank(workplace(out, "tune")) as place, _open_study(out, identity, place) as storage:
         adversarial: AdversarialSet | None = None
         if how is not None:
             found = find_min_adversarial(model, forget, **how, out=out / EXAMPLES, progress=progress)
@@ -194,10 +195,12 @@ def _run_trials(
     recipe, objective = tuning.recipe, tuning.objective
     least = floor(objective, context.rows["original"], tuning.max_accuracy_drop)
     studies = {method: study.opened(storage, method) for method in methods}
-    with process_pool(partial(run_trial, context), model, num_workers) as run_jobs:
+    with workers(partial(run_trial, context), model, num_workers) as run_jobs:
         for method, each in studies.items():
             draw = partial(draw_parameters, method)
-            pending = study.pending_trials(each, trials, context.seed, draw, parallel=num_workers > 1)
+            pending = study.pending_trials(
+                each, trials, context.seed, draw, parallel=max(num_workers, world_size()) > 1
+            )
             jobs = ((trial, (method, options(draw(trial), recipe), 0)) for trial in pending)
             done = len(study.finished(each))
             with progress_bar(progress, total=trials, initial=done, desc=method, unit="trial") as bar:
@@ -207,7 +210,7 @@ def _run_trials(
         first_runs = replace(tuning, trials=_trials(studies))
         finalists = [first_runs.finalists(method) for method in methods]
         rerun = [trial for best in finalists if len(best) > 1 for trial in best if trial.rerun is None]
-        reruns = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in rerun)
+        reruns = ((trial, (trial.method, options(trial.parameters, recipe), 1)) for trial in claimed(rerun))
         with progress_bar(progress and bool(rerun), total=len(rerun), desc="the best again", unit="trial") as bar:
             for trial, outcome in run_jobs(reruns):
                 study.record_rerun(studies[trial.method], trial.number, outcome)
@@ -235,7 +238,7 @@ def _open_study(out: Path, identity: Mapping[str, object], place: Path) -> "Iter
     no_link(out / JOURNAL)
     others = (out / JOURNAL).exists() and not (out / STUDY).exists()
     require(not others, "out", "a new folder or one of this study", f"{out}, with a journal but no {STUDY}")
-    claim_folder(out / STUDY, {"format": FORMAT, **identity}, "study", place)
+    by_first_rank(claim_folder)(out / STUDY, {"format": FORMAT, **identity}, "study", place)
     with study.journal(out / JOURNAL) as storage:
         yield storage
 
@@ -245,14 +248,14 @@ def _retrain(
 ) -> nn.Module:
     """A model trained without the proxy forget set and the request; read from its file, if there is one."""
     path, unfinished = out / RETRAINED, place / RETRAINED
-    if path.exists():
+    if by_first_rank(path.exists)():
         model = copy.deepcopy(original)
         load_checkpoint(path, model)
         return model
     how: dict[str, Any] = {"seed": context.seed + RETRAIN_SEED, "checkpoint": place / RETRAINING, "progress": progress}
     model = config.unlearn(original, context.forget, context.retain, **how)
-    save_checkpoint(unfinished, model, Record(recipe=config.recipe).to_metadata())
-    unfinished.replace(path)
+    by_first_rank(save_checkpoint)(unfinished, model, Record(recipe=config.recipe).to_metadata())
+    by_first_rank(unfinished.replace)(path)
     return model
 
 

@@ -21,10 +21,11 @@ from torch.utils.data import TensorDataset
 from amun_ext.data import Splits, training_data
 from amun_ext.data.images import HASH_BYTES, hashes_of, subset
 from amun_ext.digest import architecture
+from amun_ext.distributed import by_first_rank, claimed, entered_by_first_rank
 from amun_ext.files import keep_only, workplace, write_tensors
 from amun_ext.models import predict
 from amun_ext.models.reinitialise import Init, check_init, describe_init
-from amun_ext.parallel import process_pool
+from amun_ext.parallel import unfinished, workers
 from amun_ext.progress import progress_bar
 from amun_ext.reading import check_file, parse_json
 from amun_ext.training import Recipe
@@ -175,18 +176,19 @@ def prepare(
         "seed": seed,
         "previously_forgotten": sorted(removed),
     }
-    with workplace(out.parent, f"prepare-{out.name}") as place:
-        if out.exists() and not overwrite:
+    with entered_by_first_rank(workplace(out.parent, f"prepare-{out.name}")) as place:
+        if by_first_rank(out.exists)() and not overwrite:
             there = load_targets(out)
             differ = differences(there.metadata, metadata)
             require(not differ, "out", "a new file or one of this cross-fit", f"{out}, of one with {differ}")
             return there
-        keep_only(place, json.dumps(metadata), overwrite)
+        by_first_rank(keep_only)(place, json.dumps(metadata), overwrite)
         paths = [place / f"fold-{number}.safetensors" for number in range(folds)]
-        jobs = ((number, (number, seed + SEED + number)) for number in range(folds) if not paths[number].exists())
+        todo = unfinished(paths)
+        jobs = ((number, (number, seed + SEED + number)) for number in claimed(todo))
         work = partial(_fold_logits, data, numbers, recipe)
         with (
-            process_pool(work, (model, init), min(num_workers, folds)) as dispatch,
+            workers(work, (model, init), min(num_workers, folds)) as dispatch,
             progress_bar(progress, total=folds, desc="prepare", unit="model") as bar,
         ):
             for number, logits in dispatch(jobs):
@@ -195,7 +197,7 @@ def prepare(
         logits = _joined(numbers, [load_file(path)["logits"] for path in paths])
         hashes = torch.frombuffer(bytearray(hashes_of(data)), dtype=torch.uint8).view(-1, HASH_BYTES)
         made = Targets(logits, hashes, metadata)
-        made.save(out, place)
+        by_first_rank(made.save)(out, place)
     return made
 
 

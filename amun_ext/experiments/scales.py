@@ -90,7 +90,7 @@ SCALES = {
         search="ddn",
         tuned="small",
         larger=("fashion-mnist", 3000),
-        sizes=(2000, 10_000, 40_000),
+        sizes=(2000, 10_000),
     ),
     "paper": Scale(
         "cifar10",

@@ -86,7 +86,7 @@ def _cells(scale: Scale) -> list[Cell]:
         for images in scale.sizes
         for draw in draws
         for row in rows
-        if images == min(scale.sizes) or row.get("lr", 0) <= STABLE and row.get("data") != SETS[1]
+        if images == min(scale.sizes) or (row.get("lr", 0) <= STABLE and row.get("data") != SETS[1])
     ]
 
 

@@ -228,6 +228,10 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "show some of the forgotten images in the HTML page (default: none)",
     },
+    "--profile": {
+        "action": "store_true",
+        "help": "also print where the time went: the seconds of each stage and their share",
+    },
     "--tables": {
         "action": "store_true",
         "help": "also write every table as .csv and .tex into the folder tables in --out",

@@ -17,7 +17,15 @@ from amun_ext.auditing.result import FILES
 from amun_ext.auditing.verdict import CANNOT_TELL, FORGOTTEN, NOT_FORGOTTEN, OVER_FORGOTTEN
 from amun_ext.cli import audit_by_request, provenance
 from amun_ext.cli.loading import Inputs, audited_ids, input_facts, load_model, open_inputs, read_record
-from amun_ext.cli.output_folder import check_folder, check_no_other_result, check_out, now, print_result, request_digest
+from amun_ext.cli.output_folder import (
+    check_folder,
+    check_no_other_result,
+    check_out,
+    now,
+    print_profile,
+    print_result,
+    request_digest,
+)
 from amun_ext.data import without
 from amun_ext.deletion.request import RETRAIN_SEED, sets, warm_up
 from amun_ext.deletion.results import SECONDS
@@ -72,6 +80,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
         "retrained": [*map(provenance.seconds, options.retrained_model, records)],
     }
     took: dict[str, float] = {}
+    begun = time.perf_counter()
     if paths:
         from_scratch, took = _retrain(paths, place, options, inputs, removed_ids)
         retrained += from_scratch
@@ -109,11 +118,13 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
             },
         )
 
+    start = time.perf_counter()
     of_requests = {number: audit(torch.tensor(some, device="cpu"), {}) for number, some in by_request.items() if some}
     for number, each in of_requests.items():
         each.write(options.out / f"request-{number}", with_images=options.with_images)
     answers = {str(number): each.verdict.answer for number, each in of_requests.items()}
     found = audit(ids, {"requests": answers} if answers else {})
+    print_profile(options, {"retraining": start - begun, "attacks and measures": time.perf_counter() - start})
     found.write(options.out, with_images=options.with_images, place=place)
     written = ", ".join([*FILES, *(path.name for path in paths), *(f"request-{number}" for number in of_requests)])
     print_result(options, found, f"{written} into {options.out}")

@@ -22,6 +22,7 @@ from amun_ext.cli.output_folder import (
     describe_request,
     finished_request,
     now,
+    print_profile,
     print_result,
 )
 from amun_ext.data import Splits, training_data
@@ -108,6 +109,7 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     how = {"with_images": options.with_images, "command": options.command}
     write(outcome, options.out, place, **how, before=before, sign=sign, requests=waiting)
     _clean_up(options, splits, waiting)
+    print_profile(options, outcome.stages)
     print_result(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
 

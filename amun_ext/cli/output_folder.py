@@ -4,7 +4,8 @@ import argparse
 import datetime
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from amun_ext.deletion.results import MODEL, NEW_DIGEST, REPORT, RESULTS
 from amun_ext.digest import digest
 from amun_ext.files import file_digest, no_link
 from amun_ext.reading import read_object
-from amun_ext.report import Result
+from amun_ext.report import Document, Result, text
+from amun_ext.report.tables import Column, Row, Table, value
 from amun_ext.validation import is_integer, printable, require
 
 RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # every folder of results has one
@@ -114,6 +116,16 @@ def check_no_other_result(options: argparse.Namespace, names: Sequence[str], req
     if facts:
         found = describe_request(facts) if record == REPORT else f"{record} of another model or other samples"
     require(replaced, "--out", NO_OTHER_RESULT, f"{options.out}, with {found}")
+
+
+def print_profile(options: argparse.Namespace, stages: Mapping[str, float]) -> None:
+    """With --profile, print the seconds of each stage, of all else, and their share of the whole command."""
+    if options.profile:
+        whole = time.perf_counter() - options.started
+        seconds = {**stages, "start, reading, checks, writing": whole - sum(stages.values()), "all": whole}
+        rows = [Row(name, [value(took, 2), value(100 * took / whole, 1)]) for name, took in seconds.items()]
+        table = Table("profile", "stage", [Column("seconds"), Column("%")], rows)
+        print(text.render(Document("Profile", [table])) + "\n")
 
 
 def print_result(options: argparse.Namespace, result: Result, written: str) -> None:

@@ -1,6 +1,7 @@
 """The parser of the command line. Only `dispatch` imports torch, so that --help and errors come at once."""
 
 import argparse
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -15,9 +16,9 @@ COMMANDS = (
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The parsed options; `command` has the arguments themselves."""
+    """The parsed options; `command` has the arguments themselves, `started` the time."""
     options = parser().parse_args(arguments)
-    options.command = [*arguments]
+    options.command, options.started = [*arguments], time.perf_counter()
     return options
 
 

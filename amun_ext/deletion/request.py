@@ -226,6 +226,7 @@ def forget(
             seconds[RETRAIN] = stages["retraining"]
 
     ids_without_example = [] if adversarial is None else request_sets.ids[~adversarial.found.cpu()].tolist()
+    start = time.perf_counter()
     report = evaluate(
         models,
         forget=request_sets.forget,
@@ -259,6 +260,7 @@ def forget(
         report = replace(report, facts={**report.facts, "earlier_requests": drifted})
     remarks = drift.remarks(relapsed, history, report.rows[row]["TA"], ORIGINAL)
     report = replace(report, remarks=[*report.remarks, *unfamiliar_samples(original, splits, request_sets), *remarks])
+    stages["measuring"] = time.perf_counter() - start
     missing = set(ids_without_example)
     done = [number for number in request_sets.ids.tolist() if number not in missing]
     record = replace(

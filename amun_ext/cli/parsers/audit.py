@@ -78,4 +78,4 @@ def add(commands: Commands) -> None:
         help="also audit the samples of each request in the ledger beside --model, earlier ones too, with the same "
         "retrained and reference models, into folders request-N",
     )
-    add_options(command, "--with-images", "--overwrite", "--tables")
+    add_options(command, "--with-images", "--overwrite", "--tables", "--profile")

@@ -41,5 +41,5 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print what would be done and how long it would take; write nothing"
     )
-    add_options(command, "--init", "--with-images", "--overwrite", "--tables")
+    add_options(command, "--init", "--with-images", "--overwrite", "--tables", "--profile")
     command.set_defaults(replays=False)

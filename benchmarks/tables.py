@@ -29,6 +29,7 @@ PAGES = {
         "compare": ("compare", tables_unlearning.compare),
         "distill": ("distill", tables_unlearning.distill),
         "distill_mixed": ("distill_mixed", tables_unlearning.distill_untimed),
+        "distill_large": ("distill_large", tables_unlearning.distill_untimed),
         "distill_folds": ("distill_folds", tables_unlearning.folds),
         "unlearning_methods": ("unlearning_methods", tables_unlearning.methods),
         "forget": ("forget", tables_unlearning.forget),

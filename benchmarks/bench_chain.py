@@ -1,4 +1,4 @@
-"""Ten requests of 1 % one after another, next to retraining after each: python benchmarks/bench_chain.py
+"""Ten requests of 1 % one after another, next to retraining after some of them: python benchmarks/bench_chain.py
 
 AMUN's paper has five in a row (section 6.3). The demo's network and recipes on the embedded images; options, originals
 and cross-fits are those of bench_distill.py. Each request goes to the model of the request before. A cross-fit is made
@@ -10,6 +10,7 @@ It also counts the training samples that a request would name as such that the m
 
 import argparse
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,8 @@ from torch import nn
 
 from amun_ext import data
 from amun_ext.data.images import ImageDataset
-from amun_ext.deletion import Record, Request, forget, split
-from amun_ext.deletion.request import ORIGINAL, RETRAIN, retraining
+from amun_ext.deletion import Record, split
+from amun_ext.deletion.request import ORIGINAL, RETRAIN, retraining, sets
 from amun_ext.deletion.unfamiliar import unfamiliar
 from amun_ext.experiments import demo
 from amun_ext.experiments.cache import Cache
@@ -32,7 +33,7 @@ from amun_ext.models import accuracy, predict
 from amun_ext.training import DataPart, Pass, RunOptions, fit
 from amun_ext.unlearning import METHODS
 
-REQUESTS, SIZE = 10, 20
+REQUESTS, SIZE, MEASURED = 10, 20, (1, 4, 7, 10)
 FOLDER = Path(__file__).parent.parent / "build/chain"
 AMUN, DISTILL = (METHODS[name].title for name in ("amun", "distill"))
 ALONE = f"{DISTILL}, D_F only"
@@ -48,11 +49,11 @@ def briefly_trained(splits: data.Splits, seed: int) -> nn.Module:
 
 def measured(model: nn.Module, splits: data.Splits, forgotten: list[int]) -> Step:
     gone, retain = split(splits.train, torch.tensor(forgotten))
-    sets = {"UA": gone, "RA": retain, "TA": splits.test}
-    logits = {name: predict(model, dataset) for name, dataset in sets.items()}
-    sure = {name: scaled_logit(answer, sets[name].labels) for name, answer in logits.items()}
+    parts = {"UA": gone, "RA": retain, "TA": splits.test}
+    logits = {name: predict(model, dataset) for name, dataset in parts.items()}
+    sure = {name: scaled_logit(answer, parts[name].labels) for name, answer in logits.items()}
     ft, fr = auc(sure["UA"], sure["TA"]).value, auc(sure["RA"], sure["UA"]).value
-    accuracies = {name: accuracy(answer, sets[name].labels) for name, answer in logits.items()}
+    accuracies = {name: accuracy(answer, parts[name].labels) for name, answer in logits.items()}
     return {**accuracies, "FT AUC": ft, "FR AUC": fr, "FR - FT": fr - ft}
 
 
@@ -62,35 +63,36 @@ def requests(splits: data.Splits, seed: int) -> list[torch.Tensor]:
 
 
 def chain(splits: data.Splits, seed: int, row: str) -> dict[str, list[Step]]:
-    """The measures of a row after each request, as its "steps"."""
+    """The measures of a row after the requests of MEASURED, as its "steps"."""
     first = trained(splits, seed)
     record = Record(arch=demo.MODEL, recipe=demo.TRAINING, seed=seed)
     model, targets, steps = first, prepared(splits, seed), []
-    for ids in requests(splits, seed):
+    for number, ids in enumerate(requests(splits, seed), 1):
+        request = sets(splits, ids, record, include_duplicates=True)
+        record = replace(record, forgotten=(*record.forgotten_ids, *request.ids.tolist()))
         if row in (AMUN, DISTILL, ALONE):
             config = configs(row != ALONE, targets)["amun:no-forget" if row == AMUN else "distill"]
-            assert config is not None
-            made = forget(model, splits, Request(ids, True, config, False, seed, record))
-            model, record = made.model, Record.read(made.metadata, "the new model")
-            targets = targets.without(split(splits.train, torch.tensor(record.forgotten_ids))[0])
-        else:
-            record = replace(record, forgotten=(*record.forgotten_ids, *ids.tolist()))
+            model = config.unlearn(model, request.forget, request.retain, seed=seed)
+            targets = targets.without(request.forget)
+        if number not in MEASURED:
+            continue
         if row == RETRAIN:
             gone, retain = split(splits.train, torch.tensor(record.forgotten_ids))
             model = retraining(first, record).unlearn(first, gone, retain, seed=seed + 1000)
         steps.append(measured(model, splits, [*record.forgotten_ids]))
-        print(seed, row, len(steps), steps[-1], flush=True)
+        print(seed, row, number, steps[-1], flush=True)
     return {"steps": steps}
 
 
 def with_gaps(rows: dict[str, list[Step]]) -> list[dict[str, Step]]:
-    """Row by row after each request, with the gap to the model retrained then."""
+    """Row by row after each measured request, with the gap to the model retrained then."""
     steps = [dict(zip(rows, each, strict=True)) for each in zip(*rows.values(), strict=True)]
     return [{row: {"gap": gap(values, after[RETRAIN]), **values} for row, values in after.items()} for after in steps]
 
 
-def named(model: nn.Module, splits: data.Splits, seed: int) -> dict[str, float]:
+def named(train: Callable[[data.Splits, int], nn.Module], splits: data.Splits, seed: int) -> dict[str, float]:
     """Percent of the training samples that are named, as they are and with a wrong label."""
+    model = train(splits, seed)
     images, labels = splits.train.tensors
     shift = torch.randint(1, len(splits.classes), labels.shape, generator=torch.Generator().manual_seed(seed))
     wrong = ImageDataset(images, (labels + shift) % len(splits.classes))
@@ -109,14 +111,11 @@ def main() -> None:
     cells = Cache(FOLDER / "cells", FOLDER)
     runs, unfamiliar_samples = [], {}
     for seed in range(options.seeds):
-        rates = {
-            f"{demo.TRAINING.epochs} epochs": trained(splits, seed),
-            f"{SHORT} epochs": briefly_trained(splits, seed),
-        }
-        for name, each in rates.items():
-            unfamiliar_samples.setdefault(name, []).append(named(each, splits, seed))
+        for epochs, train in {demo.TRAINING.epochs: trained, SHORT: briefly_trained}.items():
+            found = cells.values("named", [seed, epochs], partial(named, train, splits, seed))
+            unfamiliar_samples.setdefault(f"{epochs} epochs", []).append(found)
         rows = {
-            row: cells.values("chain", [seed, row, REQUESTS, SIZE], partial(chain, splits, seed, row))
+            row: cells.values("chain", [seed, row, REQUESTS, SIZE, MEASURED], partial(chain, splits, seed, row))
             for row in (ORIGINAL, AMUN, DISTILL, ALONE, RETRAIN)
         }
         runs.append(with_gaps({row: kept["steps"] for row, kept in rows.items()}))
@@ -129,9 +128,12 @@ def main() -> None:
             }
             for row, value in runs[0][at].items()
         }
-        for at in range(REQUESTS)
+        for at in range(len(MEASURED))
     ]
-    write("chain", {"seeds": options.seeds, "table": table, "runs": runs, "unfamiliar": unfamiliar_samples})
+    write(
+        "chain",
+        {"seeds": options.seeds, "after": MEASURED, "table": table, "runs": runs, "unfamiliar": unfamiliar_samples},
+    )
 
 
 if __name__ == "__main__":

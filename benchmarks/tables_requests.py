@@ -28,7 +28,7 @@ def chain(result: dict[str, Any]) -> str:
     columns = [*next(iter(result["table"][0].values()))]
     rows = [
         [f"{number}, {name}", *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in of.values())]
-        for number, models in enumerate(result["table"], 1)
+        for number, models in zip(result["after"], result["table"], strict=True)
         for name, of in models.items()
     ]
     note = f"{result['seeds']} seeds, mean ± standard deviation. {measured_on(result)}."

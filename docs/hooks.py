@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,16 @@ def experiment(name: str) -> str:
 def chain_figures() -> str:
     """Requests one after another, of `benchmarks/bench_chain.py`."""
     result = json.loads((RESULTS.parent / "chain.json").read_text(encoding="utf-8"))
-    after, styles = result["table"], marks([*result["table"][0]])
+    after, styles, numbers = result["table"], marks([*result["table"][0]]), result["after"]
+    (step,) = {later - earlier for earlier, later in pairwise(numbers)}
 
     def drawn(measure: str, unit: str) -> str:
         series = {name: [Statistic(*of[name][measure], result["seeds"]) for of in after] for name in styles}
-        return figure(curves(measure, "Mean, and a band of one standard deviation.", series, styles, "requests", unit))
+        about = "Mean, and a band of one standard deviation."
+        return figure(curves(measure, about, series, styles, "requests", unit, first=numbers[0], step=step))
 
-    return "\n\n".join([key([*styles.values()]), drawn("FR - FT", "points"), drawn("UA", "%"), drawn("TA", "%")])
+    measures = {"gap": "points", "FT AUC": "%", "FR - FT": "points", "TA": "%"}
+    return "\n\n".join([key([*styles.values()]), *(drawn(*each) for each in measures.items())])
 
 
 def figure(of: parts.Figure) -> str:

@@ -92,12 +92,13 @@ def curves(
     x: str,
     y: str,
     first: int = 1,
+    step: int = 1,
 ) -> Figure:
-    """Name -> a statistic for `first` and each number after it: lines of the means, bands of one deviation."""
+    """Name -> a statistic for `first` and every `step` after it: lines of the means, bands of one deviation."""
 
     def draw(axes: Any) -> None:
         for name, points in series.items():
-            style, at = line(key[name]), range(first, first + len(points))
+            style, at = line(key[name]), range(first, first + step * len(points), step)
             means = [point.mean for point in points]
             axes.plot(at, means, linewidth=1.6, **style)
             wide = [0.0 if math.isnan(point.deviation) else point.deviation for point in points]

@@ -51,7 +51,7 @@ class Recipe:
     augment: bool = False  # random crop (padding 4) and horizontal flip
     batch_norm: str = "train"
     precision: str | None = None
-    channels_last: bool = False
+    channels_last: bool = False  # left out on a CPU where torch would crash, see docs/decisions.md
     accumulation_steps: int = 1
     optimizer: str = "sgd"
     warmup_epochs: int = 0

@@ -216,6 +216,16 @@ class TestChannelsLast:
             assert [each.stride() for each in model.parameters()] == strides
         assert all(one is other for one, other in zip(weights, model.parameters(), strict=True))
 
+    @pytest.mark.parametrize(("channels", "expected"), [(15, False), (16, True)])
+    def test_is_left_out_on_a_cpu_where_torch_would_crash(self, channels: int, expected: bool) -> None:
+        narrow, seen = nn.Conv2d(channels, 4, 1, stride=2), []
+        model = nn.Sequential(nn.Conv2d(2, channels, 3), narrow, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        narrow.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        fit(model, [Pass([DataPart(pictures())])], Recipe(1, 0.1, channels_last=True))
+        assert set(seen) == {expected}
+
     def test_leaves_other_inputs_alone(self) -> None:
         model, data = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3)), torch.rand(9, 1, 2, 2, 2)
         fit(model, [Pass([DataPart(TensorDataset(data, torch.arange(9) % 3))])], Recipe(2, 0.1, channels_last=True))

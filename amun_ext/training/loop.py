@@ -141,6 +141,7 @@ def fit(
     training = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
     layouts = torch.contiguous_format, torch.channels_last
+    channels_last = recipe.channels_last and not (device.type == "cpu" and any(map(_is_unsafe, model.modules())))
 
     def one_pass(each: Pass, feed: BatchLoader, epoch: int, rates: Iterator[float]) -> Tensor:
         """The summed cross-entropy of the pass, whose steps have these learning rates."""
@@ -149,7 +150,7 @@ def fit(
             if recipe.augment:
                 x = torch.where(feed.augmented(rows)[:, None, None, None], crop_and_flip(x, order), x)
             # contiguous otherwise, because a crop is channels_last, on which a model's view() may fail
-            x = x.contiguous(memory_format=layouts[recipe.channels_last and x.dim() == 4])
+            x = x.contiguous(memory_format=layouts[channels_last and x.dim() == 4])
             count, block = len(x), blocks(len(x))[rank()]
             x, labels, rows = (each[block.start : block.stop] for each in (x, labels, rows))
             labels = feed.soft_labels(x, labels, rows, classes)
@@ -182,7 +183,7 @@ def fit(
         return total
 
     try:
-        random_state, layout = own_random_state(devices), _channels_last(model, recipe.channels_last)
+        random_state, layout = own_random_state(devices), _channels_last(model, channels_last)
         with keep_freed_memory(), random_state, layout, torch.inference_mode(False), torch.enable_grad():
             _seed(run.seed, device)
             history = [Epoch(**before) for before in checkpoint.resume()]
@@ -310,6 +311,13 @@ def _mode(model: nn.Module, batch_norm: str) -> None:
     if batch_norm == "frozen":
         for module in filter(_is_batch_norm, model.modules()):
             module.eval()
+
+
+def _is_unsafe(module: nn.Module) -> bool:
+    """Whether torch 2.13 reads or writes beyond a buffer in its channels_last gradient, on a CPU with two threads."""
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return module.kernel_size == (1, 1) and module.stride != (1, 1) and module.in_channels < 16
 
 
 @contextlib.contextmanager

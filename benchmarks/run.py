@@ -19,6 +19,8 @@ BENCHMARKS = (
         "chain",
         "bookkeeping",
         "plan",
+        "million",
+        "micro_batches",
         "rmia",
         "audit",
         "references",

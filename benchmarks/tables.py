@@ -15,6 +15,11 @@ DOCS = ROOT / "docs"
 # page -> name of the block -> name of the result, and its table
 PAGES = {
     ROOT / "README.md": {"demo": ("demo", tables_unlearning.demo_once)},
+    DOCS / "guides/cost.md": {
+        "plan": ("plan", tables_requests.plan),
+        "micro_batches": ("micro_batches", tables_requests.micro_batches),
+        "million": ("million", tables_requests.million),
+    },
     DOCS / "guides/search.md": {"search in short": ("search", tables_search.search_in_short)},
     DOCS / "benchmarks/index.md": {"kills": ("kills", tables_audit.kills)},
     DOCS / "benchmarks/search.md": {

@@ -52,3 +52,52 @@ def bookkeeping(result: dict[str, Any]) -> str:
     ]
     header = ["request", "CPU seconds of amun forget", "of them bookkeeping", "%"]
     return f"{markdown(header, rows)}\n\n{measured_on(result)}."
+
+
+def plan(result: dict[str, Any]) -> str:
+    """CPU seconds and memory of each stage, predicted and real."""
+    rows = [
+        [
+            f"{network}, {count}, {stage}",
+            *(f"{row[key]:.2f}" for key in ("predicted", "real")),
+            f"{row['error']:+.0f}",
+            *(f"{row[key]:.0f}" for key in ("predicted MiB", "real MiB")),
+            f"{row['wall']:.1f}",
+        ]
+        for network, counts in result["table"].items()
+        for count, stages in counts.items()
+        for stage, row in stages.items()
+    ]
+    header = ["network, processes, stage", "predicted, CPU s", "real, CPU s", "off by, %"]
+    table = markdown([*header, "predicted MiB", "real MiB", "real, wall s"], rows)
+    load = " to ".join(f"{each:.0f}" for each in result["load"])
+    threads = f"{result['threads in all']} threads in all, beside a load of {load}"
+    return f"{table}\n\n{threads}. {measured_on(result)}."
+
+
+def micro_batches(result: dict[str, Any]) -> str:
+    """MiB of a search by batch size, and of a training by accumulation steps."""
+    samples = result["samples"]
+    names = {"search": "search, batch_size {}", "training": f"training, batches of {samples}, accumulation_steps {{}}"}
+    rows = [
+        [names[kind].format(number), f"{mib:.0f}"] for kind, of in result["table"].items() for number, mib in of.items()
+    ]
+    return f"{markdown(['', 'MiB'], rows)}\n\n{samples} images of 3x64x64, a ResNet-18. {measured_on(result)}."
+
+
+def million(result: dict[str, Any]) -> str:
+    """The stages, for each batch size."""
+    rows = [
+        [
+            f"batches of {int(batch):,}: {stage['name']}",
+            f"{stage['seconds'] / 3600:,.3g}",
+            f"{stage['network_seconds'] / 3600:,.3g}",
+            f"{stage['sent_bytes'] / 1e12:,.3g}",
+            f"{stage['memory_bytes'] / 2**30:,.0f}",
+            stage["limit"],
+        ]
+        for batch, stages in result["batches"].items()
+        for stage in stages
+    ]
+    header = ["stage", "hours", "of them network", "TB sent per rank", "GiB per rank", "limited by"]
+    return f"{markdown(header, rows)}\n\nA prediction; commit {result['machine']['commit']}."

@@ -125,7 +125,7 @@ def measure(
     search = _cost(searched, clock)
     prediction_batch = max(1, min(512, BATCH_BYTES // probe[:1].nbytes))
     prediction = _cost(lambda batches: predict(model, rows(batches * prediction_batch)), clock)
-    kept, classes = _kept(model, probe)
+    kept, classes = kept_bytes(model, probe)
     tensors = [*chain(model.parameters(), model.buffers())]
     return Costs(
         search=Cost(search.once, search.each / search_batch),
@@ -149,7 +149,7 @@ def _train(model: nn.Module, part: Pass, recipe: Recipe) -> None:
     fit(model, [part], recipe, RunOptions())
 
 
-def _kept(model: nn.Module, probe: Tensor) -> tuple[list[int], int]:
+def kept_bytes(model: nn.Module, probe: Tensor) -> tuple[list[int], int]:
     """The bytes of each tensor that a training's forward pass of `probe` [n, ...] keeps, and the number of classes."""
     model = deep_copy(model).train()
     own = {each.untyped_storage().data_ptr() for each in chain(model.parameters(), model.buffers())}

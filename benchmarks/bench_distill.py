@@ -165,8 +165,8 @@ def over_seeds(runs: list[Table]) -> dict[str, Any]:
     }
 
 
-def u_lira(splits: Splits, seed: int, count: int, workers: int) -> dict[str, dict[str, float]]:
-    """U-LiRA's area on shadows of the whole procedure: 50 where nothing is found."""
+def u_lira(splits: Splits, seed: int, count: int, workers: int, named: list[str]) -> dict[str, dict[str, float]]:
+    """U-LiRA's area on shadows of the whole procedure: 50 where nothing is found. Of all methods if none is `named`."""
     model, ids = untrained(splits, seed), forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
     targets = prepared(splits, seed)
     with_retain, without = (configs(each, targets) for each in (True, False))
@@ -174,10 +174,16 @@ def u_lira(splits: Splits, seed: int, count: int, workers: int) -> dict[str, dic
         "no-op": NO_OP,
         "AMUN, with D_R": with_retain["amun:no-forget"],
         "distill, with D_R": with_retain["distill"],
+        "AMUN, D_F only": without["amun:no-forget"],
         "distill, D_F only": without["distill"],
     }
+    for method, each in (read("unlearning_methods") or {"chosen": {"methods": {}}})["chosen"]["methods"].items():
+        if method in ("amun+salun", "neggrad+", "ct"):
+            methods[f"{METHODS[method].title}, with D_R"] = resolve_config(method, **each["options"])
     found = {}
     for name, config in methods.items():
+        if named and name not in named:
+            continue
         assert config is not None
         out, how = FOLDER / f"shadows-{seed}-{name}", {"models": count, "seed": seed, "num_workers": workers}
         shadows = train_shadows(model, splits, ids, config, demo.TRAINING, out=out, progress=True, **how)
@@ -191,6 +197,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--repeats", type=int, default=3, help="models of every row and seed")
     parser.add_argument("--shadows", type=int, default=0, help="of each method; 0 measures the gaps")
+    parser.add_argument("--methods", default="", help="rows of U-LiRA to make, separated by ;, such as 'CT, with D_R'")
     parser.add_argument("--workers", type=int, default=2, help="shadows at once")
     parser.add_argument("--fraction", type=float, default=demo.FRACTION, help="of the data, to forget")
     parser.add_argument("--mixed", action="store_true", help="train on soft labels and adversarial examples at once")
@@ -201,7 +208,9 @@ def main() -> None:
     seeds = [*map(int, options.seeds.split(","))]
     if options.shadows:
         torch.set_num_threads(options.workers)  # one each
-        found = (read("distill") or {}) | {"u_lira": u_lira(splits, seeds[0], options.shadows, options.workers)}
+        before, named = read("distill") or {}, options.methods
+        areas = u_lira(splits, seeds[0], options.shadows, options.workers, named.split(";") if named else [])
+        found = before | {"u_lira": before.get("u_lira", {}) | areas}
         write("distill", {name: to_jsonable(value) for name, value in found.items() if name != "machine"})
         return
     name, table = (

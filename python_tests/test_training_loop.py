@@ -240,12 +240,13 @@ class TestAugment:
         places = [possible[tuple(view.flatten().tolist())] for view in seen]
         assert [{*each} for each in zip(*places, strict=True)] == [{*range(9)}, {*range(9)}, {0, 1}]
 
-    def test_suits_models_that_view_their_input(self) -> None:
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_suits_models_that_view_their_input(self, channels: int) -> None:
         class Viewing(nn.Linear):
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x.view(len(x), -1))
 
-        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Viewing(4 * 64, 2))
-        data = TensorDataset(torch.rand(6, 3, 8, 8), torch.randint(0, 2, (6,)))
+        model = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), Viewing(4 * 64, 2))
+        data = TensorDataset(torch.rand(6, channels, 8, 8), torch.randint(0, 2, (6,)))
         (epoch,) = fit(model, [Pass([DataPart(data)])], Recipe(1, 0.1, augment=True))
         assert epoch.loss > 0

@@ -149,7 +149,7 @@ def fit(
         for x, labels, rows in feed.batches(epoch, recipe.batch_size, order):
             if recipe.augment:
                 x = torch.where(feed.augmented(rows)[:, None, None, None], crop_and_flip(x, order), x)
-            # contiguous otherwise, because a crop is channels_last, on which a model's view() may fail
+            # contiguous otherwise, because a model's view() may fail on channels_last
             x = x.contiguous(memory_format=layouts[channels_last and x.dim() == 4])
             count, block = len(x), blocks(len(x))[rank()]
             x, labels, rows = (each[block.start : block.stop] for each in (x, labels, rows))

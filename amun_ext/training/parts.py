@@ -238,7 +238,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = left + torch.where(flip, columns.flip(0), columns)  # [N, W]
     index = torch.arange(count, device=images.device)
     padded = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # [N, H+8, W+8, C]
-    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # of one channel, the strides of channels_last pass for contiguous, and a convolution would keep that layout
+    return moved.flatten(1).view(images.shape)
 
 
 def split_sizes(count: int, size: int) -> list[int]:

@@ -37,7 +37,7 @@ CONNECTION = re.compile("gloo/transport|connect|timed? ?out|NCCL", re.IGNORECASE
 class RankError(RuntimeError):
     """Another rank failed or ended; `reason` is its exception, None if it has ended without one."""
 
-    def __init__(self, message: str, reason: Exception | None = None) -> None:
+    def __init__(self, message: str, reason: BaseException | None = None) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -52,6 +52,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if _in_group() else 1
+
+
+def store() -> Any:
+    """That of the process group, which torch has no public name for."""
+    return dist.distributed_c10d._get_default_store()
 
 
 @contextlib.contextmanager
@@ -96,11 +101,11 @@ def claimed(items: Iterable[Item]) -> Iterator[Item]:
     if world_size() == 1:
         yield from items
         return
-    store, counter, mine = dist.distributed_c10d._get_default_store(), f"amun_ext/{next(_lists)}", -1
+    counter, mine = f"amun_ext/{next(_lists)}", -1
 
     def claim(count: int = 1) -> int:
         with _lost_ranks():
-            return int(store.add(counter, count)) - 1
+            return int(store().add(counter, count)) - 1
 
     for number, item in enumerate(items):
         mine = claim() if number > mine else mine
@@ -137,7 +142,7 @@ def exchange(value: Any = None, error: Exception | None = None) -> list[Any]:
         return [value]
     outcomes: list[Any] = [None] * world_size()
     with _lost_ranks():
-        dist.all_gather_object(outcomes, (error and _picklable(error), value))
+        dist.all_gather_object(outcomes, (error and picklable(error), value))
     failed = {number: reason for number, (reason, _) in enumerate(outcomes) if reason is not None}
     if failed:
         told = [f"rank {number} failed: {type(reason).__name__}: {reason}" for number, reason in failed.items()]
@@ -145,7 +150,8 @@ def exchange(value: Any = None, error: Exception | None = None) -> list[Any]:
     return [each for _, each in outcomes]
 
 
-def _picklable(error: Exception) -> Exception:
+def picklable(error: BaseException) -> BaseException:
+    """The error, or one with its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # of user code, it may be anything

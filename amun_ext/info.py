@@ -1,5 +1,6 @@
 """`python -m amun_ext.info`: versions, the ops available per device, and how the extension was built."""
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -9,6 +10,11 @@ import torch
 
 import amun_ext
 from amun_ext.extension import OPS, build_record, library, load
+
+
+def now() -> str:
+    """UTC, as ISO 8601 has it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:

@@ -19,10 +19,11 @@ from amun_ext.auditing.shadows import KIND as SHADOWS
 from amun_ext.auditing.shadows import Shadows, auc_over_shadows, check_shadows
 from amun_ext.auditing.verdict import AUDITED, ORIGINAL, RETRAINED, overall_verdict
 from amun_ext.data import Splits
-from amun_ext.data.images import stored
+from amun_ext.data.images import stored, subset
 from amun_ext.defaults import EQUIVALENCE_MARGIN
 from amun_ext.deletion.ids import split
 from amun_ext.digest import architecture
+from amun_ext.distributed import blocks, exchange, fail_together, rank
 from amun_ext.evaluation.remarks import common_remarks, labelled
 from amun_ext.metrics.measures import (
     AUDIT_MEASURES,
@@ -212,7 +213,7 @@ def observe(
     others: Mapping[str, ModelSignals],
     seconds: float,
 ) -> Observation:
-    logits, labels = predict(model, everything), stored(everything)[1]
+    logits, labels = _logits(model, everything), stored(everything)[1]
     scores = all_scores(signals_from(logits, labels), others, rows)
     by_set = {name: {of: each[at.numpy()] for of, at in rows.items()} for name, each in scores.items()}
     return Observation(
@@ -221,6 +222,16 @@ def observe(
         attacks={name: {of: of_set[~np.isnan(of_set)] for of, of_set in each.items()} for name, each in by_set.items()},
         seconds=seconds,
     )
+
+
+def _logits(model: nn.Module, data: TensorDataset) -> Tensor:
+    """[N, K], of which each rank of a process group computes some batches, the same as one process has."""
+    batch = 512
+    own = blocks(-(-len(data) // batch))[rank()]
+    rows = torch.arange(len(data), device="cpu")[own.start * batch : own.stop * batch]
+    with fail_together():
+        logits = predict(model, subset(data, rows), batch) if own else None
+    return torch.cat([part for part in exchange(logits) if part is not None])
 
 
 def _attack_measures(scores: Sequence[Scores]) -> dict[str, Estimate]:

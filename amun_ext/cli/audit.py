@@ -21,7 +21,6 @@ from amun_ext.cli.output_folder import (
     check_folder,
     check_no_other_result,
     check_out,
-    now,
     print_profile,
     print_result,
     request_digest,
@@ -29,6 +28,7 @@ from amun_ext.cli.output_folder import (
 from amun_ext.data import without
 from amun_ext.deletion.request import RETRAIN_SEED, sets, warm_up
 from amun_ext.deletion.results import SECONDS
+from amun_ext.distributed import by_first_rank, entered_by_first_rank
 from amun_ext.files import file_digest, workplace
 from amun_ext.report import Document, text
 from amun_ext.validation import require
@@ -39,7 +39,7 @@ EXIT_STATUS = {FORGOTTEN: 0, NOT_FORGOTTEN: 10, OVER_FORGOTTEN: 11, CANNOT_TELL:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    with workplace(options.out, "audit") as place:
+    with entered_by_first_rank(workplace(options.out, "audit")) as place:
         return _audit(options, place)
 
 
@@ -111,7 +111,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
                 "shadows": None if shadows is None else len(shadows),
                 "retrained_models": len(retrained),
                 "model_digest": file_digest(options.model),
-                "date": now(),
+                "date": info.now(),
                 SECONDS: took,
                 "versions": info.versions(),
                 **more,
@@ -121,11 +121,11 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     start = time.perf_counter()
     of_requests = {number: audit(torch.tensor(some, device="cpu"), {}) for number, some in by_request.items() if some}
     for number, each in of_requests.items():
-        each.write(options.out / f"request-{number}", with_images=options.with_images)
+        by_first_rank(each.write)(options.out / f"request-{number}", with_images=options.with_images)
     answers = {str(number): each.verdict.answer for number, each in of_requests.items()}
     found = audit(ids, {"requests": answers} if answers else {})
     print_profile(options, {"retraining": start - begun, "attacks and measures": time.perf_counter() - start})
-    found.write(options.out, with_images=options.with_images, place=place)
+    by_first_rank(found.write)(options.out, with_images=options.with_images, place=place)
     written = ", ".join([*FILES, *(path.name for path in paths), *(f"request-{number}" for number in of_requests)])
     print_result(options, found, f"{written} into {options.out}")
     if by_request:
@@ -165,8 +165,8 @@ def _retrain(
             how = {"seed": seed, "checkpoint": checkpoint, "progress": not options.quiet}
             trained.append(config.unlearn(model, request_sets.forget, request_sets.retain, **how))
             seconds = None if resumed else time.perf_counter() - start
-            models.save_checkpoint(place / path.name, trained[-1], its_record.to_metadata())
-            (place / path.name).replace(path)
+            by_first_rank(models.save_checkpoint)(place / path.name, trained[-1], its_record.to_metadata())
+            by_first_rank((place / path.name).replace)(path)
         if seconds is not None:
             took[file_digest(path)] = seconds
     return trained, took

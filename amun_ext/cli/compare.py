@@ -9,6 +9,7 @@ from amun_ext.cli.arguments import (
 from amun_ext.cli.loading import held_back_test_set, input_facts, load_options, open_inputs, select_ids
 from amun_ext.cli.output_folder import check_no_other_result, check_out, print_result, request_digest
 from amun_ext.deletion.request import sets
+from amun_ext.distributed import by_first_rank
 from amun_ext.experiments import compare
 from amun_ext.experiments.comparison import SETTINGS
 from amun_ext.unlearning.methods import INPUTS
@@ -44,5 +45,5 @@ def run(options: argparse.Namespace) -> None:
         },
         progress=not options.quiet,
     )
-    compare.write(compared, options.out)
+    by_first_rank(compare.write)(compared, options.out)
     print_result(options, compared, f"{' and '.join(FILES)} into {options.out}")

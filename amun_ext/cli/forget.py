@@ -21,7 +21,6 @@ from amun_ext.cli.output_folder import (
     check_out,
     describe_request,
     finished_request,
-    now,
     print_profile,
     print_result,
 )
@@ -32,7 +31,9 @@ from amun_ext.deletion.pending import Pending
 from amun_ext.deletion.request import retraining, unfamiliar_samples
 from amun_ext.deletion.results import DIGEST, MODEL, RESULTS, write
 from amun_ext.deletion.signature import private_key, signature
+from amun_ext.distributed import by_first_rank, entered_by_first_rank
 from amun_ext.files import file_digest, keep_only, workplace
+from amun_ext.info import now
 from amun_ext.report.html import in_words
 from amun_ext.unlearning.cross_fit import remove_targets
 from amun_ext.validation import InputError, listed, printable, require
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     if options.dry_run:
         return _forget(options, None)
-    with workplace(options.out, "forget") as place:
+    with entered_by_first_rank(workplace(options.out, "forget")) as place:
         return _forget(options, place)
 
 
@@ -82,14 +83,14 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     done = finished_request(options.out, request_digest)
     if done is not None:
         if place is not None:
-            _clean_up(options, splits, waiting)
+            by_first_rank(_clean_up)(options, splits, waiting)
         print(f"already done: {describe_request(done)} in {options.out}")
         return _status(done["ids_without_example"])
     check_no_other_result(options, RESULTS)
     if place is None:
         _print_plan(original, measured, request)
         return 0
-    keep_only(place, request_digest, options.overwrite)
+    by_first_rank(keep_only)(place, request_digest, options.overwrite)
     outcome = deletion.forget(
         original,
         measured,
@@ -107,8 +108,8 @@ def _forget(options: argparse.Namespace, place: Path | None) -> int:
     )
     guards.check(outcome, original, options.floor)
     how = {"with_images": options.with_images, "command": options.command}
-    write(outcome, options.out, place, **how, before=before, sign=sign, requests=waiting)
-    _clean_up(options, splits, waiting)
+    by_first_rank(write)(outcome, options.out, place, **how, before=before, sign=sign, requests=waiting)
+    by_first_rank(_clean_up)(options, splits, waiting)
     print_profile(options, outcome.stages)
     print_result(options, outcome.report, f"{', '.join(RESULTS)} into {options.out}")
     return _status(outcome.ids_without_example)
@@ -125,7 +126,7 @@ def _pending_requests(
         gone = sorted({row for each in requests for row in each.ids} & {*forgotten})
         print(f"amun: left out, because the model has forgotten them: ids {listed([*map(str, gone)])}", file=sys.stderr)
         if place is not None:
-            pending.remove(*about, requests, forgotten)
+            by_first_rank(pending.remove)(*about, requests, forgotten)
     return left
 
 

@@ -1,7 +1,6 @@
 """The folder --out: checks before any work, earlier results in it, and the printed result."""
 
 import argparse
-import datetime
 import json
 import os
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 from amun_ext.deletion.results import MODEL, NEW_DIGEST, REPORT, RESULTS
 from amun_ext.digest import digest
+from amun_ext.distributed import by_first_rank
 from amun_ext.files import file_digest, no_link
 from amun_ext.reading import read_object
 from amun_ext.report import Document, Result, text
@@ -20,11 +20,6 @@ from amun_ext.validation import is_integer, printable, require
 RECORDS = (REPORT, "audit.json", "compare.json", "searches.json", "tuned.json")  # every folder of results has one
 TABLES = "tables"
 NO_OTHER_RESULT = "a folder without another result (--overwrite replaces it)"
-
-
-def now() -> str:
-    """UTC, as ISO 8601 has it."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _check_name(path: Path) -> None:
@@ -128,6 +123,7 @@ def print_profile(options: argparse.Namespace, stages: Mapping[str, float]) -> N
         print(text.render(Document("Profile", [table])) + "\n")
 
 
+@by_first_rank
 def print_result(options: argparse.Namespace, result: Result, written: str) -> None:
     """Print a result, and what was written; with --tables also write these."""
     if options.tables:

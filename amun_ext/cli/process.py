@@ -20,6 +20,16 @@ class Ended(BaseException):
         self.signal = signal.Signals(number)
 
 
+def launched_by_torchrun() -> bool:
+    """As `torch.distributed.is_torchelastic_launched`, without the import of torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_other_rank() -> bool:
+    """Whether torchrun has started this process as another one than the first, which speaks for all."""
+    return launched_by_torchrun() and os.environ["RANK"] != "0"
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Raise `Ended` on SIGTERM and SIGHUP, unless the signal is ignored, as under nohup."""
@@ -71,8 +81,11 @@ class Output:
 
 
 @contextlib.contextmanager
-def outputs() -> Iterator[Output]:
-    """Make standard output and error streams whose failure does not end the command. Yields the output."""
+def outputs(silent: bool = False) -> Iterator[Output]:
+    """Make standard output and error streams whose failure does not end the command. Yields the output.
+
+    silent: streams that go nowhere.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -80,7 +93,7 @@ def outputs() -> Iterator[Output]:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
-        out, errors = Output(before[0] or nowhere), Output(before[1] or nowhere)
+        out, errors = (Output(nowhere if silent or stream is None else stream) for stream in before)
         sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, errors)
         try:
             yield out

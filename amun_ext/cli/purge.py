@@ -5,7 +5,6 @@ from pathlib import Path
 
 from amun_ext import info
 from amun_ext.cli.loading import read_record
-from amun_ext.cli.output_folder import now
 from amun_ext.deletion.traces import UNFINISHED, Trace, traces
 from amun_ext.files import file_digest, no_link, removed_workplaces, write_json
 from amun_ext.report import Document, text
@@ -36,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     print(text.render(Document("Purge", [table, Paragraph(LEFT)])))
     if options.yes:
         receipt = {
-            "date": now(),
+            "date": info.now(),
             "model": file_digest(options.model),
             "samples": len(record.forgotten_ids),
             "removed": [_receipt_entry(trace) for trace in found],

@@ -3,6 +3,7 @@
 import argparse
 
 from amun_ext.cli.output_folder import check_folder, print_result
+from amun_ext.distributed import by_first_rank
 from amun_ext.experiments import reproduce
 from amun_ext.validation import require
 
@@ -27,5 +28,5 @@ def run(options: argparse.Namespace) -> None:
         num_workers=options.workers,
         progress=not options.quiet,
     )
-    reproduce.write(result, options.out)
+    by_first_rank(reproduce.write)(result, options.out)
     print_result(options, result, f"{options.name}.json, {options.name}.html and pictures into {options.out}")

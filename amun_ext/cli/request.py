@@ -3,10 +3,11 @@
 import argparse
 
 from amun_ext.cli.loading import load_splits, read_record, select_ids
-from amun_ext.cli.output_folder import check_folder, check_free, now
+from amun_ext.cli.output_folder import check_folder, check_free
 from amun_ext.data import training_data
 from amun_ext.deletion import pending
 from amun_ext.deletion.keys import check_not_forgotten, keys_of
+from amun_ext.info import now
 from amun_ext.validation import require
 
 

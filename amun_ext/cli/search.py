@@ -26,6 +26,7 @@ from amun_ext.cli.output_folder import (
     request_digest,
 )
 from amun_ext.data import Splits
+from amun_ext.distributed import by_first_rank
 from amun_ext.experiments import searches
 from amun_ext.files import no_link
 from amun_ext.reading import read_object
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     model, record = load_model(options, splits)
     request = request_digest(options.model, options.part, ids.tolist())
     check_no_other_result(options, FILES, request)
-    _remove_others(options.out, request)
+    by_first_rank(_remove_others)(options.out, request)
     if options.png is not None:
         there = [f"{method}-{row}.png" for method in methods for row in ids.tolist()]
         there = [name for name in there if os.path.lexists(options.png / name)]
@@ -69,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
         facts=input_facts(options, record) | {"request": request, "part": options.part, "seed": options.seed},
         progress=not options.quiet,
     )
-    searches.write(found, options.out)
+    by_first_rank(searches.write)(found, options.out)
     if options.png is not None:
-        searches.write_png(found, options.png)
+        by_first_rank(searches.write_png)(found, options.png)
     print_result(options, found, f"searches.json, searches.html and the examples into {options.out}")
     for method, missing in found.missing.items():
         print(f"amun: no adversarial example by {method}: ids {', '.join(map(str, missing))}", file=sys.stderr)

@@ -14,6 +14,7 @@ from amun_ext.cli.loading import load_data
 from amun_ext.cli.output_folder import NO_OTHER_RESULT, check_out_file
 from amun_ext.data import manifest_of, training_data
 from amun_ext.deletion import Record
+from amun_ext.distributed import by_first_rank, entered_by_first_rank
 from amun_ext.files import keep_only, workplace
 from amun_ext.models import accuracy, predict
 from amun_ext.models.reinitialise import describe_init
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     start = TRAINING if options.recipe is None else RECIPES[options.recipe]
     training = replace(start, **given_recipe(options))
     check_out_file(options.out)
-    with workplace(options.out.parent, f"train-{options.out.name}") as place:
+    with entered_by_first_rank(workplace(options.out.parent, f"train-{options.out.name}")) as place:
         _train(options, training, place)
 
 
@@ -63,11 +64,11 @@ def _train(options: argparse.Namespace, training: Recipe, place: Path) -> None:
         require(not differ, "--out", NO_OTHER_RESULT, actual)
         print(f"already done: this training's model is in {options.out}")
         return
-    keep_only(place, json.dumps(metadata, sort_keys=True), options.overwrite)
+    by_first_rank(keep_only)(place, json.dumps(metadata, sort_keys=True), options.overwrite)
     how = RunOptions(seed=options.seed, checkpoint=place / RESUME, progress=not options.quiet)
     fit(model, [Pass([DataPart(splits.train)])], training, how)
-    models.save_checkpoint(place / options.out.name, model, metadata)
-    (place / options.out.name).replace(options.out)
+    by_first_rank(models.save_checkpoint)(place / options.out.name, model, metadata)
+    by_first_rank((place / options.out.name).replace)(options.out)
     sets = {"training": splits.train, "test": splits.test}
     reached = {name: accuracy(predict(model, data), data.labels) for name, data in sets.items()}
     accuracies = " and ".join(f"{percent:.2f} % on the {name} set" for name, percent in reached.items())

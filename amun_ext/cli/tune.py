@@ -10,6 +10,7 @@ from amun_ext.cli.arguments import (
 )
 from amun_ext.cli.loading import input_facts, load_method_inputs, open_inputs, select_ids
 from amun_ext.cli.output_folder import check_out, print_result
+from amun_ext.distributed import by_first_rank
 from amun_ext.recipe import TUNING
 from amun_ext.tuning.tune import JOURNAL, STUDY
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         facts=input_facts(options, record),
         progress=not options.quiet,
     )
-    tuning.write(tuned, options.out)
+    by_first_rank(tuning.write)(tuned, options.out)
     print_result(options, tuned, f"tuned.json, trials.json and tuning.html into {options.out}")
     missing = [method for method in tuned.trials if tuned.best(method) is None]
     for method in missing:

@@ -19,6 +19,7 @@ from amun_ext.deletion.checkpoint_record import Record
 from amun_ext.deletion.ids import forget_ids, split
 from amun_ext.deletion.keys import check_not_forgotten, keys_of
 from amun_ext.digest import digest
+from amun_ext.distributed import by_first_rank
 from amun_ext.evaluation import Report, evaluate
 from amun_ext.files import to_jsonable
 from amun_ext.info import versions
@@ -196,7 +197,7 @@ def forget(
     mask = None
     if chosen.mask is not None:
         with stage("mask"):
-            mask = _mask(original, request_sets.forget, chosen.mask, place, progress)
+            mask = by_first_rank(_mask)(original, request_sets.forget, chosen.mask, place, progress)
     with stage("unlearning"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ of \d+ forget samples")  # `ids_without_example` has them by id
         models[row] = chosen.unlearn(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amun_ext.defaults import CURVE_SAMPLES, SEARCHED
+from amun_ext.distributed import entered_by_first_rank
 from amun_ext.files import atomic_folder, atomic_path, no_link, to_jsonable, workplace, write_json
 from amun_ext.info import versions
 from amun_ext.models import predict
@@ -184,7 +185,7 @@ def compare(
         no_link(Path(out) / "curves")
     runs: dict[tuple[str, int | None], SearchRun] = {}
     with (
-        contextlib.nullcontext() if out is None else workplace(out, "search"),
+        contextlib.nullcontext() if out is None else entered_by_first_rank(workplace(out, "search")),
         # Nothing of the bar is to be seen while the first search may still refuse what it is given.
         progress_bar(progress, plan, leave=False, unit="search", delay=0.5) as bar,
     ):

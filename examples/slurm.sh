@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Two machines, a process for each of their GPUs: sbatch examples/slurm.sh
-# The machines share the current folder, for the files that the script writes, and nothing else.
+#     sbatch examples/slurm.sh -m amun_ext forget --model original.safetensors --ids 3,17 --out forgotten ...
+# The machines share the current folder, for the files that are written, and nothing else.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=4
@@ -15,4 +16,4 @@ srun torchrun \
   --rdzv-endpoint "$first:29500" \
   --rdzv-id "$SLURM_JOB_ID" \
   --max-restarts 3 \
-  examples/several_processes.py
+  "${@:-examples/several_processes.py}"

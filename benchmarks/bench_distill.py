@@ -154,8 +154,9 @@ def gaps(
 def over_seeds(runs: list[Table]) -> dict[str, Any]:
     """Mean and deviation of every measure over the requests."""
 
-    def statistic(values: list[float]) -> dict[str, float]:
-        return {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
+    def statistic(values: list[float | None]) -> dict[str, float]:
+        known = np.array(values, dtype=float)  # None, of a file, is NaN
+        return {"mean": float(np.mean(known)), "deviation": float(np.std(known, ddof=1))}
 
     return {
         setting: {

@@ -59,7 +59,10 @@ GRID = {  # around the authors' values, up to learning rates that forget too muc
     ],
     "msg": grid({"lr": [0.003, 0.01, 0.03, 0.1]}, reset_fraction=[0.3, 0.6]),
     "ct": grid({"lr": [0.003, 0.01, 0.03, 0.1], "epochs": [3, 10]}),
-    "regun": grid({"lr": [0.01, 0.03, 0.1], "epochs": [10, 30]}),
+    "regun": [
+        *grid({"lr": [0.01, 0.03, 0.1], "epochs": [10, 30]}),
+        *grid({"lr": [0.0003, 0.001, 0.003], "epochs": [10, 30]}),
+    ],
     "amun+salun": grid({"lr": [0.01, 0.03, 0.1, 0.2], "schedule": COSINE}, include_forget=[False]),
 }
 

@@ -116,8 +116,9 @@ def main() -> None:
         rows = {**{name: each for name, each in shared.items() if name in methods}, **fixed}
         made = gaps(splits, int(seed), options.repeats, {"with": rows})["with"]
         result["runs"][seed] = {"with": {**before["runs"].get(seed, {}).get("with", {}), **made}}
+    if result["runs"]:
         result["table"] = over_seeds([*result["runs"].values()])["with"]
-        write("unlearning_methods", {name: to_jsonable(value) for name, value in result.items()})
+    write("unlearning_methods", {name: to_jsonable(value) for name, value in result.items()})
 
 
 if __name__ == "__main__":

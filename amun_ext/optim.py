@@ -134,9 +134,9 @@ class MaskedSGD(torch.optim.Optimizer):
         buffers = [self._momentum(param) for param in params] if group["momentum"] != 0 else []
         masks = [self._mask(param) for param in params] if params[0] in self._masks else []
         masked_sgd_(
-            params,
-            grads,
-            buffers,
+            [*map(_own_part, params)],
+            [*map(_own_part, grads)],
+            [*map(_own_part, buffers)],
             masks,
             lr=float(group["lr"]),
             momentum=group["momentum"],
@@ -152,7 +152,13 @@ class MaskedSGD(torch.optim.Optimizer):
 
     def _mask(self, param: Tensor) -> Tensor:
         mask = self._masks[param]
-        self._masks[param] = mask = _placed(mask, param, mask.dtype)
+        if hasattr(param, "to_local") and mask.shape == param.shape:  # given as a whole
+            from torch.distributed.tensor import DTensor, distribute_tensor
+
+            assert isinstance(param, DTensor)
+            mask = distribute_tensor(mask.to(param.device), param.device_mesh, param.placements, src_data_rank=None)
+            mask = _own_part(mask)
+        self._masks[param] = mask = _placed(mask, _own_part(param), mask.dtype)
         return mask
 
     def _momentum(self, param: Tensor) -> Tensor:
@@ -246,6 +252,12 @@ def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     params = group["params"]
     names = group.get("param_names") or [f"params[{index}]" for index in range(len(params))]
     return zip(names, params, strict=True)
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """The shard of this rank, of a DTensor as `fully_shard` makes them; any other tensor as it is."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
 
 
 def _placed(tensor: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:

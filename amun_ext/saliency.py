@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from amun_ext.data.images import stored
 from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
-from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
+from amun_ext.models.state import check_not_sharded, count_classes, eval_mode, logits_of, placement
 from amun_ext.progress import progress_bar
 from amun_ext.tensor_checks import check_labels
 from amun_ext.validation import InputError, check_integer, is_number, listed, require
@@ -78,6 +78,7 @@ def saliency_mask(
     require(is_number(fraction) and 0 < fraction <= 1, "fraction", "in (0, 1]", repr(fraction))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
     batch_size = check_integer("batch_size", batch_size, 1)
+    check_not_sharded(model)
     parameters = trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from amun_ext.files import write_tensors
+from amun_ext.models.state import check_not_sharded
 from amun_ext.reading import check_file
 from amun_ext.validation import InputError, listed, require
 
@@ -27,6 +28,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Ma
     require(path.suffix == ".safetensors", "checkpoint", "a path that ends in .safetensors", path)
     text = all(isinstance(part, str) for pair in metadata.items() for part in pair)
     require(text, "metadata", "strings by strings", dict(metadata))
+    check_not_sharded(model)
     state = model.state_dict()
     _check_tensors(str(path), state)
     _check_values(str(path), state, model)
@@ -44,6 +46,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     unchanged. Other buffers may be infinite, such as attention masks.
     """
     path = Path(path)
+    check_not_sharded(model)
     expected = model.state_dict()
     state, metadata = _fitting(path, expected)
     cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may overflow

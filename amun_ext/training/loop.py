@@ -19,7 +19,7 @@ from amun_ext.distributed import blocks, check_same, rank, sum_gradients, sum_ov
 from amun_ext.lipschitz import SETTLED, NormClipper
 from amun_ext.memory import keep_freed_memory
 from amun_ext.models import accuracy, predict
-from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
+from amun_ext.models.state import check_not_sharded, count_classes, eval_mode, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.random_state import own_random_state, same_random_state
@@ -234,6 +234,7 @@ def fit(
 def check(model: nn.Module, recipe: Recipe, run: RunOptions, like: Tensor) -> None:
     """InputError for a model, recipe and run that do not fit together, for inputs like this one [...]."""
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
+    check_not_sharded(model)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     require(len(trainable) > 0, "model", "trainable in some parameter", "all frozen")
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]

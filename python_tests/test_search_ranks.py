@@ -124,6 +124,13 @@ def test_a_killed_rank_ends_the_others_and_the_search_resumes(tmp_path: Path) ->
     assert not [path for path in tmp_path.iterdir() if ".rank-" in path.name]
 
 
+@pytest.mark.parametrize(("message", "lost"), [("Connection closed by peer", True), ("No backend for cuda", False)])
+def test_only_errors_of_the_connection_are_lost_ranks(message: str, lost: bool) -> None:
+    with pytest.raises(RuntimeError, match=message) as raised, distributed._lost_ranks():
+        raise RuntimeError(message)
+    assert isinstance(raised.value, distributed.RankError) == lost
+
+
 def test_without_a_group_there_is_one_rank() -> None:
     assert not dist.is_initialized()
     assert (distributed.rank(), distributed.world_size()) == (0, 1)

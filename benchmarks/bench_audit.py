@@ -74,8 +74,8 @@ def areas(signals: Signals, references: ModelSignals, groups: dict[str, Tensor])
     }
 
 
-def run(case: Case, references: ModelSignals, splits: Splits, seed: int) -> dict[str, Any]:
-    """Model -> number of references -> attack -> areas."""
+def audited(case: Case, splits: Splits, seed: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The signals of each model under audit, by its name, and the rows of each set."""
     torch.manual_seed(seed)
     channels = splits.train.tensors[0].shape[1]
     original = models.build(demo.MODEL, num_classes=len(splits.classes), in_channels=channels)
@@ -93,7 +93,12 @@ def run(case: Case, references: ModelSignals, splits: Splits, seed: int) -> dict
         "AMUN": unlearn(original, forget, retain, include_forget=False, recipe=demo.FINE_TUNING, seed=seed),
     }
     images, labels = concat_splits(splits).tensors
-    signals = {name: signals_from(predict(model, images), labels) for name, model in made.items()}
+    return {name: signals_from(predict(model, images), labels) for name, model in made.items()}, groups
+
+
+def run(case: Case, references: ModelSignals, splits: Splits, seed: int) -> dict[str, Any]:
+    """Model -> number of references -> attack -> areas."""
+    signals, groups = audited(case, splits, seed)
 
     def first(count: int) -> ModelSignals:
         rows = {name: values[:count] for name, values in references.signals.items()}

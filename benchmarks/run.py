@@ -24,6 +24,7 @@ BENCHMARKS = (
         "rmia",
         "audit",
         "references",
+        "reference_precision",
         "shadows",
     ),
 )

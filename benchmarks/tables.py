@@ -53,6 +53,7 @@ PAGES = {
         "audit": ("audit", tables_audit.audit),
         "shadows": ("shadows", tables_audit.shadows),
         "references": ("references", tables_audit.references),
+        "reference_precision": ("reference_precision", tables_audit.reference_precision),
         "rmia": ("rmia", tables_audit.rmia),
     },
     DOCS / "experiments/table5.md": {"trades": ("trades", tables_unlearning.trades)},

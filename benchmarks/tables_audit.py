@@ -119,3 +119,26 @@ def kills(result: dict[str, Any]) -> str:
         [name, *(str(of) for of in (row["events"], row["kills"], len(row["faults"])))] for name, row in result.items()
     ]
     return markdown(["amun ...", "events", "kills", "faults"], rows)
+
+
+def reference_precision(result: dict[str, Any]) -> str:
+    """What references in bfloat16 change in the areas of an audit."""
+    shown = {"original": "RT", "retrained": "FT", "AMUN": "FT"}
+    parts = []
+    for name, table in result["tables"].items():
+        rows = [
+            [
+                f"{model}, {shown[model]}",
+                attack,
+                f"{area['mean']:.1f} ± {area['deviation']:.1f}",
+                ", ".join(f"{difference:+.1f}" for difference in area["differences"]),
+            ]
+            for model, areas in table["areas"].items()
+            for attack, area in areas.items()
+            if attack != "confidence"  # which needs no references
+        ]
+        cpu = ", ".join(f"{seconds:.1f} s in {precision}" for precision, seconds in table["cpu"].items())
+        about = f"{name}, {table['seeds']} seeds with {table['references']} references each; CPU of one: {cpu}:"
+        parts += [about, markdown(["model, AUC", "attack", "float32", "bfloat16 - float32"], rows)]
+    note = "AUC in percent, mean ± standard deviation over seeds; differences of each seed"
+    return "\n\n".join([*parts, f"{note}. {measured_on(result)}."])

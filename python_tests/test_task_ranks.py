@@ -27,6 +27,7 @@ from amun_ext.parallel import workers
 from amun_ext.training import Recipe
 from amun_ext.unlearning import prepare
 
+pytestmark = pytest.mark.slow
 RECIPE = Recipe(epochs=1, lr=0.1, batch_size=32)
 SMOKE = replace(SCALES["smoke"], trials=1)
 
@@ -116,7 +117,6 @@ def cells(made: reproduce.Reproduction) -> list[dict[str, object]]:
     return [{**values, "seconds": 0} for _, values in made.cells]
 
 
-@pytest.mark.slow
 def test_tune_compare_and_reproduce(tmp_path: Path) -> None:
     outcomes = run_ranks(work_on_many_things, 2, tmp_path)
     assert all(isinstance(outcome, dict) for outcome in outcomes), outcomes
@@ -144,7 +144,6 @@ def killed_in_its_first(folder: Path) -> None:
     done(4, work)
 
 
-@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_when_nothing_is_left_to_do(tmp_path: Path) -> None:
     first, second = run_ranks(killed_in_its_first, 2, tmp_path)
     assert "RankError: another rank has ended or does not answer" in first

@@ -30,9 +30,9 @@ def resnet50(num_classes: int = CLASSES, in_channels: int = 3) -> nn.Module:
     return Normalised(import_torchvision().models.resnet50(num_classes=num_classes))
 
 
-def vit_b_16(num_classes: int = CLASSES, in_channels: int = 3) -> nn.Module:
+def vit_b_32(num_classes: int = CLASSES, in_channels: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    network = import_torchvision().models.vit_b_16(num_classes=num_classes)
+    network = import_torchvision().models.vit_b_32(num_classes=num_classes)
     nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # torchvision's zeros give no gradient
     return Normalised(network)
 
@@ -50,12 +50,12 @@ def resnet50_data() -> Splits:
     return _splits(resnet50)
 
 
-def vit_b_16_data() -> Splits:
-    return _splits(vit_b_16)
+def vit_b_32_data() -> Splits:
+    return _splits(vit_b_32)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [resnet50, vit_b_16])
+@pytest.mark.parametrize("network", [resnet50, vit_b_32])
 def test_state_dict_is_unlearned(network: Callable[[], nn.Module], tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     file, out, name = tmp_path / "state.pt", tmp_path / "forgotten", f"test_pretrained:{network.__name__}"

@@ -8,6 +8,8 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+from kill_tools import HANG
+
 ELSEWHERE = {"script", "link", "iframe", "object", "image"}
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -28,7 +30,7 @@ def in_browser(page: Path, width: int, dark: bool) -> tuple[int, str, str]:
     look.write_text(LOOK.format(page=page.name, width=width))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
     scheme = f"--blink-settings=preferredColorScheme={int(not dark)}"
-    shown = subprocess.run([CHROMIUM, *options, scheme, look.as_uri()], capture_output=True, text=True, timeout=300)
+    shown = subprocess.run([CHROMIUM, *options, scheme, look.as_uri()], capture_output=True, text=True, timeout=HANG)
     look.unlink()
     return tuple(json.loads(html.unescape(re.search("<title>(.*?)</title>", shown.stdout, re.DOTALL)[1])))
 

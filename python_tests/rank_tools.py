@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from kill_tools import HANG
 
 
 def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path) -> list[Any]:
@@ -44,7 +45,7 @@ def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path) -> list[Any
 def _rank(work: Callable[[Path], Any], number: int, ranks: int, folder: Path, store: Path, end: Any) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    options = {"rank": number, "world_size": ranks, "timeout": timedelta(minutes=10)}
+    options = {"rank": number, "world_size": ranks, "timeout": timedelta(seconds=HANG)}
     dist.init_process_group("gloo", init_method=f"file://{store}", **options)
     try:
         result = work(folder)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from kill_tools import HANG
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -52,19 +53,19 @@ def test_a_search_in_another_thread_does_not_disturb_a_training(data) -> None:
         images = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
         with same_random_state():
             searching.set()
-            assert trains.wait(60)
+            assert trains.wait(HANG)
             find_min_adversarial(other, images, other(images).argmax(1), method="ddn")
         searched.set()
 
     def pause(epoch: object) -> None:
         epochs.append(epoch)
         trains.set()
-        assert searched.wait(60)
+        assert searched.wait(HANG)
 
     searching = threading.Event()
     thread = threading.Thread(target=search)
     thread.start()
-    assert searching.wait(60)
+    assert searching.wait(HANG)
     result = unlearn(model, *data, method="ft", recipe=SHORT, on_epoch=pause).state_dict()
     thread.join()
     assert len(epochs) == SHORT.epochs

@@ -95,6 +95,8 @@ class TestCommand:
         refused(["reproduce", "--out", str(tmp_path)], "NAME must be given")
         refused(command("figure9", tmp_path), "experiment must be")
         refused(command("figure1", tmp_path, "--seeds", "0"), "seeds must be")
+        refused(command("figure9", tmp_path, "--dry-run"), "experiment must be")
+        refused(command("figure1", tmp_path, "--dry-run", "--seeds", "0"), "seeds must be")
         refused(command("figure1", tmp_path, "--workers", "0"), "num_workers must be")
 
 
@@ -104,6 +106,13 @@ def test_options_tuned_before_are_those_of_the_methods(fraction: float) -> None:
     assert {("amun", True), ("amun", False), ("l1-sparse", True)} <= {*tuned}
     for method, retain in tuned:
         assert resolve_config(method, retain, tuned=tuned).source == "tuned"
+
+
+def test_networks_trained_by_trades_may_have_fewer_references() -> None:
+    scale = replace(SCALES["paper"], robust_references=4)
+    fewer, same = (EXPERIMENTS["table5"].resized(each) for each in (scale, SCALES["paper"]))
+    assert (fewer.references, same.references) == (4, SCALES["paper"].references)
+    assert fewer.identity() != same.identity()  # the cells of the one are not those of the other
 
 
 def test_passes_over_the_training_set() -> None:

@@ -142,7 +142,8 @@ def reproduce(
 
 def plan(name: str, scale: Scale | str, *, seeds: int | None = None, device: str = "cpu") -> str:
     """What is to be done and how long it may take, from a batch that is timed; nothing else is done."""
-    row, chosen = EXPERIMENTS[name], _scale(scale).of_models(seeds)
+    chosen = _scale(name, scale, seeds)
+    row = EXPERIMENTS[name]
     cells = row.cells(chosen)
     models = {(cell["model"], cell.get("training")) for cell in cells if "model" in cell}
     retrained = sum(cell.get("method") == "retrain" for cell in cells)
@@ -168,9 +169,12 @@ def write(result: Reproduction, folder: Path) -> None:
             write_text(files / f"{result.name}-{number}.svg", standalone(figure.draw()))
 
 
-def _scale(scale: Scale | str) -> Scale:
+def _scale(name: str, scale: Scale | str, seeds: int | None) -> Scale:
+    """That of an experiment, with another number of models than the scale's if `seeds` has one."""
+    require(name in EXPERIMENTS, "experiment", f"one of {', '.join(EXPERIMENTS)}", repr(name))
     require(isinstance(scale, Scale) or scale in SCALES, "scale", f"one of {', '.join(SCALES)}", repr(scale))
-    return scale if isinstance(scale, Scale) else SCALES[scale]
+    chosen = EXPERIMENTS[name].resized(scale if isinstance(scale, Scale) else SCALES[scale])
+    return chosen.of_models(None if seeds is None else check_integer("seeds", seeds, 1))
 
 
 def _begun(
@@ -182,8 +186,7 @@ def _begun(
     device: str,
     num_workers: int,
 ) -> tuple[Lab, list[Cell]]:
-    require(name in EXPERIMENTS, "experiment", f"one of {', '.join(EXPERIMENTS)}", repr(name))
-    chosen = _scale(scale).of_models(None if seeds is None else check_integer("seeds", seeds, 1))
+    chosen = _scale(name, scale, seeds)
     cache = Cache(out / "cache", out / "unfinished-reproduce")
     lab = Lab(chosen, cache, data_dir, device, check_integer("num_workers", num_workers, 1))
     return lab, EXPERIMENTS[name].cells(chosen)

@@ -50,7 +50,8 @@ class Experiment:
 
     cells: the arguments of `measure`, for each of the scale's draws. measure: from the shared things and the arguments
     of a cell to JSON values; two experiments with one `measure` share cells. blocks: what a page shows. prepare: shared
-    things that are to be made before any cell, where several processes can help.
+    things that are to be made before any cell, where several processes can help. resized: the scale, changed where the
+    experiment has another.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Experiment:
     measure: Callable[..., Mapping[str, Any]]
     blocks: Callable[[Results], Sequence[Block]]
     prepare: Callable[[Lab, Cell], object] | None = None
+    resized: Callable[[Scale], Scale] = lambda scale: scale
 
 
 def table(

@@ -15,6 +15,8 @@ PAPER_FINE_TUNING = 10  # epochs of every method (paper, appendix C)
 class Scale:
     """`repeats`: models, forget sets of each, runs of each. `references`: for RMIA; 0 for the confidence attack alone.
 
+    `robust_references`: of networks trained by TRADES, whose steps cost nine plain ones; None for as many.
+
     `trials`: of `tune` for each method; 0 takes the methods' own options. `tuned`: the name of options that were tuned
     before, see `tuned_options`. `images`: of the training and of the test
     set, None for all.
@@ -37,6 +39,7 @@ class Scale:
     tuned: str | None = None
     larger: tuple[str, int] | None = None  # data, and test images, of which `sizes` are numbers of training images
     sizes: tuple[int, ...] = ()
+    robust_references: int | None = None
 
     def of_models(self, count: int | None) -> "Scale":
         """The same with another number of models."""
@@ -44,7 +47,8 @@ class Scale:
 
     def identity(self) -> dict[str, object]:
         """What decides a cell; how often it is repeated, and what other cells there are, does not."""
-        return {name: value for name, value in asdict(self).items() if name not in ("repeats", "sizes")}
+        unseen = ("repeats", "sizes", "robust_references")  # the last is `references` where it counts
+        return {name: value for name, value in asdict(self).items() if name not in unseen}
 
     def tuned_options(self, fraction: float) -> Mapping[tuple[str, bool], Mapping[str, Any]]:
         """From the file of this size of request, if there is one."""
@@ -91,6 +95,7 @@ SCALES = {
         tuned="small",
         larger=("fashion-mnist", 3000),
         sizes=(2000, 10_000),
+        robust_references=4,
     ),
     "paper": Scale(
         "cifar10",

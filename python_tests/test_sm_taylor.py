@@ -14,7 +14,7 @@ from amun_ext.ops import accumulate_dtype
 
 ROUNDINGS = 40  # that may add up, of the sizes of what is added
 # Around the lanes of a row on a GPU, and where the CPU changes its ways.
-CLASSES = [2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 31, 33, 47, 48, 64, 65, 128, 129, 200, 1000, 1003]
+CLASSES = [2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 31, 33, 47, 48, 64, 65, 128, 129, 200, 1000, 1003, 1024, 1025, 2051]
 SPOILT = ["a NaN at the label", "a NaN elsewhere", "label C", "label -1"]
 
 

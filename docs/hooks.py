@@ -12,7 +12,7 @@ from amun_ext.experiments.comparison import Statistic
 from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
 from amun_ext.experiments.results import curves, marks
 from amun_ext.report import Table, parts
-from amun_ext.report.figures import standalone
+from amun_ext.report.figures import in_light_colours, swatch
 from amun_ext.unlearning import METHODS
 
 WIDTH = 80
@@ -40,9 +40,7 @@ def experiment(name: str) -> str:
     shown = [claim.text, command, f"{facts['data']}, {models}; tables have mean ± standard deviation, and n."]
     for block in blocks:
         if isinstance(block, parts.Figures):
-            shown += [figure(each) for each in block.figures]
-        elif isinstance(block, parts.Key):
-            shown.append(key(block.marks))
+            shown += [key(block.key), *map(figure, block.figures)]
         elif isinstance(block, Table):
             shown.append(block.to_markdown())
         elif isinstance(block, parts.Heading):
@@ -68,20 +66,12 @@ def chain_figures() -> str:
 
 
 def figure(of: parts.Figure) -> str:
-    picture = f'<div class="figure">\n{standalone(of.draw())}</div>'  # Markdown would put paragraphs into a bare SVG
-    return f"**{of.title}.** {of.about}\n\n{picture}"
+    picture = in_light_colours(of.draw())  # in a div: Markdown would put paragraphs into a bare SVG
+    return f'**{of.title}.** {of.about}\n\n<div class="figure">\n{picture}</div>'
 
 
 def key(of: Sequence[parts.Mark]) -> str:
-    return ", ".join(standalone(swatch(each)) for each in of)
-
-
-def swatch(of: parts.Mark) -> str:
-    dashes = " ".join(str(2 * length) for length in of.dashes)
-    line = (
-        f'<line x1="0" y1="5" x2="24" y2="5" stroke="var(--{of.colour})" stroke-width="3" stroke-dasharray="{dashes}"/>'
-    )
-    return f'<svg width="24" height="10">{line}</svg> {of.name}'
+    return ", ".join(f"{in_light_colours(swatch(each))} {each.name}" for each in of)
 
 
 def experiment_table() -> str:

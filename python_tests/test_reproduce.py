@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from kill_tools import ended_at
@@ -16,6 +17,7 @@ from amun_ext.experiments.paper import unlearning
 from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
 from amun_ext.experiments.results import Results
 from amun_ext.experiments.scales import SCALES
+from amun_ext.report.parts import Figures
 from amun_ext.unlearning.config import resolve_config
 
 
@@ -43,6 +45,19 @@ def test_every_experiment_runs(name: str, out: Path, capsys) -> None:
     assert "</svg>" in (out / f"{name}.html").read_text() or not (out / f"{name}-1.svg").exists()
     assert Reproduction.read(out / f"{name}.json").document().tables
     assert not (out / "unfinished-reproduce").exists()
+
+
+def test_a_picture_is_read_by_itself(out: Path) -> None:
+    assert cli.main(command("figure1", out)) == 0
+    (figures,) = (
+        each for each in Reproduction.read(out / "figure1.json").document().blocks if isinstance(each, Figures)
+    )
+    assert figures.key
+    for number, figure in enumerate(figures.figures, 1):
+        file = out / f"figure1-{number}.svg"
+        texts = [each.text for each in ElementTree.parse(file).iter("{http://www.w3.org/2000/svg}text")]
+        assert {figure.title, figure.about, *(mark.name for mark in figures.key)} <= {*texts}
+        assert "var(" not in file.read_text()
 
 
 class TestSharedWork:

@@ -60,13 +60,13 @@ def document(audit: Audit) -> parts.Document:
             _measures(audit),
             parts.Glossary(explained),
             parts.Heading("Attacks"),
-            parts.Key([mark for name, mark in MODELS.items() if name in audit.observations]),
             parts.Figures(
                 [
                     parts.Figure(each, partial(_roc, audit, each), label=f"ROC curve of {each}")
                     for each in audit.attacks
                 ],
                 CURVES,
+                key=[mark for name, mark in MODELS.items() if name in audit.observations],
             ),
             _attacks(audit),
             *confidence(

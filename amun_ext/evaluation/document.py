@@ -74,7 +74,7 @@ def confidence(
 ) -> list[parts.Block]:
     """Histograms of log-odds: row -> set -> scores [N], row -> title; `more`: about the normal curves, if any."""
     drawn = histograms(scores, normals=bool(more))
-    marks = [replace(mark, name=f"{name} ({sizes[name]})", filled=name == "retain") for name, mark in SETS.items()]
+    marks = [replace(mark, name=f"{name} ({sizes[name]})") for name, mark in SETS.items()]
     panels = [
         parts.Figure(
             titles[name],
@@ -86,8 +86,7 @@ def confidence(
     ]
     return [
         parts.Heading("Confidence in the true class"),
-        parts.Key(marks),
-        parts.Figures(panels, f"{CONFIDENCE} {more}".strip()),
+        parts.Figures(panels, f"{CONFIDENCE} {more}".strip(), key=marks),
     ]
 
 

@@ -104,8 +104,7 @@ def _setting(comparison: Comparison, setting: str) -> list[parts.Block]:
     return [
         parts.Heading(heading),
         table,
-        parts.Key(compare_plots.key(statistics, *fixed)),
-        parts.Figures(figures, wide=True),
+        parts.Figures(figures, wide=True, key=compare_plots.key(statistics, *fixed)),
     ]
 
 

@@ -161,12 +161,13 @@ def plan(name: str, scale: Scale | str, *, seeds: int | None = None, device: str
 def write(result: Reproduction, folder: Path) -> None:
     """NAME.json, NAME.html and NAME-1.svg, NAME-2.svg, ... into `folder`."""
     document = result.document()
-    figures = [each for block in document.blocks if isinstance(block, parts.Figures) for each in block.figures]
+    drawn = [block for block in document.blocks if isinstance(block, parts.Figures)]
+    figures = [(each, block.key) for block in drawn for each in block.figures]
     with workplace(folder, "reproduce") as place, atomic_folder(folder, place) as files:
         write_json(files / f"{result.name}.json", result.to_dict())
         result.to_html(files / f"{result.name}.html")
         for number, figure in enumerate(figures, 1):
-            write_text(files / f"{result.name}-{number}.svg", standalone(figure.draw()))
+            write_text(files / f"{result.name}-{number}.svg", standalone(*figure))
 
 
 def _scale(name: str, scale: Scale | str, seeds: int | None) -> Scale:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amun_ext.experiments.comparison import Statistic, statistic
@@ -82,8 +82,9 @@ def table(
     )
 
 
-def marks(names: Sequence[str]) -> dict[str, Mark]:
-    return {name: mark(index, name) for index, name in enumerate(names)}
+def marks(names: Sequence[str], points: str = "") -> dict[str, Mark]:
+    """A mark for each name; `points`: their character, in place of a line."""
+    return {name: replace(mark(index, name), points=points) for index, name in enumerate(names)}
 
 
 def curves(

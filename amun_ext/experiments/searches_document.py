@@ -117,7 +117,7 @@ def _pictures(searches: Searches) -> list[parts.Block]:
         )
         draw = partial(search_plots.scatter, distances, searches.pair, marks)
         figures.append(parts.Figure(f"{second} against {first}, sample by sample", draw, caption))
-    return [parts.Heading("How close, and at what cost"), parts.Key([*marks.values()]), parts.Figures(figures)]
+    return [parts.Heading("How close, and at what cost"), parts.Figures(figures, key=[*marks.values()])]
 
 
 def _examples(searches: Searches) -> list[parts.Block]:

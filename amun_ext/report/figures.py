@@ -6,18 +6,21 @@ matplotlib takes a second to import, so it is imported where something is drawn.
 import base64
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amun_ext.report.parts import Mark
+from amun_ext.report.parts import Figure, Mark
 
 BINS = 36
 SERIES = 10  # colours --series-0 to --series-9 of style.css, which repeat after that
 MARKERS = dict(zip("osD^vP<>ph*X", "●■◆▲▼✚◀▶⬟⬢★✖", strict=True))  # of matplotlib, and the same shape in a key
+SWATCH = 28, 12  # units
 DASHES = ((), (4.0, 1.6), (1.2, 1.2), (6.0, 1.6, 1.2, 1.6))  # lengths in multiples of the line's width
 # A plot is drawn in the first of these colours, which are then replaced by the second, the variables of style.css.
 COLOURS = {
@@ -39,16 +42,20 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "font.size": 10,
 }
-SETS = {"forget": Mark("forget", "forget"), "test": Mark("test", "test", (4, 1.5)), "retain": Mark("retain", "retain")}
+SETS = {
+    "forget": Mark("forget", "forget"),
+    "test": Mark("test", "test", (4, 1.5)),
+    "retain": Mark("retain", "retain", filled=True),
+}
 
 
 def svg(salt: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.2, 2.9)) -> str:
     """What `draw` plots on its axes, in the colours of the page. Figures of one page need different `salt`s for ids."""
     import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Canvas(figsize=size, layout="constrained")
         draw(figure.subplots())
         drawn = io.StringIO()
         figure.savefig(
@@ -69,6 +76,19 @@ def mark(index: int, name: str) -> Mark:
 def line(of: Mark) -> dict[str, Any]:
     """The arguments of matplotlib for a mark."""
     return {"color": COLOURS[of.colour][0], "linestyle": (0, tuple(of.dashes)) if of.dashes else "-"}
+
+
+def swatch(of: Mark) -> str:
+    """A mark as it stands before its name in a key, SWATCH in size, in the colours of the page."""
+    colour, (width, height) = f"var(--{of.colour})", SWATCH
+    if of.points:
+        drawn = f'<text x="14" y="10" text-anchor="middle" font-size="12" fill="{colour}">{of.points}</text>'
+    elif of.filled:
+        drawn = f'<path d="M2 1H26V11H2Z" fill="{colour}" opacity=".5"/>'
+    else:
+        dashes = " ".join(f"{2.4 * length:g}" for length in of.dashes)
+        drawn = f'<path d="M0 6H28" stroke="{colour}" stroke-width="2.4" stroke-dasharray="{dashes or "none"}"/>'
+    return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" aria-hidden="true">{drawn}</svg>'
 
 
 def histograms(
@@ -137,7 +157,37 @@ def png_uri(image: NDArray[np.float32]) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
 
 
-def standalone(picture: str) -> str:
+def standalone(figure: Figure, key: Sequence[Mark]) -> str:
+    """A figure as a file that needs no page: its title above, its key and what is about it below."""
+    picture = figure.draw()
+    found = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', picture)
+    assert found is not None
+    width, height = map(float, found.groups())
+    texts, y = [], 0.0
+    for line_of_title in textwrap.wrap(figure.title, int(width / 6)):
+        y += 13
+        texts.append(f'<text x="4" y="{y}" font-weight="bold">{escape(line_of_title)}</text>')
+    inside = picture.replace(found[0], f'y="{y + 6}" width="{width}" height="{height}"', 1)
+    x, y = 4.0, y + height + 12
+    for each in key:
+        taken = SWATCH[0] + 4 + 6.4 * len(each.name)
+        if x > 4 and x + taken > width:
+            x, y = 4.0, y + 14
+        name = f'<text x="{SWATCH[0] + 4}" y="9.5">{escape(each.name)}</text>'
+        texts.append(f'<g transform="translate({x:g} {y:g})">{swatch(each)}{name}</g>')
+        x += taken + 10
+    y += 16 if key else 0
+    for line_about in textwrap.wrap(figure.about, int(width / 4.8)):
+        y += 11
+        texts.append(f'<text x="4" y="{y:g}" font-size="9">{escape(line_about)}</text>')
+    shape = f'width="{width}pt" height="{y + 6:g}pt" viewBox="0 0 {width} {y + 6:g}"'
+    return in_light_colours(
+        f'<svg xmlns="http://www.w3.org/2000/svg" {shape} font-family="DejaVu Sans, sans-serif" font-size="10" '
+        f'fill="currentColor"><rect width="100%" height="100%" fill="#fff"/>\n{"".join(texts)}\n{inside}</svg>\n'
+    )
+
+
+def in_light_colours(picture: str) -> str:
     """An SVG in the page's light colours, for places without the page's style."""
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     colours = dict(reversed(re.findall(r"--([\w-]+): (#\w+)", style)))  # the first of each name

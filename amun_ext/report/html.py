@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
+from amun_ext.report.figures import swatch
 from amun_ext.report.parts import Document, Images
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _environment() -> "jinja2.Environment":
         keep_trailing_newline=True,
     )
     made.tests["kind"] = lambda block, name: type(block).__name__ == name
-    made.filters["fact"] = _fact
+    made.filters |= {"fact": _fact, "swatch": swatch}
     return made
 
 

@@ -65,11 +65,6 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Key:
-    marks: Sequence[Mark]
-
-
-@dataclass(frozen=True)
 class Figure:
     """draw: returns the SVG when the page is rendered. label: the text for screen readers."""
 
@@ -82,9 +77,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
+    """key: of all of them, once on a page, and in the file of each."""
+
     figures: Sequence[Figure]
     about: str = ""
     wide: bool = False
+    key: Sequence[Mark] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Facts:
     entries: Mapping[str, object]
 
 
-Block: TypeAlias = Heading | Paragraph | Items | Answer | Glossary | Key | Figures | Images | Facts | Table
+Block: TypeAlias = Heading | Paragraph | Items | Answer | Glossary | Figures | Images | Facts | Table
 
 
 @dataclass(frozen=True)

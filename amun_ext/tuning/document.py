@@ -34,8 +34,6 @@ def document(tuning: Tuning) -> parts.Document:
         for name in [_main_parameter(trial)]
         if trial.failure is not None
     }
-    schedules = [parts.Mark(schedule, colour, points=MARKERS["o"]) for schedule, colour in _colours().items()]
-    key = parts.Key([*schedules, SETS["forget"], parts.Mark("held out", "test", SETS["test"].dashes)])
     return parts.Document(
         "Tuning",
         [
@@ -44,7 +42,6 @@ def document(tuning: Tuning) -> parts.Document:
             _choices(tuning),
             parts.Items([f"{method}: {sentence}" for method, sentence in tuning.trial_counts().items()]),
             parts.Glossary({name: COLUMNS[name][0] for name in COLUMNS if name in tuning.original.row}),
-            key,
             *(block for method in tuning.trials for block in _method(tuning, method)),
             *([parts.Glossary(failed, "What diverged")] if failed else []),
             _trials(tuning),
@@ -135,7 +132,9 @@ def _method(tuning: Tuning, method: str) -> list[parts.Block]:
         draw = partial(_draw_confidence, f"{method} {title}", result, ends)
         figures.append(parts.Figure(f"{method}: confidence, {title}", draw, caption))
     chosen = "No trial keeps the accuracy." if best is None else f"Chosen: trial {best.number}."
-    return [parts.Heading(method), parts.Figures(figures, chosen)]
+    schedules = [parts.Mark(schedule, colour, points=MARKERS["o"]) for schedule, colour in _colours().items()]
+    key = [*schedules, SETS["forget"], parts.Mark("held out", "test", SETS["test"].dashes)]
+    return [parts.Heading(method), parts.Figures(figures, chosen, key=key)]
 
 
 def _main_parameter(trial: Trial) -> str:

@@ -11,7 +11,7 @@ from amun_ext.experiments.lab import Lab
 from amun_ext.experiments.results import Cell, Experiment, Results, curves, marks, table
 from amun_ext.experiments.scales import Scale
 from amun_ext.models.reinitialise import deep_copy
-from amun_ext.report.parts import Block, Figures, Key
+from amun_ext.report.parts import Block, Figures
 from amun_ext.training import DataPart, Pass, RunOptions, fit
 from amun_ext.unlearning.ablations import ABLATIONS, RECIPE, ablation_set
 
@@ -62,7 +62,7 @@ def _blocks(results: Results) -> Sequence[Block]:
             accuracies = {name: results.over(name, **where) for name in ("UA", "RA")}
             rows[curve] = {"TA": statistic(last), "TA lost": statistic(lost), **accuracies}
         tables.append(table(setting, setting, rows, marked=names[0]))
-    return [Figures(figures), Key(list(key.values())), *tables]
+    return [Figures(figures, key=list(key.values())), *tables]
 
 
 def _experiment(number: int, fraction: float) -> Experiment:

@@ -16,7 +16,7 @@ from amun_ext.experiments.scales import Scale
 from amun_ext.metrics.measures import SETS
 from amun_ext.report.figures import SETS as MARKS
 from amun_ext.report.figures import histograms
-from amun_ext.report.parts import Block, Figure, Figures, Heading, Key
+from amun_ext.report.parts import Block, Figure, Figures, Heading
 
 KEPT = 400  # quantiles of each set of the first run, which stand for it in the picture
 FARTHER = "% farther than on the plain model"
@@ -72,7 +72,7 @@ def _blocks(results: Results, rows: Sequence[str]) -> list[Block]:
     pictures = [Figure(row, draw, about, label=row) for row, draw in histograms(scores, normals=True).items()]
     columns = [f"{name} {kind}" for name in SETS for kind in ("mean", "std")]
     moments = {row: {name: results.over(name, **where) for name in columns} for row, where in wheres.items()}
-    blocks: list[Block] = [Figures(pictures), Key(list(MARKS.values())), table("log-odds", "log-odds", moments)]
+    blocks: list[Block] = [Figures(pictures, key=list(MARKS.values())), table("log-odds", "log-odds", moments)]
     robust = {
         what: {name: results.over(name, what=what) for name in ("median, plain", "median", FARTHER)}
         for what in rows

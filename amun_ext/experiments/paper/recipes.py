@@ -12,7 +12,7 @@ from amun_ext.experiments.lab import Lab
 from amun_ext.experiments.results import Cell, Experiment, Results, curves, marks, table
 from amun_ext.experiments.scales import Scale
 from amun_ext.recipe import RECIPES
-from amun_ext.report.parts import Block, Figures, Key
+from amun_ext.report.parts import Block, Figures
 from amun_ext.training import DataPart, Epoch, Pass, RunOptions, fit
 
 PAPER = "paper"
@@ -58,7 +58,7 @@ def _blocks(results: Results) -> Sequence[Block]:
     series = {name: results.by_step("accuracy", recipe=name) for name in key}
     about = "Mean and standard deviation over the models."
     figure = curves("Test accuracy by epoch", about, series, key, "epoch", "% of the test set")
-    return [Figures([figure]), Key(list(key.values())), table("recipes", "recipe", rows, PAPER)]
+    return [Figures([figure], key=list(key.values())), table("recipes", "recipe", rows, PAPER)]
 
 
 TRAINING_RECIPES = Experiment(

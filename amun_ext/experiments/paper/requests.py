@@ -11,7 +11,7 @@ from amun_ext.experiments.lab import Lab
 from amun_ext.experiments.paper.unlearning import methods, title
 from amun_ext.experiments.results import Cell, Experiment, Results, curves, marks, table
 from amun_ext.experiments.scales import Scale
-from amun_ext.report.parts import Block, Figures, Heading, Key
+from amun_ext.report.parts import Block, Figures, Heading
 from amun_ext.search import find_min_adversarial
 from amun_ext.unlearning.config import resolve_config
 
@@ -91,7 +91,7 @@ def _blocks(results: Results, names: Sequence[str]) -> list[Block]:
             )
             for name in names
         ]
-        blocks += [Heading(heading), Figures(figures), Key(list(key.values()))]
+        blocks += [Heading(heading), Figures(figures, key=list(key.values()))]
         for name in names:
             steps = {row: results.by_step(name, **where) for row, where in wheres.items()}
             by_request = {row: {str(at): of for at, of in enumerate(each, 1)} for row, each in steps.items() if each}

@@ -14,7 +14,7 @@ from amun_ext.experiments.scales import Scale
 from amun_ext.metrics.measures import MEASURES, gap
 from amun_ext.models.reinitialise import deep_copy
 from amun_ext.report.figures import INK, line, svg
-from amun_ext.report.parts import Block, Figure, Figures, Heading, Key, Paragraph
+from amun_ext.report.parts import Block, Figure, Figures, Heading, Mark, Paragraph
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning.ablations import ablation_set
 from amun_ext.validation import InputError
@@ -25,6 +25,7 @@ STABLE = 1e-2  # of more images only rates up to this, on D_A alone: elsewhere n
 BATCH_NORM = ("train", "frozen")
 SETS = ("D_A", "D_F with D_A")
 FRACTION = 0.1
+FIXED = {"*": Mark("Retrain", "ink", points="★"), "o": Mark(ORIGINAL, "ink", points="●")}  # by matplotlib's marker
 NAMES = tuple(each.name for each in MEASURES if each.in_gap)
 
 
@@ -92,7 +93,7 @@ def _cells(scale: Scale) -> list[Cell]:
 
 def _blocks(results: Results) -> list[Block]:
     options = [{"data": data, "batch_norm": how} for data in SETS for how in BATCH_NORM]
-    key = marks([f"{each['data']}, BatchNorm {each['batch_norm']}" for each in options])
+    key = marks([f"{each['data']}, BatchNorm {each['batch_norm']}" for each in options], points="●")
     figures, blocks = list[Figure](), list[Block]()
     for images in results.each("images"):
         fixed = {
@@ -123,7 +124,7 @@ def _blocks(results: Results) -> list[Block]:
         )
         blocks += [Heading(f"{images:,} images"), table(f"images-{images}", "model", shown), Paragraph(f"{how}.")]
         figures.append(_figure(f"{images:,} images", tried, fixed, key))
-    return [Figures(figures), Key(list(key.values())), *blocks]
+    return [Figures(figures, key=[*key.values(), *FIXED.values()]), *blocks]
 
 
 def _at(results: Results, step: int, **where: Any) -> dict[str, Statistic]:
@@ -137,11 +138,11 @@ def _figure(title: str, tried: Sequence[Any], fixed: Mapping[str, Mapping[str, S
             points = [(row["UA"].mean, row["RA"].mean) for row in rows]
             if points:
                 axes.plot(*zip(*points, strict=True), ".", color=line(of)["color"])
-        for sign, row in zip(("*", "o"), fixed.values(), strict=True):
+        for sign, row in zip(FIXED, fixed.values(), strict=True):
             axes.plot(row["UA"].mean, row["RA"].mean, sign, color=INK, markersize=9)
         axes.set(xlabel="UA: % of the forget set", ylabel="RA: % of the retain set")
 
-    about = "A dot for each learning rate and number of epochs; the star is retraining, the circle the original."
+    about = "A dot for each learning rate and number of epochs."
     return Figure(title, lambda: svg(title, draw, SIZE), about, label=title)
 
 

@@ -36,7 +36,8 @@ def experiment(name: str) -> str:
     result = Reproduction.read(RESULTS / f"{name}.json")
     facts, (claim, *blocks) = result.facts, result.document().blocks
     command = f"    amun reproduce {name} --scale {facts['scale']}"
-    models = f"{facts['models']} original models of {facts['model']}, each with a forget set of its own"
+    count = len({cell["model"] for cell, _ in result.cells})
+    models = f"{count} original models of {facts['model']}, each with a forget set of its own"
     shown = [claim.text, command, f"{facts['data']}, {models}; tables have mean ± standard deviation, and n."]
     for block in blocks:
         if isinstance(block, parts.Figures):
@@ -71,7 +72,7 @@ def figure(of: parts.Figure) -> str:
 
 
 def key(of: Sequence[parts.Mark]) -> str:
-    return ", ".join(f"{in_light_colours(swatch(each))} {each.name}" for each in of)
+    return ", ".join(f"{in_light_colours(swatch(each))}&nbsp;{each.name}" for each in of)
 
 
 def experiment_table() -> str:

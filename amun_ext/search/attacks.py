@@ -40,6 +40,7 @@ class Attack:
     options: dict[str, float | None]
     constants: dict[str, float]
     rule: PythonRule | None = None  # None for those that the op has
+    more_rounds: int = 0  # of more steps for samples that still gain, where the caller leaves the number of steps open
 
     def __post_init__(self) -> None:
         losses = self.loss, self.last_loss
@@ -64,8 +65,9 @@ _OWN = {
     "ddn": Attack(
         loss="cross_entropy",
         last_loss="margin",
-        options={"eps_init": None, "eps_growth": 1.3, "steps": 14, "step_fraction": 1.0},
-        constants={"last_eps_growth": 1.02, "last_step_fraction": 0.2, "start": 1.5, "overshoot": 1.01},
+        options={"eps_init": None, "eps_growth": 1.45, "steps": 8, "step_fraction": 1.0},
+        constants={"last_eps_growth": 1.02, "last_step_fraction": 0.4, "start": 1.5, "overshoot": 1.01},
+        more_rounds=4,
     ),
     # DeepFool (Moosavi-Dezfooli et al. 2016) with one gradient a step, that of the margin to the strongest other class;
     # from an adversarial point it first goes back towards the original.

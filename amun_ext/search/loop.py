@@ -17,6 +17,8 @@ from amun_ext.validation import require
 
 HOST_CHECK_EVERY = 16  # iterations between two reads of a CUDA queue, which wait for the device
 REDUCED_PART = 0.7  # of the steps of a search of fixed length run in the reduced precision
+MORE_STEPS = 4  # the last ones again, for samples whose distance fell by GAIN or more in the last of them
+GAIN = 0.04
 
 
 class Search:
@@ -113,31 +115,57 @@ class Search:
         reduced_steps = int(REDUCED_PART * steps) if self.use_fast_model and self.settings.precision else 0
         slots: ActiveBatch | None = None
         advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a CUDA graph per model and loss
-        for rows in queue.split(self.batch_size):
-            if slots is None or on_cpu:  # a CUDA graph needs the same tensors each time
-                slots = ActiveBatch(self, rows)
-                advances.clear()
-            slots.restart(rows)
-            for step in range(steps + 1):
-                self.loss = self.settings.loss if 2 * step < steps else self.settings.last_loss
-                if reduced_steps:
-                    self.use_fast_model = step < reduced_steps
-                if step == reduced_steps > 0:
-                    self.recheck(rows[self.table.distance[rows].isfinite()])
-                if step == steps:
-                    slots.evaluate()
-                else:
-                    key = self.use_fast_model, self.loss
-                    if key not in advances:
-                        advances[key] = cuda_graphed(slots.advance, self.device)
-                    advances[key]()
-                if on_cpu:
-                    slots.compact()
-                    if not len(slots.batch.x):
-                        break
+        for batch in queue.split(self.batch_size):
+            rows, first = batch, 0
+            for more in reversed(range(1 + self.settings.more_rounds)):
+                if slots is None or on_cpu:  # a CUDA graph needs the same tensors each time
+                    slots = ActiveBatch(self, rows)
+                    advances.clear()
+                slots.restart(rows)
+                before = self._run_steps(slots, rows, first, 0 if first else reduced_steps, advances)
+                rows, first = self._gaining(rows, before), max(0, steps - MORE_STEPS)
+                if not more or not len(rows):
+                    break
+                self.table.status[rows], self.table.step_count[rows] = ops.Status.PENDING, first
             if reduced_steps:
                 self.use_fast_model = True
-            bar.update(len(rows))
+            bar.update(len(batch))
+
+    def _run_steps(
+        self,
+        slots: "ActiveBatch",
+        rows: Tensor,
+        first: int,
+        reduced_steps: int,
+        advances: dict[tuple[bool, str], Callable[[], None]],
+    ) -> Tensor:
+        """The steps of `rows` [M] from `first` on, and an evaluation. Returns the distances [M] before the last one."""
+        before, steps = self.table.distance[rows], self.config.steps
+        for step in range(first, steps + 1):
+            self.loss = self.settings.loss if 2 * step < steps else self.settings.last_loss
+            if reduced_steps:
+                self.use_fast_model = step < reduced_steps
+            if step == reduced_steps > 0:
+                self.recheck(rows[self.table.distance[rows].isfinite()])
+            if step == steps - 1:
+                before = self.table.distance[rows]
+            if step == steps:
+                slots.evaluate()
+            else:
+                key = self.use_fast_model, self.loss
+                if key not in advances:
+                    advances[key] = cuda_graphed(slots.advance, self.device)
+                advances[key]()
+            if self.device.type == "cpu":
+                slots.compact()
+                if not len(slots.batch.x):
+                    break
+        return before
+
+    def _gaining(self, rows: Tensor, before: Tensor) -> Tensor:
+        """Those of `rows` that have made all steps, and came much closer in the last one or have no example."""
+        now, whole = self.table.distance[rows], self.table.step_count[rows] == self.config.steps
+        return rows[whole & (now > 0) & ((now < (1 - GAIN) * before) | now.isinf())]
 
     # ----------------------------------------------------------------------------------------------------- afterwards
 

@@ -13,12 +13,13 @@ BISECTIONS = 4  # between the first part whose rounded example is adversarial an
 
 
 @torch.no_grad()
-def bisect_to_input(search: Search, passes: int) -> None:
-    """Bisect the segment from input to example, batch by batch; every example that is kept has been evaluated."""
+def bisect_to_input(search: Search, passes: int, nearest: float = 0.0) -> None:
+    """Bisect the segment from input to example, or its part from `nearest` on, a fraction of the perturbation, batch by
+    batch; every example that is kept has been evaluated."""
     table = search.table
     for rows in search.batches(search.found_rows()) if passes else ():
         x0, x = table.inputs[rows], table.images[rows]
-        low, high = torch.zeros_like(table.eps[rows]), torch.ones_like(table.eps[rows])
+        low, high = torch.full_like(table.eps[rows], nearest), torch.ones_like(table.eps[rows])
         for _ in range(passes):
             middle = (low + high) / 2
             candidate = (x0 + middle.view(search.per_sample) * (x - x0)).clamp(*search.bounds)

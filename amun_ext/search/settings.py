@@ -27,6 +27,7 @@ class Settings:
     precision: torch.dtype | None  # of most of the iterations; None: the caller's
     refine: int
     quantize: int | None
+    more_rounds: int  # of a search whose number of steps is left open
 
     @property
     def first_step(self) -> float:
@@ -92,6 +93,7 @@ def resolve_settings(
         precision=PRECISIONS[precision],
         refine=refine,
         quantize=quantize,
+        more_rounds=row.more_rounds if chosen["steps"] is None else 0,
     )
 
 

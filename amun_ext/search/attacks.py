@@ -40,7 +40,8 @@ class Attack:
     options: dict[str, float | None]
     constants: dict[str, float]
     rule: PythonRule | None = None  # None for those that the op has
-    more_rounds: int = 0  # of more steps for samples that still gain, where the caller leaves the number of steps open
+    more_rounds: int = 0  # of the last steps, for samples that still gain; none where the caller gives the steps
+    last_bisections: int = 0  # between the closest example and the next smaller radius
 
     def __post_init__(self) -> None:
         losses = self.loss, self.last_loss
@@ -68,6 +69,7 @@ _OWN = {
         options={"eps_init": None, "eps_growth": 1.45, "steps": 8, "step_fraction": 1.0},
         constants={"last_eps_growth": 1.02, "last_step_fraction": 0.4, "start": 1.5, "overshoot": 1.01},
         more_rounds=4,
+        last_bisections=3,
     ),
     # DeepFool (Moosavi-Dezfooli et al. 2016) with one gradient a step, that of the margin to the strongest other class;
     # from an adversarial point it first goes back towards the original.

@@ -34,7 +34,6 @@ from amun_ext.tensor_checks import check_labels
 from amun_ext.validation import check_bounds, check_integer, require
 
 CHUNK_BYTES = 2**26  # of images that are held in memory at once
-LAST_BISECTIONS = 3  # of ddn
 CHUNK_BATCHES = 4  # of a chunk with results in a file: a kill loses at most these
 
 
@@ -69,8 +68,8 @@ def find_min_adversarial(
       misclassified point. If there is none, eps grows by eps_growth (2) and the ascent continues from the last point. A
       finished sample is replaced in the batch at once. Distances below 0.004 need eps_init="estimate".
     - "ddn", decoupled direction and norm: the radius grows or shrinks after each gradient, and the closest example is
-      kept. `steps` gradients; by default 8, and up to four times 4 more for samples whose distance still falls by 4 %
-      in the last of them, about 10 in the mean. Closer examples with a fraction of the gradients.
+      kept. `steps` gradients; by default 8, and up to four times 4 more for samples without an example and those
+      whose distance still falls by 4 %, about 10 in the mean. Closer examples with a fraction of the gradients.
     - "deepfool": `steps` (10) projections onto the linearised boundary, the closest example kept.
     - "ffgsm", the weak attack of the paper's appendix E.5: one gradient, `steps` (8) growing steps along its sign.
     - a rule of your own: a function of an `amun_ext.search.Iterate` that returns the next iterates [B, ...], called
@@ -190,8 +189,8 @@ def find_min_adversarial(
                         images, true_labels = samples.read(part, classes)
                         search = Search(model, fast_model, images, true_labels, settings, batch_size, start)
                         _search_all(search, ffgsm if method == "ffgsm" else Search.run, bar)
-                        if settings.step.rule == "ddn":  # between the example and the radius tried after it
-                            bisect_to_input(search, LAST_BISECTIONS, 1 - 2 * (settings.step.last_eps_growth - 1))
+                        next_radius = 1 - 2 * (settings.step.last_eps_growth - 1)  # at least that part of this one
+                        bisect_to_input(search, settings.last_bisections, next_radius)
                         bisect_to_input(search, refine)
                         if quantize is not None:
                             search.mark_not_found(round_to_grid(search, quantize))

@@ -17,8 +17,8 @@ from amun_ext.validation import require
 
 HOST_CHECK_EVERY = 16  # iterations between two reads of a CUDA queue, which wait for the device
 REDUCED_PART = 0.7  # of the steps of a search of fixed length run in the reduced precision
-MORE_STEPS = 4  # the last ones again, for samples whose distance fell by GAIN or more in the last of them
-GAIN = 0.04
+MORE_STEPS = 4  # of another round
+GAIN = 0.04  # by how much a distance falls in the last two evaluations, at least, for another round
 
 
 class Search:
@@ -90,7 +90,8 @@ class Search:
         """Search the samples `queue` [Q], each from its row of `table.images`.
 
         With "pgd" the search of a sample ends at its first example, and its slot is refilled from the queue. With the
-        other rules all samples make equally many steps, batch by batch; the last evaluation needs no gradient.
+        other rules all samples make equally many steps, batch by batch; the last evaluation needs no gradient. Where
+        the method has more rounds, those that still gain then make the last steps again.
         """
         self.table.status[queue] = ops.Status.PENDING
         if self.config.rule == "pgd":
@@ -101,9 +102,9 @@ class Search:
     def _run_queue(self, queue: Tensor, bar: "tqdm[Any]") -> None:
         slots = ActiveBatch(self, queue)
         slots.fill()
-        advance, iteration, before = cuda_graphed(slots.advance, self.device), 0, bar.n
+        iteration, before = 0, bar.n
         while len(slots.batch.x):
-            advance()
+            slots.advance()
             iteration += 1
             if self.device.type == "cpu" or iteration % HOST_CHECK_EVERY == 0:
                 bar.update(before + min(int(slots.queue_position), len(queue)) - slots.num_active() - bar.n)
@@ -111,37 +112,29 @@ class Search:
                     slots.compact()
 
     def _run_batches(self, queue: Tensor, bar: "tqdm[Any]") -> None:
-        on_cpu, steps = self.device.type == "cpu", self.config.steps
+        steps = self.config.steps
         reduced_steps = int(REDUCED_PART * steps) if self.use_fast_model and self.settings.precision else 0
-        slots: ActiveBatch | None = None
-        advances: dict[tuple[bool, str], Callable[[], None]] = {}  # a CUDA graph per model and loss
-        for batch in queue.split(self.batch_size):
-            rows, first = batch, 0
-            for more in reversed(range(1 + self.settings.more_rounds)):
-                if slots is None or on_cpu:  # a CUDA graph needs the same tensors each time
-                    slots = ActiveBatch(self, rows)
-                    advances.clear()
-                slots.restart(rows)
-                before = self._run_steps(slots, rows, first, 0 if first else reduced_steps, advances)
-                rows, first = self._gaining(rows, before), max(0, steps - MORE_STEPS)
-                if not more or not len(rows):
-                    break
-                self.table.status[rows], self.table.step_count[rows] = ops.Status.PENDING, first
-            if reduced_steps:
-                self.use_fast_model = True
-            bar.update(len(batch))
+        slots, rows, first = ActiveBatch(self, queue[: self.batch_size]), queue, 0
+        for _ in range(1 + self.settings.more_rounds):
+            self.table.status[rows], self.table.step_count[rows] = ops.Status.PENDING, first
+            gaining = []
+            for batch in self.batches(rows):
+                if self.device.type == "cpu":  # a CUDA graph needs the same tensors each time
+                    slots = ActiveBatch(self, batch)
+                slots.restart(batch)
+                before = self._run_steps(slots, batch, first, 0 if first else reduced_steps)
+                gaining.append(self._gaining(batch, before))
+                bar.update(len(batch) - len(gaining[-1]))
+            rows, first = torch.cat(gaining), steps - MORE_STEPS
+            if not len(rows):
+                break
+        bar.update(len(rows))
 
-    def _run_steps(
-        self,
-        slots: "ActiveBatch",
-        rows: Tensor,
-        first: int,
-        reduced_steps: int,
-        advances: dict[tuple[bool, str], Callable[[], None]],
-    ) -> Tensor:
-        """The steps of `rows` [M] from `first` on, and an evaluation. Returns the distances [M] before the last one."""
-        before, steps = self.table.distance[rows], self.config.steps
-        for step in range(first, steps + 1):
+    def _run_steps(self, slots: "ActiveBatch", rows: Tensor, first: int, reduced_steps: int) -> Tensor:
+        """Steps `first` to the last of `rows` [M], and an evaluation. Returns the distances [M] before the last
+        two evaluations."""
+        steps, before = self.config.steps, self.table.distance[rows]
+        for step in range(first, steps):
             self.loss = self.settings.loss if 2 * step < steps else self.settings.last_loss
             if reduced_steps:
                 self.use_fast_model = step < reduced_steps
@@ -149,23 +142,18 @@ class Search:
                 self.recheck(rows[self.table.distance[rows].isfinite()])
             if step == steps - 1:
                 before = self.table.distance[rows]
-            if step == steps:
-                slots.evaluate()
-            else:
-                key = self.use_fast_model, self.loss
-                if key not in advances:
-                    advances[key] = cuda_graphed(slots.advance, self.device)
-                advances[key]()
+            slots.advance()
             if self.device.type == "cpu":
                 slots.compact()
                 if not len(slots.batch.x):
-                    break
+                    return before
+        slots.evaluate()
         return before
 
     def _gaining(self, rows: Tensor, before: Tensor) -> Tensor:
-        """Those of `rows` that have made all steps, and came much closer in the last one or have no example."""
+        """Those of `rows` that made all steps, and have no example or one that is much closer than `before` [M]."""
         now, whole = self.table.distance[rows], self.table.step_count[rows] == self.config.steps
-        return rows[whole & (now > 0) & ((now < (1 - GAIN) * before) | now.isinf())]
+        return rows[whole & (now > 0) & (now.isinf() | (now < (1 - GAIN) * before))]
 
     # ----------------------------------------------------------------------------------------------------- afterwards
 
@@ -229,6 +217,7 @@ class ActiveBatch:
             sample_index=torch.full_like(queue[:size], -1),
             slot_labels=torch.zeros_like(queue[:size]),
         )
+        self.graphs: dict[tuple[bool, str], Callable[[], None]] = {}  # one per model and loss
 
     def restart(self, queue: Tensor) -> None:
         """Start another queue, no longer than the first. All slots must be idle."""
@@ -244,6 +233,12 @@ class ActiveBatch:
 
     def advance(self) -> None:
         """One evaluation of the model and its gradient, and one step of every slot."""
+        key = self.search.use_fast_model, self.search.loss
+        if key not in self.graphs:
+            self.graphs[key] = cuda_graphed(self._advance, self.search.device)
+        self.graphs[key]()
+
+    def _advance(self) -> None:
         attack, grad = self.search.gradient(self.batch.x, self.batch.slot_labels)
         rule = self.search.settings.rule
         self._step(*attack[:3], grad=grad if rule is None else self._by_rule(rule, attack, grad))

@@ -14,8 +14,8 @@ BISECTIONS = 4  # between the first part whose rounded example is adversarial an
 
 @torch.no_grad()
 def bisect_to_input(search: Search, passes: int, nearest: float = 0.0) -> None:
-    """Bisect the segment from input to example, or its part from `nearest` on, a fraction of the perturbation, batch by
-    batch; every example that is kept has been evaluated."""
+    """Bisect the segment from input to example, from its part `nearest` on, batch by batch; every example that is kept
+    has been evaluated."""
     table = search.table
     for rows in search.batches(search.found_rows()) if passes else ():
         x0, x = table.inputs[rows], table.images[rows]

@@ -27,7 +27,8 @@ class Settings:
     precision: torch.dtype | None  # of most of the iterations; None: the caller's
     refine: int
     quantize: int | None
-    more_rounds: int  # of a search whose number of steps is left open
+    more_rounds: int
+    last_bisections: int
 
     @property
     def first_step(self) -> float:
@@ -94,6 +95,7 @@ def resolve_settings(
         refine=refine,
         quantize=quantize,
         more_rounds=row.more_rounds if chosen["steps"] is None else 0,
+        last_bisections=row.last_bisections,
     )
 
 

@@ -111,6 +111,7 @@ class Searches(Result):
         """The method's own, and those of all."""
         row = ATTACKS[method]
         own = {name: "estimate" if value is None else value for name, value in row.options.items()}
+        own |= {"more_rounds": row.more_rounds} if row.more_rounds else {}
         loss = row.loss if row.loss == row.last_loss else f"{row.loss}, then {row.last_loss}"
         return {"loss": loss, **own, **asdict(self.common)}
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amun_ext.sharded import whole
+
 PART_BYTES = 2**24
 
 
@@ -15,7 +17,7 @@ def digest(tensors: Mapping[Any, Tensor], text: str = "") -> str:
     hashed = hashlib.blake2b(text.encode(), digest_size=16)
     for name, tensor in tensors.items():
         hashed.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        for part in parts(tensor.detach()):
+        for part in parts(whole(tensor).detach()):
             hashed.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 

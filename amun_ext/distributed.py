@@ -196,15 +196,15 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         each.detach().copy_(total.view(each.shape))
 
 
-def sum_gradients(weights: Sequence[Tensor]) -> None:
-    """Replace each gradient by its sum over all ranks; one that no rank has stays None."""
+def average_gradients(weights: Sequence[Tensor]) -> None:
+    """Replace each gradient by its mean over all ranks; one that no rank has stays None."""
     if world_size() == 1:
         return
     had = torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device)
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
     sum_over_ranks([*gradients, had])
     for weight, gradient, ranks in zip(weights, gradients, had.tolist(), strict=True):
-        weight.grad = gradient if ranks else None
+        weight.grad = gradient / world_size() if ranks else None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from amun_ext.ops import in_layout_of, masked_sgd_
+from amun_ext.sharded import own_part, shard_like
 from amun_ext.validation import InputError, require
 
 HALF = (torch.float16, torch.bfloat16)
@@ -134,9 +135,9 @@ class MaskedSGD(torch.optim.Optimizer):
         buffers = [self._momentum(param) for param in params] if group["momentum"] != 0 else []
         masks = [self._mask(param) for param in params] if params[0] in self._masks else []
         masked_sgd_(
-            [*map(_own_part, params)],
-            [*map(_own_part, grads)],
-            [*map(_own_part, buffers)],
+            [*map(own_part, params)],
+            [*map(own_part, grads)],
+            [*map(own_part, buffers)],
             masks,
             lr=float(group["lr"]),
             momentum=group["momentum"],
@@ -151,14 +152,8 @@ class MaskedSGD(torch.optim.Optimizer):
             self.state[param]["momentum_buffer"] = buffer  # only after the step
 
     def _mask(self, param: Tensor) -> Tensor:
-        mask = self._masks[param]
-        if hasattr(param, "to_local") and mask.shape == param.shape:  # given as a whole
-            from torch.distributed.tensor import DTensor, distribute_tensor
-
-            assert isinstance(param, DTensor)
-            mask = distribute_tensor(mask.to(param.device), param.device_mesh, param.placements, src_data_rank=None)
-            mask = _own_part(mask)
-        self._masks[param] = mask = _placed(mask, _own_part(param), mask.dtype)
+        mask = own_part(shard_like(self._masks[param], param))
+        self._masks[param] = mask = _placed(mask, own_part(param), mask.dtype)
         return mask
 
     def _momentum(self, param: Tensor) -> Tensor:
@@ -209,7 +204,7 @@ def masked(
     _refuse_unknown(masks, optimizer.param_groups)
     chosen: dict[Tensor, Tensor] = {}
     for group in optimizer.param_groups:
-        chosen |= _masks_of(group, masks)
+        chosen |= {param: own_part(shard_like(mask, param)) for param, mask in _masks_of(group, masks).items()}
     before: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
@@ -217,14 +212,15 @@ def masked(
         for param, mask in chosen.items():
             if param.grad is not None:
                 chosen[param] = mask = mask.to(param.device)
-                param.grad.masked_fill_(~mask, 0)
+                own_part(param.grad).masked_fill_(~mask, 0)
                 if not mask_gradient_only:
-                    before[param] = param.clone()
+                    before[param] = own_part(param).clone()
 
     @torch.no_grad()
     def put_back(*_: object) -> None:
         for param, value in before.items():
-            param.copy_(torch.where(chosen[param], param, value))
+            own = own_part(param)
+            own.copy_(torch.where(chosen[param], own, value))
         before.clear()
 
     optimizer.register_step_pre_hook(stop)
@@ -252,12 +248,6 @@ def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     params = group["params"]
     names = group.get("param_names") or [f"params[{index}]" for index in range(len(params))]
     return zip(names, params, strict=True)
-
-
-def _own_part(tensor: Tensor) -> Tensor:
-    """The shard of this rank, of a DTensor as `fully_shard` makes them; any other tensor as it is."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return own
 
 
 def _placed(tensor: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from amun_ext.data.images import stored
 from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
-from amun_ext.models.state import check_not_sharded, count_classes, eval_mode, logits_of, placement
+from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.progress import progress_bar
+from amun_ext.sharded import check_not_sharded
 from amun_ext.tensor_checks import check_labels
 from amun_ext.validation import InputError, check_integer, is_number, listed, require
 

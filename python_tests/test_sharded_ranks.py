@@ -1,5 +1,8 @@
-"""Parameters that `fully_shard` has divided among the ranks."""
+"""Models whose parameters `fully_shard` has divided among the ranks: as one process has them whole."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,45 +14,88 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import TensorDataset
 
-from amun_ext import InputError, MaskedSGD, saliency_mask
+from amun_ext import InputError, find_min_adversarial, saliency_mask
 from amun_ext.models import save_checkpoint
-from amun_ext.training import DataPart, Pass, Recipe, fit
+from amun_ext.models.reinitialise import deep_copy
+from amun_ext.sharded import whole
+from amun_ext.training import DataPart, Epoch, Pass, Recipe, RunOptions, fit
+
+RECIPE = Recipe(epochs=3, lr=0.1, batch_size=8, augment=True, weight_decay=1e-2)
+ADAMW = replace(RECIPE, optimizer="adamw", lr=0.01)
 
 
 def network() -> nn.Module:
-    """With a first dimension that two does not divide, and one that leaves a rank without a row."""
+    """With a first dimension that two does not divide, and one that leaves ranks without a row."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Conv2d(5, 1, 1), nn.Flatten(), nn.Linear(36, 3))
+        layers = nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Conv2d(5, 1, 1), nn.Flatten(), nn.Linear(36, 3)
+        return nn.Sequential(*layers).double()
 
 
-def trained(sharded: bool) -> tuple[nn.Module, list[Tensor]]:
-    """By MaskedSGD, whose state is put into another one on the way."""
-    model, generator = network(), torch.Generator().manual_seed(1)
-    masks = {name: torch.rand(each.shape, generator=generator) < 0.5 for name, each in model.named_parameters()}
-    images = torch.rand(6, 1, 8, 8, generator=generator)
-    if sharded:
-        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "masks": masks}
-    optimizer = MaskedSGD(model.named_parameters(), **options)
-    for step in range(4):
-        if step == 2:
-            again = MaskedSGD(model.named_parameters(), **options)
-            again.load_state_dict(optimizer.state_dict())
-            optimizer = again
-        model(images).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, [each.full_tensor().detach() if sharded else each.detach() for each in model.parameters()]
+def model() -> nn.Module:
+    """The network, sharded in a process group."""
+    made = network()
+    if dist.is_initialized():
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        fully_shard(made[0], mesh=mesh)
+        fully_shard(made, mesh=mesh)
+    return made
 
 
-def refusals(model: nn.Module, path: Path) -> list[str]:
-    data = TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
+def samples() -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(25, 1, 8, 8, generator=generator).double()  # in batches of 8, 8 and 9
+    return TensorDataset(images, torch.arange(25) % 3)
+
+
+def masks() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {name: torch.rand(each.shape, generator=generator) < 0.5 for name, each in network().named_parameters()}
+
+
+def trained(recipe: Recipe, **options: object) -> list[Tensor]:
+    """The weights, and the losses and accuracies."""
+    made, data = model(), samples()
+    history = fit(made, [Pass([DataPart(data)])], recipe, RunOptions(seed=3, eval_sets={"all": data}, **options))
+    told = [[epoch.loss, epoch.accuracy["all"]] for epoch in history]
+    return [*(whole(each).detach() for each in made.parameters()), torch.tensor(told)]
+
+
+def resumed(recipe: Recipe, checkpoint: Path) -> list[Tensor]:
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(recipe, mask=masks(), checkpoint=checkpoint, on_epoch=stop)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        shutil.copy(checkpoint, checkpoint.with_suffix(".stopped"))
+    return trained(recipe, mask=masks(), checkpoint=checkpoint)
+
+
+WAYS: dict[str, Callable[[Path], list[Tensor]]] = {
+    "plain": lambda folder: trained(RECIPE),
+    "pieces": lambda folder: trained(replace(RECIPE, accumulation_steps=2, channels_last=True)),
+    "fewer samples than ranks": lambda folder: trained(replace(RECIPE, batch_size=1, epochs=1)),
+    "masked": lambda folder: resumed(RECIPE, folder / "masked"),
+    "masked adamw": lambda folder: resumed(ADAMW, folder / "masked-adamw"),
+}
+
+
+def refusals(folder: Path) -> list[str]:
+    """Of what needs a whole model; of one that is sharded in part."""
+    data, passes, part = samples(), [Pass([DataPart(samples())])], network()
+    fully_shard(part[0], mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     told = []
     for call in (
-        lambda: fit(model, [Pass([DataPart(data)])], Recipe(epochs=1, lr=0.1)),
-        lambda: saliency_mask(model, data),
-        lambda: save_checkpoint(path, model, {}),
+        lambda: saliency_mask(model(), data),
+        lambda: save_checkpoint(folder / "model.safetensors", model(), {}),
+        lambda: deep_copy(model()),
+        lambda: find_min_adversarial(model(), data),
+        lambda: fit(part, passes, RECIPE),
+        lambda: fit(model(), passes, RECIPE, penalty=lambda *_: torch.zeros(())),
+        lambda: fit(model(), passes, replace(RECIPE, spectral_norm=1.0)),
+        lambda: fit(model(), passes, replace(RECIPE, precision="float16")),
     ):
         try:
             call()
@@ -58,18 +104,25 @@ def refusals(model: nn.Module, path: Path) -> list[str]:
     return told
 
 
-def work(folder: Path) -> tuple[list[Tensor], list[str]]:
-    model, weights = trained(sharded=True)
-    return weights, refusals(model, folder / "model.safetensors")
+def work(folder: Path) -> tuple[dict[str, list[Tensor]], list[str]]:
+    return {name: way(folder) for name, way in WAYS.items()}, refusals(folder)
 
 
 @pytest.mark.slow
-def test_masked_sgd_of_shards_is_that_of_one_process_and_the_rest_is_refused(tmp_path: Path) -> None:
-    _, expected = trained(sharded=False)
-    for outcome in run_ranks(work, 2, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_is_what_one_process_does_and_the_rest_is_refused(ranks: int, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    expected = {name: way(one) for name, way in WAYS.items()}
+    for outcome in run_ranks(work, ranks, tmp_path):
         assert not isinstance(outcome, str), outcome
-        weights, told = outcome
-        for ours, theirs in zip(weights, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
-        assert len(told) == 3
-        assert all("not sharded by fully_shard" in line for line in told)
+        results, told = outcome
+        for name, tensors in expected.items():
+            torch.testing.assert_close(
+                results[name], tensors, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        arguments = ["model"] * 5 + ["penalty", "spectral_norm", "precision"]
+        assert [line.split()[0] for line in told] == arguments
+    for name, recipe in {"masked": RECIPE, "masked-adamw": ADAMW}.items():  # one process goes on
+        again = trained(recipe, mask=masks(), checkpoint=tmp_path / f"{name}.stopped")
+        torch.testing.assert_close(again, expected[name.replace("-", " ")], rtol=1e-6, atol=1e-9)

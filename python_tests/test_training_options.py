@@ -245,10 +245,16 @@ class TestAccumulation:
 
     @pytest.mark.parametrize(
         ("count", "batch_size", "steps", "expected"),
-        [(26, 13, 4, [4, 4, 5] * 2), (20, 9, 2, [5, 4, 5, 4, 2]), (19, 9, 1, [9, 10]), (5, 9, 1, [5])],
+        [
+            (26, 13, 4, [4, 3, 3, 3] * 2),
+            (7, 9, 4, [3, 2, 2]),
+            (20, 9, 2, [5, 4, 5, 4, 2]),
+            (19, 9, 1, [9, 10]),
+            (5, 9, 1, [5]),
+        ],
     )
     def test_pieces(self, count: int, batch_size: int, steps: int, expected: list[int]) -> None:
-        """A last one of one joins its neighbour: BatchNorm has no variance of one."""
+        """Of two samples at least: BatchNorm has no variance of one."""
         model, sizes = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 3)), []
         model[1].register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
         fit(model, [Pass([part(count)])], Recipe(1, 0.1, batch_size=batch_size, accumulation_steps=steps))

@@ -38,6 +38,7 @@ from amun_ext.metrics.measures import (
     tpr_at,
 )
 from amun_ext.models import predict
+from amun_ext.sharded import check_not_sharded
 from amun_ext.validation import is_number, require
 
 
@@ -226,6 +227,7 @@ def observe(
 
 def _logits(model: nn.Module, data: TensorDataset) -> Tensor:
     """[N, K], of which each rank of a process group computes some batches, the same as one process has."""
+    check_not_sharded(model)
     batch = 512
     own = blocks(-(-len(data) // batch))[rank()]
     rows = torch.arange(len(data), device="cpu")[own.start * batch : own.stop * batch]

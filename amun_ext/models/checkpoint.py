@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from amun_ext.files import write_tensors
-from amun_ext.models.state import check_not_sharded
 from amun_ext.reading import check_file
+from amun_ext.sharded import check_not_sharded
 from amun_ext.validation import InputError, listed, require
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of every name, by DataParallel and torch.compile

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amun_ext.digest import digest
 from amun_ext.random_state import cuda_devices, own_random_state
+from amun_ext.sharded import check_not_sharded
 from amun_ext.validation import InputError, listed, require
 
 # A function that builds the model, the state dict that its training began with, or None for `reset_parameters`.
@@ -48,7 +49,11 @@ def untrained(model: nn.Module, init: Init = None, probe: Tensor | None = None) 
 
 
 def deep_copy(model: nn.Module) -> nn.Module:
-    """A deep copy, in which tensors with a graph, such as the weight of the older weight_norm, are detached."""
+    """A deep copy, in which tensors with a graph, such as the weight of the older weight_norm, are detached.
+
+    InputError for a sharded model, which has no copy.
+    """
+    check_not_sharded(model)
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from amun_ext.random_state import cuda_devices, same_random_state
-from amun_ext.validation import InputError, listed, require
+from amun_ext.sharded import reshard
+from amun_ext.validation import InputError, require
 
 FILLABLE = (dict, list, deque)
 SEQUENCES = (list, tuple, set, deque)
@@ -25,12 +26,6 @@ def placement(model: nn.Module, like: Tensor) -> tuple[torch.device, torch.dtype
     weights = chain(model.parameters(), model.buffers())
     weight = next((tensor for tensor in weights if tensor.is_floating_point()), like)
     return weight.device, weight.dtype
-
-
-def check_not_sharded(model: nn.Module) -> None:
-    """InputError for parameters of which this rank has a part, as `torch.distributed.fsdp.fully_shard` makes them."""
-    sharded = [name for name, weight in model.named_parameters() if hasattr(weight, "to_local")]
-    require(not sharded, "model", "of whole parameters, not sharded by fully_shard", listed(sharded))
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -83,6 +78,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             _to_eval(model)
             yield
     finally:
+        reshard(model)
         if modes:
             with contextlib.suppress(NotImplementedError):  # _to_eval has raised
                 model.train(modes[0][1])  # a model may have its own train()

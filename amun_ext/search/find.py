@@ -30,6 +30,7 @@ from amun_ext.search.results_file import PENDING, Rows, open_results
 from amun_ext.search.samples import Samples
 from amun_ext.search.settings import MAX_RADIUS, resolve_settings
 from amun_ext.search.shards import Counts, check_shards, search_shared
+from amun_ext.sharded import check_not_sharded
 from amun_ext.tensor_checks import check_labels
 from amun_ext.validation import check_bounds, check_integer, require
 
@@ -159,6 +160,7 @@ def find_min_adversarial(
     if out is not None:
         named = isinstance(out, str | os.PathLike) and bool(Path(out).name) and not Path(out).is_dir()
         require(named, "out", "a file to be written", repr(out))
+    check_not_sharded(model)
     device, dtype = placement(model, like)
     classes = count_classes(model, like)
     if samples.labels is not None:

@@ -15,15 +15,16 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data.images import ImageDataset, stored
 from amun_ext.data.splits import checked_dataset
-from amun_ext.distributed import blocks, check_same, rank, sum_gradients, sum_over_ranks, world_size
+from amun_ext.distributed import average_gradients, blocks, check_same, rank, sum_over_ranks, world_size
 from amun_ext.lipschitz import SETTLED, NormClipper
 from amun_ext.memory import keep_freed_memory
 from amun_ext.models import accuracy, predict
-from amun_ext.models.state import check_not_sharded, count_classes, eval_mode, logits_of, placement
+from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.optim import MaskedSGD, masked
 from amun_ext.progress import progress_bar
 from amun_ext.random_state import own_random_state, same_random_state
 from amun_ext.recipe import TRADES, Recipe
+from amun_ext.sharded import check_shards, is_sharded, not_finite
 from amun_ext.training.parts import BatchLoader, Pass, check_parts, crop_and_flip, split_sizes
 from amun_ext.training.resume import Checkpoint, check_place, training_id
 from amun_ext.training.trades import robust_loss
@@ -102,9 +103,10 @@ def fit(
     Shuffling, augmentation and dropout follow from the seed. The caller's random state, the modules' training flags and
     the memory layout of weights are restored.
 
-    In a process group of torch.distributed the ranks share each batch and add their gradients, so that the weights are
-    those of one process up to rounding; but BatchNorm takes the statistics of a rank's part, whose running averages are
-    averaged after each epoch, and dropout differs. The first rank writes the checkpoint.
+    In a process group of torch.distributed the ranks share each batch and average their gradients, so that the weights
+    are those of one process up to rounding, also for a model under `fully_shard` (FSDP2); but BatchNorm takes the
+    statistics of a rank's part, whose running averages are averaged after each epoch, and dropout differs. The first
+    rank writes the checkpoint.
 
     InputError as `check`, for parts that do not fit together and for a checkpoint of another training;
     FloatingPointError if the loss diverges; RankError if another rank has ended.
@@ -123,6 +125,8 @@ def fit(
     require(fewest >= 2 or not statistics, "parts", expected, fewest)
     if statistics and recipe.batch_size == 1:
         _check_single(model, like.to(device, dtype))
+    sharded = is_sharded(model)
+    require(not (sharded and penalty), "penalty", "None for a sharded model", "a function")
     mask = run.made_mask()
     precision = None if recipe.precision is None else getattr(torch, recipe.precision)
     optimizer = _optimizer(model, recipe, mask, run.mask_gradient_only)
@@ -136,12 +140,14 @@ def fit(
     name = training_id(model, passes, mask, everything) if shared or run.checkpoint is not None else ""
     if shared:
         check_same(training=name, checkpoint=run.checkpoint)
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    weights = [*trained.values()]
     checkpoint = Checkpoint(run.checkpoint, name, device, model, optimizer, scaler, order)
     training = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
     layouts = torch.contiguous_format, torch.channels_last
-    channels_last = recipe.channels_last and not (device.type == "cpu" and any(map(_is_unsafe, model.modules())))
+    unsafe = device.type == "cpu" and any(map(_is_unsafe, model.modules()))
+    channels_last = recipe.channels_last and not sharded and not unsafe
 
     def one_pass(each: Pass, feed: BatchLoader, epoch: int, rates: Iterator[float]) -> Tensor:
         """The summed cross-entropy of the pass, whose steps have these learning rates."""
@@ -152,14 +158,16 @@ def fit(
             # contiguous otherwise, because a model's view() may fail on channels_last
             x = x.contiguous(memory_format=layouts[channels_last and x.dim() == 4])
             count, block = len(x), blocks(len(x))[rank()]
-            x, labels, rows = (each[block.start : block.stop] for each in (x, labels, rows))
+            # shards need as many forwards of every rank: one without a sample takes another's, and does not count it
+            own, counted = slice(block.start, max(block.stop, block.start + 1)), float(len(block) > 0)
+            x, labels, rows = (each[own] for each in (x, labels, rows))
             labels = feed.soft_labels(x, labels, rows, classes)
             rate = next(rates)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            sizes = split_sizes(len(x), max(2, -(-len(x) // recipe.accumulation_steps)))
-            for piece, targets in zip(x.split(sizes), labels.split(sizes), strict=True):
+            pieces = max(1, min(recipe.accumulation_steps, count // world_size() // 2))  # of two samples, for BatchNorm
+            for piece, targets in zip(x.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
                 with torch.autocast(device.type, precision, enabled=recipe.precision is not None):
                     logits = logits_of(model, piece)
                     apart = robust_loss(model, piece, logits, TRADES[recipe.robust]) if recipe.robust else 0.0
@@ -167,10 +175,11 @@ def fit(
                 # half precision is too coarse for a sum over a batch
                 wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(wide, targets, reduction="sum")
-                total += loss.detach()
-                loss = loss + apart
-                scaler.scale((-loss if each.ascend else loss) / count).backward()
-            sum_gradients(weights)
+                total += loss.detach() * counted
+                loss = (loss + apart) * (-counted if each.ascend else counted)
+                scaler.scale(loss / (count / world_size())).backward()
+            if not sharded:  # otherwise that was a part of the backward
+                average_gradients(weights)
             moved = any(weight.grad is not None for weight in weights)
             require(moved, "model", TRAINABLE, "others")  # a quantised layer may stop the gradient
             if penalty is not None:
@@ -210,14 +219,13 @@ def fit(
                     if statistics:
                         _average_statistics(model)
                     loss = float(torch.stack(totals).sum()) / sum(len(feed) for _, feed in active)
-                    if not (math.isfinite(loss) and _finite(weights)):
+                    if not math.isfinite(loss) or not_finite(trained):
                         actual = "the weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
                         raise FloatingPointError(f"{description}: {actual}; lower lr (now {recipe.lr})")
                     accuracies = {name: _accuracy(model, data) for name, data in run.eval_sets.items()}
                     epoch = Epoch(number + 1, rates[-1], loss, time.perf_counter() - start, accuracies)
                     history.append(epoch)
-                    if rank() == 0:
-                        checkpoint.write([asdict(each) for each in history])
+                    checkpoint.write([asdict(each) for each in history])
                     shown = {name: f"{percent:.1f}" for name, percent in accuracies.items()}
                     bar.set_postfix({"loss": f"{loss:.4f}", **shown})
                     bar.update()
@@ -234,10 +242,10 @@ def fit(
 def check(model: nn.Module, recipe: Recipe, run: RunOptions, like: Tensor) -> None:
     """InputError for a model, recipe and run that do not fit together, for inputs like this one [...]."""
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
-    check_not_sharded(model)
+    check_shards(model)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     require(len(trainable) > 0, "model", "trainable in some parameter", "all frozen")
-    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    broken = not_finite(dict(model.named_parameters()))
     require(not broken, "model", "of finite weights", f"NaN or infinite ones in {listed(broken)}")
     require(not recipe.augment or like.dim() == 3, "augment", "off for inputs other than [N, C, H, W]", like.dim() + 1)
     scaled = recipe.precision == "float16" and any(weight.dtype == torch.float16 for weight in trainable)
@@ -245,6 +253,9 @@ def check(model: nn.Module, recipe: Recipe, run: RunOptions, like: Tensor) -> No
     require(not scaled, "precision", expected, "float16")
     limit = recipe.spectral_norm
     require(limit is None or run.mask is None, "spectral_norm", "None under a mask", limit)
+    if is_sharded(model):
+        require(limit is None, "spectral_norm", "None for a sharded model", limit)
+        require(recipe.precision != "float16", "precision", "None or bfloat16 for a sharded model", "float16")
     if run.mask is not None and not callable(run.mask):
         _optimizer(model, recipe, run.mask, run.mask_gradient_only)  # InputError for masks that do not fit
     if run.checkpoint is not None:
@@ -270,11 +281,6 @@ def _seed(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-def _finite(weights: Sequence[Tensor]) -> bool:
-    """Whether the weights are finite; the loss is that before the last step."""
-    return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
 
 def _accuracy(model: nn.Module, data: TensorDataset) -> float:

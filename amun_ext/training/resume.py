@@ -15,7 +15,9 @@ from torch.utils.data import TensorDataset
 
 from amun_ext.data import ImageDataset, fingerprint
 from amun_ext.digest import digest
+from amun_ext.distributed import rank
 from amun_ext.files import write_tensors
+from amun_ext.sharded import gathered, shard_like
 from amun_ext.training.parts import DataPart, Pass
 from amun_ext.validation import InputError, require
 
@@ -35,7 +37,7 @@ class Checkpoint:
     order: torch.Generator
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state after an epoch, completely or not at all. OSError if it cannot be written."""
+        """Write the state after an epoch, completely or not at all; the first rank does. OSError if it cannot."""
         if self.path is None:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -44,6 +46,9 @@ class Checkpoint:
         tensors |= {"order": self.order.get_state(), "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = gathered(tensors)
+        if rank() > 0:
+            return
         # cloned, because safetensors refuses tensors that share memory, such as tied weights
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         state = json.dumps({"history": list(history), "scaler": self.scaler.state_dict()})
@@ -64,11 +69,14 @@ class Checkpoint:
         intact = metadata["digest"] == _digest(tensors, metadata["state"])
         require(intact, "checkpoint", "as it was written", f"a damaged file, {self.path}")
         progress = json.loads(metadata["state"])
-        self.model.load_state_dict(_under("model.", tensors))
+        own = self.model.state_dict()
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        saved = _under("model.", tensors)
+        self.model.load_state_dict({name: shard_like(value, own[name]) for name, value in saved.items()})
         state = self.optimizer.state_dict()
         for name, value in _under("optimizer.", tensors).items():
             number, _, slot = name.partition(".")
-            state["state"].setdefault(int(number), {})[slot] = value
+            state["state"].setdefault(int(number), {})[slot] = shard_like(value, weights[int(number)])
         self.optimizer.load_state_dict(state)
         self.scaler.load_state_dict(progress["scaler"])
         self.order.set_state(tensors["order"])

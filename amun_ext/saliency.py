@@ -18,7 +18,7 @@ from amun_ext.data.splits import checked_dataset
 from amun_ext.files import write_tensors
 from amun_ext.models.state import count_classes, eval_mode, logits_of, placement
 from amun_ext.progress import progress_bar
-from amun_ext.sharded import check_not_sharded
+from amun_ext.sharded import check_shards, gathered, is_shard, not_finite, scattered, write_whole
 from amun_ext.tensor_checks import check_labels
 from amun_ext.validation import InputError, check_integer, is_number, listed, require
 
@@ -56,8 +56,8 @@ def saliency_mask(
         progress: show a bar.
 
     Returns:
-        name -> bool tensor of the parameter's shape and device, for each parameter that requires a gradient. One that
-        the logits do not depend on has score 0.
+        name -> bool tensor of the parameter's shape and device, and divided as it is under `fully_shard`, for each
+        parameter that requires a gradient. One that the logits do not depend on has score 0.
 
     Raises:
         InputError: an argument is not what it must be; `fraction` leaves no parameter.
@@ -79,7 +79,7 @@ def saliency_mask(
     require(is_number(fraction) and 0 < fraction <= 1, "fraction", "in (0, 1]", repr(fraction))
     require(score in SCORES, "score", f"one of {SCORES}", repr(score))
     batch_size = check_integer("batch_size", batch_size, 1)
-    check_not_sharded(model)
+    check_shards(model)
     parameters = trainable(model)
     count = sum(parameter.numel() for parameter in parameters.values())
     require(fraction * count >= 1, "fraction", f"at least one of the {count} parameters", fraction)
@@ -95,10 +95,13 @@ def saliency_mask(
                 if grad is not None:
                     total += grad.abs() if score == "sum_abs" else grad
         check_finite("saliency", dict(zip(parameters, sums, strict=True)))
-        chosen = _largest(torch.cat([total.abs().flatten().cpu() for total in sums]), int(fraction * count))
+        scores = gathered({name: total.abs() for name, total in zip(parameters, sums, strict=True)}).values()
+        chosen = torch.empty(count, dtype=torch.bool, device="cpu")
+        if scores:  # one ranking of all shards, by the first rank
+            chosen = _largest(torch.cat([score.flatten().cpu() for score in scores]), int(fraction * count))
         parts = chosen.split([weight.numel() for weight in weights])
         return {
-            name: part.view(weight.shape).to(weight.device, copy=True)  # each with its own memory
+            name: scattered(part.view(weight.shape), weight)
             for name, weight, part in zip(parameters, weights, parts, strict=True)
         }
 
@@ -111,9 +114,13 @@ def save_mask(path: str | os.PathLike[str], mask: Mapping[str, Tensor]) -> None:
     by_name = isinstance(mask, Mapping) and len(mask) > 0
     bools = by_name and all(isinstance(part, Tensor) and part.dtype == torch.bool for part in mask.values())
     require(bools, "mask", "bool tensors by name, as saliency_mask returns them", type(mask).__name__)
-    bits = {name: torch.from_numpy(np.packbits(part.cpu().flatten().numpy())) for name, part in mask.items()}
     shapes = json.dumps({name: list(part.shape) for name, part in mask.items()})
-    write_tensors(path, bits, FORMAT | {"shapes": shapes})
+
+    def write(parts: dict[str, Tensor]) -> None:
+        bits = {name: torch.from_numpy(np.packbits(part.cpu().flatten().numpy())) for name, part in parts.items()}
+        write_tensors(path, bits, FORMAT | {"shapes": shapes})
+
+    write_whole(write, mask)
 
 
 def load_mask(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Tensor]:
@@ -160,10 +167,23 @@ def batch_gradients(
             # copies: the model may change its input in place, and autograd refuses inference tensors
             logits = logits_of(model, x.to(device, dtype, copy=True))
             loss = F.cross_entropy(logits, y.to(logits.device, copy=True), reduction="sum")
-            grads = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
+            grads = _gradients(loss, weights) if loss.requires_grad else ()
             depends = any(grad is not None for grad in grads)
             require(depends, "model", "a map to logits that depend on its trainable parameters", "others")
             yield grads
+
+
+def _gradients(loss: Tensor, weights: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    if not any(map(is_shard, weights)):
+        return torch.autograd.grad(loss, weights, allow_unused=True)
+    before = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    loss.backward()  # alone it reaches shards, as means over the ranks, which are equal here
+    grads = tuple(weight.grad for weight in weights)
+    for weight, grad in zip(weights, before, strict=True):
+        weight.grad = grad
+    return grads
 
 
 def zeros_for(weights: Iterable[Tensor]) -> list[Tensor]:
@@ -173,7 +193,7 @@ def zeros_for(weights: Iterable[Tensor]) -> list[Tensor]:
 
 def check_finite(what: str, sums: Mapping[str, Tensor]) -> None:
     """FloatingPointError with the names of parameters whose gradients are not finite."""
-    broken = [name for name, total in sums.items() if not total.isfinite().all()]
+    broken = not_finite(sums)
     if broken:
         raise FloatingPointError(f"{what}: the gradient is NaN or infinite in {listed(broken)}")
 

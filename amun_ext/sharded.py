@@ -1,12 +1,12 @@
 """Models whose parameters `torch.distributed.fsdp.fully_shard` (FSDP2) has divided: each rank has a shard of each."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from amun_ext.distributed import exchange, rank, world_size
+from amun_ext.distributed import by_first_rank, exchange, rank, world_size
 from amun_ext.validation import listed, require
 
 
@@ -45,6 +45,22 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif rank() == 0:
             kept[name] = full.cpu()
     return kept
+
+
+def scattered(tensor: Tensor, like: Any) -> Tensor:
+    """The first rank's whole `tensor` divided as `like` is; a copy on its device if that is no shard."""
+    tensor = tensor.to(like.device, copy=True)
+    if not is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+
+def write_whole(write: Callable[[dict[str, Tensor]], None], tensors: Mapping[str, Tensor]) -> None:
+    """write(tensors); if they are shards, by the first rank when all have called this."""
+    once = by_first_rank(write) if any(map(is_shard, tensors.values())) else write
+    once(gathered(tensors))
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

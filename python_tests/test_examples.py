@@ -19,6 +19,7 @@ EXPECTED = {  # script -> what it prints at least
     "own_search_rule.py": r"back_and_forth: found \d+ of 100, median L2 distance 0\.\d+",
     "salun_masked_sgd.py": r"weights outside the mask that changed: 0\n",
     "several_processes.py": r"AMUN +\d",
+    "sharded_model.py": r"AMUN\+SalUn +\d",
     "transformers_vit.py": r"an object with logits \[120, 10\]",
 }
 
@@ -42,19 +43,26 @@ def test_example_runs(name, tmp_path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("several_processes.py", {"shared-examples.safetensors", "unlearned.safetensors"}),
+        ("sharded_model.py", {"original.safetensors", "unlearned.safetensors"}),
+    ],
+)
+def test_two_processes_share_the_work(name: str, written: set[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(
-        [*command, str(EXAMPLES / "several_processes.py")],
+        [*command, str(EXAMPLES / name)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         env=environment,
     )
     assert output.returncode == 0, output.stderr
-    assert len(re.findall(EXPECTED["several_processes.py"], output.stdout)) == 1  # printed by the first rank
-    assert {path.name for path in tmp_path.iterdir()} == {"shared-examples.safetensors", "unlearned.safetensors"}
+    assert len(re.findall(EXPECTED[name], output.stdout)) == 1  # printed by the first rank
+    assert {path.name for path in tmp_path.iterdir()} == written
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import TensorDataset
 
-from amun_ext import InputError, find_min_adversarial, saliency_mask
-from amun_ext.models import save_checkpoint
-from amun_ext.models.reinitialise import deep_copy
+from amun_ext import InputError, find_min_adversarial, saliency_mask, unlearn
+from amun_ext.distributed import alone
+from amun_ext.models import load_checkpoint, save_checkpoint
+from amun_ext.saliency import load_mask, save_mask
 from amun_ext.sharded import whole
 from amun_ext.training import DataPart, Epoch, Pass, Recipe, RunOptions, fit
 
@@ -33,8 +34,11 @@ def network() -> nn.Module:
 
 
 def model() -> nn.Module:
-    """The network, sharded in a process group."""
-    made = network()
+    return shard(network())
+
+
+def shard(made: nn.Module) -> nn.Module:
+    """In a process group."""
     if dist.is_initialized():
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         fully_shard(made[0], mesh=mesh)
@@ -58,7 +62,11 @@ def trained(recipe: Recipe, **options: object) -> list[Tensor]:
     made, data = model(), samples()
     history = fit(made, [Pass([DataPart(data)])], recipe, RunOptions(seed=3, eval_sets={"all": data}, **options))
     told = [[epoch.loss, epoch.accuracy["all"]] for epoch in history]
-    return [*(whole(each).detach() for each in made.parameters()), torch.tensor(told)]
+    return [*weights(made), torch.tensor(told)]
+
+
+def weights(made: nn.Module) -> list[Tensor]:
+    return [whole(each).detach() for each in made.parameters()]
 
 
 def resumed(recipe: Recipe, checkpoint: Path) -> list[Tensor]:
@@ -73,12 +81,51 @@ def resumed(recipe: Recipe, checkpoint: Path) -> list[Tensor]:
     return trained(recipe, mask=masks(), checkpoint=checkpoint)
 
 
+def halves() -> tuple[TensorDataset, TensorDataset]:
+    """To forget and to retain."""
+    data = samples()
+    return TensorDataset(*data[:9]), TensorDataset(*data[9:])
+
+
+def unlearned(method: str, **options: object) -> list[Tensor]:
+    made = model()
+    assert unlearn(made, *halves(), method=method, recipe=RECIPE, copy=False, **options) is made
+    return weights(made)
+
+
+def by_examples() -> list[Tensor]:
+    """Each rank searches with the whole network, alone."""
+    with alone():
+        examples = find_min_adversarial(network(), halves()[0], method="ddn")
+    return unlearned("amun", adversarial=examples)
+
+
+def read_again(folder: Path) -> list[Tensor]:
+    """What was saved, in a model of other weights; and masks."""
+    path, made, data = folder / "model.safetensors", model(), samples()
+    other = network()
+    fit(other, [Pass([DataPart(data)])], RECIPE)
+    other = shard(other)
+    save_checkpoint(path, made, {"trained": "no"})
+    assert load_checkpoint(path, other) == {"trained": "no"}
+    chosen = saliency_mask(made, data, 0.3)
+    save_mask(folder / "mask.safetensors", chosen)
+    for name, read in load_mask(folder / "mask.safetensors", made).items():
+        assert torch.equal(read, whole(chosen[name]))
+    batches = saliency_mask(made, data, 0.3, score="sum_abs", batch_size=4)
+    return [*weights(other), *map(whole, chosen.values()), *map(whole, batches.values())]
+
+
 WAYS: dict[str, Callable[[Path], list[Tensor]]] = {
     "plain": lambda folder: trained(RECIPE),
     "pieces": lambda folder: trained(replace(RECIPE, accumulation_steps=2, channels_last=True)),
     "fewer samples than ranks": lambda folder: trained(replace(RECIPE, batch_size=1, epochs=1)),
     "masked": lambda folder: resumed(RECIPE, folder / "masked"),
     "masked adamw": lambda folder: resumed(ADAMW, folder / "masked-adamw"),
+    "files": read_again,
+    "salun": lambda folder: unlearned("salun"),
+    "ssd": lambda folder: unlearned("ssd", mask=0.5),
+    "amun": lambda folder: by_examples(),
 }
 
 
@@ -88,9 +135,9 @@ def refusals(folder: Path) -> list[str]:
     fully_shard(part[0], mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     told = []
     for call in (
-        lambda: saliency_mask(model(), data),
-        lambda: save_checkpoint(folder / "model.safetensors", model(), {}),
-        lambda: deep_copy(model()),
+        lambda: unlearn(model(), *halves()),
+        lambda: unlearn(model(), *halves(), method="scrub", copy=False),
+        lambda: unlearn(model(), *halves(), method="msg", copy=False),
         lambda: find_min_adversarial(model(), data),
         lambda: fit(part, passes, RECIPE),
         lambda: fit(model(), passes, RECIPE, penalty=lambda *_: torch.zeros(())),

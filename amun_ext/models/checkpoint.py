@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from amun_ext.files import write_tensors
 from amun_ext.reading import check_file
-from amun_ext.sharded import check_not_sharded
+from amun_ext.sharded import check_shards, shard_like, write_whole
 from amun_ext.validation import InputError, listed, require
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of every name, by DataParallel and torch.compile
@@ -28,13 +28,17 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, metadata: Ma
     require(path.suffix == ".safetensors", "checkpoint", "a path that ends in .safetensors", path)
     text = all(isinstance(part, str) for pair in metadata.items() for part in pair)
     require(text, "metadata", "strings by strings", dict(metadata))
-    check_not_sharded(model)
+    check_shards(model)
     state = model.state_dict()
     _check_tensors(str(path), state)
-    _check_values(str(path), state, model)
-    # cloned, because safetensors refuses tensors that share memory, such as tied weights
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    write_tensors(path, tensors, dict(metadata))
+
+    def write(state: dict[str, Tensor]) -> None:
+        _check_values(str(path), state, model)
+        # cloned, because safetensors refuses tensors that share memory, such as tied weights
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        write_tensors(path, tensors, dict(metadata))
+
+    write_whole(write, state)
 
 
 def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
@@ -46,12 +50,12 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     unchanged. Other buffers may be infinite, such as attention masks.
     """
     path = Path(path)
-    check_not_sharded(model)
+    check_shards(model)
     expected = model.state_dict()
     state, metadata = _fitting(path, expected)
     cast = {key: value.to(expected[key].dtype) for key, value in state.items()}  # which may overflow
     _check_values(str(path), cast, model)
-    model.load_state_dict(state)
+    model.load_state_dict({key: shard_like(value, expected[key]) for key, value in state.items()})
     return metadata
 
 

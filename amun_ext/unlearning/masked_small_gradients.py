@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from amun_ext.sharded import check_not_sharded
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.training.parts import random_part
 from amun_ext.unlearning.convolutions import conv_weights, set_weights
@@ -42,6 +43,7 @@ def masked_small_gradients(
     assert retain is not None
     fits = is_number(reset_fraction) and 0 < reset_fraction <= 1
     require(fits, "reset_fraction", "in (0, 1]", repr(reset_fraction))
+    check_not_sharded(model)
     weights = conv_weights(model)
     part = random_part(retain, min(len(forget), len(retain)), run.seed)  # type: ignore[arg-type]
     both = [_gradient(model, weights, data, recipe, run) for data in (part, forget)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext.saliency import trainable
+from amun_ext.sharded import shard_like
 from amun_ext.training import Recipe, RunOptions
 from amun_ext.unlearning.gradients import sum_over_batches
 from amun_ext.validation import is_number, require
@@ -62,6 +63,6 @@ def ssd(
             overall = (of_forget[number] + of_retain[number]) / (count + others)
             chosen = own > selection * overall
             if mask is not None:
-                chosen &= mask[name].to(weight.device)
+                chosen &= shard_like(mask[name], weight).to(weight.device)
             factor = (dampening * overall / own).clamp(max=1)
             weight.copy_(torch.where(chosen, weight * factor, weight))

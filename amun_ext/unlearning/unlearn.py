@@ -41,6 +41,7 @@ def unlearn(
     on_epoch: Callable[[Epoch], None] | None = None,
     num_workers: int = 0,
     progress: bool = False,
+    copy: bool = True,
     **options: Any,
 ) -> nn.Module:
     """Return a copy of `model` that has unlearned the `forget` set; the model itself is not changed.
@@ -65,6 +66,8 @@ def unlearn(
         on_epoch: called with an `Epoch` after every epoch.
         num_workers: processes that read a retain set through a DataLoader.
         progress: show bars.
+        copy: False changes the model itself and returns it, as a model under `fully_shard` needs; a failure leaves it
+            in between.
 
     Raises:
         InputError: unknown method, preset or option, a method that needs the retain set without one, a checkpoint,
@@ -88,6 +91,7 @@ def unlearn(
         (False, [[1.0, 0.0], [0.0, 1.0]])
     """
     require(isinstance(model, nn.Module), "model", "an nn.Module", type(model).__name__)
+    require(isinstance(copy, bool), "copy", "True or False", repr(copy))
     require(method in tuple(METHODS), "method", f"one of {tuple(METHODS)}", repr(method))
     row = METHODS[method]
     options = {**({} if preset is None else preset_options(preset, method)), **options}
@@ -131,20 +135,20 @@ def unlearn(
         _check_fits(f"eval_sets[{name!r}]", data, like, num_classes)
     check(model, options.get("recipe", row.options["recipe"].default), run, like[0])
     with torch.inference_mode(False):
-        unlearned = _copied(model)
+        unlearned = _copied(model) if copy else model
         row.function(unlearned, forget_tensors, retain, run, **options)
     return unlearned
 
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        copy = deep_copy(model)
+        copied = deep_copy(model)
     except Exception as error:  # it is the user's, and may raise anything
         raise InputError(f"model must be one that copy.deepcopy can copy, got {error}") from error
-    can_train = all(parameter.is_leaf for parameter in copy.parameters())  # not so of TorchScript
+    can_train = all(parameter.is_leaf for parameter in copied.parameters())  # not so of TorchScript
     expected = "one whose deep copy can be trained, such as the module that a script was made from"
     require(can_train, "model", expected, type(model).__name__)
-    return copy
+    return copied
 
 
 def _check_fits(name: str, dataset: TensorDataset, like: Tensor, num_classes: int) -> None:

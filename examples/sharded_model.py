@@ -42,11 +42,11 @@ def network(checkpoint: str | None = None, *, sharded: bool = True) -> nn.Module
 splits = data.load("digits")
 forget, retain = split(splits.train, forget_ids(len(splits.train), fraction=0.1, seed=0))
 model = network()
-fit(model, [Pass([DataPart(splits.train)])], Recipe(epochs=5, lr=0.1, batch_size=64))
+fit(model, [Pass([DataPart(splits.train)])], Recipe(epochs=4, lr=0.1))
 models.save_checkpoint("original.safetensors", model, {})  # by all ranks: the first writes the whole weights
 
 examples = find_min_adversarial(network("original.safetensors", sharded=False), forget, method="ddn")
-unlearn(model, forget, retain, adversarial=examples, mask=0.5, recipe=Recipe(5, 0.03), copy=False)
+unlearn(model, forget, retain, adversarial=examples, mask=0.5, recipe=Recipe(2, 0.03), copy=False)
 models.save_checkpoint("unlearned.safetensors", model, {})
 
 rows = {"no-op": network("original.safetensors"), "AMUN+SalUn": model}

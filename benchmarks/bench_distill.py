@@ -2,9 +2,10 @@
 
 The demo's network, data and recipes; every seed has its own original, forget set (a tenth) and cross-fit, and every row
 three models. The learning rates, the weight and the epochs of both methods were chosen on the seeds 100 to 102. U-LiRA
-attacks the whole procedure: every shadow is trained, cross-fitted and made to forget by itself. --mixed trains on soft
-labels and adversarial examples of the forget set at once. Cells, targets and shadows are kept under build/distill: a
-stopped benchmark goes on where it was.
+attacks the whole procedure: every shadow is trained, cross-fitted and made to forget by itself, and KLoM compares the
+shadows that forgot a sample with retrained ones; one request is timed. --mixed trains on soft labels and adversarial
+examples of the forget set at once. Cells, targets and shadows are kept under build/distill: a stopped benchmark goes on
+where it was.
 """
 
 import argparse
@@ -15,19 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import read, write
+from common import read, timed, write
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext import models
 from amun_ext.auditing import train_shadows
-from amun_ext.auditing.shadows import auc_over_shadows
+from amun_ext.auditing.shadows import Shadows, auc_over_shadows
 from amun_ext.data import Splits, load
-from amun_ext.deletion import Record, forget_ids
+from amun_ext.deletion import Record, forget_ids, split
 from amun_ext.deletion.request import sets
 from amun_ext.experiments import demo
 from amun_ext.experiments.compare import compare
 from amun_ext.files import to_jsonable
+from amun_ext.metrics import klom
 from amun_ext.search import AdversarialSet
 from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
 from amun_ext.unlearning import METHODS, Targets, UnlearningMethod, prepare
@@ -166,12 +168,15 @@ def over_seeds(runs: list[Table]) -> dict[str, Any]:
     }
 
 
-def u_lira(splits: Splits, seed: int, count: int, workers: int, named: list[str]) -> dict[str, dict[str, float]]:
-    """U-LiRA's area on shadows of the whole procedure: 50 where nothing is found. Of all methods if none is `named`."""
+def u_lira(splits: Splits, seed: int, count: int, workers: int, named: list[str]) -> dict[str, dict[str, Any]]:
+    """On shadows of the whole procedure: U-LiRA's area, 50 where nothing is found, and KLoM from retrained shadows; and
+    the CPU seconds of a request. Of all methods if none is `named`.
+    """
     model, ids = untrained(splits, seed), forget_ids(len(splits.train), fraction=demo.FRACTION, seed=seed)
     targets = prepared(splits, seed)
     with_retain, without = (configs(each, targets) for each in (True, False))
     methods = {
+        "Retrain": resolve_config("retrain", default={"recipe": demo.TRAINING}),
         "no-op": NO_OP,
         "AMUN, with D_R": with_retain["amun:no-forget"],
         "distill, with D_R": with_retain["distill"],
@@ -181,16 +186,27 @@ def u_lira(splits: Splits, seed: int, count: int, workers: int, named: list[str]
     for method, each in (read("unlearning_methods") or {"chosen": {"methods": {}}})["chosen"]["methods"].items():
         if method in ("amun+salun", "neggrad+", "ct"):
             methods[f"{METHODS[method].title}, with D_R"] = resolve_config(method, **each["options"])
-    found = {}
-    for name, config in methods.items():
-        if named and name not in named:
-            continue
-        assert config is not None
+
+    def shadows(name: str) -> Shadows:
         out, how = FOLDER / f"shadows-{seed}-{name}", {"models": count, "seed": seed, "num_workers": workers}
-        shadows = train_shadows(model, splits, ids, config, demo.TRAINING, out=out, progress=True, **how)
-        found[name] = auc_over_shadows(shadows)
+        return train_shadows(model, splits, ids, methods[name], demo.TRAINING, out=out, progress=True, **how)
+
+    found, retrained, original = {}, shadows("Retrain"), trained(splits, seed)
+    forget, retain = split(splits.train, ids)
+    for name in named or methods:
+        own = shadows(name)
+        _, taken = timed(lambda name=name: methods[name].unlearn(original, forget, retain, seed=seed))
+        found[name] = {**auc_over_shadows(own), "klom": klom_over_samples(own, retrained), "seconds": taken["cpu"]}
         print(f"{name}: {found[name]}", flush=True)
     return found
+
+
+def klom_over_samples(shadows: Shadows, retrained: Shadows) -> dict[str, float]:
+    """KLoM of the shadows that forgot a sample from the retrained ones of the other half, as many, none a pair."""
+    forgot = shadows.membership.T  # [samples, shadows], half of each row
+    ours, theirs = (each.signals["log-odds"].T for each in (shadows, retrained))
+    values = klom(ours[forgot].view(len(forgot), -1).T, theirs[~forgot].view(len(forgot), -1).T)
+    return {"mean": float(values.mean()), "deviation": float(values.std(ddof=1) / len(values) ** 0.5)}
 
 
 def main() -> None:

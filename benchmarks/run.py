@@ -15,6 +15,7 @@ BENCHMARKS = (
         "compare",
         "distill",
         "unlearning_methods",
+        "resnet",
         "copies",
         "chain",
         "bookkeeping",

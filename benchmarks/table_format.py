@@ -18,7 +18,13 @@ def cell(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
-def spread(value: dict[str, float | None]) -> str:
+def spread(value: dict[str, float | None], digits: int = 1) -> str:
     """Of a no-op's seconds there is no mean, of a single model no deviation."""
     mean, deviation = value["mean"], value["deviation"]
-    return "-" if mean is None else f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+    return (
+        "-"
+        if mean is None
+        else f"{mean:.{digits}f}"
+        if deviation is None
+        else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    )

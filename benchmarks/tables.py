@@ -36,6 +36,7 @@ PAGES = {
         "distill_mixed": ("distill_mixed", tables_unlearning.distill_untimed),
         "distill_large": ("distill_large", tables_unlearning.distill_untimed),
         "distill_folds": ("distill_folds", tables_unlearning.folds),
+        "resnet": ("resnet", tables_unlearning.resnet),
         "unlearning_methods": ("unlearning_methods", tables_unlearning.methods),
         "forget": ("forget", tables_unlearning.forget),
         "tuning": ("tuning", tables_unlearning.tuning),

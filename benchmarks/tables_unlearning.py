@@ -145,15 +145,39 @@ def distill(result: dict[str, Any], columns: Sequence[str] = (*ACCURACIES, "seco
     )
     note += " requests"
     if "u_lira" in result:
-        rows = [[name, spread(area), str(area["runs"])] for name, area in result["u_lira"].items()]
-        parts += ["U-LiRA:", markdown(["method", "AUC", "shadows"], rows)]
-        note += ", of U-LiRA over the shadows"
+        rows = [
+            [name, spread(row), spread(row["klom"], 2), cell(row["seconds"]), str(row["runs"])]
+            for name, row in result["u_lira"].items()
+        ]
+        parts += [
+            "What attacks find in shadows of the whole procedure:",
+            markdown(["method", "U-LiRA AUC", "KLoM", "CPU s of a request", "shadows"], rows),
+        ]
+        note += ", of U-LiRA over the shadows; of KLoM the standard error over the samples"
     return "\n\n".join([*parts, f"{note}. {measured_on(result)}."])
 
 
 def distill_untimed(result: dict[str, Any]) -> str:
     """The same, measured while other programs ran."""
     return distill(result, ACCURACIES)
+
+
+def resnet(result: dict[str, Any]) -> str:
+    """Distillation, AMUN and NegGrad+ on a ResNet-18, request by request."""
+    runs = [*result["runs"].values()]
+    digits = {"JS, forget": 3}
+
+    def values(row: str, name: str) -> str:
+        return " / ".join(f"{run[row][name]:.{digits.get(name, 1)}f}" for run in runs)
+
+    columns = ("UA", "RA", "TA", "FT AUC", "gap", "JS, forget", "seconds")
+    rows = [[row, *(values(row, name) for name in columns)] for row in runs[0]]
+    note = (
+        f"Seeds {' / '.join(result['runs'])}: a tenth of {result['images']:,} images, {result['test']:,} test images; "
+        f"cross-fits of {result['folds']} folds; {result['retrained']} retrained models, one of each other row. CPU "
+        f"seconds. {measured_on(result)}."
+    )
+    return f"{markdown(['method', *columns], rows)}\n\n{note}"
 
 
 def folds(result: dict[str, Any]) -> str:

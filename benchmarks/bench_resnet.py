@@ -1,0 +1,137 @@
+"""Distillation, AMUN and NegGrad+ on a ResNet-18 of width 8 and 4,000 images: python benchmarks/bench_resnet.py
+
+The data are bench_compare.py's larger draw of Fashion-MNIST (apt-get install dataset-fashion-mnist), measured on 5,000
+test images; a tenth is forgotten. Every request has its own original, forget set, cross-fit and two retrained models,
+and one model of each method. Logits are kept under build/resnet: a stopped benchmark goes on where it was.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_compare import larger
+from common import timed, write
+from safetensors import safe_open
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from amun_ext import models
+from amun_ext.data import Splits
+from amun_ext.deletion import forget_ids, split
+from amun_ext.deletion.request import RETRAIN_SEED
+from amun_ext.experiments.cache import Cache
+from amun_ext.files import to_jsonable, write_tensors
+from amun_ext.metrics import MEASURES, Observation, gap, log_odds
+from amun_ext.models import predict
+from amun_ext.training import DataPart, Pass, Recipe, RunOptions, fit
+from amun_ext.unlearning import METHODS, prepare
+from amun_ext.unlearning.config import MethodConfig, resolve_config
+
+FOLDER = Path(__file__).parent.parent / "build/resnet"
+TRAINING = Recipe(epochs=15, lr=0.1, schedule="cosine", batch_size=64)
+FRACTION, TESTED, RETRAINED = 0.1, 5000, 2
+MEASURED = ("UA", "RA", "TA", "FT AUC")  # of which the gap is the mean distance
+ROWS: dict[tuple[str, bool], dict[str, Any]] = {  # (method, with the retain set) -> options, all found on other seeds
+    ("amun", True): {"include_forget": False, "recipe": {"lr": 0.073, "schedule": "step:5"}},  # bench_compare.py's
+    ("distill", True): {"recipe": {"lr": 0.03}},
+    ("neggrad+", True): {"beta": 0.8, "recipe": {"lr": 0.1, "schedule": "cosine"}},  # the small CNN's
+    ("amun", False): {"include_forget": False, "recipe": {"lr": 0.01, "schedule": "cosine"}},
+    ("distill", False): {"recipe": {"lr": 0.01}},
+}
+Values = dict[str, float]
+
+
+def run(splits: Splits, seed: int, folds: int) -> dict[str, Values]:
+    """Row by row of a request; retraining is the mean of its models."""
+    folder = FOLDER / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = Cache(folder / "logits", folder)
+    forget, retain = split(splits.train, forget_ids(len(splits.train), fraction=FRACTION, seed=seed))
+    sets = {"forget": forget, "retain": retain, "test": splits.test}
+    original = trained(splits, seed, folder / "original.safetensors")
+    out = folder / f"targets-{folds}.safetensors"
+    targets = prepare(original, splits, TRAINING, out=out, folds=folds, seed=seed, progress=True)
+
+    def observed(identity: object, config: MethodConfig | None, seed: int) -> Observation:
+        def make() -> nn.Module:
+            return original if config is None else config.unlearn(original, forget, retain, seed=seed)
+
+        return observe(cells, [asdict(TRAINING), identity, seed], make, sets)
+
+    retraining = resolve_config("retrain", default={"recipe": TRAINING})
+    retrained = [observed("retrain", retraining, RETRAIN_SEED + seed + 100 * number) for number in range(RETRAINED)]
+    rows = {METHODS["retrain"].title: retrained, "no-op": [observed("no-op", None, seed)]}
+    for (method, with_retain), options in ROWS.items():
+        needs = "targets" in METHODS[method].inputs
+        config = resolve_config(method, with_retain, targets=targets if needs else None, **options)
+        title = f"{METHODS[method].title}, {'with D_R' if with_retain else 'D_F only'}"
+        rows[title] = [observed([method, with_retain, options, folds * needs], config, seed)]
+        print(seed, title, means(rows[title], retrained), flush=True)
+    return {title: means(row, retrained) for title, row in rows.items()}
+
+
+def trained(splits: Splits, seed: int, checkpoint: Path) -> nn.Module:
+    torch.manual_seed(seed)
+    model = models.build("resnet18", num_classes=len(splits.classes), in_channels=1, width=8)
+    if checkpoint.exists():
+        models.load_checkpoint(checkpoint, model)
+    else:
+        fit(model, [Pass([DataPart(splits.train)])], TRAINING, RunOptions(seed=seed))
+        models.save_checkpoint(checkpoint, model, {})
+    return model
+
+
+def observe(
+    cells: Cache, identity: object, make: Callable[[], nn.Module], sets: dict[str, TensorDataset]
+) -> Observation:
+    """Of the model that is made, with the CPU seconds that this takes."""
+
+    def keep(path: Path) -> None:
+        model, taken = timed(make)
+        logits = {name: predict(model, data) for name, data in sets.items()}
+        write_tensors(path, logits, {"seconds": str(taken["cpu"])})
+
+    with safe_open(cells.file("logits", identity, ".safetensors", keep), "pt") as file:
+        logits = {name: file.get_tensor(name) for name in sets}
+        seconds = float(file.metadata()["seconds"])
+    labels = {name: torch.as_tensor(data.labels) for name, data in sets.items()}
+    scores = {name: log_odds(logits[name], labels[name]).numpy() for name in sets}
+    return Observation(logits, labels, {"confidence": scores}, seconds)
+
+
+def means(row: list[Observation], retrained: list[Observation]) -> Values:
+    """Over the models of a row: the gap to the mean of the retrained models, the divergence as a mean over them."""
+    measure = {each.name: each.value for each in MEASURES}
+
+    def values(model: Observation) -> Values:
+        return {name: measure[name](model).value for name in MEASURED}
+
+    middle = {name: float(np.mean([values(each)[name] for each in retrained])) for name in MEASURED}
+    pairs = [(model, each) for model in row for each in retrained if each is not model]
+    return {
+        **{name: float(np.mean([values(model)[name] for model in row])) for name in MEASURED},
+        "gap": float(np.mean([gap(values(model), middle) for model in row])),
+        "JS, forget": float(np.mean([measure["JS, forget"](*pair).value for pair in pairs])),
+        "seconds": float(np.mean([model.seconds for model in row])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--folds", type=int, default=2, help="of the cross-fit; two cost one training")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    splits = larger()
+    splits = Splits(splits.train, TensorDataset(*splits.test[:TESTED]), splits.classes)
+    runs = {seed: run(splits, seed, options.folds) for seed in map(int, options.seeds.split(","))}
+    facts = {"retrained": RETRAINED, "images": len(splits.train), "test": TESTED, "folds": options.folds}
+    write("resnet", {**facts, "runs": to_jsonable({str(seed): rows for seed, rows in runs.items()})})
+
+
+if __name__ == "__main__":
+    main()

@@ -334,6 +334,17 @@ class TestCost:
         assert result.grad_evals[0] == 1
         assert (result.grad_evals[1:] == 7).float().mean() >= 0.97
 
+    def test_samples_without_an_example_get_more_steps(self) -> None:
+        """The radius grows to 2.03 times the first in 8 steps, and by another 1.19 in each round of the last 4."""
+        model = Linear(2, 2)
+        model.weight.data, model.bias.data = torch.eye(2), torch.zeros(2)
+        images, labels = torch.tensor([[0.9, 0.1]]), torch.tensor([0])
+        options = {"method": "ddn", "eps_init": 0.3 * 0.8 / math.sqrt(2)}
+        fixed = find_min_adversarial(model, images, labels, steps=8, **options)
+        assert (fixed.grad_evals.item(), fixed.found.item()) == (8, False)
+        more = find_min_adversarial(model, images, labels, **options)
+        assert (more.grad_evals.item(), more.found.item()) == (24, True)
+
     @every_method
     def test_the_model_is_not_called_more_often(self, method) -> None:
         """So a finished sample leaves the batch."""

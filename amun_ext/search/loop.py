@@ -93,13 +93,13 @@ class Search:
         other rules all samples make equally many steps, batch by batch; the last evaluation needs no gradient. Where
         the method has more rounds, those that still gain then make the last steps again.
         """
-        self.table.status[queue] = ops.Status.PENDING
         if self.config.rule == "pgd":
             self._run_queue(queue, bar)
         else:
             self._run_batches(queue, bar)
 
     def _run_queue(self, queue: Tensor, bar: "tqdm[Any]") -> None:
+        self.table.status[queue] = ops.Status.PENDING
         slots = ActiveBatch(self, queue)
         slots.fill()
         iteration, before = 0, bar.n
@@ -131,8 +131,7 @@ class Search:
         bar.update(len(rows))
 
     def _run_steps(self, slots: "ActiveBatch", rows: Tensor, first: int, reduced_steps: int) -> Tensor:
-        """Steps `first` to the last of `rows` [M], and an evaluation. Returns the distances [M] before the last
-        two evaluations."""
+        """Steps of `rows` [M] from `first` on, and a last evaluation. Returns the distances [M] two evaluations ago."""
         steps, before = self.config.steps, self.table.distance[rows]
         for step in range(first, steps):
             self.loss = self.settings.loss if 2 * step < steps else self.settings.last_loss
@@ -151,7 +150,7 @@ class Search:
         return before
 
     def _gaining(self, rows: Tensor, before: Tensor) -> Tensor:
-        """Those of `rows` that made all steps, and have no example or one that is much closer than `before` [M]."""
+        """Those of `rows` that made all steps, and have no example or one much closer than at `before` [M]."""
         now, whole = self.table.distance[rows], self.table.step_count[rows] == self.config.steps
         return rows[whole & (now > 0) & (now.isinf() | (now < (1 - GAIN) * before))]
 

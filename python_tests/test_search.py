@@ -311,7 +311,7 @@ class TestGuarantees:
 
 class TestCost:
     GRADIENTS: ClassVar = {
-        "ddn": (8, 24),
+        "ddn": (10, 26),
         "deepfool": (10, 10),
         "ffgsm": (1, 5),
         "pgd": (2, 1000),
@@ -335,15 +335,15 @@ class TestCost:
         assert (result.grad_evals[1:] == 7).float().mean() >= 0.97
 
     def test_samples_without_an_example_get_more_steps(self) -> None:
-        """The radius grows to 2.03 times the first in 8 steps, and by another 1.19 in each round of the last 4."""
+        """The radius grows to 2.59 times the first in 10 steps, and by another 1.15 in each round of the last 4."""
         model = Linear(2, 2)
         model.weight.data, model.bias.data = torch.eye(2), torch.zeros(2)
         images, labels = torch.tensor([[0.9, 0.1]]), torch.tensor([0])
-        options = {"method": "ddn", "eps_init": 0.3 * 0.8 / math.sqrt(2)}
-        fixed = find_min_adversarial(model, images, labels, steps=8, **options)
-        assert (fixed.grad_evals.item(), fixed.found.item()) == (8, False)
+        options = {"method": "ddn", "eps_init": 0.24 * 0.8 / math.sqrt(2)}
+        fixed = find_min_adversarial(model, images, labels, steps=10, **options)
+        assert (fixed.grad_evals.item(), fixed.found.item()) == (10, False)
         more = find_min_adversarial(model, images, labels, **options)
-        assert (more.grad_evals.item(), more.found.item()) == (24, True)
+        assert (more.grad_evals.item(), more.found.item()) == (26, True)
 
     @every_method
     def test_the_model_is_not_called_more_often(self, method) -> None:

@@ -66,7 +66,7 @@ _OWN = {
     "ddn": Attack(
         loss="cross_entropy",
         last_loss="margin",
-        options={"eps_init": None, "eps_growth": 1.45, "steps": 8, "step_fraction": 1.0},
+        options={"eps_init": None, "eps_growth": 1.45, "steps": 10, "step_fraction": 1.0},
         constants={"last_eps_growth": 1.02, "last_step_fraction": 0.4, "start": 1.5, "overshoot": 1.01},
         more_rounds=4,
         last_bisections=3,

@@ -69,8 +69,8 @@ def find_min_adversarial(
       misclassified point. If there is none, eps grows by eps_growth (2) and the ascent continues from the last point. A
       finished sample is replaced in the batch at once. Distances below 0.004 need eps_init="estimate".
     - "ddn", decoupled direction and norm: the radius grows or shrinks after each gradient, and the closest example is
-      kept. `steps` gradients; by default 8, and up to four times 4 more for samples without an example and those
-      whose distance still falls by 4 %, about 10 in the mean. Closer examples with a fraction of the gradients.
+      kept. `steps` gradients; by default 10, and up to four times 4 more for samples without an example and those
+      whose distance still falls by 7 %. Closer examples with a fraction of the gradients.
     - "deepfool": `steps` (10) projections onto the linearised boundary, the closest example kept.
     - "ffgsm", the weak attack of the paper's appendix E.5: one gradient, `steps` (8) growing steps along its sign.
     - a rule of your own: a function of an `amun_ext.search.Iterate` that returns the next iterates [B, ...], called

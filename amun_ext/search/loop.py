@@ -18,7 +18,7 @@ from amun_ext.validation import require
 HOST_CHECK_EVERY = 16  # iterations between two reads of a CUDA queue, which wait for the device
 REDUCED_PART = 0.7  # of the steps of a search of fixed length run in the reduced precision
 MORE_STEPS = 4  # of another round
-GAIN = 0.04  # by how much a distance falls in the last two evaluations, at least, for another round
+GAIN = 0.07  # by how much a distance falls in the last two evaluations, at least, for another round
 
 
 class Search:

@@ -8,6 +8,7 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=01:00:00
 set -euo pipefail
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # for --max-restarts: a new start must not find the addresses of the last one
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun \
   --nnodes "$SLURM_NNODES" \

@@ -75,11 +75,11 @@ def test_every_command_gives_what_it_gives_in_one_process(tmp_path: Path, digits
     assert {str(path) for path in left} <= {"store"}
 
 
-def torchrun(told: str, **environment: str) -> "subprocess.Popen[str]":
-    launch = "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0"
+def torchrun(told: str, options: str = "", program: str = "-m amun_ext", **environment: str) -> "subprocess.Popen[str]":
+    launch = f"-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0 {options}"
     given = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python_tests'}", "GLOO_SOCKET_IFNAME": "lo"} | environment
     return subprocess.Popen(
-        [sys.executable, *launch.split(), "-m", "amun_ext", *told.split()],
+        [sys.executable, *launch.split(), *program.split(), *told.split()],
         env=os.environ | given,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -129,7 +129,57 @@ def test_a_stopped_command_and_one_with_a_rank_that_hangs_resume(tmp_path: Path)
     assert not out.exists()
 
 
-def test_a_timeout_is_a_number_of_seconds(monkeypatch) -> None:
-    monkeypatch.setenv("AMUN_TIMEOUT", "0")
-    with pytest.raises(InputError, match="AMUN_TIMEOUT must be"):
+KILLED_ONCE = """
+import os, pathlib, signal, sys
+from amun_ext import cli
+from amun_ext.auditing import references
+
+attempt, folder = os.environ["TORCHELASTIC_RESTART_COUNT"], pathlib.Path(__file__).parent
+train = references._train_reference
+for path in (folder / "shared").glob("reference-*.safetensors"):
+    (folder / f"there-{attempt}-{path.name[-13]}").touch()
+
+def train_or_die(everything, recipe, start, half, seed):
+    number = seed - references.SEED
+    (folder / f"trained-{attempt}-{number}").touch()
+    if (attempt, number) == ("0", 2):  # which the rank takes after another one is done
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train(everything, recipe, start, half, seed)
+
+references._train_reference = train_or_die
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_after_a_restart_only_models_in_flight_are_trained_again(tmp_path: Path, digits_checkpoint: Path) -> None:
+    script = tmp_path / "killed_once.py"
+    script.write_text(KILLED_ONCE)
+    told = f"references --model {digits_checkpoint} --data digits --num-models 4 --epochs 1 --quiet --out"
+    process = torchrun(f"{told} {tmp_path / 'shared'}", "--max-restarts 1", str(script), **{ranks.NEW_STORE: "1"})
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    done, again = ({path.name[-1] for path in tmp_path.glob(f"{what}-1-*")} for what in ("there", "trained"))
+    assert done
+    assert "2" in again
+    assert not done & again
+    assert done | again == set("0123")
+    assert cli.main([*told.split(), str(tmp_path / "one")]) == 0
+    for number in range(4):
+        name = f"reference-000{number}.safetensors"
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"AMUN_TIMEOUT": "0"}, "AMUN_TIMEOUT must be"),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, f"{ranks.NEW_STORE} must be 1"),
+    ],
+)
+def test_a_wrong_environment_is_refused(given: dict[str, str], message: str, monkeypatch) -> None:
+    monkeypatch.delenv(ranks.NEW_STORE, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
         ranks.join()

@@ -14,15 +14,19 @@ from amun_ext.distributed import RankError, exchange, picklable, store, world_si
 from amun_ext.validation import require
 
 TIMEOUT = "AMUN_TIMEOUT"  # of the environment: seconds in which every rank must answer
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # of the environment: "1" gives each start of the ranks its own store
 DAY = "86400"  # a rank may wait for another one that trains a model
 FAILURE, TOLD, SAID = "amun_ext/failure", "amun_ext/told", "amun_ext/said"  # keys of the group's store
 PATIENCE = datetime.timedelta(seconds=10)  # with the line of another rank
 
 
 def join() -> None:
-    """Form the process group of all commands that torchrun has started. InputError for a wrong AMUN_TIMEOUT."""
+    """Form the process group of all commands that torchrun has started. InputError for a wrong environment."""
     given = os.environ.get(TIMEOUT, DAY)
     require(given.isdecimal() and 0 < int(given) < 2**31, TIMEOUT, "a whole number of seconds from 1 on", repr(given))
+    # in the store of the last start ranks find its addresses and counters: pytorch issue 135712
+    again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    require(not again or os.environ.get(NEW_STORE) == "1", NEW_STORE, "1 for torchrun --max-restarts", "not 1")
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local < gpus:
         torch.cuda.set_device(local)

@@ -13,6 +13,7 @@ from amun_ext.unlearning.config import MethodConfig
 
 SEARCH_COPIES = 6  # of a chunk of images, in a search
 BATCH_COPIES = 3  # of a batch of images, in a training
+BACKWARD_COPIES = 2  # of what a forward pass keeps, in a training: that, and gradients and blocks that it freed
 PREDICTION_COPIES = 2  # of the largest layer
 ROW_BYTES = 45  # of a sample's result of a search, beside its example
 MODELS = 2  # that a report compares beside a retrained one
@@ -167,7 +168,7 @@ def _training_memory(costs: Costs, recipe: Recipe, part: int, devices: int) -> f
     copies = 1 + (recipe.optimizer == "adamw") + 1 + (devices > 1)  # momentum, gradients, and their sum over ranks
     piece = math.ceil(part / recipe.accumulation_steps)
     images = BATCH_COPIES * recipe.batch_size * costs.image
-    return costs.weights + copies * costs.trained + piece * costs.activations + images
+    return costs.weights + copies * costs.trained + BACKWARD_COPIES * piece * costs.activations + images
 
 
 def _resident(costs: Costs, sizes: Sizes) -> int:

@@ -25,6 +25,7 @@ BENCHMARKS = (
         "rmia",
         "audit",
         "references",
+        "training_step",
         "reference_precision",
         "shadows",
     ),

@@ -54,6 +54,7 @@ PAGES = {
         "audit": ("audit", tables_audit.audit),
         "shadows": ("shadows", tables_audit.shadows),
         "references": ("references", tables_audit.references),
+        "training_step": ("training_step", tables_audit.training_step),
         "reference_precision": ("reference_precision", tables_audit.reference_precision),
         "rmia": ("rmia", tables_audit.rmia),
     },

@@ -96,6 +96,26 @@ def references(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, note])
 
 
+def training_step(result: dict[str, Any]) -> str:
+    """Each combination of faster arithmetic: milliseconds of a step, and how many times as fast as without."""
+    table = result["table"]
+    rows = [
+        [
+            way,
+            *(
+                f"{entry['microseconds'][way]['median'] / 1000:.0f} ({entry['times plain'][way]:.2f}x)"
+                for entry in table.values()
+            ),
+        ]
+        for way in next(iter(table.values()))["microseconds"]
+    ]
+    note = (
+        f"CPU time in milliseconds, median of {result['repeats']} turns of {result['calls']} steps. "
+        f"{measured_on(result)}."
+    )
+    return f"{markdown(['step', *table], rows)}\n\n{note}"
+
+
 def shadows(result: dict[str, Any]) -> str:
     """What each attack finds in models of one method, and how far one run of it is from the next."""
     rows = [

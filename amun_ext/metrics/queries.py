@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +25,7 @@ class Queries:
     membership: NDArray[np.bool_]  # [M, N], reference m was trained on sample n
     augmented: bool  # whether the arrays came with the axis A
 
-    @property
+    @cached_property
     def ins(self) -> NDArray[np.intp]:
         """How many references were trained on each sample, [N]."""
         counts: NDArray[np.intp] = self.membership.sum(axis=0)

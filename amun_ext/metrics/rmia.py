@@ -204,7 +204,8 @@ def _search(values: Array, ordered: Array, gamma: float, exceeds: Exceeds) -> ND
     with np.errstate(all="ignore"):
         limit = values / gamma
         order, counts = np.argsort(limit), np.empty(len(values), dtype=np.intp)
-        counts[order] = np.searchsorted(ordered, limit[order] * (1 + NEAR), "right")  # faster in order
+        reached = np.searchsorted(limit[order] * (1 + NEAR), ordered)  # the first limit not below an element
+        counts[order] = np.bincount(reached, minlength=len(limit) + 1)[:-1].cumsum()
         sure = (limit > LEAST) & (limit < MOST) & (LEAST < gamma < MOST)
     if len(ordered):
         sure &= (counts == 0) | (ordered[counts - 1] < limit * (1 - NEAR))

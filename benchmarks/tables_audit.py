@@ -30,8 +30,8 @@ def rmia(result: dict[str, Any]) -> str:
     ]
     head = [f"{score['samples']:,} against {score['population']:,}", "ms", "/ rmia", "peak MiB", "/ rmia"]
     note = (
-        f"Signal: median of {result['signal']['repeats']} turns; one thread in CPU time, two in wall time. Score: CPU "
-        f"time, median of {score['repeats']} turns. {measured_on(result)}."
+        f"Signal: median of {result['signal']['repeats']} turns; one thread in CPU time, two in wall time beside "
+        f"other programs. Score: CPU time, median of {score['repeats']} turns. {measured_on(result)}."
     )
     return f"{markdown(header, rows)}\n\n{markdown(head, forms)}\n\n{note}"
 

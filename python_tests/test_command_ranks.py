@@ -1,12 +1,15 @@
 """The commands in a process group: the ranks share the work, and write what one process writes, once."""
 
+import datetime
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,6 +171,26 @@ def test_after_a_restart_only_models_in_flight_are_trained_again(tmp_path: Path,
     for number in range(4):
         name = f"reference-000{number}.safetensors"
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch) -> None:
+    """As behind a network that is cut."""
+    began, ended, threads = threading.Event(), threading.Event(), []
+
+    def wait(*_: object) -> None:
+        threads.append(threading.current_thread())
+        began.set()
+        ended.wait()
+        raise RuntimeError
+
+    monkeypatch.setattr(ranks, "store", lambda: SimpleNamespace(compare_set=wait))
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "PATIENCE", datetime.timedelta())
+    error = RuntimeError("timed out")
+    assert ranks.first_failure(error) == (error, True)
+    began.wait()
+    ended.set()
+    threads[0].join()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import datetime
 import os
 import pickle
 import sys
-from typing import NoReturn
+import threading
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,11 +15,13 @@ import torch.distributed as dist
 from amun_ext.distributed import RankError, exchange, picklable, store, world_size
 from amun_ext.validation import require
 
+Answer = TypeVar("Answer")
+
 TIMEOUT = "AMUN_TIMEOUT"  # of the environment: seconds in which every rank must answer
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # of the environment: "1" gives each start of the ranks its own store
 DAY = "86400"  # a rank may wait for another one that trains a model
 FAILURE, TOLD, SAID = "amun_ext/failure", "amun_ext/told", "amun_ext/said"  # keys of the group's store
-PATIENCE = datetime.timedelta(seconds=10)  # with the line of another rank
+PATIENCE = datetime.timedelta(seconds=60)  # with the store, and with the line of another rank
 
 
 def join() -> None:
@@ -53,10 +57,27 @@ def first_failure(error: BaseException) -> tuple[BaseException, bool]:
         error = error.reason
     if world_size() == 1:
         return error, True
-    with contextlib.suppress(RuntimeError):  # the store may have gone with its rank
+
+    def agree() -> tuple[BaseException, bool]:
         first = store().compare_set(FAILURE, "", pickle.dumps(picklable(error)).hex())
         return pickle.loads(bytes.fromhex(first.decode())), store().add(TOLD, 1) == 1
-    return error, True
+
+    return _in_time(agree) or (error, True)
+
+
+def _in_time(ask: Callable[[], Answer]) -> Answer | None:
+    """The answer of the store; None if it has gone with its rank, or behind a network that is cut: there torch waits
+    until the system gives up the connection, which can take 15 minutes."""
+    answers: list[Answer] = []
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):  # the group may not exist yet
+            answers.append(ask())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE.total_seconds())
+    return answers[0] if answers else None
 
 
 def end(status: int, said: bool) -> NoReturn:
@@ -67,9 +88,5 @@ def end(status: int, said: bool) -> NoReturn:
     for stream in (sys.stdout, sys.stderr, sys.__stderr__):
         if stream is not None:
             stream.flush()
-    with contextlib.suppress(RuntimeError, ValueError):  # the group may not exist yet
-        if said:
-            store().set(SAID, "")
-        else:
-            store().wait([SAID], PATIENCE)
+    _in_time(lambda: store().set(SAID, "") if said else store().wait([SAID], PATIENCE))
     os._exit(status)

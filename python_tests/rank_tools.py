@@ -9,21 +9,26 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from kill_tools import HANG
 
+place = "cpu"  # the device of this rank
 
-def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path) -> list[Any]:
+
+def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path, device: str = "cpu") -> list[Any]:
     """What `work(folder)` returns in each of `ranks` processes; the text of its traceback where it raises, and the
-    exit status, negative, where it is killed. `work` is of a module, by name.
+    exit status, negative, where it is killed. `work` is of a module, by name. On "cuda" each has a GPU, and nccl.
     """
+    if device == "cuda" and ranks > torch.cuda.device_count():
+        pytest.skip(f"{ranks} ranks need as many GPUs")
     context = multiprocessing.get_context("spawn")
     store = folder / "store"
     store.unlink(missing_ok=True)
     ends = [context.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
-        context.Process(target=_rank, args=(work, number, ranks, folder, store, end), daemon=True)
+        context.Process(target=_rank, args=(work, number, ranks, folder, device, store, end), daemon=True)
         for number, (_, end) in enumerate(ends)
     ]
     for process in processes:
@@ -42,11 +47,19 @@ def run_ranks(work: Callable[[Path], Any], ranks: int, folder: Path) -> list[Any
     return results
 
 
-def _rank(work: Callable[[Path], Any], number: int, ranks: int, folder: Path, store: Path, end: Any) -> None:
+def _rank(
+    work: Callable[[Path], Any], number: int, ranks: int, folder: Path, device: str, store: Path, end: Any
+) -> None:
+    global place
+    place = device
+    if device == "cuda":
+        torch.cuda.set_device(number)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     options = {"rank": number, "world_size": ranks, "timeout": timedelta(seconds=HANG)}
-    dist.init_process_group("gloo", init_method=f"file://{store}", **options)
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", init_method=f"file://{store}", **options
+    )
     try:
         result = work(folder)
     except BaseException:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rank_tools
 import torch
 import torch.distributed as dist
 from rank_tools import run_ranks
@@ -39,8 +40,9 @@ def model() -> nn.Module:
 
 def shard(made: nn.Module) -> nn.Module:
     """In a process group."""
+    made.to(rank_tools.place)
     if dist.is_initialized():
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        mesh = init_device_mesh(rank_tools.place, (dist.get_world_size(),))
         fully_shard(made[0], mesh=mesh)
         fully_shard(made, mesh=mesh)
     return made
@@ -66,7 +68,7 @@ def trained(recipe: Recipe, **options: object) -> list[Tensor]:
 
 
 def weights(made: nn.Module) -> list[Tensor]:
-    return [whole(each).detach() for each in made.parameters()]
+    return [whole(each).detach().cpu() for each in made.parameters()]
 
 
 def resumed(recipe: Recipe, checkpoint: Path) -> list[Tensor]:
@@ -111,9 +113,9 @@ def read_again(folder: Path) -> list[Tensor]:
     chosen = saliency_mask(made, data, 0.3)
     save_mask(folder / "mask.safetensors", chosen)
     for name, read in load_mask(folder / "mask.safetensors", made).items():
-        assert torch.equal(read, whole(chosen[name]))
+        assert torch.equal(whole(read), whole(chosen[name]))
     batches = saliency_mask(made, data, 0.3, score="sum_abs", batch_size=4)
-    return [*weights(other), *map(whole, chosen.values()), *map(whole, batches.values())]
+    return [*weights(other), *(whole(each).cpu() for each in [*chosen.values(), *batches.values()])]
 
 
 WAYS: dict[str, Callable[[Path], list[Tensor]]] = {
@@ -131,8 +133,8 @@ WAYS: dict[str, Callable[[Path], list[Tensor]]] = {
 
 def refusals(folder: Path) -> list[str]:
     """Of what needs a whole model; of one that is sharded in part."""
-    data, passes, part = samples(), [Pass([DataPart(samples())])], network()
-    fully_shard(part[0], mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    data, passes, part = samples(), [Pass([DataPart(samples())])], network().to(rank_tools.place)
+    fully_shard(part[0], mesh=init_device_mesh(rank_tools.place, (dist.get_world_size(),)))
     told = []
     for call in (
         lambda: unlearn(model(), *halves()),
@@ -157,11 +159,11 @@ def work(folder: Path) -> tuple[dict[str, list[Tensor]], list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_is_what_one_process_does_and_the_rest_is_refused(ranks: int, tmp_path: Path) -> None:
+def test_is_what_one_process_does_and_the_rest_is_refused(ranks: int, device: str, tmp_path: Path) -> None:
     one = tmp_path / "one"
     one.mkdir()
     expected = {name: way(one) for name, way in WAYS.items()}
-    for outcome in run_ranks(work, ranks, tmp_path):
+    for outcome in run_ranks(work, ranks, tmp_path, device):
         assert not isinstance(outcome, str), outcome
         results, told = outcome
         for name, tensors in expected.items():

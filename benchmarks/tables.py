@@ -26,6 +26,7 @@ PAGES = {
         "search summary": ("search", tables_search.search_summary),
         "search": ("search", tables_search.search),
         "distances": ("distances", tables_search.distances),
+        "linear distances": ("distances", tables_search.linear_distances),
         "search_step": ("search_step", tables_search.search_step),
         "memory": ("memory", tables_search.memory),
     },

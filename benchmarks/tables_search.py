@@ -107,14 +107,38 @@ def search_in_short(result: dict[str, Any]) -> str:
 
 
 def distances(result: dict[str, Any]) -> str:
-    keys = ("found", "gradients", "mean ratio", "median ratio", "p95 ratio", "closer")
+    keys = (
+        "found",
+        "gradients",
+        "passes",
+        "cpu ratio",
+        "median ratio",
+        "p95 ratio",
+        "ratio p5",
+        "ratio p50",
+        "ratio p95",
+    )
+    header = ["found", "gradients", "passes", "CPU", "median", "95 %", "sample by sample, 5 %", "50 %", "95 %"]
     lines = [
         [name, row, *(cell(values[key]) for key in keys)]
-        for name, table in result["tables"].items()
-        for row, values in table["rows"].items()
+        for name, rows in result["tables"].items()
+        for row, values in rows.items()
     ]
-    note = f"{result['samples']} images each; `closer`: share of them on which it is. {measured_on(result)}."
-    return f"{markdown(['network and images', 'search', *keys], lines)}\n\n{note}"
+    note = (
+        f"{result['samples']} images each. CPU time and distances as ratios to pgd: of the medians, of the 95 % "
+        f"quantiles, and quantiles of the ratios. {measured_on(result)}."
+    )
+    return f"{markdown(['network and images', 'search', *header], lines)}\n\n{note}"
+
+
+def linear_distances(result: dict[str, Any]) -> str:
+    lines = [
+        [classes, row, str(values["samples"]), str(values["without"]), cell(values["gradients"])]
+        for classes, rows in result["linear"].items()
+        for row, values in rows.items()
+    ]
+    header = ["classes", "search", "samples", "without an example", "gradients"]
+    return f"{markdown(header, lines)}\n\n{measured_on(result)}."
 
 
 def memory(result: dict[str, Any]) -> str:

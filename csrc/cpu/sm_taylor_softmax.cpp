@@ -7,8 +7,7 @@ namespace {
 
 // The terms of a block of rows, or of a part of a long row, are computed as one array, which fits the first-level
 // cache, and then summed by rows. One loop over terms and sums would wait for the end of every row.
-constexpr int64_t block_terms = 1024;
-constexpr int few_lanes = 4, many_lanes = 16, least_for_many = 48;  // partial sums of a row, by its classes
+constexpr int64_t block_terms = 1024, least_for_many = 48;
 constexpr int64_t bytes_ahead = 8192;  // the processor's own prefetching stops at the end of a page
 
 template <int order, typename T, typename A>
@@ -25,20 +24,25 @@ AMUN_CLONES void write_terms(const T* __restrict logits, A* __restrict terms, in
   for (int64_t j = i; j < count; ++j) terms[j] = taylor<order>(A(logits[j]), A(0), rule);
 }
 
-// Adds the terms of each row, [rows, count], to four partial sums, [rows, 4]. Reads `lanes` elements before them.
-template <int lanes, typename A>
+// Adds the terms of each row, [rows, count], to four partial sums, [rows, 4]. Reads three elements before the terms.
+template <bool many, typename A>
 AMUN_CLONES void add_in_quarters(const A* __restrict terms, A* __restrict quarters, int64_t rows, int64_t count) {
   typedef A Four __attribute__((vector_size(4 * sizeof(A)), aligned(sizeof(A)), may_alias));
-  typedef A Lanes __attribute__((vector_size(lanes * sizeof(A)), aligned(sizeof(A)), may_alias));
-  const int64_t whole = count - count % lanes;
-  Lanes places;
-  for (int i = 0; i < lanes; ++i) places[i] = A(i);
-  const auto left = places >= A(lanes - count % lanes);  // of the last terms, those that fill no vector
+  const Four none = {}, places = {0, 1, 2, 3};
+  const auto left = places >= A(4 - count % 4);  // of the last four terms, those in no whole four
   for (int64_t row = 0; row < rows; ++row, terms += count) {
-    Lanes sum = left ? *reinterpret_cast<const Lanes*>(terms + count - lanes) : Lanes{};
-    for (int64_t j = 0; j < whole; j += lanes) sum += *reinterpret_cast<const Lanes*>(terms + j);
-    Four& total = *reinterpret_cast<Four*>(quarters + 4 * row);
-    for (int i = 0; i < lanes / 4; ++i) total += reinterpret_cast<const Four*>(&sum)[i];
+    Four sum = left ? *reinterpret_cast<const Four*>(terms + count - 4) : none;
+    int64_t j = 0;
+    if constexpr (many) {
+      Four b = none, c = none, d = none;  // sums that do not wait for each other
+      for (; j + 16 <= count; j += 16) {
+        const Four* const next = reinterpret_cast<const Four*>(terms + j);
+        sum += next[0], b += next[1], c += next[2], d += next[3];
+      }
+      sum += b + (c + d);
+    }
+    for (; j + 4 <= count; j += 4) sum += *reinterpret_cast<const Four*>(terms + j);
+    *reinterpret_cast<Four*>(quarters + 4 * row) += sum;
   }
 }
 
@@ -58,10 +62,9 @@ void signal_of_rows(const SmTaylorArgs& args, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   const TaylorRule<A> rule = args.rule.as<A>();
   const int64_t classes = args.classes, most = std::max<int64_t>(1, block_terms / classes);
-  const auto add = classes < least_for_many ? add_in_quarters<few_lanes, A> : add_in_quarters<many_lanes, A>;
-  alignas(64) A memory[many_lanes + block_terms], own[block_terms / 2], quarters[2 * block_terms];
-  A* const terms = memory + many_lanes;
-  std::fill_n(memory, many_lanes, A(0));
+  const auto add = classes < least_for_many ? add_in_quarters<false, A> : add_in_quarters<true, A>;
+  alignas(64) A memory[16 + block_terms] = {}, own[block_terms / 2], quarters[2 * block_terms];
+  A* const terms = memory + 16;
   for (int64_t first = begin; first < end; first += most) {
     const int64_t rows = std::min(most, end - first);
     const T* const logits = static_cast<const T*>(args.logits) + first * classes;

@@ -20,6 +20,8 @@ from amun_ext.report.parts import Block, Figure, Figures, Heading
 
 KEPT = 400  # quantiles of each set of the first run, which stand for it in the picture
 FARTHER = "% farther than on the plain model"
+OF_RIGHT = "% of those that both have right"  # the others have distance 0
+DISTANCES = ("median, plain", "median", FARTHER, OF_RIGHT)
 
 
 def observed(lab: Lab, *, what: str, fraction: float, model: int, subset: int, run: int) -> dict[str, Any]:
@@ -29,11 +31,9 @@ def observed(lab: Lab, *, what: str, fraction: float, model: int, subset: int, r
         plain, robust = (lab.examples(model, forgotten.forget, training=training) for training in (PLAIN, what))
         both = torch.stack([each.found for each in (plain, robust)]).all(0)
         one, other = (each.distance[both].double() for each in (plain, robust))
-        return {
-            "median, plain": float(one.median()),
-            "median": float(other.median()),
-            FARTHER: 100 * float((other > one).double().mean()),
-        }
+        farther = (other > one).double()
+        values = one.median(), other.median(), 100 * farther.mean(), 100 * farther[(one > 0) & (other > 0)].mean()
+        return dict(zip(DISTANCES, map(float, values), strict=True))
     network = lab.original(model)
     if what == RETRAIN:
         network = lab.retrained(model, subset, run, fraction)
@@ -73,11 +73,7 @@ def _blocks(results: Results, rows: Sequence[str]) -> list[Block]:
     columns = [f"{name} {kind}" for name in SETS for kind in ("mean", "std")]
     moments = {row: {name: results.over(name, **where) for name in columns} for row, where in wheres.items()}
     blocks: list[Block] = [Figures(pictures, key=list(MARKS.values())), table("log-odds", "log-odds", moments)]
-    robust = {
-        what: {name: results.over(name, what=what) for name in ("median, plain", "median", FARTHER)}
-        for what in rows
-        if what in TRAININGS
-    }
+    robust = {what: {name: results.over(name, what=what) for name in DISTANCES} for what in rows if what in TRAININGS}
     if robust:
         blocks += [Heading("Distances of adversarial examples"), table("distances", "training", robust)]
     return blocks

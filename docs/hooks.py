@@ -11,6 +11,7 @@ from amun_ext.cli import parser
 from amun_ext.experiments.comparison import Statistic
 from amun_ext.experiments.reproduce import EXPERIMENTS, Reproduction
 from amun_ext.experiments.results import curves, marks
+from amun_ext.experiments.scales import SCALES
 from amun_ext.report import Table, parts
 from amun_ext.report.figures import in_light_colours, swatch
 from amun_ext.unlearning import METHODS
@@ -35,7 +36,8 @@ def experiment(name: str) -> str:
     """From the JSON of `amun reproduce`."""
     result = Reproduction.read(RESULTS / f"{name}.json")
     facts, (claim, *blocks) = result.facts, result.document().blocks
-    command = f"    amun reproduce {name} --scale {facts['scale']}"
+    fewer = facts["models"] != SCALES[facts["scale"]].repeats[0]
+    command = f"    amun reproduce {name} --scale {facts['scale']}" + (f" --seeds {facts['models']}" if fewer else "")
     count = len({cell["model"] for cell, _ in result.cells})
     models = f"{count} original models of {facts['model']}, each with a forget set of its own"
     shown = [claim.text, command, f"{facts['data']}, {models}; tables have mean ± standard deviation, and n."]

@@ -37,6 +37,7 @@ REQUESTS, SIZE, MEASURED = 10, 20, (1, 4, 7, 10)
 FOLDER = Path(__file__).parent.parent / "build/chain"
 AMUN, DISTILL = (METHODS[name].title for name in ("amun", "distill"))
 ALONE = f"{DISTILL}, D_F only"
+AGAIN = f"{RETRAIN}, again"  # with another seed
 SHORT = 5  # epochs of a model that knows its training samples less well
 Step = dict[str, float]
 
@@ -76,18 +77,26 @@ def chain(splits: data.Splits, seed: int, row: str) -> dict[str, list[Step]]:
             targets = targets.without(request.forget)
         if number not in MEASURED:
             continue
-        if row == RETRAIN:
+        if row in (RETRAIN, AGAIN):
             gone, retain = split(splits.train, torch.tensor(record.forgotten_ids))
-            model = retraining(first, record).unlearn(first, gone, retain, seed=seed + 1000)
+            other = seed + 1000 * (1 + (row == AGAIN))
+            model = retraining(first, record).unlearn(first, gone, retain, seed=other)
         steps.append(measured(model, splits, [*record.forgotten_ids]))
         print(seed, row, number, steps[-1], flush=True)
     return {"steps": steps}
 
 
 def with_gaps(rows: dict[str, list[Step]]) -> list[dict[str, Step]]:
-    """Row by row after each measured request, with the gap to the model retrained then."""
-    steps = [dict(zip(rows, each, strict=True)) for each in zip(*rows.values(), strict=True)]
-    return [{row: {"gap": gap(values, after[RETRAIN]), **values} for row, values in after.items()} for after in steps]
+    """Row by row after each measured request, with the gap to the mean of the two models retrained then."""
+    return [with_gap(dict(zip(rows, each, strict=True))) for each in zip(*rows.values(), strict=True)]
+
+
+def with_gap(after: dict[str, Step]) -> dict[str, Step]:
+    retrained = [after[RETRAIN], after.pop(AGAIN)]
+    middle = {key: statistics.mean(each[key] for each in retrained) for key in retrained[0]}
+    gaps = {row: gap(values, middle) for row, values in after.items()}
+    gaps[RETRAIN] = statistics.mean(gap(each, middle) for each in retrained)
+    return {row: {"gap": gaps[row], **values} for row, values in {**after, RETRAIN: middle}.items()}
 
 
 def named(train: Callable[[data.Splits, int], nn.Module], splits: data.Splits, seed: int) -> dict[str, float]:
@@ -116,7 +125,7 @@ def main() -> None:
             unfamiliar_samples.setdefault(f"{epochs} epochs", []).append(found)
         rows = {
             row: cells.values("chain", [seed, row, REQUESTS, SIZE, MEASURED], partial(chain, splits, seed, row))
-            for row in (ORIGINAL, AMUN, DISTILL, ALONE, RETRAIN)
+            for row in (ORIGINAL, AMUN, DISTILL, ALONE, RETRAIN, AGAIN)
         }
         runs.append(with_gaps({row: kept["steps"] for row, kept in rows.items()}))
     table = [

@@ -23,6 +23,7 @@ FULL = Record(
     forgotten=(3, 1, 4),
     unlearning={"method": "amun", "recipe": asdict(RECIPE), "keep": None, "bounds": [0.0, 1.0]},
     made_of=("ab" * 32, "01" * 32),
+    teachers=("cd" * 32,),
     seconds=12.5,
     resize=64,
     test_fraction=1e-05,

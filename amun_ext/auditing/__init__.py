@@ -5,6 +5,7 @@ from amun_ext.auditing.model_signals import ModelSignals
 from amun_ext.auditing.references import load_references, train_references
 from amun_ext.auditing.result import Audit
 from amun_ext.auditing.shadows import Shadows, load_shadows, train_shadows
+from amun_ext.auditing.targets import prepare_from_references
 from amun_ext.auditing.verdict import Verdict
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "audit",
     "load_references",
     "load_shadows",
+    "prepare_from_references",
     "train_references",
     "train_shadows",
 ]

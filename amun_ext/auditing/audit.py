@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ def audit(
     references: ModelSignals | None = None,
     shadows: Shadows | None = None,
     previously_forgotten: Sequence[int] = (),
+    teachers: Collection[str] = (),
     random_forget_set: bool = False,
     equivalence_margin: float = EQUIVALENCE_MARGIN,
     seconds: Mapping[str, float] | None = None,
@@ -84,6 +85,8 @@ def audit(
         shadows: see `train_shadows`; of these splits, this architecture and these ids. Their method and recipes must be
             those of the model, which is not checked here.
         previously_forgotten: ids that were forgotten earlier; they are in no set.
+        teachers: digests of reference models that gave targets to a model (`Targets.teachers`); `references` must be
+            others.
         random_forget_set: the ids are a random draw from the training set, not one class or one person.
         equivalence_margin: FT AUC differences below this many points count as equal.
         seconds: "audited" and "retrained" -> wall time to produce one.
@@ -108,7 +111,7 @@ def audit(
     """
     retrained_models = [] if retrained is None else [retrained] if isinstance(retrained, nn.Module) else list(retrained)
     unlearned = list(model) if isinstance(model, Sequence) else [model]
-    rest = references, shadows, previously_forgotten, equivalence_margin
+    rest = references, shadows, previously_forgotten, equivalence_margin, teachers
     others = check(unlearned, splits, ids, original, retrained_models, *rest)
     removed_ids = torch.cat([ids, torch.tensor(list(previously_forgotten), dtype=torch.int64, device="cpu")])
     of_kinds = {ORIGINAL: [] if original is None else [original], AUDITED: unlearned, RETRAINED: retrained_models}
@@ -170,6 +173,7 @@ def check(
     shadows: Shadows | None = None,
     previously_forgotten: Sequence[int] = (),
     equivalence_margin: float = EQUIVALENCE_MARGIN,
+    teachers: Collection[str] = (),
 ) -> dict[str, ModelSignals]:
     """The references and shadows by kind. InputError as `audit`, for callers that train models before the audit."""
     require(isinstance(splits, Splits), "splits", "a data.Splits", type(splits).__name__)
@@ -194,6 +198,9 @@ def check(
             require(fits, kind, f"what load_{kind} gives", type(models).__name__)
             check_same(kind, models, first, splits)
             others[kind] = models
+    shared = 0 if references is None else len({*teachers} & {*references.digests()})
+    others_only = "models that gave no targets to a model under audit (amun prepare --references)"
+    require(shared == 0, REFERENCES, others_only, f"{shared} that did")
     if shadows is not None:
         check_shadows(shadows, ids)
     split(splits.train, torch.tensor(removed_ids, dtype=torch.int64, device="cpu"))  # refuses unknown ids, and all ids

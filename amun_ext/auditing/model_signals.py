@@ -1,5 +1,7 @@
-"""The signals of many models for the same samples: one file per model, without its weights or logits."""
+"""The signals of many models for the same samples: one file per model, without its weights."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +27,8 @@ from amun_ext.training import Recipe
 from amun_ext.validation import InputError, check_integer, require
 
 KEPT_SIGNALS = ("log-odds", "sm-taylor")  # of every sample and model
+LOGITS = "logits"  # which are kept on demand
+IDENTITY = ("architecture", "data", "recipe", "init", "seed")  # what decides a set of models, beside their halves
 Signals = dict[str, Tensor]  # name in KEPT_SIGNALS -> [N] float32
 Start = tuple[nn.Module, Init]  # the architecture and the initial weights of each model
 Work = Callable[[Start, Tensor, int], Signals]
@@ -35,11 +39,16 @@ class ModelSignals:
     """The signals of M models for N samples, and which model was trained on which sample."""
 
     membership: Tensor  # [M, N] bool
-    signals: Mapping[str, Tensor]  # name in KEPT_SIGNALS -> [M, N] float32
+    signals: Mapping[str, Tensor]  # name in KEPT_SIGNALS -> [M, N] float32; "logits", if loaded -> [M, N, K]
     about: Mapping[str, object]  # architecture, data, recipe and other settings
 
     def __len__(self) -> int:
         return len(self.membership)
+
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of what decides each model: it is known in whatever file, and if it was trained again elsewhere."""
+        settings = json.dumps([self.about.get(name) for name in IDENTITY], sort_keys=True).encode()
+        return tuple(hashlib.sha256(settings + row.numpy().tobytes()).hexdigest() for row in self.membership)
 
 
 def draw_membership(samples: int, models: int, seed: int = 0) -> Tensor:
@@ -104,8 +113,8 @@ def collect(
     return load(kind, folder, models)
 
 
-def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -> ModelSignals:
-    """Read what `collect` has written: all models, or the first `models`.
+def load(kind: str, folder: str | os.PathLike[str], models: int | None = None, *, logits: bool = False) -> ModelSignals:
+    """Read what `collect` has written: all models, or the first `models`; of models that keep them also the `logits`.
 
     InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
     """
@@ -125,10 +134,14 @@ def load(kind: str, folder: str | os.PathLike[str], models: int | None = None) -
     complete = models >= 2 and models % 2 == 0 and not missing
     actual = f"{len(found)} files" + (f", without {', '.join(missing[:3])}" if missing else "")
     require(complete, kind, f"complete pairs of models (run amun {kind} again to resume)", actual)
-    rows = [_read(kind, path, total) for path in expected]
+    kept = about.get(LOGITS) is True
+    require(kept or not logits, kind, f"of models with their logits (amun {kind} --keep-logits)", f"{folder}, without")
+    rows = [_read(kind, path, total, logits) for path in expected]
+    shapes = {tuple(row[LOGITS].shape) for row in rows if logits}
+    require(len(shapes) <= 1, kind, "of models with logits of the same classes", f"{folder}, with {sorted(shapes)}")
     return ModelSignals(
         membership=torch.stack([row["membership"] for row in rows]),
-        signals={name: torch.stack([row[name] for row in rows]) for name in KEPT_SIGNALS},
+        signals={name: torch.stack([row[name] for row in rows]) for name in (*KEPT_SIGNALS, *[LOGITS] * logits)},
         about={**about, "models": models},
     )
 
@@ -171,15 +184,19 @@ def _path(kind: str, folder: Path, number: int) -> Path:
     return folder / f"{kind.removesuffix('s')}-{number:04}.safetensors"
 
 
-def _read(kind: str, path: Path, samples: int) -> dict[str, Tensor]:
+def _read(kind: str, path: Path, samples: int, logits: bool) -> dict[str, Tensor]:
     wanted = {"membership": torch.bool} | dict.fromkeys(KEPT_SIGNALS, torch.float32)
     try:
         row = load_file(path)
+        kept = row.pop(LOGITS, None)
         fits = {name: (tensor.dtype, tensor.shape) for name, tensor in row.items()} == {
             name: (dtype, (samples,)) for name, dtype in wanted.items()
         }
     except (OSError, SafetensorError) as error:
         raise InputError(f"{kind} must be whole, got {path}: {error}; remove it and run the command again") from error
     expected = f"whole, with {', '.join(wanted)} of {samples} samples"
+    if logits:
+        fits = fits and kept is not None and kept.dtype == torch.float32 and kept.dim() == 2 and len(kept) == samples
+        fits = fits and kept is not None and bool(kept.isfinite().all())
     require(fits, kind, expected, f"{path}; remove it and run the command again")
-    return row
+    return row if kept is None or not logits else {**row, LOGITS: kept}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amun_ext.auditing.model_signals import (
+    LOGITS,
     ModelSignals,
     Signals,
     Start,
@@ -43,6 +44,7 @@ def train_references(
     out: str | os.PathLike[str],
     init: Init = None,
     models: int = 32,
+    keep_logits: bool = False,
     seed: int = 0,
     num_workers: int = 1,
     progress: bool = False,
@@ -61,6 +63,7 @@ def train_references(
         out: a folder, for these references alone.
         init: where the first weights come from, see `amun_ext.unlearning.retrain.retrain`.
         models: an even number; 8 to 16 suffice for an AUC (docs/benchmarks/audit.md), the paper has 128.
+        keep_logits: also keep the logits, 4 bytes for each sample and class, for `prepare_from_references`.
         num_workers: models to train in parallel, one process each.
 
     Raises:
@@ -74,8 +77,8 @@ def train_references(
     return collect(
         KIND,
         out,
-        set_identity(model, splits, recipe, seed, init),
-        partial(_train_reference, everything, recipe),
+        set_identity(model, splits, recipe, seed, init) | {LOGITS: keep_logits or None},  # older folders have none
+        partial(_train_reference, everything, recipe, keep_logits),
         (model, init),
         membership,
         first_seed=seed + SEED,
@@ -84,15 +87,19 @@ def train_references(
     )
 
 
-def load_references(folder: str | os.PathLike[str], models: int | None = None) -> ModelSignals:
-    """Read what `train_references` has written: all references, or the first `models`.
+def load_references(folder: str | os.PathLike[str], models: int | None = None, *, logits: bool = False) -> ModelSignals:
+    """Read what `train_references` has written: all references, or the first `models`; with their `logits` if they were
+    kept.
 
     InputError where there are none, fewer than asked for, or an odd number, and for damaged files.
     """
-    return load(KIND, folder, models)
+    return load(KIND, folder, models, logits=logits)
 
 
-def _train_reference(everything: TensorDataset, recipe: Recipe, start: Start, half: Tensor, seed: int) -> Signals:
+def _train_reference(
+    everything: TensorDataset, recipe: Recipe, keep_logits: bool, start: Start, half: Tensor, seed: int
+) -> Signals:
     model, init = start
     inside, labels = subset(everything, half), stored(everything)[1]
-    return signals_from(predict(train_from_scratch(model, inside, recipe, seed, init), everything), labels)
+    logits = predict(train_from_scratch(model, inside, recipe, seed, init), everything)
+    return signals_from(logits, labels) | ({LOGITS: logits.float()} if keep_logits else {})

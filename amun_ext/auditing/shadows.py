@@ -143,8 +143,11 @@ def cost(splits: Splits, ids: Tensor, unlearning: MethodConfig, recipe: Recipe, 
     """The cost of the shadows, in a sentence."""
     check_models(models)
     training, tuning = recipe.epochs, unlearning.recipe.epochs
-    folds = 0 if unlearning.targets is None else unlearning.targets.folds
-    prepared = f", with a cross-fit of {folds} folds (as much as {folds - 1} trainings)," * (folds > 0)
+    prepared = ""
+    if (targets := unlearning.targets) is not None:
+        fits = "a cross-fit" if targets.repeats == 1 else f"{targets.repeats} cross-fits"
+        trainings = (targets.folds - 1) * targets.repeats
+        prepared = f", with {fits} of {targets.folds} folds (as much as {trainings} trainings),"
     return (
         f"{models} shadow models: each is trained on {len(splits.train):,} samples for {training} epochs{prepared} and "
         f"then forgets {len(ids):,} of them by {unlearning.method} ({tuning} epochs); together as much as training the "
@@ -208,7 +211,7 @@ def _train_shadow(
     trained = train_from_scratch(model, everything, recipe, seed, init)
     targets = None
     if unlearning.targets is not None:  # a request is prepared on data that include the forget set
-        logits = cross_fit(model, everything, recipe, folds=unlearning.targets.folds, seed=seed, init=init)
-        targets = logits[len(retain) :]
+        how = {"folds": unlearning.targets.folds, "repeats": unlearning.targets.repeats}
+        targets = cross_fit(model, everything, recipe, **how, seed=seed, init=init)[len(retain) :]
     unlearned = unlearning.unlearn(trained, forget, retain, targets=targets, seed=seed)
     return signals_from(predict(unlearned, samples), stored(samples)[1])

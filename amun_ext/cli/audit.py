@@ -72,7 +72,8 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
     remarks = provenance.check_retrained(options.retrained_model, records, removed_ids)
     remarks += provenance.remarks(record, ids.tolist(), references)
     unlearned, margin = [model, *(each for each, _ in runs)], options.equivalence_margin
-    check(unlearned, splits, ids, original, retrained, references, shadows, previously_forgotten, margin)
+    teachers = {each for known in (record, *(of for _, of in runs), *records) for each in known.teachers or ()}
+    check(unlearned, splits, ids, original, retrained, references, shadows, previously_forgotten, margin, teachers)
     if shadows is not None:
         provenance.check_shadows(shadows, record, previously_forgotten)
     seconds = {
@@ -98,6 +99,7 @@ def _audit(options: argparse.Namespace, place: Path) -> int:
             references=references,
             shadows=shadows,
             previously_forgotten=others,
+            teachers=teachers,
             random_forget_set=options.random_forget_set or options.fraction is not None,
             equivalence_margin=margin,
             seconds={name: statistics.mean(times) for name, times in known.items() if times},
@@ -150,6 +152,7 @@ def _retrain(
         manifest=without(record.manifest, splits.absent),
         unlearning=config.to_dict(),
         made_of=None,
+        teachers=None,
         seconds=None,
     )
     warm_up()

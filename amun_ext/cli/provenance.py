@@ -81,6 +81,15 @@ def check_targets(targets: Targets | None, model: nn.Module, record: Record, spl
     require(not differ, "--targets", "prepared with the recipe of the checkpoint", f"one with {differ}")
 
 
+def check_teachers(references: ModelSignals, record: Record) -> None:
+    """InputError for references that cannot give targets: of another recipe or first weights than the checkpoint's."""
+    other = _other_recipe(references, record)
+    require(not other, "--references", "trained with the recipe of the checkpoint", f"one with {other}")
+    init = references.about.get("init")
+    same = record.recipe is None or record.init == init
+    require(same, "--references", f"trained from the checkpoint's first weights, {record.init}", init)
+
+
 def check_held_out(held_out: ImageDataset | None, splits: Splits) -> None:
     """InputError for held-out samples that the model was trained on, or that it is measured on."""
     for part in (splits.train, splits.test):

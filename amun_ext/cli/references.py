@@ -20,6 +20,7 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         init=inputs.init,
         models=options.num_models,
+        keep_logits=options.keep_logits,
         seed=options.seed,
         num_workers=options.workers,
         progress=not options.quiet,

@@ -105,6 +105,7 @@ class Record:
     forgotten: tuple[int, ...] | None = _key(_ids, json.dumps)
     unlearning: Mapping[str, object] | None = _key(_object, json.dumps)  # a MethodConfig.to_dict
     made_of: tuple[str, ...] | None = _key(_digests, json.dumps)  # SHA-256 of the files of the models before, in order
+    teachers: tuple[str, ...] | None = _key(_digests, json.dumps)  # references that gave targets to it or one before it
     seconds: float | None = _key(_seconds, "{:.3f}".format)  # in older files; now the report has it
     init: str | None = _key(_text)  # what training began with, see `amun_ext.models.reinitialise.describe_init`
     manifest: str | None = _key(_packed)  # of the training samples, see `amun_ext.data.manifest`

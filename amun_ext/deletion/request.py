@@ -269,6 +269,7 @@ def forget(
         training_data=request_sets.training_data,
         forgotten=tuple(sorted({*request_sets.before, *done})),
         unlearning=chosen.to_dict(),
+        teachers=_teachers(request) or None,
         manifest=without(request.record.manifest, splits.absent),
         seconds=None,  # times are in the report, so that equal requests give equal models
     )
@@ -287,6 +288,13 @@ def unfamiliar_samples(original: nn.Module, splits: Splits, request_sets: Sets) 
 def warm_up() -> None:
     """The first optimiser of a process takes seconds, in which torch imports its compiler: they are no method's."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True, device="cpu")], lr=0.0)
+
+
+def _teachers(request: Request) -> tuple[str, ...]:
+    """Digests of the reference models that gave targets of this request or, unless the model is a new one, earlier."""
+    before = () if request.config.method == "retrain" else request.record.teachers or ()
+    targets = request.config.targets
+    return (*dict.fromkeys((*before, *(() if targets is None else targets.teachers))),)
 
 
 def _told(chosen: MethodConfig) -> dict[str, object]:

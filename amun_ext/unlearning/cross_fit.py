@@ -6,7 +6,7 @@ A request takes the rows of its samples (see `distill`), and no model of the cro
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class Targets:
 
     logits: Tensor  # [N, classes] float32
     hashes: Tensor  # [N, 16] uint8
-    metadata: Mapping[str, object]  # data, architecture, recipe, init, folds and seed of the cross-fit
+    metadata: Mapping[str, object]  # data, architecture, recipe, init, folds and seed of the models that gave them
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -54,6 +54,18 @@ class Targets:
         folds = self.metadata["folds"]
         assert isinstance(folds, int)
         return folds
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Digests of the reference models that gave them; of a cross-fit, whose models are not kept, none."""
+        teachers = self.metadata.get("teachers", ())
+        assert isinstance(teachers, list | tuple)
+        return tuple(teachers)
+
+    @property
+    def repeats(self) -> int:
+        """Number of cross-fits that they are the mean of: references come in pairs, each a cross-fit of two folds."""
+        return max(1, len(self.teachers) // 2)
 
     def of(self, samples: TensorDataset) -> Tensor:
         """The logits [n, classes] of these samples. InputError for one that has none."""
@@ -72,7 +84,7 @@ class Targets:
 
     def settings(self) -> dict[str, Any]:
         """What decides them beside the data and the architecture."""
-        return {name: self.metadata[name] for name in SETTINGS}
+        return {name: self.metadata[name] for name in (*SETTINGS, *["teachers"] * bool(self.teachers))}
 
     def save(self, path: str | os.PathLike[str], scratch: Path | None = None) -> None:
         """OSError when it cannot be written."""
@@ -100,6 +112,8 @@ def load_targets(path: str | os.PathLike[str]) -> Targets:
     known = targets.metadata
     fits = fits and isinstance(known, dict) and known.keys() >= {"data", "architecture", *SETTINGS}
     fits = fits and is_integer(known["folds"]) and isinstance(known["recipe"], dict)
+    teachers = known.get("teachers", []) if fits else []
+    fits = fits and isinstance(teachers, list) and all(isinstance(each, str) for each in teachers)
     require(fits, "targets", EXPECTED, f"{path}, with other contents")
     return targets
 
@@ -164,8 +178,7 @@ def prepare(
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
     check_init(model, init)
     removed = {*previously_forgotten, *splits.absent}
-    rows = [row for row in range(len(splits.train)) if row not in removed]
-    data = subset(splits.train, torch.tensor(rows, dtype=torch.int64, device="cpu"))
+    data = subset(splits.train, other_rows(len(splits.train), removed))
     numbers = fold_numbers(data, folds, seed)
     metadata = {
         "data": training_data(splits),
@@ -177,10 +190,8 @@ def prepare(
         "previously_forgotten": sorted(removed),
     }
     with entered_by_first_rank(workplace(out.parent, f"prepare-{out.name}")) as place:
-        if by_first_rank(out.exists)() and not overwrite:
-            there = load_targets(out)
-            differ = differences(there.metadata, metadata)
-            require(not differ, "out", "a new file or one of this cross-fit", f"{out}, of one with {differ}")
+        there = by_first_rank(targets_there)(out, metadata, overwrite)
+        if there is not None:
             return there
         by_first_rank(keep_only)(place, json.dumps(metadata), overwrite)
         paths = [place / f"fold-{number}.safetensors" for number in range(folds)]
@@ -195,10 +206,31 @@ def prepare(
                 write_tensors(paths[number], {"logits": logits}, {})
                 bar.update()
         logits = _joined(numbers, [load_file(path)["logits"] for path in paths])
-        hashes = torch.frombuffer(bytearray(hashes_of(data)), dtype=torch.uint8).view(-1, HASH_BYTES)
-        made = Targets(logits, hashes, metadata)
+        made = targets_for(data, logits, metadata)
         by_first_rank(made.save)(out, place)
     return made
+
+
+def targets_there(out: Path, metadata: Mapping[str, object], overwrite: bool) -> Targets | None:
+    """Those in the file `out`, unless they are to be replaced. InputError where they have other `metadata`."""
+    if overwrite or not out.exists():
+        return None
+    there = load_targets(out)
+    differ = differences(there.metadata, metadata)
+    require(not differ, "out", "a new file or one of these targets", f"{out}, of others with {differ}")
+    return there
+
+
+def targets_for(data: TensorDataset, logits: Tensor, metadata: Mapping[str, object]) -> Targets:
+    """The logits [N, classes] of these samples as targets."""
+    hashes = torch.frombuffer(bytearray(hashes_of(data)), dtype=torch.uint8).view(-1, HASH_BYTES)
+    return Targets(logits, hashes, metadata)
+
+
+def other_rows(count: int, removed: Collection[int]) -> Tensor:
+    """The rows below `count` that are not removed."""
+    rows = [row for row in range(count) if row not in removed]
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def cost(samples: int, folds: int, recipe: Recipe) -> str:
@@ -211,23 +243,38 @@ def cost(samples: int, folds: int, recipe: Recipe) -> str:
 
 
 def cross_fit(
-    model: nn.Module, data: TensorDataset, recipe: Recipe, *, folds: int, seed: int, init: Init = None
+    model: nn.Module,
+    data: TensorDataset,
+    recipe: Recipe,
+    *,
+    folds: int,
+    seed: int,
+    repeats: int = 1,
+    init: Init = None,
 ) -> Tensor:
-    """Out-of-fold logits [N, classes] of `data`, in this process, without a file."""
-    numbers = fold_numbers(data, folds, seed)
-    start = model, init
-    return _joined(
-        numbers, [_fold_logits(data, numbers, recipe, start, fold, seed + SEED + fold) for fold in range(folds)]
-    )
+    """Out-of-fold logits [N, classes] of `data`, the mean of `repeats` cross-fits; in this process, without a file."""
+    start, fits = (model, init), []
+    for first in range(seed, seed + repeats * 2**20, 2**20):
+        numbers = fold_numbers(data, folds, first)
+        logits = [_fold_logits(data, numbers, recipe, start, fold, first + SEED + fold) for fold in range(folds)]
+        fits.append(_joined(numbers, logits))
+    return torch.stack(fits).mean(0)
 
 
 def fold_numbers(data: TensorDataset, folds: int, seed: int) -> Tensor:
     """The fold of each sample [N], drawn by the seed; folds are of equal sizes, and equal images are in one fold."""
+    numbers = image_numbers(data)
+    count = len(numbers.unique())
+    require(count >= max(folds, 4), "splits", f"of more different samples than the {folds} folds", count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return order[numbers] % folds
+
+
+def image_numbers(data: TensorDataset) -> Tensor:
+    """The number of each image [N] among the different ones: equal images have one number."""
     hashes = hashes_of(data).tolist()
     numbers = {known: number for number, known in enumerate(dict.fromkeys(hashes))}
-    require(len(numbers) >= max(folds, 4), "splits", f"of more different samples than the {folds} folds", len(numbers))
-    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed), device="cpu")
-    return order[[numbers[known] for known in hashes]] % folds
+    return torch.tensor([numbers[known] for known in hashes], dtype=torch.int64, device="cpu")
 
 
 def _fold_logits(

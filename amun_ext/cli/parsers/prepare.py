@@ -28,6 +28,13 @@ def add(commands: Commands) -> None:
     )
     add_options(command, *DATA, *CHECKPOINT)
     command.add_argument("--out", type=Path, required=True, help="file of the targets (.safetensors)")
-    command.add_argument("--folds", type=int, default=5, help="number of folds, at least 2 (default: %(default)s)")
+    models = command.add_mutually_exclusive_group()
+    models.add_argument("--folds", type=int, default=5, help="number of folds, at least 2 (default: %(default)s)")
+    models.add_argument(
+        "--references",
+        type=Path,
+        help="train no model, but take the mean logits of the references that were not trained on the sample: folder "
+        "written by amun references --keep-logits. No audit may judge with them",
+    )
     add_options(command, "--workers", "--init", "--overwrite")
     add_recipe(command, "training (default: the recipe in the checkpoint)")

@@ -29,5 +29,10 @@ def add(commands: Commands) -> None:
     add_options(command, *DATA, *CHECKPOINT)
     command.add_argument("--out", type=Path, required=True, help="folder of the references")
     command.add_argument("--num-models", type=int, default=16, help="an even number (default: %(default)s)")
+    command.add_argument(
+        "--keep-logits",
+        action="store_true",
+        help="also keep the logits, 4 bytes more for each sample and class, for amun prepare --references",
+    )
     add_options(command, "--workers", "--init")
     add_recipe(command, "training (default: the recipe in the checkpoint)")

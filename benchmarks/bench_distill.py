@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from amun_ext import models
-from amun_ext.auditing import train_shadows
+from amun_ext.auditing import load_references, prepare_from_references, train_references, train_shadows
 from amun_ext.auditing.shadows import Shadows, auc_over_shadows
 from amun_ext.data import Splits, load
 from amun_ext.deletion import Record, forget_ids, split
@@ -75,6 +75,15 @@ def prepared(splits: Splits, seed: int, folds: int = FOLDS) -> Targets:
     return prepare(untrained(splits, seed), splits, demo.TRAINING, out=out, folds=folds, seed=seed, progress=True)
 
 
+def prepared_from(count: int, splits: Splits, seed: int) -> Targets:
+    """The mean of `count` reference models of a seed."""
+    folder, model = FOLDER / f"seed-{seed}/references", untrained(splits, seed)
+    how = {"models": count, "keep_logits": True, "seed": seed}
+    train_references(model, splits, demo.TRAINING, out=folder, progress=True, **how)
+    references, out = load_references(folder, count, logits=True), folder / f"targets-{count}.safetensors"
+    return prepare_from_references(references, model, splits, out=out)
+
+
 def mixed(
     model: nn.Module,
     forget: TensorDataset,
@@ -116,10 +125,13 @@ def with_examples(splits: Splits, seed: int, repeats: int) -> Table:
     return gaps(splits, seed, repeats, rows)
 
 
-def by_folds(splits: Splits, seed: int, repeats: int, numbers: list[int]) -> Table:
-    """Distillation by cross-fits of so many folds, for one request."""
+def by_folds(splits: Splits, seed: int, repeats: int, numbers: list[int], references: int) -> Table:
+    """Distillation by cross-fits of so many folds, and by so many references, if any, for one request."""
+    targets = {str(folds): prepared(splits, seed, folds) for folds in numbers}
+    if references:
+        targets[f"{references} references"] = prepared_from(references, splits, seed)
     rows = {
-        setting: {f"distill:{folds}": configs(retain, prepared(splits, seed, folds))["distill"] for folds in numbers}
+        setting: {f"distill:{name}": configs(retain, of)["distill"] for name, of in targets.items()}
         for setting, retain in (("with", True), ("without", False))
     }
     return gaps(splits, seed, repeats, rows)
@@ -220,6 +232,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=demo.FRACTION, help="of the data, to forget")
     parser.add_argument("--mixed", action="store_true", help="train on soft labels and adversarial examples at once")
     parser.add_argument("--folds", default="", help="compare cross-fits of these numbers of folds, such as 2,5")
+    parser.add_argument("--references", type=int, default=0, help="with --folds: also the mean of so many references")
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits = load(demo.DATA)
@@ -236,7 +249,8 @@ def main() -> None:
         partial(both, fraction=options.fraction),
     )
     if options.folds:
-        name, table = "distill_folds", partial(by_folds, numbers=[*map(int, options.folds.split(","))])
+        numbers = [*map(int, options.folds.split(","))]
+        name, table = "distill_folds", partial(by_folds, numbers=numbers, references=options.references)
     if options.mixed:
         name, table = "distill_mixed", with_examples
     runs = {seed: table(splits, seed, options.repeats) for seed in seeds}

@@ -181,11 +181,15 @@ def resnet(result: dict[str, Any]) -> str:
 
 
 def folds(result: dict[str, Any]) -> str:
-    """Distillation by cross-fits of different numbers of folds."""
+    """Distillation by cross-fits of different numbers of folds, and by reference models."""
     tables = result["tables"]
     numbers = [row.partition(":")[2].rstrip(")") for row in tables["with"] if row.startswith("Distill")]
     rows = [
-        [folds, str(int(folds) - 1), *(spread(table[f"Distill (distill:{folds})"]["gap"]) for table in tables.values())]
+        [
+            folds,
+            str(int(folds) - 1) if folds.isdigit() else "none of its own",
+            *(spread(table[f"Distill (distill:{folds})"]["gap"]) for table in tables.values()),
+        ]
         for folds in numbers
     ]
     note = f"{len(result['runs'])} requests, {result['repeats']} model(s) of each row; mean ± standard deviation"

@@ -88,6 +88,13 @@ def test_recipes_without_newer_fields() -> None:
     assert remark.endswith("another recipe than the model: schedule 'cosine' instead of 'constant'")
 
 
+def test_references_of_another_training_give_no_targets() -> None:
+    provenance.check_teachers(made(init=None), RECORD)
+    for other in ({"recipe": asdict(Recipe(epochs=4, lr=0.1))}, {"init": "weights a"}):
+        with pytest.raises(InputError, match=r"^--references must be trained"):
+            provenance.check_teachers(made(**other), RECORD)
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path) -> None:
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")
     claim_folder(tmp_path / "a.json", {"seed": 1, "recipe": asdict(RECIPE)}, "study")

@@ -157,7 +157,7 @@ class TestShadows:
         assert (targets.folds, targets.repeats) == (2, MODELS // 2)
         config = resolve_config("distill", targets=targets)
         assert "12 cross-fits of 2 folds (as much as 12 trainings)" in cost(splits, torch.arange(3), config, RECIPE, 6)
-        assert config.to_dict()["targets"]["teachers"] == [*targets.teachers]
+        assert config.to_dict()["targets"]["references"] == MODELS
 
     def test_a_repeated_cross_fit_is_the_mean(self, model, splits) -> None:
         def fit(seed: int, repeats: int) -> Tensor:

@@ -199,7 +199,7 @@ def check(
             check_same(kind, models, first, splits)
             others[kind] = models
     shared = 0 if references is None else len({*teachers} & {*references.digests()})
-    others_only = "models that gave no targets to a model under audit (amun prepare --references)"
+    others_only = "models that gave no targets to a model under audit, such as references of another seed"
     require(shared == 0, REFERENCES, others_only, f"{shared} that did")
     if shadows is not None:
         check_shadows(shadows, ids)

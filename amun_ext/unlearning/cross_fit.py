@@ -84,7 +84,8 @@ class Targets:
 
     def settings(self) -> dict[str, Any]:
         """What decides them beside the data and the architecture."""
-        return {name: self.metadata[name] for name in (*SETTINGS, *["teachers"] * bool(self.teachers))}
+        references = {"references": len(self.teachers)} if self.teachers else {}
+        return {name: self.metadata[name] for name in SETTINGS} | references
 
     def save(self, path: str | os.PathLike[str], scratch: Path | None = None) -> None:
         """OSError when it cannot be written."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -89,7 +90,14 @@ class TestLogits:
             prepare_from_references(load_references(out), model, splits, out=tmp_path / "others.safetensors")
         with pytest.raises(InputError, match=r"of this set of references.*with logits"):
             train_references(model, splits, RECIPE, out=out, models=2)
-        (out / "reference-0001.safetensors").unlink()
+        path = out / "reference-0001.safetensors"
+        whole = load_file(path)
+        for damaged in (whole["logits"] * torch.nan, whole["logits"][1:], whole["logits"].double(), None):
+            tensors = {name: tensor for name, tensor in whole.items() if name != "logits" or damaged is not None}
+            save_file(tensors if damaged is None else {**tensors, "logits": damaged.contiguous()}, path)
+            with pytest.raises(InputError, match=r"^references must be whole"):
+                load_references(out, logits=True)
+        path.unlink()
         with pytest.raises(InputError, match=r"^references must be complete pairs"):
             load_references(out, logits=True)
 
@@ -198,6 +206,9 @@ class TestAudit:
         assert amun("forget", first, *request, "--out", second.parent) == 0
         assert "teachers" not in read_metadata(digits_checkpoint)
         assert read_metadata(second)["teachers"] == read_metadata(first)["teachers"]
+        anew = ("--ids", "7,8", "--method", "retrain", "--epochs", 1, "--out", tmp_path / "third")
+        assert amun("forget", second, *anew) == 0
+        assert "teachers" not in read_metadata(tmp_path / "third/model.safetensors")
         moved = references.rename(tmp_path / "moved")
         for model in (first, second):
             capsys.readouterr()

@@ -188,7 +188,7 @@ def _read(kind: str, path: Path, samples: int, logits: bool) -> dict[str, Tensor
     wanted = {"membership": torch.bool} | dict.fromkeys(KEPT_SIGNALS, torch.float32)
     try:
         row = load_file(path)
-        kept = row.pop(LOGITS, None)
+        answers = row.pop(LOGITS, torch.empty(0))
         fits = {name: (tensor.dtype, tensor.shape) for name, tensor in row.items()} == {
             name: (dtype, (samples,)) for name, dtype in wanted.items()
         }
@@ -196,7 +196,8 @@ def _read(kind: str, path: Path, samples: int, logits: bool) -> dict[str, Tensor
         raise InputError(f"{kind} must be whole, got {path}: {error}; remove it and run the command again") from error
     expected = f"whole, with {', '.join(wanted)} of {samples} samples"
     if logits:
-        fits = fits and kept is not None and kept.dtype == torch.float32 and kept.dim() == 2 and len(kept) == samples
-        fits = fits and kept is not None and bool(kept.isfinite().all())
+        fits = fits and answers.dtype == torch.float32 and answers.dim() == 2 and len(answers) == samples
+        fits = fits and bool(answers.isfinite().all())
+        row[LOGITS] = answers
     require(fits, kind, expected, f"{path}; remove it and run the command again")
-    return row if kept is None or not logits else {**row, LOGITS: kept}
+    return row

@@ -13,7 +13,7 @@ from amun_ext.unlearning.distill import RECIPE
 
 # See docs/benchmarks/unlearning.md.
 REASONS = {
-    "distill": "--targets are prepared, and with them it comes closest to retraining",
+    "distill": "--targets are prepared; with those of a cross-fit it comes closest to retraining",
     "amun": "it comes closest to retraining without --targets (amun prepare)",
 }
 LR_WITHOUT_RETAIN = 0.02  # of distillation

@@ -142,12 +142,12 @@ train = references._train_reference
 for path in (folder / "shared").glob("reference-*.safetensors"):
     (folder / f"there-{attempt}-{path.name[-13]}").touch()
 
-def train_or_die(everything, recipe, start, half, seed):
-    number = seed - references.SEED
+def train_or_die(*arguments):
+    number = arguments[-1] - references.SEED
     (folder / f"trained-{attempt}-{number}").touch()
     if (attempt, number) == ("0", 2):  # which the rank takes after another one is done
         os.kill(os.getpid(), signal.SIGKILL)
-    return train(everything, recipe, start, half, seed)
+    return train(*arguments)
 
 references._train_reference = train_or_die
 sys.exit(cli.main(sys.argv[1:]))
